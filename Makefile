@@ -1,0 +1,94 @@
+# silt: `make help` lists the targets. Dependencies are Debian packages found by pkg-config; `make deps` installs them.
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+# One build folder for each way of building, so that a sanitizer never mixes with a release object.
+SANITIZER ?=
+O := build$(if $(SANITIZER),/$(SANITIZER))
+V ?= 0
+Q := $(if $(filter 1,$(V)),,@)
+say = $(if $(filter 1,$(V)),,@printf '  %-5s %s\n' '$(1)' '$(2)')
+
+CC ?= cc
+ifeq ($(origin CC),default)
+CC := cc
+endif
+PACKAGES := libzmq libprotobuf-c sqlite3 libxxhash libutf8proc liburing
+WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion $(if $(CI),-Werror)
+OPTIMISE := $(if $(SANITIZER),-O1 -fno-omit-frame-pointer,-O2)
+CFLAGS ?= -g
+# -ffp-contract=off: every path rounds as the reference says; a fused multiply-add is written where it is meant.
+override CFLAGS += -std=c17 -D_GNU_SOURCE $(OPTIMISE) $(WARNINGS) -ffp-contract=off -fno-math-errno \
+                   $(if $(SANITIZER),-fsanitize=$(SANITIZER) -fno-sanitize-recover=all)
+CPPFLAGS += -I. $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
+LDFLAGS += $(if $(SANITIZER),-fsanitize=$(SANITIZER))
+LDLIBS := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lm -pthread
+
+# Objects are x.c.o, so that norm.c and norm.cu can share a name.
+objects = $(patsubst %,$(O)/obj/%.o,$(1))
+KERNELS := $(call objects,$(wildcard kernels/*.c))
+STREAM := $(call objects,$(wildcard stream/*.c))
+PROTO := $(call objects,$(wildcard proto/*.c))
+DAEMON := $(call objects,$(filter-out daemon/main.c,$(wildcard daemon/*.c)))
+CLIENT := $(call objects,$(wildcard clients/*.c))
+SILT := $(call objects,$(wildcard clients/silt/*.c))
+EVAL := $(call objects,$(wildcard tests/eval/*.c))
+UNIT := $(patsubst tests/unit/%.c,$(O)/tests/%,$(wildcard tests/unit/test_*.c))
+
+.PHONY: all help deps model test check bench demo soak fuzz quality clean format tidy proto
+all: $(O)/siltd $(O)/silt $(O)/silt-eval
+
+$(O)/siltd: $(O)/obj/daemon/main.c.o $(DAEMON) $(STREAM) $(KERNELS) $(PROTO)
+$(O)/silt: $(SILT) $(CLIENT) $(PROTO)
+$(O)/silt-eval: $(EVAL) $(STREAM) $(KERNELS)
+$(O)/check: $(call objects,$(wildcard tests/check/*.c)) $(KERNELS)
+$(O)/siltd $(O)/silt $(O)/silt-eval $(O)/check:
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+# A unit test may use every part; the daemon's objects come without its main.
+TEST_HELPERS := $(call objects,$(filter-out $(wildcard tests/unit/test_*.c),$(wildcard tests/unit/*.c)))
+$(UNIT): $(O)/tests/%: $(O)/obj/tests/unit/%.c.o $(TEST_HELPERS) $(DAEMON) $(CLIENT) $(STREAM) $(KERNELS) $(PROTO)
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
+
+# Instruction sets go by file name; the table picks at run time.
+$(O)/obj/kernels/%_avx2.c.o: private override CFLAGS += -mavx2 -mfma -mf16c -mbmi2
+$(O)/obj/kernels/%_avxvnni.c.o: private override CFLAGS += -mavx2 -mfma -mf16c -mbmi2 -mavxvnni
+$(O)/obj/kernels/%_avx512.c.o: private override CFLAGS += -mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl \
+                                        -mavx512vnni -mprefer-vector-width=512
+$(O)/obj/kernels/%_avx512bf16.c.o: private override CFLAGS += -mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw -mavx512dq \
+                                        -mavx512vl -mavx512vnni -mavx512bf16 -mprefer-vector-width=512
+# Generated code is held to no style of ours.
+$(O)/obj/proto/%.c.o: private override CFLAGS += -w
+
+$(O)/obj/%.c.o: %.c $(O)/flags
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# Rebuilds when the flags change.
+$(O)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CC) $(CPPFLAGS) $(CFLAGS)' | cmp -s - $@ || echo '$(CC) $(CPPFLAGS) $(CFLAGS)' > $@
+.PHONY: FORCE
+FORCE:
+
+-include $(shell find $(O)/obj -name '*.d' 2>/dev/null)
+
+proto: proto/silt.pb-c.c
+proto/silt.pb-c.c: proto/silt.proto
+	$(call say,PROTO,$<)
+	$(Q)cd proto && protoc-c --c_out=. silt.proto
+
+format:
+	$(Q)clang-format -i $$(git ls-files '*.c' '*.h' '*.cu' | grep -v pb-c)
+
+clean:
+	$(Q)rm -rf build/obj build/tests build/check build/siltd build/silt build/silt-eval build/address build/undefined build/thread

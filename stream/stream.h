@@ -1,0 +1,238 @@
+/*
+ * stream: one unbounded timeline of tokens in a fixed number of bytes.
+ *
+ * Two nouns carry it. An `engine` is a base model with its adapter: shared, read-only once open. A
+ * `stream` is one mutable timeline: tokens go in, and what it has read stays attendable in a block
+ * of memory whose size is known before it is opened. DMC (Dynamic Memory Compression, arXiv
+ * 2403.09636) merges KV entries inside a chunk, CCM (Compressed Context Memory, arXiv 2312.03414)
+ * folds each finished chunk into a few learned KV slots. A `fork` is a view of a stream at one
+ * position in which a question runs; it never disturbs the stream.
+ *
+ * Callers need not know: layers, heads, positions, where rows lie, when a chunk ends.
+ * Threads: an engine with all its streams and forks belongs to one thread (the compute owner). The
+ * tokenizer may be used from any thread. Errors: 0 or a negative errno; the functions that open
+ * something also write a sentence that says what to do. Limits: see the enum below; ring and ratio
+ * are fixed when a stream is opened.
+ */
+#ifndef SILT_STREAM_H
+#define SILT_STREAM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+
+enum {
+    STREAM_BLOCK_TOKENS = 32, /* ingest computes blocks of this many tokens, aligned in the chunk */
+    STREAM_SINK_TOKENS_MAX = 16, /* an adapter may ask for fewer */
+    STREAM_RING_MAX = 256,
+    STREAM_RATIO_MAX = 8,
+    STREAM_RATIOS_MAX = 8,
+    FORK_TOKENS_MAX = 1920,
+    PRETOKEN_BYTES_MAX = 1024,
+};
+
+/* ---- engine: weights and adapter, shared, read-only ---- */
+
+struct engine_options {
+    const char *model_path; /* GGUF of a Llama-family model */
+    const char
+        *adapter_path; /* silt adapter; NULL: none, streams then keep a sliding window only */
+    enum device device;
+    uint32_t threads;      /* 0: as many as the process may use */
+    uint32_t feature_mask; /* UINT32_MAX: all that the machine has */
+};
+
+struct engine_info {
+    char model_name[128];
+    uint64_t model_fingerprint;   /* XXH3-64 of the model file */
+    uint64_t adapter_fingerprint; /* XXH3-64 of the adapter file, 0: none */
+    uint32_t layer_count, head_count, kv_head_count, head_dim, model_dim, vocab_count;
+    uint32_t context_tokens; /* trained context */
+    uint32_t chunk_tokens, comp_tokens, ring_segments, sink_tokens;
+    uint32_t ratio_count, ratio[STREAM_RATIOS_MAX]; /* DMC ratios served, 1 among them */
+    const char *kernels_name;
+    uint32_t threads;
+    size_t weights_bytes; /* packed weights held in memory */
+    size_t work_bytes;    /* activations and scratch */
+};
+
+struct engine;
+int engine_open(struct engine **out, const struct engine_options *options, char *error,
+                size_t error_bytes);
+void engine_close(struct engine **engine);
+void engine_info(const struct engine *engine, struct engine_info *out);
+
+/* ---- text ---- */
+
+struct tokenizer;
+const struct tokenizer *engine_tokenizer(const struct engine *engine);
+
+/* One continuous text fed in any cuts: the bytes that still wait for more. Zero it to begin. No
+ * pointers: it may be stored. */
+struct token_text {
+    uint32_t held_bytes;
+    uint8_t held[PRETOKEN_BYTES_MAX + 8];
+};
+
+/* Most tokens that feeding `bytes` more bytes to a text can form. */
+size_t token_count_max(const struct token_text *text, size_t bytes);
+/* Feeds bytes; writes the tokens of every pre-token that is finished, the rest waits in text. Never
+ * forms special tokens. out has room for token_count_max. Returns the tokens written. */
+size_t token_feed(const struct tokenizer *tokenizer, struct token_text *text, const uint8_t *bytes,
+                  size_t bytes_count, int32_t *out);
+/* A mark: what waits becomes tokens now. Returns the tokens written. */
+size_t token_flush(const struct tokenizer *tokenizer, struct token_text *text, int32_t *out);
+/* The bytes a token stands for, not terminated; special tokens give their name. Valid as long as
+ * the tokenizer. */
+const uint8_t *token_bytes(const struct tokenizer *tokenizer, int32_t id, size_t *bytes_count);
+bool token_is_special(const struct tokenizer *tokenizer, int32_t id);
+/* Ends an answer: end-of-turn and end-of-text tokens. */
+bool token_is_end(const struct tokenizer *tokenizer, int32_t id);
+/* Chat template of one turn, "<|im_start|>role\n" text "<|im_end|>\n". -EINVAL: role not system,
+ * user, assistant or tool; -ENOSPC: out_max too small. Returns the tokens written. */
+int token_turn(const struct tokenizer *tokenizer, const char *role, const uint8_t *bytes,
+               size_t bytes_count, int32_t *out, size_t out_max);
+/* The opening of a turn that the model is to finish: "<|im_start|>role\n". Returns the tokens
+ * written or -ENOSPC. */
+int token_turn_open(const struct tokenizer *tokenizer, const char *role, int32_t *out,
+                    size_t out_max);
+
+/* ---- stream ---- */
+
+struct stream_options {
+    uint32_t
+        dmc_ratio; /* 1, or one of the adapter's; 0: 4, or 1 where the adapter has no DMC part */
+    uint32_t ring_segments; /* 0: the adapter's */
+};
+
+enum stream_tier {
+    TIER_SINKS,
+    TIER_SUMMARY,
+    TIER_RING,
+    TIER_PENDING,
+    TIER_WINDOW,
+    TIER_STATE,
+    TIER_COUNT
+};
+
+struct stream_stat {
+    uint64_t tokens_computed; /* in finished blocks */
+    uint32_t tokens_pending;  /* waiting for their block, under STREAM_BLOCK_TOKENS */
+    uint64_t chunks;          /* finished */
+    uint32_t segments_ring;
+    uint64_t segments_cold; /* left the ring, folded into the summary */
+    uint32_t dmc_ratio, ring_segments;
+    double ratio_realised; /* tokens in closed chunks / mean entries; 1 before the first */
+    double rows_mean;      /* KV rows a query attends now, mean over layers and heads */
+    uint64_t memory_hash;  /* hash chain at the last chunk's end, 0 before */
+    uint64_t hash_chunk;   /* chunks it covers */
+    size_t bytes_plan;
+    size_t tier_plan_bytes[TIER_COUNT], tier_used_bytes[TIER_COUNT];
+};
+
+/* A segment that leaves the ring, at the moment it does. Pointers are valid during the call alone.
+ */
+struct segment_view {
+    uint64_t number; /* of its chunk, from 0 */
+    uint64_t token_from, token_to;
+    const f16 *rows; /* [layer][kv_head][2: K un-rotated, V][slot][head_dim] */
+    size_t rows_bytes;
+};
+typedef void segment_leave_fn(void *user, const struct segment_view *segment);
+
+struct stream;
+
+/* Bytes a stream holds for its whole life; 0: options not possible with this engine, said in error.
+ */
+size_t stream_bytes(const struct engine *engine, const struct stream_options *options, char *error,
+                    size_t error_bytes);
+/* Opens in the caller's memory (64-byte aligned, stream_bytes of it), which it must keep until
+ * close. */
+int stream_open(struct stream **out, struct engine *engine, const struct stream_options *options,
+                void *memory, size_t memory_bytes);
+void stream_close(struct stream **stream);
+void stream_on_segment_leave(struct stream *stream, segment_leave_fn *leave, void *user);
+/* Takes tokens and computes every block that fills (COMP, ring and summary included); under
+ * STREAM_BLOCK_TOKENS wait. For fairness between streams feed at most stream_block_room tokens at a
+ * time: that is one block of work. -EINVAL: a token is not of the vocabulary (none is taken then).
+ */
+int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count);
+uint32_t stream_block_room(const struct stream *stream);
+/* stream_feed that also scores: nll[i] is -log p(targets[i]) after tokens[i], in nats. targets[i] <
+ * 0: not scored, 0. The stream must have no pending tokens and count be a multiple of
+ * STREAM_BLOCK_TOKENS: -EINVAL. */
+int stream_score(struct stream *stream, const int32_t *tokens, const int32_t *targets,
+                 uint32_t count, float *nll);
+void stream_stat(const struct stream *stream, struct stream_stat *out);
+/* Entries per (layer, kv head) of the closed chunks, summed: counts [layers * kv_heads], chunks
+ * covered as the result. */
+uint64_t stream_entries(const struct stream *stream, uint64_t *counts);
+
+/* A stream's whole state is one flat block without pointers: what a checkpoint stores and a fork
+ * copies. */
+const void *stream_state(const struct stream *stream, size_t *bytes);
+/* Puts back a state taken from a stream with the same engine and options. -EINVAL: it is not one.
+ */
+int stream_restore(struct stream *stream, const void *state, size_t bytes);
+
+/* ---- fork: a question at one position ---- */
+
+struct fork;
+size_t fork_bytes(const struct engine *engine, const struct stream_options *options);
+/* Opens at the stream's position, its pending tokens included. */
+int fork_open(struct fork **out, const struct stream *stream, void *memory, size_t memory_bytes);
+void fork_close(struct fork **fork);
+/* Appends raw rows (base weights, no merging). One call computes all of them, in blocks; for
+ * fairness feed at most STREAM_BLOCK_TOKENS at a time. -ENOSPC: past FORK_TOKENS_MAX; -EINVAL: bad
+ * token. */
+int fork_feed(struct fork *fork, const int32_t *tokens, uint32_t count);
+/* Logits after the last token fed, [vocab_count]; NULL before the first. */
+const float *fork_logits(struct fork *fork);
+uint64_t fork_position(const struct fork *fork); /* tokens of the stream it saw */
+uint32_t fork_room(const struct fork *fork);     /* tokens that still fit */
+
+/* ---- sampling ---- */
+
+struct sample_options {
+    float temperature;    /* 0: greedy */
+    float top_p;          /* 1: off */
+    float min_p;          /* 0: off */
+    uint32_t top_k;       /* 0: off */
+    float repeat_penalty; /* 1: off; over the tokens given to sample_token */
+    uint64_t seed;
+};
+struct sampler {
+    struct sample_options options;
+    uint64_t state;
+};
+void sampler_init(struct sampler *sampler, const struct sample_options *options);
+/* Picks a token. scratch [vocab_count] pairs; recent: tokens the repeat penalty covers. Same seed,
+ * same logits: same token. */
+struct sample_candidate {
+    float logit;
+    int32_t id;
+};
+int32_t sample_token(struct sampler *sampler, const float *logits, uint32_t vocab_count,
+                     const int32_t *recent, uint32_t recent_count,
+                     struct sample_candidate *scratch);
+
+/* Stop strings over text that comes in pieces. Bytes that may be the start of a stop string are
+ * held back. */
+enum { STOP_STRINGS_MAX = 8, STOP_BYTES_MAX = 64 };
+struct stop_strings {
+    uint32_t count;
+    uint8_t text[STOP_STRINGS_MAX][STOP_BYTES_MAX];
+    uint32_t bytes[STOP_STRINGS_MAX];
+    uint8_t held[STOP_BYTES_MAX];
+    uint32_t held_bytes;
+};
+/* Feeds bytes; out (room for bytes_count + STOP_BYTES_MAX) gets what is safe to show. True: a stop
+ * string was met, and what comes before it has been written. */
+bool stop_feed(struct stop_strings *stop, const uint8_t *bytes, size_t bytes_count, uint8_t *out,
+               size_t *out_bytes);
+/* What is still held at the end of an answer. */
+size_t stop_flush(struct stop_strings *stop, uint8_t *out);
+
+#endif

@@ -1,0 +1,17 @@
+/* How the engine makes its tokenizer; the rest of the tokenizer's face is in stream.h. */
+#ifndef SILT_TOKEN_H
+#define SILT_TOKEN_H
+
+#include "stream/gguf.h"
+#include "stream/stream.h"
+
+/* From the file's own tokens and merges. 0; -ENOTSUP: tokenizer.ggml.model or .pre is not one we
+ * know (gpt2 with smollm, llama-bpe, gpt-2 … as listed in token.c); -EBADMSG: broken lists;
+ * -ENOMEM. The tokenizer copies what it needs. */
+int tokenizer_open(struct tokenizer **out, const struct gguf *gguf, char *error,
+                   size_t error_bytes);
+void tokenizer_close(struct tokenizer **tokenizer);
+size_t tokenizer_memory_bytes(const struct tokenizer *tokenizer);
+uint32_t tokenizer_vocab_count(const struct tokenizer *tokenizer);
+
+#endif
