@@ -1,0 +1,35 @@
+/*
+ * endpoint: where siltd listens and silt looks when nobody says otherwise.
+ *
+ * Also the limits of the wire that both sides check. No state, any thread.
+ */
+#ifndef SILT_ENDPOINT_H
+#define SILT_ENDPOINT_H
+
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+enum {
+    WIRE_FRAME_BYTES_MAX = 1 << 20,
+    WIRE_NAME_BYTES_MAX = 128,
+    WIRE_PRODUCER_BYTES_MAX = 64,
+    ENDPOINT_BYTES_MAX = 256,
+};
+
+/* Writes ipc://$XDG_RUNTIME_DIR/silt.sock where that folder is named, else
+ * ipc:///tmp/silt-UID/silt.sock, whose folder siltd makes with mode 0700. Returns 0, or -1 where
+ * the path is too long. */
+static inline int endpoint_default(char *out, size_t out_bytes)
+{
+    const char *runtime = getenv("XDG_RUNTIME_DIR");
+    int n = runtime && runtime[0] == '/'
+                ? snprintf(out, out_bytes, "ipc://%s/silt.sock", runtime)
+                : snprintf(out, out_bytes, "ipc:///tmp/silt-%u/silt.sock", (unsigned)getuid());
+
+    return n < 0 || (size_t)n >= out_bytes ? -1 : 0;
+}
+
+#endif
