@@ -39,11 +39,12 @@ SILT := $(call objects,$(wildcard clients/silt/*.c))
 EVAL := $(call objects,$(wildcard tests/eval/*.c))
 UNIT := $(patsubst tests/unit/%.c,$(O)/tests/%,$(wildcard tests/unit/test_*.c))
 
-.PHONY: all help deps model test check bench demo soak fuzz quality clean format tidy proto
+.PHONY: all help deps model test check bench demo soak fuzz quality clean format tidy proto proto-check install
 all: $(O)/siltd $(O)/silt $(O)/silt-eval
 
 $(O)/siltd: $(O)/obj/daemon/main.c.o $(DAEMON) $(STREAM) $(KERNELS) $(PROTO)
 $(O)/silt: $(SILT) $(CLIENT) $(PROTO)
+$(O)/silt: private LDLIBS += $(shell pkg-config --libs jansson 2>/dev/null)
 $(O)/silt-eval: $(EVAL) $(STREAM) $(KERNELS)
 $(O)/check: $(call objects,$(wildcard tests/check/*.c)) $(KERNELS)
 $(O)/siltd $(O)/silt $(O)/silt-eval $(O)/check:
@@ -57,6 +58,12 @@ $(UNIT): $(O)/tests/%: $(O)/obj/tests/unit/%.c.o $(TEST_HELPERS) $(DAEMON) $(CLI
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
+
+# The tiny model for tests and trials that are not C.
+$(O)/tests/make-tiny: $(call objects,tests/make_tiny.c tests/unit/tiny_model.c) $(KERNELS)
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # Instruction sets go by file name; the table picks at run time.
 $(O)/obj/kernels/%_avx2.c.o: private override CFLAGS += -mavx2 -mfma -mf16c -mbmi2
@@ -86,6 +93,43 @@ proto: proto/silt.pb-c.c
 proto/silt.pb-c.c: proto/silt.proto
 	$(call say,PROTO,$<)
 	$(Q)cd proto && protoc-c --c_out=. silt.proto
+
+# Set-up and whole runs are scripts: they work before anything is installed.
+deps:
+	$(Q)daemon/dist/deps.sh
+model:
+	$(Q)daemon/dist/model.sh
+demo:
+	$(Q)daemon/dist/demo.sh
+test:
+	$(Q)tests/run
+tidy:
+	$(Q)tests/tidy
+proto-check:
+	$(Q)tests/proto-check
+
+help:
+	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
+#: make            build/siltd, build/silt and build/silt-eval
+#: make deps       install what the build and the tests need (Debian packages)
+#: make model      fetch the default model, 98 MB, to build/models
+#: make demo       all of the above, then silt at work on text of this machine
+#: make test       all that CI runs; TESTS=WORD runs those whose name has WORD in it
+#: make check      each kernel against its reference
+#: make bench      speed of kernels and engine
+#: make soak       long runs: memory and time stay flat
+#: make quality    what compression costs, against windows of equal size
+#: make fuzz       hostile wire messages and files
+#: make format     clang-format all sources; make tidy checks the other rules of style
+#: make proto      C code from proto/silt.proto; make proto-check says if it is current
+#: make install    to PREFIX (/usr/local) under DESTDIR
+#: make clean      forget objects and programs, keep the model
+#: Variables: CI=1 warnings are errors; SANITIZER=address|undefined|thread; V=1 shows commands
+
+PREFIX ?= /usr/local
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(O)/siltd $(O)/silt $(O)/silt-eval $(DESTDIR)$(PREFIX)/bin
 
 format:
 	$(Q)clang-format -i $$(git ls-files '*.c' '*.h' '*.cu' | grep -v pb-c)
