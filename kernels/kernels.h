@@ -13,10 +13,11 @@
  *  - Results are fp32. Quantised weights meet activations quantised to int8 by blocks of 32 (scale
  * = max|x| / 127).
  *  - No op allocates. Buffers are the caller's; their shapes stand in the comments, row-major,
- * [rows][cols].
+ * [rows][cols]. Outputs never overlap inputs but where an op says that they may be the same.
+ *  - A table belongs to one thread at a time: its pool runs one op at a time.
  *
  * Limits: cols of a quantised weight and of quantised activations are a multiple of 32; head_dim is
- * even, at most 256.
+ * even, at most 256; quantize, norm, matmul and swiglu take at most KERNELS_ROWS_MAX rows a call.
  */
 #ifndef SILT_KERNELS_H
 #define SILT_KERNELS_H
@@ -70,8 +71,8 @@ struct attend_span {
     uint32_t rows;
 };
 
-/* Attention of a block of queries for one KV head. Softmax in fp32 over all visible rows together.
- */
+/* Attention of a block of queries for one KV head. Softmax in fp32 over all visible rows together:
+ * the spans in order, then the local rows. A query that sees no row gets zeros. */
 struct attend_job {
     const float *q; /* query i, head g: q + i * stride + g * head_dim, RoPE applied */
     float *out;     /* same places as q */
@@ -89,7 +90,8 @@ struct attend_job {
 struct merge_job {
     const float *k, *v; /* row i: k + i * stride, before RoPE */
     size_t stride;
-    const uint8_t *a;         /* [rows] 1: merge into the running entry */
+    const uint8_t *a;         /* [rows] nonzero: merge into the running entry; 0: begin a new one,
+                                 whatever the state held */
     const float *o;           /* [rows] importance */
     const float *rotation;    /* [rows][head_dim/2][2] cos, sin */
     float *z, *sum_k, *sum_v; /* running state: [1], [head_dim], [head_dim]; in and out */
@@ -137,11 +139,12 @@ struct kernels {
      * F16 and BF16 stay float. */
     weight_bytes_fn *weight_bytes;
     weight_pack_fn *weight_pack;
-    /* int8 activations: q holds quantize_bytes, x [rows][cols]. */
+    /* int8 activations: q holds quantize_bytes, 64-byte aligned; x [rows][cols]. What is in q is
+     * good for a matmul of exactly as many rows. */
     quantize_bytes_fn *quantize_bytes;
     quantize_fn *quantize;
-    /* out = x / rms(x) * weight; out [rows][cols] fp32, and quantised into q where q is not NULL.
-     */
+    /* out = x / rms(x) * weight; out [rows][cols] fp32, and quantised into q where q is not NULL;
+     * out may be x. */
     norm_fn *norm;
     /* out[i][n] (+)= sum_c x[i][c] W[n][c]. Quantised weights read q (of exactly these rows), float
      * ones x. */
@@ -158,7 +161,8 @@ struct kernels {
     /* summary = (1 - alpha) * summary + alpha * segment */
     fold_fn *fold;
     pack_f16_fn *pack_f16;
-    /* out[i] = logsumexp(logits[i]) - logits[i][targets[i]], logits [rows][vocab] */
+    /* out[i] = logsumexp(logits[i]) - logits[i][targets[i]], logits [rows][vocab], targets in the
+     * vocabulary */
     nll_fn *nll;
 };
 

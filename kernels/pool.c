@@ -1,0 +1,208 @@
+/*
+ * The worker pool. An op is a few microseconds long and there are hundreds of them in a block of
+ * tokens, so a worker spins a short while for the next one before it sleeps, and the caller takes
+ * part and waits only for pieces that some worker has claimed: a worker that the system has not
+ * scheduled costs nothing.
+ *
+ * One word holds the whole state of a job: which one it is, how many pieces it has and the next one
+ * to take. A piece is claimed by compare-and-swap on that word, so a claim is always of the job
+ * that is running, and what the job points at may be read after it.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "kernels/internal.h"
+
+enum {
+    COUNT_BITS = 20, /* most pieces of a job: 2^20 - 1 */
+    SPIN_MAX = 4000, /* pauses before a worker sleeps: about 50 us */
+    YIELD_AFTER = 20000,
+    STACK_BYTES = 2 << 20,
+};
+
+#define INDEX_MASK ((UINT64_C(1) << COUNT_BITS) - 1)
+
+struct pool {
+    _Alignas(64) _Atomic uint64_t work; /* job number | pieces | next piece */
+    _Alignas(64) _Atomic uint32_t done; /* pieces finished of this job */
+    _Alignas(64) _Atomic uint32_t sleepers;
+    _Atomic bool stop;
+    void (*task)(void *argument, uint32_t index); /* of the job in `work` */
+    void *argument;
+    pthread_mutex_t mutex; /* for the sleep alone */
+    pthread_cond_t wake;
+    uint32_t worker_count;
+    pthread_t worker[];
+};
+
+static inline void cpu_pause(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static inline bool work_waits(uint64_t work)
+{
+    return (work & INDEX_MASK) < (work >> COUNT_BITS & INDEX_MASK);
+}
+
+/* Takes pieces until none is left. */
+static void pool_take(struct pool *pool)
+{
+    uint64_t work = atomic_load_explicit(&pool->work, memory_order_acquire);
+    while (work_waits(work)) {
+        if (!atomic_compare_exchange_weak_explicit(&pool->work, &work, work + 1,
+                                                   memory_order_acq_rel, memory_order_acquire))
+            continue;
+        pool->task(pool->argument, (uint32_t)(work & INDEX_MASK));
+        atomic_fetch_add_explicit(&pool->done, 1, memory_order_release);
+        work = atomic_load_explicit(&pool->work, memory_order_acquire);
+    }
+}
+
+/* Sleeps until there is work or the pool stops. The count of sleepers is raised before the last
+ * look at `work`, and pool_run looks at it after it has set `work`: one of the two sees the other.
+ */
+static void pool_sleep(struct pool *pool)
+{
+    pthread_mutex_lock(&pool->mutex);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (!work_waits(atomic_load(&pool->work)) && !atomic_load(&pool->stop))
+        pthread_cond_wait(&pool->wake, &pool->mutex);
+    atomic_fetch_sub(&pool->sleepers, 1);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+static void *pool_worker(void *argument)
+{
+    struct pool *pool = argument;
+    uint32_t spins = 0;
+    while (!atomic_load_explicit(&pool->stop, memory_order_relaxed)) {
+        if (work_waits(atomic_load_explicit(&pool->work, memory_order_relaxed))) {
+            pool_take(pool);
+            spins = 0;
+        } else if (++spins < SPIN_MAX) {
+            cpu_pause();
+        } else {
+            pool_sleep(pool);
+            spins = 0;
+        }
+    }
+    return NULL;
+}
+
+int pool_open(struct pool **out, uint32_t threads)
+{
+    assert(threads > 0);
+    uint32_t workers = threads - 1;
+    size_t bytes = round_up(sizeof(struct pool) + workers * sizeof(pthread_t), 64);
+    struct pool *pool = aligned_alloc(64, bytes);
+    if (!pool)
+        return -ENOMEM;
+    memset(pool, 0, bytes);
+    pthread_mutex_init(&pool->mutex, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    int error = 0;
+    while (pool->worker_count < workers && error == 0) {
+        error = pthread_create(&pool->worker[pool->worker_count], &attributes, pool_worker, pool);
+        if (error == 0)
+            pool->worker_count++;
+    }
+    pthread_attr_destroy(&attributes);
+    if (error != 0) {
+        pool_close(&pool);
+        return -EAGAIN;
+    }
+    *out = pool;
+    return 0;
+}
+
+void pool_close(struct pool **handle)
+{
+    struct pool *pool = *handle;
+    if (!pool)
+        return;
+    *handle = NULL;
+    pthread_mutex_lock(&pool->mutex);
+    atomic_store(&pool->stop, true);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+    for (uint32_t i = 0; i < pool->worker_count; i++)
+        pthread_join(pool->worker[i], NULL);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->mutex);
+    free(pool);
+}
+
+void pool_run(struct pool *pool, void (*task)(void *argument, uint32_t index), void *argument,
+              uint32_t count)
+{
+    assert(count <= INDEX_MASK);
+    if (count <= 1 || pool->worker_count == 0) {
+        for (uint32_t i = 0; i < count; i++)
+            task(argument, i);
+        return;
+    }
+    uint64_t work = atomic_load_explicit(&pool->work, memory_order_relaxed);
+    assert(!work_waits(work)); /* one job at a time, and none from inside a task */
+    pool->task = task;
+    pool->argument = argument;
+    atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
+    uint64_t number = (work >> (2 * COUNT_BITS)) + 1;
+    atomic_store(&pool->work, number << (2 * COUNT_BITS) | (uint64_t)count << COUNT_BITS);
+    if (atomic_load(&pool->sleepers) != 0) {
+        pthread_mutex_lock(&pool->mutex);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->mutex);
+    }
+    pool_take(pool);
+    for (uint32_t waits = 0; atomic_load_explicit(&pool->done, memory_order_acquire) != count;
+         waits++) {
+        if (waits < YIELD_AFTER)
+            cpu_pause();
+        else
+            sched_yield(); /* whoever has the last piece may be waiting for this very core */
+    }
+}
+
+struct range_job {
+    range_task *task;
+    void *argument;
+    uint32_t total, step;
+};
+
+static void range_piece(void *argument, uint32_t index)
+{
+    const struct range_job *job = argument;
+    uint32_t from = index * job->step;
+    job->task(job->argument, from, min_u32(from + job->step, job->total));
+}
+
+void pool_ranges(struct pool *pool, range_task *task, void *argument, uint32_t total, uint32_t step)
+{
+    assert(step > 0);
+    struct range_job job = {task, argument, total, step};
+    if (total <= step)
+        task(argument, 0, total);
+    else
+        pool_run(pool, range_piece, &job, (total + step - 1) / step);
+}
+
+uint32_t pool_step(const struct kernels *k, uint32_t total, uint32_t unit, uint32_t parts)
+{
+    assert(unit > 0 && parts > 0);
+    if (k->threads == 1)
+        return total > 0 ? total : 1;
+    size_t step = round_up(total / (k->threads * parts) + 1, unit);
+    return (uint32_t)step;
+}
