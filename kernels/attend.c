@@ -68,11 +68,12 @@ static void attend_range(void *argument, uint32_t from, uint32_t to)
         for (uint32_t i = 0; i < job->queries; i++)
             for (uint32_t g = 0; g < job->group; g++) {
                 size_t at = i * job->stride + (size_t)g * all->head_dim;
+                float *out = job->out + i * job->out_stride + (size_t)g * all->head_dim;
                 struct row_sum sum = {.top = -INFINITY};
                 rows_visit(&sum, job, job->q + at, i, false, all->head_dim, all->scale);
                 rows_visit(&sum, job, job->q + at, i, true, all->head_dim, all->scale);
                 for (uint32_t c = 0; c < all->head_dim; c++)
-                    job->out[at + c] = sum.total > 0.0f ? sum.out[c] / sum.total : 0.0f;
+                    out[c] = sum.total > 0.0f ? sum.out[c] / sum.total : 0.0f;
             }
     }
 }

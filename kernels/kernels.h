@@ -74,9 +74,9 @@ struct attend_span {
 /* Attention of a block of queries for one KV head. Softmax in fp32 over all visible rows together:
  * the spans in order, then the local rows. A query that sees no row gets zeros. */
 struct attend_job {
-    const float *q; /* query i, head g: q + i * stride + g * head_dim, RoPE applied */
-    float *out;     /* same places as q */
-    size_t stride;  /* floats from one query to the next */
+    const float *q;            /* query i, head g: q + i * stride + g * head_dim, RoPE applied */
+    float *out;                /* query i, head g: out + i * out_stride + g * head_dim */
+    size_t stride, out_stride; /* floats from one query to the next */
     uint32_t queries, group;
     struct attend_span span[ATTEND_SPANS_MAX];
     uint32_t span_count;
@@ -112,8 +112,8 @@ typedef void norm_fn(struct kernels *k, float *out, void *q, const float *x, con
 typedef void matmul_fn(struct kernels *k, float *out, size_t out_stride, const struct weight *w,
                        const float *x, size_t x_stride, const void *q, uint32_t rows,
                        bool accumulate);
-typedef void swiglu_fn(struct kernels *k, float *out, void *q, const float *gate, const float *up,
-                       uint32_t rows, uint32_t cols);
+typedef void swiglu_fn(struct kernels *k, float *out, void *q, const float *gate_up, uint32_t rows,
+                       uint32_t cols);
 typedef void rope_fn(struct kernels *k, float *x, size_t stride, const float *rotation,
                      uint32_t rows, uint32_t heads, uint32_t head_dim);
 typedef void rotate_fn(struct kernels *k, f16 *out, const f16 *in, const float *rotation,
@@ -149,7 +149,8 @@ struct kernels {
     /* out[i][n] (+)= sum_c x[i][c] W[n][c]. Quantised weights read q (of exactly these rows), float
      * ones x. */
     matmul_fn *matmul;
-    /* out = silu(gate) * up, quantised into q where q is not NULL; out may be gate. */
+    /* out [rows][cols] = silu(gate) * up, quantised into q where q is not NULL; a row of gate_up is
+     * [gate cols | up cols]. */
     swiglu_fn *swiglu;
     /* Rotates the pairs (2i, 2i+1) of each head of x in place; rotation [rows][head_dim/2][2] =
      * cos, sin. */

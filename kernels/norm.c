@@ -21,12 +21,15 @@ void norm_ref(struct kernels *k, float *out, void *q, const float *x, const floa
         quantize_ref(k, q, out, rows, cols);
 }
 
-void swiglu_ref(struct kernels *k, float *out, void *q, const float *gate, const float *up,
-                uint32_t rows, uint32_t cols)
+void swiglu_ref(struct kernels *k, float *out, void *q, const float *gate_up, uint32_t rows,
+                uint32_t cols)
 {
     assert(rows <= KERNELS_ROWS_MAX);
-    for (size_t i = 0; i < (size_t)rows * cols; i++)
-        out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    for (uint32_t i = 0; i < rows; i++) {
+        const float *gate = gate_up + (size_t)i * 2 * cols, *up = gate + cols;
+        for (uint32_t c = 0; c < cols; c++)
+            out[(size_t)i * cols + c] = gate[c] / (1.0f + expf(-gate[c])) * up[c];
+    }
     if (q)
         quantize_ref(k, q, out, rows, cols);
 }
