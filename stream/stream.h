@@ -29,6 +29,7 @@ enum {
     STREAM_RING_MAX = 256,
     STREAM_RATIO_MAX = 8,
     STREAM_RATIOS_MAX = 8,
+    STREAM_RECALL_MAX = 8, /* cold segments a question may bring back */
     FORK_TOKENS_MAX = 1920,
     PRETOKEN_BYTES_MAX = 1024,
 };
@@ -137,7 +138,7 @@ struct stream_stat {
 struct segment_view {
     uint64_t number; /* of its chunk, from 0 */
     uint64_t token_from, token_to;
-    const f16 *rows; /* [layer][kv_head][2: K un-rotated, V][slot][head_dim] */
+    const f16 *rows; /* [layer][kv_head][slot][2: K un-rotated, V][head_dim] */
     size_t rows_bytes;
 };
 typedef void segment_leave_fn(void *user, const struct segment_view *segment);

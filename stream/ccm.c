@@ -1,0 +1,197 @@
+/*
+ * CCM: a finished chunk becomes a segment of m slots, segments a ring, what leaves the ring a
+ * summary.
+ *
+ * Compressed Context Memory (arXiv 2312.03414): the ring is its concat memory, bounded; the summary
+ * its merge memory. K is kept un-rotated, so that averaging keys means something and old rows can
+ * be placed anew each chunk: no query ever sees a distance beyond the trained context, however long
+ * the stream (DESIGN 2.6).
+ */
+#include "stream/internal.h"
+
+#include <assert.h>
+#include <string.h>
+#include <xxhash.h>
+
+uint32_t ccm_visible(const struct engine *e, const struct layout *l, const struct state *state,
+                     uint32_t *first)
+{
+    (void)l;
+    *first = state->summary_count ? 0 : e->shape.comp;
+    if (state->chunks < 2) /* the first chunk's entries are still there */
+        return 0;
+    return e->shape.comp + e->shape.sinks + state->ring_count * e->shape.comp - *first;
+}
+
+/* Start of the oldest ring chunk once `chunks` are finished; without a ring, of the previous chunk.
+ */
+static int64_t ring_start(const struct engine *e, const struct state *state)
+{
+    uint64_t previous = state->chunks ? state->chunks - 1 : 0;
+    return (int64_t)((previous - state->ring_count) * e->shape.chunk);
+}
+
+/* Un-rotated keys of the summary go to f16 and are rotated to P - m + s; sinks to P - m - 8 + j, or
+ * j while P = 0. */
+static void place_old_rows(struct stream *stream)
+{
+    struct engine *e = stream->engine;
+    struct kernels *k = e->kernels;
+    const struct layout *l = &stream->layout;
+    const struct shape *s = &e->shape;
+    int64_t start = ring_start(e, stream->state);
+    int64_t summary_at = start - s->comp, sinks_at = start ? summary_at - s->sinks : 0;
+    size_t dim = s->head_dim;
+    for (uint32_t j = 0; j < s->sinks; j++)
+        rotation_row(e, sinks_at + j, e->rotation + j * dim);
+    for (uint32_t h = 0; h < l->heads; h++)
+        k->rotate(k,
+                  STATE_AT(stream->state, l->fixed_k, f16) +
+                      ((size_t)h * l->fixed_rows + s->comp) * dim,
+                  STATE_AT(stream->state, l->sink_k, f16) + (size_t)h * s->sinks * dim, e->rotation,
+                  s->sinks, s->head_dim);
+    if (!stream->state->summary_count)
+        return;
+    for (uint32_t i = 0; i < s->comp; i++)
+        rotation_row(e, summary_at + i, e->rotation + i * dim);
+    for (uint32_t h = 0; h < l->heads; h++) {
+        const float *from =
+            STATE_AT(stream->state, l->summary, float) + (size_t)h * s->comp * 2 * dim;
+        f16 *key = STATE_AT(stream->state, l->fixed_k, f16) + (size_t)h * l->fixed_rows * dim;
+        f16 *value = STATE_AT(stream->state, l->fixed_v, f16) + (size_t)h * l->fixed_rows * dim;
+        for (uint32_t i = 0; i < s->comp; i++) {
+            k->pack_f16(k, key + i * dim, from + 2 * i * dim, dim);
+            k->pack_f16(k, value + i * dim, from + (2 * i + 1) * dim, dim);
+        }
+        k->rotate(k, key, key, e->rotation, s->comp, s->head_dim);
+    }
+}
+
+static size_t fixed_slot(const struct stream *stream, uint32_t head, uint32_t ring_slot)
+{
+    const struct shape *s = &stream->engine->shape;
+    return ((size_t)head * stream->layout.fixed_rows + s->comp + s->sinks + ring_slot * s->comp) *
+           s->head_dim;
+}
+
+/* The oldest segment leaves: whole, to whoever keeps cold segments, and as its share of the
+ * summary's running mean. */
+static void leave_ring(struct stream *stream)
+{
+    struct engine *e = stream->engine;
+    struct state *state = stream->state;
+    const struct layout *l = &stream->layout;
+    const struct shape *s = &e->shape;
+    uint32_t slot = state->ring_first;
+    size_t dim = s->head_dim;
+    f16 *segment = e->leaving;
+    for (uint32_t h = 0; h < l->heads; h++) {
+        const f16 *key =
+            STATE_AT(state, l->ring_k, f16) + ((size_t)slot * l->heads + h) * s->comp * dim;
+        const f16 *value = STATE_AT(state, l->fixed_v, f16) + fixed_slot(stream, h, slot);
+        f16 *to = segment + (size_t)h * s->comp * 2 * dim;
+        for (uint32_t i = 0; i < s->comp; i++) {
+            memcpy(to + 2 * i * dim, key + i * dim, dim * sizeof *to);
+            memcpy(to + (2 * i + 1) * dim, value + i * dim, dim * sizeof *to);
+        }
+    }
+    size_t count = (size_t)l->heads * s->comp * 2 * dim;
+    uint64_t number = state->summary_count++;
+    if (stream->leave) {
+        struct segment_view view = {number, number * s->chunk, (number + 1) * s->chunk, segment,
+                                    count * sizeof(f16)};
+        stream->leave(stream->leave_user, &view);
+    }
+    float alpha = 1.0f / (float)state->summary_count;
+    e->kernels->fold(e->kernels, STATE_AT(state, l->summary, float), segment, count,
+                     alpha > s->alpha_min ? alpha : s->alpha_min);
+    state->ring_first = (state->ring_first + 1) % l->ring;
+    state->ring_count--;
+}
+
+/* The previous chunk's segment joins the ring, rotated once to its own positions; its chunk's
+ * entries go now. */
+static void join_ring(struct stream *stream)
+{
+    struct engine *e = stream->engine;
+    struct state *state = stream->state;
+    const struct layout *l = &stream->layout;
+    const struct shape *s = &e->shape;
+    size_t dim = s->head_dim;
+    uint64_t chunk =
+        state->chunks - 1; /* state->chunks is still the number of the chunk being closed */
+    if (state->ring_count == l->ring)
+        leave_ring(stream);
+    uint32_t slot = (state->ring_first + state->ring_count) % l->ring;
+    for (uint32_t i = 0; i < s->comp; i++)
+        rotation_row(e, (int64_t)(chunk * s->chunk + (uint64_t)(i + 1) * (s->chunk / s->comp)) - 1,
+                     e->rotation + i * dim);
+    for (uint32_t h = 0; h < l->heads; h++) {
+        const f16 *from = STATE_AT(state, l->pending, f16) + (size_t)h * s->comp * 2 * dim;
+        f16 *raw = STATE_AT(state, l->ring_k, f16) + ((size_t)slot * l->heads + h) * s->comp * dim;
+        f16 *key = STATE_AT(state, l->fixed_k, f16) + fixed_slot(stream, h, slot);
+        f16 *value = STATE_AT(state, l->fixed_v, f16) + fixed_slot(stream, h, slot);
+        for (uint32_t i = 0; i < s->comp; i++) {
+            memcpy(raw + i * dim, from + 2 * i * dim, dim * sizeof *raw);
+            memcpy(value + i * dim, from + (2 * i + 1) * dim, dim * sizeof *value);
+        }
+        e->kernels->rotate(e->kernels, key, raw, e->rotation, s->comp, s->head_dim);
+    }
+    state->ring_count++;
+}
+
+/* H = XXH3-64(H, segment, summary, counts, closed entries) */
+static void chain_hash(struct stream *stream)
+{
+    struct state *state = stream->state;
+    const struct layout *l = &stream->layout;
+    const struct shape *s = &stream->engine->shape;
+    XXH3_state_t *x = stream->engine->hash;
+    (void)XXH3_64bits_reset(x);
+    size_t slots = (size_t)l->heads * s->comp * 2 * s->head_dim;
+    const uint32_t *count = STATE_AT(state, l->count[state->open], uint32_t);
+    const uint32_t *row = STATE_AT(state, l->row, uint32_t);
+    (void)XXH3_64bits_update(x, &state->hash, sizeof state->hash);
+    (void)XXH3_64bits_update(x, stream->engine->segment, slots * sizeof(f16));
+    (void)XXH3_64bits_update(x, STATE_AT(state, l->summary, float), slots * sizeof(float));
+    (void)XXH3_64bits_update(x, count, l->heads * sizeof *count);
+    for (uint32_t h = 0; h < l->heads; h++) {
+        size_t bytes = (size_t)count[h] * s->head_dim * sizeof(f16),
+               at = (size_t)row[h] * s->head_dim;
+        (void)XXH3_64bits_update(x, STATE_AT(state, l->window_k[state->open], f16) + at, bytes);
+        (void)XXH3_64bits_update(x, STATE_AT(state, l->window_v[state->open], f16) + at, bytes);
+    }
+    state->hash = XXH3_64bits_digest(x);
+    state->hash_chunk = state->chunks + 1;
+}
+
+void ccm_close_chunk(struct stream *stream)
+{
+    struct engine *e = stream->engine;
+    struct state *state = stream->state;
+    const struct layout *l = &stream->layout;
+    const struct shape *s = &e->shape;
+    assert(state->chunk_tokens == s->chunk);
+    if (l->ring) {
+        struct forward_item item = {.kind = FORWARD_COMP,
+                                    .stream = stream,
+                                    .state = state,
+                                    .rows = s->comp,
+                                    .segment = e->segment};
+        forward_run(e, &item, 1);
+        if (state->chunks)
+            join_ring(stream);
+    }
+    uint64_t *total = STATE_AT(state, l->entries_total, uint64_t);
+    const uint32_t *count = STATE_AT(state, l->count[state->open], uint32_t);
+    for (uint32_t h = 0; h < l->heads; h++)
+        total[h] += count[h];
+    chain_hash(stream);
+    memcpy(STATE_AT(state, l->pending, f16), e->segment,
+           (size_t)l->heads * s->comp * 2 * s->head_dim * sizeof(f16));
+    state->open = !state->open;
+    memset(STATE_AT(state, l->count[state->open], uint32_t), 0, l->heads * sizeof(uint32_t));
+    state->chunks++;
+    state->chunk_tokens = 0;
+    place_old_rows(stream);
+}

@@ -1,0 +1,75 @@
+/* The engine: kernels, weights and one work area, opened in that order and closed in the other. */
+#include "stream/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+static int open_buffers(struct engine *e)
+{
+    const struct shape *s = &e->shape;
+    size_t slots = (size_t)s->layers * s->kv_heads * s->comp * 2 * s->head_dim;
+    size_t rows = s->comp > s->sinks ? s->comp : s->sinks;
+    e->segment = calloc(slots ? 2 * slots : 1, sizeof *e->segment);
+    e->rotation = calloc(rows ? rows * s->head_dim : 1, sizeof *e->rotation);
+    e->hash = XXH3_createState();
+    if (!e->segment || !e->rotation || !e->hash)
+        return -ENOMEM;
+    e->leaving = e->segment + slots;
+    e->info.work_bytes = 2 * slots * sizeof(f16) + rows * s->head_dim * sizeof(float);
+    return 0;
+}
+
+int engine_open(struct engine **out, const struct engine_options *options, char *error,
+                size_t error_bytes)
+{
+    *out = NULL;
+    struct engine *e = calloc(1, sizeof *e);
+    if (!e)
+        return fail(error, error_bytes, -ENOMEM, "no memory for an engine");
+    struct kernels_options want = {options->device, options->threads, options->feature_mask};
+    int code = kernels_open(&e->kernels, &want);
+    if (code)
+        fail(error, error_bytes, code, "cannot open the %s: %s",
+             options->device == DEVICE_CUDA ? "CUDA device" : "CPU kernels",
+             code == -ENOTSUP ? "this build or machine has none; use --device cpu"
+                              : strerror(-code));
+    if (!code)
+        code = weights_load(e, options, error, error_bytes);
+    if (!code && ((code = open_buffers(e)) || (code = work_open(&e->work, e))))
+        fail(error, error_bytes, code, "no memory for the engine's work area");
+    if (code) {
+        engine_close(&e);
+        return code;
+    }
+    e->info.work_bytes += work_bytes(e->work);
+    *out = e;
+    return 0;
+}
+
+void engine_close(struct engine **engine)
+{
+    struct engine *e = *engine;
+    if (!e)
+        return;
+    if (e->work)
+        work_close(&e->work);
+    free(e->segment);
+    free(e->rotation);
+    (void)XXH3_freeState(e->hash);
+    weights_free(e);
+    kernels_close(&e->kernels);
+    free(e);
+    *engine = NULL;
+}
+
+void engine_info(const struct engine *engine, struct engine_info *out)
+{
+    *out = engine->info;
+}
+
+const struct tokenizer *engine_tokenizer(const struct engine *engine)
+{
+    return engine->tokenizer;
+}

@@ -1,0 +1,109 @@
+/*
+ * A fork: the stream's state copied at one position, and a tail of raw rows behind it.
+ *
+ * A stream's state is a few megabytes without pointers, so a fork takes a copy (milliseconds)
+ * rather than share rows under a stream that goes on. A fork never slides; its rows take the next
+ * positions up to FORK_TOKENS_MAX.
+ */
+#include "stream/internal.h"
+
+#include <errno.h>
+#include <string.h>
+
+struct fork {
+    struct stream stream; /* over the copied state */
+    struct tail tail;
+    float *logits; /* [vocab] */
+    bool fed;
+    uint64_t position;
+};
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + 63) & ~(size_t)63;
+}
+
+static size_t tail_bytes(const struct engine *e)
+{
+    const struct shape *s = &e->shape;
+    return aligned((size_t)s->layers * s->kv_heads * FORK_TOKENS_MAX * s->head_dim * sizeof(f16));
+}
+
+static size_t bytes_for(const struct engine *e, const struct layout *layout)
+{
+    return aligned(sizeof(struct fork)) + aligned(layout->bytes) + 2 * tail_bytes(e) +
+           aligned(e->shape.vocab * sizeof(float));
+}
+
+size_t fork_bytes(const struct engine *engine, const struct stream_options *options)
+{
+    struct layout layout;
+    return layout_make(&layout, engine, options, NULL, 0) ? 0 : bytes_for(engine, &layout);
+}
+
+int fork_open(struct fork **out, const struct stream *stream, void *memory, size_t memory_bytes)
+{
+    struct engine *e = stream->engine;
+    if (memory_bytes < bytes_for(e, &stream->layout) || (uintptr_t)memory % 64)
+        return -EINVAL;
+    struct fork *f = memory;
+    char *at = (char *)memory + aligned(sizeof *f);
+    *f = (struct fork){.stream = *stream, .tail.capacity = FORK_TOKENS_MAX};
+    f->stream.leave = NULL;
+    f->stream.state = (void *)at;
+    memcpy(f->stream.state, stream->state, stream->layout.bytes);
+    at += aligned(stream->layout.bytes);
+    f->tail.k = (void *)at;
+    f->tail.v = (void *)(at + tail_bytes(e));
+    f->logits = (void *)(at + 2 * tail_bytes(e));
+    f->position = stream->state->tokens + stream->state->pending_count;
+    stream_compute_pending(&f->stream);
+    *out = f;
+    return 0;
+}
+
+void fork_close(struct fork **fork)
+{
+    *fork = NULL;
+}
+
+int fork_feed(struct fork *f, const int32_t *tokens, uint32_t count)
+{
+    struct engine *e = f->stream.engine;
+    if (count > fork_room(f))
+        return -ENOSPC;
+    for (uint32_t i = 0; i < count; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->shape.vocab)
+            return -EINVAL;
+    for (uint32_t at = 0; at < count;) {
+        uint32_t rows = count - at < STREAM_BLOCK_TOKENS ? count - at : STREAM_BLOCK_TOKENS;
+        struct forward_item item = {.kind = FORWARD_RAW,
+                                    .stream = &f->stream,
+                                    .state = f->stream.state,
+                                    .tail = &f->tail,
+                                    .tokens = tokens + at,
+                                    .rows = rows,
+                                    .position = (int64_t)(f->position + f->tail.count)};
+        forward_run(e, &item, 1);
+        at += rows;
+        if (at == count)
+            forward_logits(e, rows - 1, 1, f->logits);
+        f->fed = true;
+    }
+    return 0;
+}
+
+const float *fork_logits(struct fork *fork)
+{
+    return fork->fed ? fork->logits : NULL;
+}
+
+uint64_t fork_position(const struct fork *fork)
+{
+    return fork->position;
+}
+
+uint32_t fork_room(const struct fork *fork)
+{
+    return fork->tail.capacity - fork->tail.count;
+}

@@ -1,0 +1,198 @@
+/*
+ * A sliding window of raw rows, for evaluation: what a model without compression does in the same
+ * number of rows.
+ *
+ * Rows keep their true positions, the sinks are re-placed before the window's first row each block
+ * (StreamingLLM, arXiv 2309.17453, with distances as the model was trained).
+ */
+#include "stream/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct history {
+    struct engine *engine;
+    struct tail tail;
+    uint32_t rows_max;
+    bool dmc_lora;
+    uint64_t tokens;
+    uint32_t first[STREAM_BLOCK_TOKENS];
+    size_t bytes;
+};
+
+static uint32_t heads_of(const struct engine *e)
+{
+    return e->shape.layers * e->shape.kv_heads;
+}
+
+int history_open(struct history **out, struct engine *e, uint32_t rows_max, bool dmc_lora)
+{
+    const struct shape *s = &e->shape;
+    struct history *h = calloc(1, sizeof *h);
+    *out = NULL;
+    if (!h)
+        return -ENOMEM;
+    *h = (struct history){.engine = e, .rows_max = rows_max, .dmc_lora = dmc_lora};
+    /* Twice the window: rows move to the front only once in a window's length. */
+    h->tail.capacity = 2 * (rows_max + STREAM_BLOCK_TOKENS);
+    size_t row = heads_of(e) * s->head_dim * sizeof(f16), sinks = row * (s->sinks ? s->sinks : 1);
+    h->bytes = 2 * row * h->tail.capacity + 3 * sinks;
+    h->tail.k = malloc(row * h->tail.capacity);
+    h->tail.v = malloc(row * h->tail.capacity);
+    h->tail.sink_k = malloc(sinks);
+    h->tail.sink_v = malloc(sinks);
+    h->tail.sink_k_raw = malloc(sinks);
+    if (!h->tail.k || !h->tail.v || !h->tail.sink_k || !h->tail.sink_v || !h->tail.sink_k_raw ||
+        rows_max <= s->sinks) {
+        history_close(&h);
+        return rows_max <= s->sinks ? -EINVAL : -ENOMEM;
+    }
+    *out = h;
+    return 0;
+}
+
+void history_close(struct history **history)
+{
+    struct history *h = *history;
+    if (!h)
+        return;
+    free(h->tail.k);
+    free(h->tail.v);
+    free(h->tail.sink_k);
+    free(h->tail.sink_v);
+    free(h->tail.sink_k_raw);
+    free(h);
+    *history = NULL;
+}
+
+void history_reset(struct history *h)
+{
+    h->tail.start = h->tail.count = h->tail.sinks = 0;
+    h->tokens = 0;
+}
+
+size_t history_bytes(const struct history *h)
+{
+    return h->bytes;
+}
+
+static void move_to_front(struct history *h)
+{
+    struct tail *t = &h->tail;
+    size_t dim = h->engine->shape.head_dim, rows = t->count - t->start;
+    for (uint32_t i = 0; i < heads_of(h->engine); i++) {
+        f16 *k = t->k + (size_t)i * t->capacity * dim, *v = t->v + (size_t)i * t->capacity * dim;
+        memmove(k, k + t->start * dim, rows * dim * sizeof *k);
+        memmove(v, v + t->start * dim, rows * dim * sizeof *v);
+    }
+    t->start = 0;
+    t->count = (uint32_t)rows;
+}
+
+/* The first tokens' rows sit at positions 0, 1, …, rotated; turning them back gives the un-rotated
+ * keys. Done once, while position 0 is still in the tail: the rows are stored a second time with
+ * the inverse rotation. */
+static void keep_sinks(struct history *h)
+{
+    struct engine *e = h->engine;
+    struct tail *t = &h->tail;
+    uint32_t sinks = e->shape.sinks, half = e->shape.head_dim / 2;
+    size_t dim = e->shape.head_dim;
+    for (uint32_t j = 0; j < sinks; j++) {
+        rotation_row(e, -(int64_t)j, e->rotation + j * dim);
+        (void)half;
+    }
+    for (uint32_t i = 0; i < heads_of(e); i++) {
+        e->kernels->rotate(e->kernels, t->sink_k_raw + (size_t)i * sinks * dim,
+                           t->k + (size_t)i * t->capacity * dim, e->rotation, sinks,
+                           e->shape.head_dim);
+        memcpy(t->sink_v + (size_t)i * sinks * dim, t->v + (size_t)i * t->capacity * dim,
+               sinks * dim * sizeof *t->v);
+    }
+}
+
+static void place_sinks(struct history *h, int64_t window_start)
+{
+    struct engine *e = h->engine;
+    struct tail *t = &h->tail;
+    size_t dim = e->shape.head_dim;
+    for (uint32_t j = 0; j < t->sinks; j++)
+        rotation_row(e, window_start - t->sinks + j, e->rotation + j * dim);
+    for (uint32_t i = 0; i < heads_of(e) && t->sinks; i++)
+        e->kernels->rotate(e->kernels, t->sink_k + (size_t)i * t->sinks * dim,
+                           t->sink_k_raw + (size_t)i * t->sinks * dim, e->rotation, t->sinks,
+                           e->shape.head_dim);
+}
+
+/* First token that query t attends besides the sinks, or 0 while the window still reaches the sinks
+ * themselves. */
+static uint64_t window_first(const struct history *h, uint64_t t, uint32_t rows_visible)
+{
+    uint32_t sinks = h->engine->shape.sinks;
+    if (t + 1 <= rows_visible)
+        return 0;
+    return t + 1 - (rows_visible - sinks);
+}
+
+static void plan_block(struct history *h, const uint32_t *rows_visible, uint32_t rows)
+{
+    struct tail *t = &h->tail;
+    uint64_t base = h->tokens - (t->count - t->start); /* token of the tail's row `start` */
+    uint64_t oldest = UINT64_MAX, first[STREAM_BLOCK_TOKENS];
+    for (uint32_t i = 0; i < rows; i++) {
+        uint32_t visible = rows_visible ? rows_visible[i] : h->rows_max;
+        first[i] = window_first(h, h->tokens + i, visible);
+        if (first[i] < oldest)
+            oldest = first[i];
+    }
+    bool slid =
+        oldest >
+        0; /* else some query of the block still sees the sinks in their own place: then all do */
+    if (slid && !t->sinks) {
+        keep_sinks(h);
+        t->sinks = h->engine->shape.sinks;
+    }
+    if (slid && oldest > base) {
+        t->start += (uint32_t)(oldest - base);
+        base = oldest;
+    }
+    for (uint32_t i = 0; i < rows; i++) {
+        uint64_t from = slid && first[i] > base ? first[i] - base : 0;
+        uint32_t held = t->count - t->start;
+        h->first[i] = from > held ? held : (uint32_t)from;
+    }
+    place_sinks(h, (int64_t)base);
+    t->first = h->first;
+    if (t->count + rows > t->capacity)
+        move_to_front(h);
+}
+
+int history_score(struct history *h, const int32_t *tokens, const int32_t *targets, uint32_t count,
+                  const uint32_t *rows_visible, float *nll)
+{
+    struct engine *e = h->engine;
+    for (uint32_t i = 0; i < count; i++) {
+        bool bad_target = targets && targets[i] >= 0 && (uint32_t)targets[i] >= e->shape.vocab;
+        bool bad_rows =
+            rows_visible && (rows_visible[i] <= e->shape.sinks || rows_visible[i] > h->rows_max);
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->shape.vocab || bad_target || bad_rows)
+            return -EINVAL;
+    }
+    for (uint32_t at = 0; at < count;) {
+        uint32_t rows = count - at < STREAM_BLOCK_TOKENS ? count - at : STREAM_BLOCK_TOKENS;
+        plan_block(h, rows_visible ? rows_visible + at : NULL, rows);
+        struct forward_item item = {.kind = FORWARD_RAW,
+                                    .tail = &h->tail,
+                                    .tokens = tokens + at,
+                                    .rows = rows,
+                                    .position = (int64_t)h->tokens,
+                                    .dmc_lora = h->dmc_lora};
+        forward_run(e, &item, 1);
+        if (targets)
+            forward_nll(e, 0, rows, targets + at, nll + at);
+        h->tokens += rows;
+        at += rows;
+    }
+    return 0;
+}

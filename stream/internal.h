@@ -1,0 +1,258 @@
+/*
+ * What the files of stream/ share, and tests may look into: the engine's weights, the layout of a
+ * stream's state, and one forward pass over rows of several timelines. Not for the daemon.
+ */
+#ifndef SILT_STREAM_INTERNAL_H
+#define SILT_STREAM_INTERNAL_H
+
+#include "stream/gguf.h"
+#include "stream/stream.h"
+
+enum {
+    FORWARD_ROWS_MAX = KERNELS_ROWS_MAX,
+    FORWARD_ITEMS_MAX = 32,
+    LAYERS_MAX = 256,
+    STATE_MAGIC = 0x746c6973, /* "silt" */
+    STATE_VERSION = 1,
+};
+
+/* ---- weights ---- */
+
+struct shape {
+    uint32_t layers, heads, kv_heads, group, head_dim, kv_dim, dim, ff, vocab, context;
+    float norm_eps;
+    /* of the adapter; without one: comp 0, ring 0 */
+    uint32_t chunk, comp, ring, sinks;
+    float alpha_min;
+};
+
+/* One or several matrices that read the same input, fused into one where their types allow it. */
+enum { PROJECTION_PARTS_MAX = 3 };
+struct projection {
+    struct weight part[PROJECTION_PARTS_MAX];
+    uint32_t column[PROJECTION_PARTS_MAX]; /* where a part's outputs begin */
+    uint32_t count;
+};
+
+/* Low-rank update of q, k, v, o (LoRA, arXiv 2106.09685); `in` stacks the A of q, k, v and, for
+ * DMC, the decision rows. */
+struct lora {
+    struct weight in;         /* [rank_q + rank_k + rank_v (+ 2 kv_heads)][dim] */
+    struct weight b[3];       /* q, k, v: [out][rank] */
+    struct weight o_a, o_b;   /* [rank][heads * head_dim], [dim][rank] */
+    uint32_t rank[4];         /* q, k, v, o; 0: none */
+    uint32_t decide_column;   /* of the decision logits in the outputs of in */
+    const float *decide_bias; /* [2 * kv_heads] */
+};
+
+struct layer {
+    const float *attn_norm, *ffn_norm; /* [dim] */
+    struct projection qkv;             /* [heads * head_dim | kv_dim | kv_dim][dim] */
+    struct projection o;               /* [dim][heads * head_dim] */
+    struct projection gate_up;         /* [ff | ff][dim] */
+    struct projection down;            /* [dim][ff] */
+    struct lora comp, dmc;
+};
+
+struct engine {
+    struct kernels *kernels;
+    struct tokenizer *tokenizer;
+    struct gguf *model, *adapter;
+    struct engine_info info;
+    struct shape shape;
+    struct layer layer[LAYERS_MAX];
+    const float *output_norm;            /* [dim] */
+    struct projection head;              /* [vocab][dim] */
+    const struct gguf_tensor *embedding; /* in the model's map */
+    const float *comp_embedding;         /* [comp][dim] */
+    const float *ratio_bias;             /* [ratios above 1][layers * kv_heads] */
+    const uint32_t *quota;               /* [ratios above 1][layers * kv_heads] */
+    double *inverse_frequency;           /* [head_dim / 2] of RoPE */
+    void *weights_memory;
+    size_t weights_used;
+    struct work *work;         /* activations, forward.c */
+    f16 *segment;              /* [layers * kv_heads][comp][2][head_dim]: the segment being made */
+    f16 *leaving;              /* the same shape: the one leaving the ring */
+    struct XXH3_state_s *hash; /* for the chain, ccm.c */
+    float *rotation;           /* [max(comp, sinks)][head_dim / 2][2] */
+    struct forward_trace *trace; /* tests: what the DMC heads decided; NULL: none */
+};
+
+/* Decisions of every stream row, in the order computed; entries [rows][layers * kv_heads]. */
+struct forward_trace {
+    uint8_t *merged;
+    float *logit;
+    uint32_t rows, rows_max;
+};
+
+/* weights.c: opens both files, checks them against each other, packs. */
+int weights_load(struct engine *engine, const struct engine_options *options, char *error,
+                 size_t error_bytes);
+void weights_free(struct engine *engine);
+/* Writes "file: what" into error and returns code. */
+int fail(char *error, size_t error_bytes, int code, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* ---- a stream's state: one flat block, no pointers (window.c lays it out) ---- */
+
+/*
+ * Rows of one (layer, kv head) in `fixed`, rotated for use: [summary m | sinks | ring R*m]. What is
+ * visible is always one run of them: nothing in the first two chunks, sinks and ring until a
+ * segment leaves it, then all.
+ */
+struct layout {
+    uint32_t ratio, ratio_index; /* index into quota and ratio_bias; unused at 1 */
+    uint32_t ring;               /* segments */
+    uint32_t fixed_rows;         /* comp + sinks + ring * comp */
+    uint32_t heads;              /* layers * kv_heads */
+    uint32_t head_dim;
+    uint32_t window_rows;    /* sum of the capacities of all heads, one chunk */
+    size_t capacity;         /* u32 [heads]: entries a head may hold a chunk */
+    size_t row;              /* u32 [heads]: first row of a head in a window buffer */
+    size_t count[2];         /* u32 [heads]: entries held, by buffer */
+    size_t entries_total;    /* u64 [heads]: entries of closed chunks */
+    size_t fixed_k, fixed_v; /* f16 [heads][fixed_rows][head_dim] */
+    size_t sink_k;           /* f16 [heads][sinks][head_dim], un-rotated */
+    size_t summary;          /* f32 [heads][comp][2][head_dim], un-rotated K | V */
+    size_t ring_k;           /* f16 [ring][heads][comp][head_dim], un-rotated */
+    size_t pending;          /* f16 [heads][comp][2][head_dim]: segment of the previous chunk */
+    size_t window_k[2], window_v[2]; /* f16 [window_rows][head_dim] */
+    size_t z, sum_k,
+        sum_v; /* f32 [heads], [heads][head_dim] twice: the running entries, ratio above 1 */
+    size_t bytes;
+};
+
+struct state {
+    uint32_t magic, version;
+    uint64_t bytes;
+    uint64_t model_fingerprint, adapter_fingerprint;
+    uint32_t ratio, ring;
+    uint64_t tokens;        /* in finished blocks */
+    uint64_t chunks;        /* finished */
+    uint64_t summary_count; /* segments folded */
+    uint64_t hash, hash_chunk;
+    uint32_t chunk_tokens;           /* of the open chunk, in finished blocks */
+    uint32_t ring_count, ring_first; /* segments held; slot of the oldest */
+    uint32_t open;                   /* which window buffer the open chunk fills */
+    uint32_t pending_count;
+    int32_t pending[STREAM_BLOCK_TOKENS]; /* tokens that wait for their block */
+};
+
+#define STATE_AT(state, offset, type) ((type *)(void *)((char *)(state) + (offset)))
+#define STATE_AT_CONST(state, offset, type)                                                        \
+    ((const type *)(const void *)((const char *)(state) + (offset)))
+
+int layout_make(struct layout *out, const struct engine *engine,
+                const struct stream_options *options, char *error, size_t error_bytes);
+void state_init(struct state *state, const struct engine *engine, const struct layout *layout);
+
+struct stream {
+    struct engine *engine;
+    struct layout layout;
+    struct state *state;
+    size_t memory_bytes;
+    segment_leave_fn *leave;
+    void *leave_user;
+    /* evaluation only */
+    double rows_block[STREAM_BLOCK_TOKENS]; /* see stream_rows_block */
+    uint32_t rows_block_count;
+    bool hide_memory;          /* ring, summary and sinks are not attended */
+    const struct stream *swap; /* ring and summary are read from this one, at the same position */
+};
+
+/* ---- one forward pass ---- */
+
+enum forward_kind {
+    FORWARD_STREAM, /* a block of the open chunk: DMC at ratios above 1, joins the window */
+    FORWARD_COMP,   /* the COMP tokens of the chunk just filled: their K, V are its segment */
+    FORWARD_RAW,    /* base weights, rows join a tail */
+};
+
+/* Raw rows of a fork or of a history. */
+struct tail {
+    f16 *k, *v; /* [layers * kv_heads][capacity][head_dim] */
+    uint32_t capacity;
+    uint32_t start, count; /* attended rows are start..count */
+    const uint32_t *first; /* [rows of the item] per query, relative to start; NULL: all */
+    f16 *sink_k_raw, *sink_k, *sink_v; /* [layers * kv_heads][sinks][head_dim]; NULL: none */
+    uint32_t sinks;                    /* rows of them attended */
+};
+
+struct forward_item {
+    enum forward_kind kind;
+    const struct stream *stream; /* whose rows are attended; NULL: the tail alone */
+    struct state *state;         /* the state written by STREAM items */
+    struct tail *tail;           /* RAW */
+    const int32_t *tokens;       /* [rows]; unused by COMP */
+    uint32_t rows;
+    int64_t position; /* of the first row; unused by COMP */
+    f16 *segment;     /* COMP: out, [layers * kv_heads][comp][2][head_dim] */
+    bool dmc_lora;    /* RAW: with the DMC LoRA, for a baseline */
+    uint32_t row;     /* set by forward_run: first row in the batch */
+};
+
+int work_open(struct work **out, struct engine *engine);
+void work_close(struct work **work);
+size_t work_bytes(const struct work *work);
+/* Runs the layers over all rows of the items, at most FORWARD_ROWS_MAX together. Hidden states stay
+ * in the work area. */
+void forward_run(struct engine *engine, struct forward_item *items, uint32_t count);
+/* Logits of rows [row, row + rows) of the last run into out [rows][vocab]. */
+void forward_logits(struct engine *engine, uint32_t row, uint32_t rows, float *out);
+/* nll [rows] of targets after those rows; targets < 0 give 0. */
+void forward_nll(struct engine *engine, uint32_t row, uint32_t rows, const int32_t *targets,
+                 float *nll);
+/* cos, sin of position * frequency for one row: out [head_dim / 2][2]; angle in double, reduced mod
+ * 2 pi. */
+void rotation_row(const struct engine *engine, int64_t position, float *out);
+
+/* window.c: the entries of one block. */
+struct block_rows {
+    uint8_t *a;       /* [rows] decisions */
+    uint8_t *merged;  /* [rows] nonzero: a later token of the block merged into it */
+    const f16 *k, *v; /* [rows][head_dim] */
+    uint32_t rows;
+};
+/* Decides for one head of a block: a [rows] from logits (stride floats apart), forced by chunk
+ * start and quota. */
+void window_decide(const struct layout *layout, const struct state *state, uint32_t head,
+                   const float *logit, size_t stride, uint32_t rows, uint8_t *a);
+/* Appends what stays of a block's rows to the open window of one head. */
+void window_append(const struct layout *layout, struct state *state, uint32_t head,
+                   const struct block_rows *block);
+
+/* ccm.c: runs COMP for the chunk just filled and slides. */
+void ccm_close_chunk(struct stream *stream);
+/* Rows of `fixed` that are attended: [*first, *first + result). */
+uint32_t ccm_visible(const struct engine *engine, const struct layout *layout,
+                     const struct state *state, uint32_t *first);
+
+/* stream.c: the pending tokens as a partial block; only in a fork's own copy. */
+void stream_compute_pending(struct stream *stream);
+
+/* history.c, for evaluation: a sliding window of raw rows at base weights, its sinks kept and
+ * re-placed (StreamingLLM, arXiv 2309.17453). Query t attends its newest rows_visible[t] rows, the
+ * sinks and itself among them. */
+struct history;
+int history_open(struct history **out, struct engine *engine, uint32_t rows_max, bool dmc_lora);
+void history_close(struct history **history);
+void history_reset(struct history *history);
+/* As stream_score. rows_visible [count], each in sinks + 1 .. rows_max; NULL: rows_max for all.
+ * targets NULL: not scored. */
+int history_score(struct history *history, const int32_t *tokens, const int32_t *targets,
+                  uint32_t count, const uint32_t *rows_visible, float *nll);
+size_t history_bytes(const struct history *history);
+
+/* Evaluation: ring and summary are not attended (the sinks are). */
+void stream_hide_memory(struct stream *stream, bool hide);
+/* Evaluation: ring and summary are read from other, which must be at the same position with the
+ * same options: feed both in lockstep, other first or last, a block each. NULL: back to its own. */
+void stream_swap_memory(struct stream *stream, const struct stream *other);
+/* KV rows that the last token fed in a block attended, itself included: mean over layers and heads.
+ */
+double stream_rows_now(const struct stream *stream);
+/* The same for each of the last `count` tokens fed (at most a block), oldest first; rows that were
+ * merged over count as the head held them at that time. */
+void stream_rows_block(const struct stream *stream, double *rows, uint32_t count);
+
+#endif

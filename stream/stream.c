@@ -1,0 +1,278 @@
+/* A stream's life: open, feed, score, look at, save, restore. */
+#include "stream/stream.h"
+#include "stream/internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The handle lies at the head of the caller's memory, the state behind it. */
+static size_t handle_bytes(void)
+{
+    return (sizeof(struct stream) + 63) & ~(size_t)63;
+}
+
+size_t stream_bytes(const struct engine *engine, const struct stream_options *options, char *error,
+                    size_t error_bytes)
+{
+    struct layout layout;
+    if (layout_make(&layout, engine, options, error, error_bytes))
+        return 0;
+    return handle_bytes() + layout.bytes;
+}
+
+int stream_open(struct stream **out, struct engine *engine, const struct stream_options *options,
+                void *memory, size_t memory_bytes)
+{
+    struct layout layout;
+    int code = layout_make(&layout, engine, options, NULL, 0);
+    if (code)
+        return code;
+    if (memory_bytes < handle_bytes() + layout.bytes || (uintptr_t)memory % 64)
+        return -EINVAL;
+    struct stream *s = memory;
+    *s = (struct stream){
+        .engine = engine, .layout = layout, .memory_bytes = handle_bytes() + layout.bytes};
+    s->state = (void *)((char *)memory + handle_bytes());
+    state_init(s->state, engine, &layout);
+    *out = s;
+    return 0;
+}
+
+void stream_close(struct stream **stream)
+{
+    if (*stream)
+        (*stream)->state = NULL;
+    *stream = NULL;
+}
+
+void stream_on_segment_leave(struct stream *stream, segment_leave_fn *leave, void *user)
+{
+    stream->leave = leave;
+    stream->leave_user = user;
+}
+
+uint32_t stream_block_room(const struct stream *stream)
+{
+    return STREAM_BLOCK_TOKENS - stream->state->pending_count;
+}
+
+static bool known(const struct engine *e, const int32_t *tokens, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->shape.vocab)
+            return false;
+    return true;
+}
+
+static double held_mean(const struct stream *stream, uint32_t window)
+{
+    const uint32_t *count = STATE_AT_CONST(stream->state, stream->layout.count[window], uint32_t);
+    uint64_t sum = 0;
+    for (uint32_t h = 0; h < stream->layout.heads; h++)
+        sum += count[h];
+    return (double)sum / stream->layout.heads;
+}
+
+/* Rows each token of the block sees: what was there before it, and the open chunk's entries as they
+ * grew. Growth inside the block is spread evenly: heads append at different tokens, and the mean
+ * over heads is what equal-rows baselines need. */
+static void note_rows(struct stream *stream, double before, uint32_t count)
+{
+    const struct state *state = stream->state;
+    uint32_t first;
+    double fixed = ccm_visible(stream->engine, &stream->layout, state, &first) +
+                   held_mean(stream, !state->open);
+    double after = held_mean(stream, state->open);
+    for (uint32_t i = 0; i < count; i++)
+        stream->rows_block[i] = fixed + before + (after - before) * (i + 1) / count;
+    stream->rows_block_count = count;
+}
+
+/* Computes the pending tokens as one block. The caller has seen to it that there are as many as it
+ * wants. */
+static void compute_block(struct stream *stream, const int32_t *targets, float *nll)
+{
+    struct state *state = stream->state;
+    struct engine *e = stream->engine;
+    uint32_t count = state->pending_count;
+    double before = held_mean(stream, state->open);
+    struct forward_item item = {.kind = FORWARD_STREAM,
+                                .stream = stream,
+                                .state = state,
+                                .tokens = state->pending,
+                                .rows = count,
+                                .position = (int64_t)state->tokens};
+    forward_run(e, &item, 1);
+    if (nll)
+        forward_nll(e, 0, count, targets, nll);
+    note_rows(stream, before, count);
+    state->tokens += count;
+    state->chunk_tokens += count;
+    state->pending_count = 0;
+    if (state->chunk_tokens == e->shape.chunk)
+        ccm_close_chunk(stream);
+}
+
+int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
+{
+    struct state *state = stream->state;
+    if (!known(stream->engine, tokens, count))
+        return -EINVAL;
+    for (uint32_t i = 0; i < count; i++) {
+        state->pending[state->pending_count++] = tokens[i];
+        if (state->pending_count == STREAM_BLOCK_TOKENS)
+            compute_block(stream, NULL, NULL);
+    }
+    return 0;
+}
+
+int stream_score(struct stream *stream, const int32_t *tokens, const int32_t *targets,
+                 uint32_t count, float *nll)
+{
+    struct state *state = stream->state;
+    if (!known(stream->engine, tokens, count) || state->pending_count ||
+        count % STREAM_BLOCK_TOKENS)
+        return -EINVAL;
+    for (uint32_t i = 0; i < count; i++)
+        if (targets[i] >= 0 && (uint32_t)targets[i] >= stream->engine->shape.vocab)
+            return -EINVAL;
+    for (uint32_t i = 0; i < count; i += STREAM_BLOCK_TOKENS) {
+        memcpy(state->pending, tokens + i, sizeof state->pending);
+        state->pending_count = STREAM_BLOCK_TOKENS;
+        compute_block(stream, targets + i, nll + i);
+    }
+    return 0;
+}
+
+/* The pending tokens of a fork's own copy, as a partial block. */
+void stream_compute_pending(struct stream *stream)
+{
+    if (stream->state->pending_count)
+        compute_block(stream, NULL, NULL);
+}
+
+double stream_rows_now(const struct stream *stream)
+{
+    uint32_t first;
+    return ccm_visible(stream->engine, &stream->layout, stream->state, &first) +
+           held_mean(stream, 0) + held_mean(stream, 1);
+}
+
+void stream_rows_block(const struct stream *stream, double *rows, uint32_t count)
+{
+    assert(count <= stream->rows_block_count);
+    memcpy(rows, stream->rows_block + stream->rows_block_count - count, count * sizeof *rows);
+}
+
+void stream_hide_memory(struct stream *stream, bool hide)
+{
+    stream->hide_memory = hide;
+}
+
+void stream_swap_memory(struct stream *stream, const struct stream *other)
+{
+    assert(!other || other->layout.bytes == stream->layout.bytes);
+    stream->swap = other;
+}
+
+static void stat_tiers(const struct stream *stream, struct stream_stat *out)
+{
+    const struct layout *l = &stream->layout;
+    const struct shape *s = &stream->engine->shape;
+    const struct state *state = stream->state;
+    size_t row = (size_t)l->heads * s->head_dim * sizeof(f16); /* K or V of one row, all heads */
+    size_t *plan = out->tier_plan_bytes, *used = out->tier_used_bytes;
+    plan[TIER_SINKS] = 3 * row * s->sinks;
+    plan[TIER_SUMMARY] = (2 + 4) * row * s->comp;
+    plan[TIER_RING] = 3 * row * l->ring * s->comp;
+    plan[TIER_PENDING] = 2 * row * s->comp;
+    plan[TIER_WINDOW] = 4 * (size_t)l->window_rows * s->head_dim * sizeof(f16);
+    uint64_t held = state->tokens < s->sinks ? state->tokens : s->sinks;
+    used[TIER_SINKS] = 3 * row * held;
+    used[TIER_SUMMARY] = state->summary_count ? plan[TIER_SUMMARY] : 0;
+    used[TIER_RING] = 3 * row * state->ring_count * s->comp;
+    used[TIER_PENDING] = state->chunks && l->ring ? plan[TIER_PENDING] : 0;
+    used[TIER_WINDOW] = (size_t)((held_mean(stream, 0) + held_mean(stream, 1)) * l->heads + 0.5) *
+                        2 * s->head_dim * sizeof(f16);
+    plan[TIER_STATE] = out->bytes_plan;
+    for (int t = 0; t < TIER_STATE; t++)
+        plan[TIER_STATE] -= plan[t];
+    used[TIER_STATE] = plan[TIER_STATE];
+}
+
+void stream_stat(const struct stream *stream, struct stream_stat *out)
+{
+    const struct state *state = stream->state;
+    const struct layout *l = &stream->layout;
+    const uint64_t *total = STATE_AT_CONST(state, l->entries_total, uint64_t);
+    uint64_t entries = 0;
+    for (uint32_t h = 0; h < l->heads; h++)
+        entries += total[h];
+    *out = (struct stream_stat){
+        .tokens_computed = state->tokens,
+        .tokens_pending = state->pending_count,
+        .chunks = state->chunks,
+        .segments_ring = state->ring_count,
+        .segments_cold = state->summary_count,
+        .dmc_ratio = l->ratio,
+        .ring_segments = l->ring,
+        .ratio_realised = entries ? (double)state->chunks * stream->engine->shape.chunk * l->heads /
+                                        (double)entries
+                                  : 1,
+        .rows_mean = stream_rows_now(stream),
+        .memory_hash = state->hash,
+        .hash_chunk = state->hash_chunk,
+        .bytes_plan = stream->memory_bytes,
+    };
+    stat_tiers(stream, out);
+}
+
+uint64_t stream_entries(const struct stream *stream, uint64_t *counts)
+{
+    memcpy(counts, STATE_AT_CONST(stream->state, stream->layout.entries_total, uint64_t),
+           stream->layout.heads * sizeof *counts);
+    return stream->state->chunks;
+}
+
+const void *stream_state(const struct stream *stream, size_t *bytes)
+{
+    *bytes = stream->layout.bytes;
+    return stream->state;
+}
+
+/* A state from outside is believed only as far as it keeps every index inside its buffers. */
+static bool plausible(const struct stream *stream, const struct state *state)
+{
+    const struct layout *l = &stream->layout;
+    const struct state *own = stream->state;
+    const uint32_t chunk = stream->engine->shape.chunk;
+    if (state->magic != STATE_MAGIC || state->version != STATE_VERSION ||
+        state->bytes != l->bytes || state->model_fingerprint != own->model_fingerprint ||
+        state->adapter_fingerprint != own->adapter_fingerprint || state->ratio != l->ratio ||
+        state->ring != l->ring)
+        return false;
+    if (state->chunk_tokens >= chunk || state->chunk_tokens % STREAM_BLOCK_TOKENS ||
+        state->ring_count > l->ring || (l->ring && state->ring_first >= l->ring) ||
+        state->open > 1 || state->pending_count >= STREAM_BLOCK_TOKENS ||
+        state->tokens != state->chunks * chunk + state->chunk_tokens)
+        return false;
+    if (memcmp(STATE_AT_CONST(state, l->capacity, char), STATE_AT_CONST(own, l->capacity, char),
+               2 * (l->row - l->capacity)))
+        return false;
+    for (int w = 0; w < 2; w++)
+        for (uint32_t h = 0; h < l->heads; h++)
+            if (STATE_AT_CONST(state, l->count[w], uint32_t)[h] >
+                STATE_AT_CONST(state, l->capacity, uint32_t)[h])
+                return false;
+    return known(stream->engine, state->pending, state->pending_count);
+}
+
+int stream_restore(struct stream *stream, const void *state, size_t bytes)
+{
+    if (bytes != stream->layout.bytes || !plausible(stream, state))
+        return -EINVAL;
+    memcpy(stream->state, state, bytes);
+    return 0;
+}

@@ -1,0 +1,604 @@
+/*
+ * From a model file and an adapter file to packed weights.
+ *
+ * Every tensor's shape is checked before it is used. Two passes over the same code fill the
+ * weights: the first only adds up bytes, the second packs into the one block that the sum asked
+ * for.
+ */
+#include "stream/internal.h"
+#include "stream/token.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <xxhash.h>
+
+enum { WINDOW_ONLY_CHUNK = 1024, WINDOW_ONLY_SINKS = 8, KEY_BYTES_MAX = 128, RANK_MAX = 1024 };
+
+/* One pass of loading: memory is NULL while bytes are only counted. */
+struct loader {
+    struct engine *engine;
+    char *memory;
+    size_t used;
+    void *stack; /* rows of fused matrices, [stack_bytes] */
+    size_t stack_bytes;
+    char *error;
+    size_t error_bytes;
+};
+
+int fail(char *error, size_t error_bytes, int code, const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    if (error && error_bytes)
+        vsnprintf(error, error_bytes, format, list);
+    va_end(list);
+    return code;
+}
+
+static void *loader_take(struct loader *l, size_t bytes)
+{
+    size_t at = l->used;
+    l->used += (bytes + 63) & ~(size_t)63;
+    return l->memory ? l->memory + at : NULL;
+}
+
+static const struct gguf_tensor *find(struct loader *l, const struct gguf *file, const char *name,
+                                      uint64_t rows, uint64_t cols)
+{
+    const struct gguf_tensor *t = gguf_tensor(file, name);
+    const char *which = file == l->engine->model ? "model" : "adapter";
+    if (!t) {
+        fail(l->error, l->error_bytes, 0,
+             "%s file has no tensor '%s'; it is not complete, or not of a Llama-family model",
+             which, name);
+        return NULL;
+    }
+    uint64_t t_rows = t->dim[1] * t->dim[2] * t->dim[3];
+    if (t->dim[0] != cols || t_rows != rows) {
+        fail(l->error, l->error_bytes, 0,
+             "%s tensor '%s' is %llu x %llu where %llu x %llu is needed: the file is of another "
+             "model",
+             which, name, (unsigned long long)t_rows, (unsigned long long)t->dim[0],
+             (unsigned long long)rows, (unsigned long long)cols);
+        return NULL;
+    }
+    if (!tensor_row_bytes(t->type, (uint32_t)cols)) {
+        fail(l->error, l->error_bytes, 0,
+             "%s tensor '%s' has type %d, which silt does not read; convert to F32, F16, BF16, "
+             "Q8_0, Q4_0 or Q4_1",
+             which, name, (int)t->type);
+        return NULL;
+    }
+    return t;
+}
+
+/* fp32 copy of a small tensor. */
+static int load_floats(struct loader *l, const float **out, const struct gguf *file,
+                       const char *name, uint32_t rows, uint32_t cols)
+{
+    const struct gguf_tensor *t = find(l, file, name, rows, cols);
+    if (!t)
+        return -EBADMSG;
+    float *to = loader_take(l, (size_t)rows * cols * sizeof(float));
+    size_t row_bytes = tensor_row_bytes(t->type, cols);
+    for (uint32_t i = 0; to && i < rows; i++)
+        tensor_row(to + (size_t)i * cols, (const char *)t->data + i * row_bytes, t->type, cols);
+    *out = to;
+    return 0;
+}
+
+static int pack(struct loader *l, struct weight *out, const void *rows_data, enum tensor_type type,
+                uint32_t rows, uint32_t cols)
+{
+    const struct kernels *k = l->engine->kernels;
+    void *memory = loader_take(l, k->weight_bytes(k, type, rows, cols));
+    *out = (struct weight){.rows = rows, .cols = cols};
+    return memory ? k->weight_pack(k, out, memory, rows_data, type, rows, cols) : 0;
+}
+
+/* Stacks tensors of one type into one matrix; false where their types differ or a row cannot be
+ * moved as bytes. */
+static bool stackable(const struct gguf_tensor **t, uint32_t count)
+{
+    for (uint32_t i = 1; i < count; i++)
+        if (t[i]->type != t[0]->type)
+            return false;
+    return count > 1;
+}
+
+static int load_stacked(struct loader *l, struct weight *out, const struct gguf_tensor **t,
+                        uint32_t count)
+{
+    uint32_t rows = 0, cols = (uint32_t)t[0]->dim[0];
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        rows += (uint32_t)t[i]->dim[1];
+        bytes += t[i]->data_bytes;
+    }
+    if (bytes > l->stack_bytes) {
+        void *stack = realloc(l->stack, bytes);
+        if (!stack)
+            return -ENOMEM;
+        l->stack = stack;
+        l->stack_bytes = bytes;
+    }
+    size_t at = 0;
+    for (uint32_t i = 0; l->memory && i < count; i++) {
+        memcpy((char *)l->stack + at, t[i]->data, t[i]->data_bytes);
+        at += t[i]->data_bytes;
+    }
+    return pack(l, out, l->stack, t[0]->type, rows, cols);
+}
+
+static int load_projection(struct loader *l, struct projection *p, const char *const *names,
+                           const uint32_t *rows, uint32_t count, uint32_t cols)
+{
+    const struct gguf_tensor *t[PROJECTION_PARTS_MAX];
+    uint32_t column = 0;
+    int code = 0;
+    assert(count <= PROJECTION_PARTS_MAX);
+    for (uint32_t i = 0; i < count; i++) {
+        t[i] = find(l, l->engine->model, names[i], rows[i], cols);
+        if (!t[i])
+            return -EBADMSG;
+    }
+    if (stackable(t, count)) {
+        p->count = 1;
+        p->column[0] = 0;
+        return load_stacked(l, &p->part[0], t, count);
+    }
+    p->count = count;
+    for (uint32_t i = 0; i < count && !code; i++) {
+        p->column[i] = column;
+        column += rows[i];
+        code = pack(l, &p->part[i], t[i]->data, t[i]->type, rows[i], cols);
+    }
+    return code;
+}
+
+static int load_base_layer(struct loader *l, uint32_t n)
+{
+    struct engine *e = l->engine;
+    const struct shape *s = &e->shape;
+    struct layer *layer = &e->layer[n];
+    char name[9][KEY_BYTES_MAX];
+    static const char *const part[9] = {"attn_norm",   "ffn_norm", "attn_q", "attn_k",  "attn_v",
+                                        "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
+    for (int i = 0; i < 9; i++)
+        snprintf(name[i], sizeof name[i], "blk.%u.%s.weight", n, part[i]);
+    uint32_t q_dim = s->heads * s->head_dim;
+    int code = load_floats(l, &layer->attn_norm, e->model, name[0], 1, s->dim);
+    if (!code)
+        code = load_floats(l, &layer->ffn_norm, e->model, name[1], 1, s->dim);
+    if (!code)
+        code = load_projection(l, &layer->qkv, (const char *const[]){name[2], name[3], name[4]},
+                               (uint32_t[]){q_dim, s->kv_dim, s->kv_dim}, 3, s->dim);
+    if (!code)
+        code = load_projection(l, &layer->o, (const char *const[]){name[5]}, (uint32_t[]){s->dim},
+                               1, q_dim);
+    if (!code)
+        code = load_projection(l, &layer->gate_up, (const char *const[]){name[6], name[7]},
+                               (uint32_t[]){s->ff, s->ff}, 2, s->dim);
+    if (!code)
+        code = load_projection(l, &layer->down, (const char *const[]){name[8]},
+                               (uint32_t[]){s->dim}, 1, s->ff);
+    return code;
+}
+
+static int load_base(struct loader *l)
+{
+    struct engine *e = l->engine;
+    const struct shape *s = &e->shape;
+    int code = load_floats(l, &e->output_norm, e->model, "output_norm.weight", 1, s->dim);
+    e->embedding = find(l, e->model, "token_embd.weight", s->vocab, s->dim);
+    if (!e->embedding)
+        return -EBADMSG;
+    const char *head =
+        gguf_tensor(e->model, "output.weight") ? "output.weight" : "token_embd.weight";
+    if (!code)
+        code = load_projection(l, &e->head, (const char *const[]){head}, (uint32_t[]){s->vocab}, 1,
+                               s->dim);
+    for (uint32_t n = 0; n < s->layers && !code; n++)
+        code = load_base_layer(l, n);
+    return code;
+}
+
+/* ---- adapter ---- */
+
+static const struct gguf_tensor *lora_part(struct loader *l, uint32_t n, const char *kind,
+                                           char target, char side)
+{
+    char name[KEY_BYTES_MAX];
+    snprintf(name, sizeof name, "blk.%u.%s_%c.%c", n, kind, target, side);
+    return gguf_tensor(l->engine->adapter, name);
+}
+
+/* Stacks the A matrices of q, k, v, and the decision rows, as fp32: they may be stored in different
+ * types. */
+static int load_lora_in(struct loader *l, struct lora *lora, uint32_t n, const char *kind,
+                        bool decide)
+{
+    const struct shape *s = &l->engine->shape;
+    uint32_t rows = lora->rank[0] + lora->rank[1] + lora->rank[2];
+    lora->decide_column = rows;
+    if (decide)
+        rows += 2 * s->kv_heads;
+    if (!rows)
+        return 0;
+    float *stack = calloc((size_t)rows * s->dim, sizeof(float));
+    if (!stack)
+        return -ENOMEM;
+    uint32_t at = 0;
+    for (uint32_t i = 0; i < 4; i++) {
+        char name[KEY_BYTES_MAX];
+        const struct gguf_tensor *t = i < 3 ? lora_part(l, n, kind, "qkv"[i], 'a') : NULL;
+        if (i == 3 && decide) {
+            snprintf(name, sizeof name, "blk.%u.dmc_decide", n);
+            t = find(l, l->engine->adapter, name, 2 * s->kv_heads, s->dim);
+        }
+        for (uint32_t r = 0; t && r < t->dim[1]; r++, at++)
+            tensor_row(stack + (size_t)at * s->dim,
+                       (const char *)t->data + r * tensor_row_bytes(t->type, s->dim), t->type,
+                       s->dim);
+    }
+    int code = at == rows ? pack(l, &lora->in, stack, TENSOR_F32, rows, s->dim) : -EBADMSG;
+    free(stack);
+    return code;
+}
+
+static int load_lora(struct loader *l, struct lora *lora, uint32_t n, const char *kind, bool decide)
+{
+    const struct shape *s = &l->engine->shape;
+    const uint32_t out[4] = {s->heads * s->head_dim, s->kv_dim, s->kv_dim, s->dim};
+    int code = 0;
+    for (int i = 0; i < 4 && !code; i++) {
+        const struct gguf_tensor *a = lora_part(l, n, kind, "qkvo"[i], 'a');
+        uint32_t in = i == 3 ? s->heads * s->head_dim : s->dim;
+        char name[KEY_BYTES_MAX];
+        lora->rank[i] = 0;
+        if (!a)
+            continue;
+        if (a->dim[1] < 1 || a->dim[1] > RANK_MAX)
+            return fail(l->error, l->error_bytes, -EBADMSG,
+                        "adapter: rank of blk.%u.%s_%c is not in 1..%d", n, kind, "qkvo"[i],
+                        RANK_MAX);
+        uint32_t rank = (uint32_t)a->dim[1];
+        snprintf(name, sizeof name, "blk.%u.%s_%c.a", n, kind, "qkvo"[i]);
+        a = find(l, l->engine->adapter, name, rank, in);
+        snprintf(name, sizeof name, "blk.%u.%s_%c.b", n, kind, "qkvo"[i]);
+        const struct gguf_tensor *b = find(l, l->engine->adapter, name, out[i], rank);
+        if (!a || !b)
+            return -EBADMSG;
+        lora->rank[i] = rank;
+        code = pack(l, i == 3 ? &lora->o_b : &lora->b[i], b->data, b->type, out[i], rank);
+        if (i == 3 && !code)
+            code = pack(l, &lora->o_a, a->data, a->type, rank, in);
+    }
+    if (!code)
+        code = load_lora_in(l, lora, n, kind, decide);
+    if (!code && decide) {
+        char name[KEY_BYTES_MAX];
+        snprintf(name, sizeof name, "blk.%u.dmc_decide.bias", n);
+        code = load_floats(l, &lora->decide_bias, l->engine->adapter, name, 1, 2 * s->kv_heads);
+    }
+    return code;
+}
+
+static int load_ratios(struct loader *l)
+{
+    struct engine *e = l->engine;
+    const struct shape *s = &e->shape;
+    uint32_t ratios = e->info.ratio_count - 1, heads = s->layers * s->kv_heads;
+    const float *quota = NULL;
+    int code = load_floats(l, &e->ratio_bias, e->adapter, "dmc.ratio_bias", ratios, heads);
+    if (!code)
+        code = load_floats(l, &quota, e->adapter, "dmc.quota", ratios, heads);
+    uint32_t *whole = loader_take(l, (size_t)ratios * heads * sizeof *whole);
+    if (code || !whole)
+        return code;
+    for (uint32_t i = 0; i < ratios * heads; i++) {
+        uint32_t ratio = e->info.ratio[1 + i / heads];
+        float most = (float)(2 * s->chunk / ratio < s->chunk ? 2 * s->chunk / ratio : s->chunk);
+        if (!(quota[i] >= 1 && quota[i] <= most))
+            return fail(l->error, l->error_bytes, -EBADMSG,
+                        "adapter: dmc.quota holds %g, outside 1..%g at ratio %ux", (double)quota[i],
+                        (double)most, ratio);
+        whole[i] = (uint32_t)quota[i];
+    }
+    e->quota = whole;
+    return 0;
+}
+
+static int load_adapter(struct loader *l)
+{
+    struct engine *e = l->engine;
+    const struct shape *s = &e->shape;
+    bool dmc = e->info.ratio_count > 1;
+    int code = load_floats(l, &e->comp_embedding, e->adapter, "comp.embd", s->comp, s->dim);
+    for (uint32_t n = 0; n < s->layers && !code; n++) {
+        code = load_lora(l, &e->layer[n].comp, n, "comp", false);
+        if (!code && dmc)
+            code = load_lora(l, &e->layer[n].dmc, n, "dmc", true);
+    }
+    return !code && dmc ? load_ratios(l) : code;
+}
+
+/* ---- what the files say of themselves ---- */
+
+static int model_u32(struct engine *e, const char *key, uint32_t *out, uint32_t most, char *error,
+                     size_t error_bytes)
+{
+    char name[KEY_BYTES_MAX];
+    uint64_t value = 0;
+    snprintf(name, sizeof name, "llama.%s", key);
+    if (!gguf_u64(e->model, name, &value) || value < 1 || value > most)
+        return fail(error, error_bytes, -EBADMSG, "model file: '%s' is missing or not in 1..%u",
+                    name, most);
+    *out = (uint32_t)value;
+    return 0;
+}
+
+static int read_shape(struct engine *e, char *error, size_t error_bytes)
+{
+    struct shape *s = &e->shape;
+    struct gguf_string arch = {0};
+    if (!gguf_string(e->model, "general.architecture", &arch) || arch.bytes != 5 ||
+        memcmp(arch.text, "llama", 5))
+        return fail(error, error_bytes, -ENOTSUP,
+                    "model file: architecture '%.*s' is not supported; silt reads Llama-family "
+                    "files (general.architecture = llama)",
+                    (int)(arch.bytes < 64 ? arch.bytes : 64), arch.text ? arch.text : "");
+    struct {
+        const char *key;
+        uint32_t *out, most;
+    } want[] = {{"block_count", &s->layers, LAYERS_MAX},
+                {"attention.head_count", &s->heads, 256},
+                {"embedding_length", &s->dim, 1 << 16},
+                {"feed_forward_length", &s->ff, 1 << 18},
+                {"context_length", &s->context, 1u << 24}};
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+        int code = model_u32(e, want[i].key, want[i].out, want[i].most, error, error_bytes);
+        if (code)
+            return code;
+    }
+    uint64_t value;
+    s->kv_heads =
+        gguf_u64(e->model, "llama.attention.head_count_kv", &value) ? (uint32_t)value : s->heads;
+    s->head_dim = gguf_u64(e->model, "llama.attention.key_length", &value) ? (uint32_t)value
+                                                                           : s->dim / s->heads;
+    const struct gguf_tensor *embedding = gguf_tensor(e->model, "token_embd.weight");
+    s->vocab = embedding && embedding->dim[1] < (1u << 24) ? (uint32_t)embedding->dim[1] : 0;
+    if (!s->kv_heads || s->kv_heads > s->heads || s->heads % s->kv_heads || !s->head_dim ||
+        s->head_dim % 2 || s->head_dim > KERNELS_HEAD_DIM_MAX || !s->vocab ||
+        s->dim % KERNELS_BLOCK || s->ff % KERNELS_BLOCK)
+        return fail(
+            error, error_bytes, -EBADMSG,
+            "model file: heads %u, kv heads %u, head size %u, vocabulary %u do not fit together",
+            s->heads, s->kv_heads, s->head_dim, s->vocab);
+    if (gguf_u64(e->model, "llama.rope.dimension_count", &value) && value != s->head_dim)
+        return fail(error, error_bytes, -ENOTSUP,
+                    "model file: RoPE over %llu of %u dimensions of a head is not supported",
+                    (unsigned long long)value, s->head_dim);
+    s->group = s->heads / s->kv_heads;
+    s->kv_dim = s->kv_heads * s->head_dim;
+    double eps = 1e-5;
+    (void)gguf_f64(e->model, "llama.attention.layer_norm_rms_epsilon", &eps);
+    s->norm_eps = (float)eps;
+    return 0;
+}
+
+/* RoPE frequencies theta^(-2i/d) (RoFormer, arXiv 2104.09864), divided by the file's own factors
+ * where it has them. */
+static int read_rope(struct engine *e)
+{
+    uint32_t half = e->shape.head_dim / 2;
+    double theta = 10000;
+    (void)gguf_f64(e->model, "llama.rope.freq_base", &theta);
+    e->inverse_frequency = calloc(half, sizeof(double));
+    if (!e->inverse_frequency)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < half; i++)
+        e->inverse_frequency[i] = pow(theta, -2.0 * i / e->shape.head_dim);
+    const struct gguf_tensor *factors = gguf_tensor(e->model, "rope_freqs.weight");
+    if (factors && factors->type == TENSOR_F32 && factors->dim[0] == half)
+        for (uint32_t i = 0; i < half; i++)
+            e->inverse_frequency[i] /= (double)((const float *)factors->data)[i];
+    return 0;
+}
+
+static int adapter_u32(struct engine *e, const char *key, uint32_t *out, uint32_t least,
+                       uint32_t most, char *error, size_t error_bytes)
+{
+    uint64_t value = 0;
+    if (!gguf_u64(e->adapter, key, &value) || value < least || value > most)
+        return fail(error, error_bytes, -EBADMSG, "adapter file: '%s' is missing or not in %u..%u",
+                    key, least, most);
+    *out = (uint32_t)value;
+    return 0;
+}
+
+static int read_ratios(struct engine *e, char *error, size_t error_bytes)
+{
+    size_t count = gguf_array_count(e->adapter, "silt.dmc_ratios");
+    if (count > STREAM_RATIOS_MAX - 1)
+        return fail(error, error_bytes, -EBADMSG, "adapter file: more than %d DMC ratios",
+                    STREAM_RATIOS_MAX - 1);
+    for (size_t i = 0; i < count; i++) {
+        uint64_t ratio = 0;
+        if (!gguf_array_u64(e->adapter, "silt.dmc_ratios", i, &ratio) ||
+            ratio <= e->info.ratio[i] || ratio > STREAM_RATIO_MAX)
+            return fail(error, error_bytes, -EBADMSG,
+                        "adapter file: silt.dmc_ratios must rise from above 1 to at most %d",
+                        STREAM_RATIO_MAX);
+        e->info.ratio[1 + i] = (uint32_t)ratio;
+    }
+    e->info.ratio_count = 1 + (uint32_t)count;
+    return 0;
+}
+
+static int read_adapter(struct engine *e, const char *path, char *error, size_t error_bytes)
+{
+    struct shape *s = &e->shape;
+    struct gguf_string text = {0};
+    char fingerprint[17];
+    if (!gguf_string(e->adapter, "adapter.type", &text) || text.bytes != 4 ||
+        memcmp(text.text, "silt", 4))
+        return fail(error, error_bytes, -EBADMSG,
+                    "%s is not a silt adapter (adapter.type is not 'silt')", path);
+    snprintf(fingerprint, sizeof fingerprint, "%016llx",
+             (unsigned long long)e->info.model_fingerprint);
+    if (!gguf_string(e->adapter, "silt.base_fingerprint", &text) || text.bytes != 16 ||
+        memcmp(text.text, fingerprint, 16))
+        return fail(error, error_bytes, -ESTALE,
+                    "adapter %s was trained for another model (it wants fingerprint %.*s, the "
+                    "model has %s); name the adapter made "
+                    "for this model, or train one with stream/retrofit",
+                    path, (int)(text.bytes < 16 ? text.bytes : 16), text.text ? text.text : "",
+                    fingerprint);
+    uint32_t version;
+    int code = adapter_u32(e, "silt.version", &version, 1, 1, error, error_bytes);
+    if (!code)
+        code = adapter_u32(e, "silt.chunk_tokens", &s->chunk, STREAM_BLOCK_TOKENS, 4096, error,
+                           error_bytes);
+    if (!code)
+        code =
+            adapter_u32(e, "silt.comp_tokens", &s->comp, 1, FORWARD_ROWS_MAX, error, error_bytes);
+    if (!code)
+        code =
+            adapter_u32(e, "silt.ring_segments", &s->ring, 1, STREAM_RING_MAX, error, error_bytes);
+    if (!code)
+        code = adapter_u32(e, "silt.sink_tokens", &s->sinks, 0, STREAM_SINK_TOKENS_MAX, error,
+                           error_bytes);
+    if (code)
+        return code;
+    if (s->chunk % STREAM_BLOCK_TOKENS || s->chunk % s->comp)
+        return fail(
+            error, error_bytes, -EBADMSG,
+            "adapter file: chunk of %u tokens is no multiple of the block (%d) and of %u slots",
+            s->chunk, STREAM_BLOCK_TOKENS, s->comp);
+    double alpha = 0;
+    (void)gguf_f64(e->adapter, "silt.summary_alpha_min", &alpha);
+    if (!(alpha >= 0 && alpha <= 1))
+        return fail(error, error_bytes, -EBADMSG,
+                    "adapter file: silt.summary_alpha_min is not in 0..1");
+    s->alpha_min = (float)alpha;
+    return read_ratios(e, error, error_bytes);
+}
+
+static uint64_t fingerprint(const struct gguf *file)
+{
+    size_t bytes;
+    const void *map = gguf_map(file, &bytes);
+    return XXH3_64bits(map, bytes);
+}
+
+static void fill_info(struct engine *e)
+{
+    struct engine_info *i = &e->info;
+    const struct shape *s = &e->shape;
+    struct gguf_string name = {0};
+    if (gguf_string(e->model, "general.name", &name))
+        snprintf(i->model_name, sizeof i->model_name, "%.*s",
+                 (int)(name.bytes < 127 ? name.bytes : 127), name.text);
+    i->layer_count = s->layers;
+    i->head_count = s->heads;
+    i->kv_head_count = s->kv_heads;
+    i->head_dim = s->head_dim;
+    i->model_dim = s->dim;
+    i->vocab_count = s->vocab;
+    i->context_tokens = s->context;
+    i->chunk_tokens = s->chunk;
+    i->comp_tokens = s->comp;
+    i->ring_segments = s->ring;
+    i->sink_tokens = s->sinks;
+    i->kernels_name = e->kernels->name;
+    i->threads = e->kernels->threads;
+}
+
+static int load_pass(struct loader *l)
+{
+    int code = load_base(l);
+    if (!code && l->engine->adapter)
+        code = load_adapter(l);
+    return code;
+}
+
+static int load_packed(struct engine *e, char *error, size_t error_bytes)
+{
+    struct loader l = {.engine = e, .error = error, .error_bytes = error_bytes};
+    int code = load_pass(&l);
+    if (!code) {
+        e->weights_used = l.used;
+        e->weights_memory = aligned_alloc(64, l.used ? l.used : 64);
+        if (!e->weights_memory)
+            code =
+                fail(error, error_bytes, -ENOMEM, "no memory for %zu MB of weights", l.used >> 20);
+    }
+    if (!code) {
+        l.memory = e->weights_memory;
+        l.used = 0;
+        code = load_pass(&l);
+        assert(code || l.used == e->weights_used);
+    }
+    free(l.stack);
+    return code;
+}
+
+int weights_load(struct engine *e, const struct engine_options *options, char *error,
+                 size_t error_bytes)
+{
+    size_t bytes;
+    int code = gguf_open(&e->model, options->model_path, error, error_bytes);
+    if (code)
+        return code;
+    e->info.model_fingerprint = fingerprint(e->model);
+    e->info.ratio[0] = e->info.ratio_count = 1;
+    code = read_shape(e, error, error_bytes);
+    if (!code)
+        code = read_rope(e);
+    if (!code)
+        code = tokenizer_open(&e->tokenizer, e->model, error, error_bytes);
+    if (code)
+        return code;
+    if (tokenizer_vocab_count(e->tokenizer) > e->shape.vocab)
+        return fail(error, error_bytes, -EBADMSG, "model file: %u tokens but embeddings for %u",
+                    tokenizer_vocab_count(e->tokenizer), e->shape.vocab);
+    e->shape.chunk = WINDOW_ONLY_CHUNK;
+    e->shape.sinks = WINDOW_ONLY_SINKS;
+    if (options->adapter_path) {
+        code = gguf_open(&e->adapter, options->adapter_path, error, error_bytes);
+        if (!code)
+            code = read_adapter(e, options->adapter_path, error, error_bytes);
+        if (code)
+            return code;
+        e->info.adapter_fingerprint = fingerprint(e->adapter);
+    }
+    code = load_packed(e, error, error_bytes);
+    if (code)
+        return code;
+    fill_info(e);
+    e->info.weights_bytes =
+        e->weights_used + e->embedding->data_bytes + tokenizer_memory_bytes(e->tokenizer);
+    /* Packed copies serve from now on; of the map only the embedding rows are read again, and those
+     * come back by themselves. */
+    void *map = (void *)(uintptr_t)gguf_map(e->model, &bytes);
+    (void)madvise(map, bytes, MADV_DONTNEED);
+    return 0;
+}
+
+void weights_free(struct engine *e)
+{
+    free(e->weights_memory);
+    free(e->inverse_frequency);
+    tokenizer_close(&e->tokenizer);
+    gguf_close(&e->adapter);
+    gguf_close(&e->model);
+    e->weights_memory = NULL;
+    e->inverse_frequency = NULL;
+}
