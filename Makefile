@@ -59,8 +59,10 @@ $(UNIT): $(O)/tests/%: $(O)/obj/tests/unit/%.c.o $(TEST_HELPERS) $(DAEMON) $(CLI
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 
-# The tiny model for tests and trials that are not C.
+# Small programs for scripts: the tiny model, and the tokens of a text.
 $(O)/tests/make-tiny: $(call objects,tests/make_tiny.c tests/unit/tiny_model.c) $(KERNELS)
+$(O)/tests/token-dump: $(call objects,tests/token_dump.c stream/gguf.c stream/pretoken.c stream/token.c stream/vocab.c)
+$(O)/tests/make-tiny $(O)/tests/token-dump:
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)

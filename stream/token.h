@@ -13,5 +13,7 @@ int tokenizer_open(struct tokenizer **out, const struct gguf *gguf, char *error,
 void tokenizer_close(struct tokenizer **tokenizer);
 size_t tokenizer_memory_bytes(const struct tokenizer *tokenizer);
 uint32_t tokenizer_vocab_count(const struct tokenizer *tokenizer);
+/* Byte values for which the vocabulary has no token: they are read as U+FFFD (see token.c). */
+uint32_t tokenizer_missing_bytes(const struct tokenizer *tokenizer);
 
 #endif
