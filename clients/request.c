@@ -1,0 +1,316 @@
+/* request: what a client asks of siltd in one message and gets in one reply: open, remove, stat,
+ * list. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "clients/link.h"
+
+enum { LIST_PAGES_MAX = 1 << 20 };
+
+static int request_run(struct client *client, wire_request *request,
+                       int (*reply)(struct pending *, const wire_reply *), void *user,
+                       struct client_error *error)
+{
+    struct pending pending = {
+        .reply = reply,
+        .user = user,
+        .error = error,
+        .again = true,
+        .timeout_ms = client->options.timeout_ms,
+    };
+
+    return client_request(client, request, &pending);
+}
+
+static int reply_odd(struct client_error *error)
+{
+    return client_fail(error, -EPROTO,
+                       "siltd's reply does not fit the question: its version is another's");
+}
+
+static int opened_reply(struct pending *pending, const wire_reply *reply)
+{
+    struct client_opened *out = pending->user;
+    const Silt__V1__Opened *opened = reply->opened;
+
+    if (reply->body_case != SILT__V1__REPLY__BODY_OPENED)
+        return reply_odd(pending->error);
+    if (out)
+        *out = (struct client_opened){
+            .created = opened->created,
+            .compression_off = opened->compression_off,
+            .dmc_ratio = opened->dmc_ratio,
+            .ring_segments = opened->ring_segments,
+            .bytes_plan = opened->bytes_plan,
+        };
+    return 0;
+}
+
+int client_stream_open(struct client *client, const char *stream,
+                       const struct client_open_options *options, struct client_opened *out,
+                       struct client_error *error)
+{
+    Silt__V1__Open open = SILT__V1__OPEN__INIT;
+    wire_request request = SILT__V1__REQUEST__INIT;
+    int r = client_name_check(stream, error);
+
+    if (r)
+        return r;
+    open.stream = (char *)stream;
+    if (options) {
+        open.dmc_ratio = options->dmc_ratio;
+        open.ring_segments = options->ring_segments;
+        open.dmc_auto = options->dmc_auto;
+    }
+    request.body_case = SILT__V1__REQUEST__BODY_OPEN;
+    request.open = &open;
+    return request_run(client, &request, opened_reply, out, error);
+}
+
+static int removed_reply(struct pending *pending, const wire_reply *reply)
+{
+    if (reply->body_case != SILT__V1__REPLY__BODY_REMOVED)
+        return reply_odd(pending->error);
+    return 0;
+}
+
+int client_stream_remove(struct client *client, const char *stream, struct client_error *error)
+{
+    Silt__V1__Remove remove = SILT__V1__REMOVE__INIT;
+    wire_request request = SILT__V1__REQUEST__INIT;
+    int r = client_name_check(stream, error);
+
+    if (r)
+        return r;
+    remove.stream = (char *)stream;
+    request.body_case = SILT__V1__REQUEST__BODY_REMOVE;
+    request.remove = &remove;
+    return request_run(client, &request, removed_reply, NULL, error);
+}
+
+/* ---- stat ---- */
+
+static struct client_tier *tiers_copy(Silt__V1__Tier *const *tiers, size_t count)
+{
+    struct client_tier *out = calloc(count + 1, sizeof *out);
+
+    for (size_t i = 0; out && i < count; i++) {
+        size_t bytes = strnlen(tiers[i]->name, sizeof out[i].name - 1);
+
+        memcpy(out[i].name, tiers[i]->name, bytes);
+        out[i].bytes_plan = tiers[i]->bytes_plan;
+        out[i].bytes_used = tiers[i]->bytes_used;
+    }
+    return out;
+}
+
+static void texts_free(char **texts, size_t count)
+{
+    for (size_t i = 0; texts && i < count; i++)
+        free(texts[i]);
+    free(texts);
+}
+
+static char **texts_copy(char *const *texts, size_t count)
+{
+    char **out = calloc(count + 1, sizeof *out);
+
+    for (size_t i = 0; out && i < count; i++) {
+        out[i] = strdup(texts[i]);
+        if (!out[i]) {
+            texts_free(out, count);
+            return NULL;
+        }
+    }
+    return out;
+}
+
+void client_stat_free(struct client_stream_stat *stat)
+{
+    free(stat->tiers);
+    free(stat->head_ratio);
+    texts_free(stat->degraded, stat->degraded_count);
+    *stat = (struct client_stream_stat){0};
+}
+
+static void stream_stat_numbers(struct client_stream_stat *out, const Silt__V1__StreamStat *stat)
+{
+    *out = (struct client_stream_stat){
+        .tokens_acked = stat->tokens_acked,
+        .tokens_computed = stat->tokens_computed,
+        .lag_tokens = stat->lag_tokens,
+        .chunks = stat->chunks,
+        .segments_ring = stat->segments_ring,
+        .segments_cold = stat->segments_cold,
+        .bytes_plan = stat->bytes_plan,
+        .bytes_disk = stat->bytes_disk,
+        .bytes_text = stat->bytes_text,
+        .memory_hash = stat->memory_hash,
+        .hash_chunk = stat->hash_chunk,
+        .indexed_to = stat->indexed_to,
+        .created_us = stat->created_us,
+        .numerics_epoch = stat->numerics_epoch,
+        .dmc_ratio = stat->dmc_ratio,
+        .rows_mean = stat->rows_mean,
+        .tokens_per_second = stat->tokens_per_second,
+        .dmc_ratio_asked = stat->dmc_ratio_asked,
+        .ring_segments = stat->ring_segments,
+        .layers = stat->layers,
+        .kv_heads = stat->kv_heads,
+        .tier_count = stat->n_tiers,
+        .head_ratio_count = stat->n_head_ratio,
+        .degraded_count = stat->n_degraded,
+    };
+    for (size_t i = 0; i < stat->n_tiers; i++)
+        out->bytes_used += stat->tiers[i]->bytes_used;
+}
+
+static int stream_stat_copy(struct client_stream_stat *out, const Silt__V1__StreamStat *stat)
+{
+    stream_stat_numbers(out, stat);
+    memcpy(out->stream, stat->stream, strnlen(stat->stream, sizeof out->stream - 1));
+    out->tiers = tiers_copy(stat->tiers, stat->n_tiers);
+    out->degraded = texts_copy(stat->degraded, stat->n_degraded);
+    out->head_ratio = calloc(stat->n_head_ratio + 1, sizeof *out->head_ratio);
+    if (!out->tiers || !out->degraded || !out->head_ratio) {
+        client_stat_free(out);
+        return -ENOMEM;
+    }
+    memcpy(out->head_ratio, stat->head_ratio, stat->n_head_ratio * sizeof *out->head_ratio);
+    return 0;
+}
+
+static int stream_stat_reply(struct pending *pending, const wire_reply *reply)
+{
+    if (reply->body_case != SILT__V1__REPLY__BODY_STAT || !reply->stat->stream)
+        return reply_odd(pending->error);
+    return stream_stat_copy(pending->user, reply->stat->stream);
+}
+
+int client_stat(struct client *client, const char *stream, struct client_stream_stat *out,
+                struct client_error *error)
+{
+    Silt__V1__Stat stat = SILT__V1__STAT__INIT;
+    wire_request request = SILT__V1__REQUEST__INIT;
+    int r = client_name_check(stream, error);
+
+    *out = (struct client_stream_stat){0};
+    if (r)
+        return r;
+    stat.stream = (char *)stream;
+    request.body_case = SILT__V1__REQUEST__BODY_STAT;
+    request.stat = &stat;
+    return request_run(client, &request, stream_stat_reply, out, error);
+}
+
+void client_process_stat_free(struct client_process_stat *stat)
+{
+    free(stat->tiers);
+    texts_free(stat->degraded, stat->degraded_count);
+    free(stat->model);
+    free(stat->adapter);
+    free(stat->kernels);
+    free(stat->device);
+    free(stat->version);
+    *stat = (struct client_process_stat){0};
+}
+
+static int process_stat_reply(struct pending *pending, const wire_reply *reply)
+{
+    struct client_process_stat *out = pending->user;
+    const Silt__V1__ProcessStat *stat =
+        reply->body_case == SILT__V1__REPLY__BODY_STAT ? reply->stat->process : NULL;
+
+    if (!stat)
+        return reply_odd(pending->error);
+    *out = (struct client_process_stat){
+        .bytes_plan = stat->bytes_plan,
+        .bytes_used = stat->bytes_used,
+        .bytes_disk = stat->bytes_disk,
+        .bytes_resident = stat->bytes_resident,
+        .uptime_us = stat->uptime_us,
+        .tokens_computed = stat->tokens_computed,
+        .streams = stat->streams,
+        .streams_max = stat->streams_max,
+        .forks = stat->forks,
+        .forks_max = stat->forks_max,
+        .threads = stat->threads,
+        .tier_count = stat->n_tiers,
+        .degraded_count = stat->n_degraded,
+        .tiers = tiers_copy(stat->tiers, stat->n_tiers),
+        .degraded = texts_copy(stat->degraded, stat->n_degraded),
+        .model = strdup(stat->model),
+        .adapter = strdup(stat->adapter),
+        .kernels = strdup(stat->kernels),
+        .device = strdup(stat->device),
+        .version = strdup(stat->version),
+    };
+    if (out->tiers && out->degraded && out->model && out->adapter && out->kernels && out->device &&
+        out->version)
+        return 0;
+    client_process_stat_free(out);
+    return -ENOMEM;
+}
+
+int client_process_stat(struct client *client, struct client_process_stat *out,
+                        struct client_error *error)
+{
+    Silt__V1__Stat stat = SILT__V1__STAT__INIT;
+    wire_request request = SILT__V1__REQUEST__INIT;
+
+    *out = (struct client_process_stat){0};
+    request.body_case = SILT__V1__REQUEST__BODY_STAT;
+    request.stat = &stat;
+    return request_run(client, &request, process_stat_reply, out, error);
+}
+
+/* ---- list ---- */
+
+struct list {
+    client_list_fn *each;
+    void *user;
+    int stopped; /* what `each` returned */
+    bool more;
+    char after[WIRE_NAME_BYTES_MAX + 1];
+};
+
+static int list_reply(struct pending *pending, const wire_reply *reply)
+{
+    struct list *list = pending->user;
+
+    if (reply->body_case != SILT__V1__REPLY__BODY_LIST)
+        return reply_odd(pending->error);
+    list->more = reply->list->more && reply->list->n_streams;
+    for (size_t i = 0; i < reply->list->n_streams && !list->stopped; i++) {
+        struct client_stream_stat stat;
+        int r = stream_stat_copy(&stat, reply->list->streams[i]);
+
+        if (r)
+            return r;
+        list->stopped = list->each(list->user, &stat);
+        snprintf(list->after, sizeof list->after, "%.*s", WIRE_NAME_BYTES_MAX, stat.stream);
+        client_stat_free(&stat);
+    }
+    return 0;
+}
+
+int client_list(struct client *client, client_list_fn *each, void *user, struct client_error *error)
+{
+    struct list list = {.each = each, .user = user, .more = true};
+
+    for (int page = 0; page < LIST_PAGES_MAX && list.more && !list.stopped; page++) {
+        Silt__V1__List names = SILT__V1__LIST__INIT;
+        wire_request request = SILT__V1__REQUEST__INIT;
+        int r;
+
+        names.after = list.after;
+        request.body_case = SILT__V1__REQUEST__BODY_LIST;
+        request.list = &names;
+        r = request_run(client, &request, list_reply, &list, error);
+        if (r)
+            return r;
+    }
+    return list.stopped;
+}
