@@ -27,18 +27,18 @@ int engine_open(struct engine **out, const struct engine_options *options, char 
     *out = NULL;
     struct engine *e = calloc(1, sizeof *e);
     if (!e)
-        return fail(error, error_bytes, -ENOMEM, "no memory for an engine");
+        return fail_with(error, error_bytes, -ENOMEM, "no memory for an engine");
     struct kernels_options want = {options->device, options->threads, options->feature_mask};
     int code = kernels_open(&e->kernels, &want);
     if (code)
-        fail(error, error_bytes, code, "cannot open the %s: %s",
-             options->device == DEVICE_CUDA ? "CUDA device" : "CPU kernels",
-             code == -ENOTSUP ? "this build or machine has none; use --device cpu"
-                              : strerror(-code));
+        fail_with(error, error_bytes, code, "cannot open the %s: %s",
+                  options->device == DEVICE_CUDA ? "CUDA device" : "CPU kernels",
+                  code == -ENOTSUP ? "this build or machine has none; use --device cpu"
+                                   : strerror(-code));
     if (!code)
         code = weights_load(e, options, error, error_bytes);
     if (!code && ((code = open_buffers(e)) || (code = work_open(&e->work, e))))
-        fail(error, error_bytes, code, "no memory for the engine's work area");
+        fail_with(error, error_bytes, code, "no memory for the engine's work area");
     if (code) {
         engine_close(&e);
         return code;

@@ -424,14 +424,13 @@ static void make_job(const struct item_rows *r, uint32_t head, struct attend_job
         .v_local = local(r, w->v_local, head),
         .merged = merge ? w->merged + head * FORWARD_ROWS_MAX + r->item->row : NULL,
     };
-    if (r->item->tail) {
-        job->first = r->item->tail->first;
-        add_tail(job, r->item->tail, index, s->head_dim);
-        if (!job->span_count || job->span[0].k == r->item->tail->sink_k)
-            job->first = NULL;
-    }
     if (r->item->stream)
         add_memory(job, r->item, index, merge && w->a[head * FORWARD_ROWS_MAX + r->item->row]);
+    if (r->item->tail) {
+        if (!r->item->stream && r->item->tail->count > r->item->tail->start)
+            job->first = r->item->tail->first;
+        add_tail(job, r->item->tail, index, s->head_dim);
+    }
 }
 
 static void append_tail(const struct item_rows *r, uint32_t head)

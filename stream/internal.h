@@ -90,7 +90,7 @@ int weights_load(struct engine *engine, const struct engine_options *options, ch
                  size_t error_bytes);
 void weights_free(struct engine *engine);
 /* Writes "file: what" into error and returns code. */
-int fail(char *error, size_t error_bytes, int code, const char *format, ...)
+int fail_with(char *error, size_t error_bytes, int code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
 /* ---- a stream's state: one flat block, no pointers (window.c lays it out) ---- */
@@ -173,7 +173,8 @@ struct tail {
     f16 *k, *v; /* [layers * kv_heads][capacity][head_dim] */
     uint32_t capacity;
     uint32_t start, count; /* attended rows are start..count */
-    const uint32_t *first; /* [rows of the item] per query, relative to start; NULL: all */
+    const uint32_t *first; /* [rows of the item] per query, relative to start; NULL: all. Without a
+                              stream only */
     f16 *sink_k_raw, *sink_k, *sink_v; /* [layers * kv_heads][sinks][head_dim]; NULL: none */
     uint32_t sinks;                    /* rows of them attended */
 };

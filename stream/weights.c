@@ -31,7 +31,7 @@ struct loader {
     size_t error_bytes;
 };
 
-int fail(char *error, size_t error_bytes, int code, const char *format, ...)
+int fail_with(char *error, size_t error_bytes, int code, const char *format, ...)
 {
     va_list list;
     va_start(list, format);
@@ -54,25 +54,27 @@ static const struct gguf_tensor *find(struct loader *l, const struct gguf *file,
     const struct gguf_tensor *t = gguf_tensor(file, name);
     const char *which = file == l->engine->model ? "model" : "adapter";
     if (!t) {
-        fail(l->error, l->error_bytes, 0,
-             "%s file has no tensor '%s'; it is not complete, or not of a Llama-family model",
-             which, name);
+        fail_with(l->error, l->error_bytes, 0,
+                  "%s file has no tensor '%s'; it is not complete, or not of a Llama-family model",
+                  which, name);
         return NULL;
     }
     uint64_t t_rows = t->dim[1] * t->dim[2] * t->dim[3];
     if (t->dim[0] != cols || t_rows != rows) {
-        fail(l->error, l->error_bytes, 0,
-             "%s tensor '%s' is %llu x %llu where %llu x %llu is needed: the file is of another "
-             "model",
-             which, name, (unsigned long long)t_rows, (unsigned long long)t->dim[0],
-             (unsigned long long)rows, (unsigned long long)cols);
+        fail_with(
+            l->error, l->error_bytes, 0,
+            "%s tensor '%s' is %llu x %llu where %llu x %llu is needed: the file is of another "
+            "model",
+            which, name, (unsigned long long)t_rows, (unsigned long long)t->dim[0],
+            (unsigned long long)rows, (unsigned long long)cols);
         return NULL;
     }
     if (!tensor_row_bytes(t->type, (uint32_t)cols)) {
-        fail(l->error, l->error_bytes, 0,
-             "%s tensor '%s' has type %d, which silt does not read; convert to F32, F16, BF16, "
-             "Q8_0, Q4_0 or Q4_1",
-             which, name, (int)t->type);
+        fail_with(
+            l->error, l->error_bytes, 0,
+            "%s tensor '%s' has type %d, which silt does not read; convert to F32, F16, BF16, "
+            "Q8_0, Q4_0 or Q4_1",
+            which, name, (int)t->type);
         return NULL;
     }
     return t;
@@ -265,9 +267,9 @@ static int load_lora(struct loader *l, struct lora *lora, uint32_t n, const char
         if (!a)
             continue;
         if (a->dim[1] < 1 || a->dim[1] > RANK_MAX)
-            return fail(l->error, l->error_bytes, -EBADMSG,
-                        "adapter: rank of blk.%u.%s_%c is not in 1..%d", n, kind, "qkvo"[i],
-                        RANK_MAX);
+            return fail_with(l->error, l->error_bytes, -EBADMSG,
+                             "adapter: rank of blk.%u.%s_%c is not in 1..%d", n, kind, "qkvo"[i],
+                             RANK_MAX);
         uint32_t rank = (uint32_t)a->dim[1];
         snprintf(name, sizeof name, "blk.%u.%s_%c.a", n, kind, "qkvo"[i]);
         a = find(l, l->engine->adapter, name, rank, in);
@@ -306,9 +308,9 @@ static int load_ratios(struct loader *l)
         uint32_t ratio = e->info.ratio[1 + i / heads];
         float most = (float)(2 * s->chunk / ratio < s->chunk ? 2 * s->chunk / ratio : s->chunk);
         if (!(quota[i] >= 1 && quota[i] <= most))
-            return fail(l->error, l->error_bytes, -EBADMSG,
-                        "adapter: dmc.quota holds %g, outside 1..%g at ratio %ux", (double)quota[i],
-                        (double)most, ratio);
+            return fail_with(l->error, l->error_bytes, -EBADMSG,
+                             "adapter: dmc.quota holds %g, outside 1..%g at ratio %ux",
+                             (double)quota[i], (double)most, ratio);
         whole[i] = (uint32_t)quota[i];
     }
     e->quota = whole;
@@ -338,8 +340,8 @@ static int model_u32(struct engine *e, const char *key, uint32_t *out, uint32_t 
     uint64_t value = 0;
     snprintf(name, sizeof name, "llama.%s", key);
     if (!gguf_u64(e->model, name, &value) || value < 1 || value > most)
-        return fail(error, error_bytes, -EBADMSG, "model file: '%s' is missing or not in 1..%u",
-                    name, most);
+        return fail_with(error, error_bytes, -EBADMSG,
+                         "model file: '%s' is missing or not in 1..%u", name, most);
     *out = (uint32_t)value;
     return 0;
 }
@@ -350,10 +352,11 @@ static int read_shape(struct engine *e, char *error, size_t error_bytes)
     struct gguf_string arch = {0};
     if (!gguf_string(e->model, "general.architecture", &arch) || arch.bytes != 5 ||
         memcmp(arch.text, "llama", 5))
-        return fail(error, error_bytes, -ENOTSUP,
-                    "model file: architecture '%.*s' is not supported; silt reads Llama-family "
-                    "files (general.architecture = llama)",
-                    (int)(arch.bytes < 64 ? arch.bytes : 64), arch.text ? arch.text : "");
+        return fail_with(
+            error, error_bytes, -ENOTSUP,
+            "model file: architecture '%.*s' is not supported; silt reads Llama-family "
+            "files (general.architecture = llama)",
+            (int)(arch.bytes < 64 ? arch.bytes : 64), arch.text ? arch.text : "");
     struct {
         const char *key;
         uint32_t *out, most;
@@ -377,14 +380,14 @@ static int read_shape(struct engine *e, char *error, size_t error_bytes)
     if (!s->kv_heads || s->kv_heads > s->heads || s->heads % s->kv_heads || !s->head_dim ||
         s->head_dim % 2 || s->head_dim > KERNELS_HEAD_DIM_MAX || !s->vocab ||
         s->dim % KERNELS_BLOCK || s->ff % KERNELS_BLOCK)
-        return fail(
+        return fail_with(
             error, error_bytes, -EBADMSG,
             "model file: heads %u, kv heads %u, head size %u, vocabulary %u do not fit together",
             s->heads, s->kv_heads, s->head_dim, s->vocab);
     if (gguf_u64(e->model, "llama.rope.dimension_count", &value) && value != s->head_dim)
-        return fail(error, error_bytes, -ENOTSUP,
-                    "model file: RoPE over %llu of %u dimensions of a head is not supported",
-                    (unsigned long long)value, s->head_dim);
+        return fail_with(error, error_bytes, -ENOTSUP,
+                         "model file: RoPE over %llu of %u dimensions of a head is not supported",
+                         (unsigned long long)value, s->head_dim);
     s->group = s->heads / s->kv_heads;
     s->kv_dim = s->kv_heads * s->head_dim;
     double eps = 1e-5;
@@ -417,8 +420,8 @@ static int adapter_u32(struct engine *e, const char *key, uint32_t *out, uint32_
 {
     uint64_t value = 0;
     if (!gguf_u64(e->adapter, key, &value) || value < least || value > most)
-        return fail(error, error_bytes, -EBADMSG, "adapter file: '%s' is missing or not in %u..%u",
-                    key, least, most);
+        return fail_with(error, error_bytes, -EBADMSG,
+                         "adapter file: '%s' is missing or not in %u..%u", key, least, most);
     *out = (uint32_t)value;
     return 0;
 }
@@ -427,15 +430,15 @@ static int read_ratios(struct engine *e, char *error, size_t error_bytes)
 {
     size_t count = gguf_array_count(e->adapter, "silt.dmc_ratios");
     if (count > STREAM_RATIOS_MAX - 1)
-        return fail(error, error_bytes, -EBADMSG, "adapter file: more than %d DMC ratios",
-                    STREAM_RATIOS_MAX - 1);
+        return fail_with(error, error_bytes, -EBADMSG, "adapter file: more than %d DMC ratios",
+                         STREAM_RATIOS_MAX - 1);
     for (size_t i = 0; i < count; i++) {
         uint64_t ratio = 0;
         if (!gguf_array_u64(e->adapter, "silt.dmc_ratios", i, &ratio) ||
             ratio <= e->info.ratio[i] || ratio > STREAM_RATIO_MAX)
-            return fail(error, error_bytes, -EBADMSG,
-                        "adapter file: silt.dmc_ratios must rise from above 1 to at most %d",
-                        STREAM_RATIO_MAX);
+            return fail_with(error, error_bytes, -EBADMSG,
+                             "adapter file: silt.dmc_ratios must rise from above 1 to at most %d",
+                             STREAM_RATIO_MAX);
         e->info.ratio[1 + i] = (uint32_t)ratio;
     }
     e->info.ratio_count = 1 + (uint32_t)count;
@@ -449,18 +452,18 @@ static int read_adapter(struct engine *e, const char *path, char *error, size_t 
     char fingerprint[17];
     if (!gguf_string(e->adapter, "adapter.type", &text) || text.bytes != 4 ||
         memcmp(text.text, "silt", 4))
-        return fail(error, error_bytes, -EBADMSG,
-                    "%s is not a silt adapter (adapter.type is not 'silt')", path);
+        return fail_with(error, error_bytes, -EBADMSG,
+                         "%s is not a silt adapter (adapter.type is not 'silt')", path);
     snprintf(fingerprint, sizeof fingerprint, "%016llx",
              (unsigned long long)e->info.model_fingerprint);
     if (!gguf_string(e->adapter, "silt.base_fingerprint", &text) || text.bytes != 16 ||
         memcmp(text.text, fingerprint, 16))
-        return fail(error, error_bytes, -ESTALE,
-                    "adapter %s was trained for another model (it wants fingerprint %.*s, the "
-                    "model has %s); name the adapter made "
-                    "for this model, or train one with stream/retrofit",
-                    path, (int)(text.bytes < 16 ? text.bytes : 16), text.text ? text.text : "",
-                    fingerprint);
+        return fail_with(error, error_bytes, -ESTALE,
+                         "adapter %s was trained for another model (it wants fingerprint %.*s, the "
+                         "model has %s); name the adapter made "
+                         "for this model, or train one with stream/retrofit",
+                         path, (int)(text.bytes < 16 ? text.bytes : 16), text.text ? text.text : "",
+                         fingerprint);
     uint32_t version;
     int code = adapter_u32(e, "silt.version", &version, 1, 1, error, error_bytes);
     if (!code)
@@ -478,15 +481,15 @@ static int read_adapter(struct engine *e, const char *path, char *error, size_t 
     if (code)
         return code;
     if (s->chunk % STREAM_BLOCK_TOKENS || s->chunk % s->comp)
-        return fail(
+        return fail_with(
             error, error_bytes, -EBADMSG,
             "adapter file: chunk of %u tokens is no multiple of the block (%d) and of %u slots",
             s->chunk, STREAM_BLOCK_TOKENS, s->comp);
     double alpha = 0;
     (void)gguf_f64(e->adapter, "silt.summary_alpha_min", &alpha);
     if (!(alpha >= 0 && alpha <= 1))
-        return fail(error, error_bytes, -EBADMSG,
-                    "adapter file: silt.summary_alpha_min is not in 0..1");
+        return fail_with(error, error_bytes, -EBADMSG,
+                         "adapter file: silt.summary_alpha_min is not in 0..1");
     s->alpha_min = (float)alpha;
     return read_ratios(e, error, error_bytes);
 }
@@ -537,8 +540,8 @@ static int load_packed(struct engine *e, char *error, size_t error_bytes)
         e->weights_used = l.used;
         e->weights_memory = aligned_alloc(64, l.used ? l.used : 64);
         if (!e->weights_memory)
-            code =
-                fail(error, error_bytes, -ENOMEM, "no memory for %zu MB of weights", l.used >> 20);
+            code = fail_with(error, error_bytes, -ENOMEM, "no memory for %zu MB of weights",
+                             l.used >> 20);
     }
     if (!code) {
         l.memory = e->weights_memory;
@@ -567,8 +570,9 @@ int weights_load(struct engine *e, const struct engine_options *options, char *e
     if (code)
         return code;
     if (tokenizer_vocab_count(e->tokenizer) > e->shape.vocab)
-        return fail(error, error_bytes, -EBADMSG, "model file: %u tokens but embeddings for %u",
-                    tokenizer_vocab_count(e->tokenizer), e->shape.vocab);
+        return fail_with(error, error_bytes, -EBADMSG,
+                         "model file: %u tokens but embeddings for %u",
+                         tokenizer_vocab_count(e->tokenizer), e->shape.vocab);
     e->shape.chunk = WINDOW_ONLY_CHUNK;
     e->shape.sinks = WINDOW_ONLY_SINKS;
     if (options->adapter_path) {

@@ -40,9 +40,10 @@ static int pick_ratio(struct layout *l, const struct engine *e, uint32_t asked, 
             return 0;
         }
     }
-    return fail(error, error_bytes, -EINVAL,
-                "DMC ratio %u is not one this adapter serves (%u ratios up to %ux); choose another",
-                asked, i->ratio_count, i->ratio[i->ratio_count - 1]);
+    return fail_with(
+        error, error_bytes, -EINVAL,
+        "DMC ratio %u is not one this adapter serves (%u ratios up to %ux); choose another", asked,
+        i->ratio_count, i->ratio[i->ratio_count - 1]);
 }
 
 int layout_make(struct layout *l, const struct engine *e, const struct stream_options *options,
@@ -58,10 +59,10 @@ int layout_make(struct layout *l, const struct engine *e, const struct stream_op
     uint64_t reach = (uint64_t)(l->ring + 2 + (l->ring ? STREAM_RECALL_MAX : 0)) * s->chunk +
                      FORK_TOKENS_MAX + s->comp + s->sinks;
     if (l->ring > STREAM_RING_MAX || (l->ring && !s->comp) || reach > s->context)
-        return fail(error, error_bytes, -EINVAL,
-                    "a ring of %u segments reaches %llu tokens back, past the model's trained "
-                    "context of %u; choose a smaller ring",
-                    l->ring, (unsigned long long)reach, s->context);
+        return fail_with(error, error_bytes, -EINVAL,
+                         "a ring of %u segments reaches %llu tokens back, past the model's trained "
+                         "context of %u; choose a smaller ring",
+                         l->ring, (unsigned long long)reach, s->context);
     size_t row = s->head_dim * sizeof(f16), heads = l->heads;
     take(l, sizeof(struct state));
     l->fixed_rows = s->comp + s->sinks + l->ring * s->comp;

@@ -1,0 +1,292 @@
+/*
+ * Golden vectors of the PyTorch code against the engine: decisions, segments, logits, NLL
+ * (tests/golden/README.md).
+ *
+ * The tiny model's vectors are made at test time (SILT_GOLDEN_DIR), the real model's are committed
+ * and need the model file (SILT_MODEL). What is absent is skipped with a word.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "stream/internal.h"
+
+#define NLL_MEAN_MAX      0.002 /* nats a token, mean over the file (the bar of the design) */
+#define NEAR_TIE_LOGIT    0.05  /* |logit| under which int8 activations may turn a decision */
+#define NEAR_TIES_MAX     0.005 /* share of decisions that may be such near-ties */
+#define SEGMENT_ERROR_MAX 0.05  /* ||c - golden|| / ||golden|| of a segment at 1x */
+#define LOGIT_ERROR_MAX   0.35
+
+struct golden {
+    uint8_t *file;
+    uint32_t tokens_count, ratio, ring, chunk, comp, layers, kv_heads, dim, chunks, segment_layers,
+        tops, decided, top;
+    const int32_t *tokens;
+    const float *nll;
+    const uint32_t *segment_layer;
+    const f16 *segments;
+    const uint32_t *top_position;
+    const int32_t *top_id;
+    const float *top_logit;
+    const uint8_t *a;
+    const float *logit;
+};
+
+static const void *take(const uint8_t **at, size_t bytes)
+{
+    const uint8_t *here = *at;
+    *at += (bytes + 3) & ~(size_t)3;
+    return here;
+}
+
+static bool golden_read(struct golden *g, const char *path)
+{
+    FILE *f = fopen(path, "rb");
+    if (!f)
+        return false;
+    fseek(f, 0, SEEK_END);
+    long bytes = ftell(f);
+    rewind(f);
+    g->file = malloc((size_t)bytes);
+    assert_int_equal(fread(g->file, 1, (size_t)bytes, f), (size_t)bytes);
+    fclose(f);
+    uint32_t h[16];
+    memcpy(h, g->file, sizeof h);
+    assert_memory_equal(g->file, "SILTGOLD", 8);
+    uint32_t *to[] = {&g->tokens_count, &g->ratio,    &g->ring, &g->chunk,  &g->comp,
+                      &g->layers,       &g->kv_heads, &g->dim,  &g->chunks, &g->segment_layers,
+                      &g->tops,         &g->decided,  &g->top};
+    for (size_t i = 0; i < sizeof to / sizeof *to; i++)
+        *to[i] = h[3 + i];
+    const uint8_t *at = g->file + 80;
+    size_t n = g->tokens_count, columns = (size_t)g->layers * g->kv_heads;
+    g->tokens = take(&at, n * 4);
+    g->nll = take(&at, n * 4);
+    g->segment_layer = take(&at, g->segment_layers * 4);
+    g->segments =
+        take(&at, (size_t)g->chunks * g->segment_layers * g->kv_heads * g->comp * 2 * g->dim * 2);
+    g->top_position = take(&at, g->tops * 4);
+    g->top_id = take(&at, (size_t)g->tops * g->top * 4);
+    g->top_logit = take(&at, (size_t)g->tops * g->top * 4);
+    if (g->decided) {
+        g->a = take(&at, n * columns);
+        g->logit = take(&at, n * columns * 4);
+    }
+    assert_int_equal(at - g->file, bytes);
+    return true;
+}
+
+struct found {
+    double nll_difference, nll_worst, segment_error, logit_error;
+    uint64_t decisions, near_ties, wrong;
+};
+
+static void compare_segment(const struct golden *g, const struct engine *e, uint32_t chunk,
+                            struct found *found)
+{
+    size_t slots = (size_t)g->kv_heads * g->comp * 2 * g->dim;
+    double error = 0, norm = 0;
+    for (uint32_t s = 0; s < g->segment_layers; s++) {
+        const f16 *want = g->segments + ((size_t)chunk * g->segment_layers + s) * slots;
+        const f16 *have = e->segment + g->segment_layer[s] * slots;
+        for (size_t i = 0; i < slots; i++) {
+            double w = (double)f16_to_f32(want[i]), d = (double)f16_to_f32(have[i]) - w;
+            error += d * d;
+            norm += w * w;
+        }
+    }
+    error = sqrt(error / norm);
+    if (error > found->segment_error)
+        found->segment_error = error;
+}
+
+static void compare_logits(const struct golden *g, struct engine *e, uint32_t block,
+                           struct found *found)
+{
+    float *logits = malloc(e->shape.vocab * sizeof *logits);
+    for (uint32_t p = 0; p < g->tops; p++) {
+        uint32_t row = g->top_position[p] - block;
+        if (g->top_position[p] < block || row >= STREAM_BLOCK_TOKENS)
+            continue;
+        forward_logits(e, row, 1, logits);
+        for (uint32_t i = 0; i < g->top; i++) {
+            size_t at = (size_t)p * g->top + i;
+            double d = fabs((double)logits[g->top_id[at]] - (double)g->top_logit[at]);
+            if (d > found->logit_error)
+                found->logit_error = d;
+        }
+    }
+    free(logits);
+}
+
+static void compare_decisions(const struct golden *g, const struct forward_trace *t,
+                              struct found *found)
+{
+    size_t columns = (size_t)g->layers * g->kv_heads;
+    assert_int_equal(t->rows, g->tokens_count);
+    for (size_t i = 0; i < t->rows * columns; i++) {
+        found->decisions++;
+        if (t->merged[i] == g->a[i])
+            continue;
+        if (fabsf(g->logit[i]) < (float)NEAR_TIE_LOGIT ||
+            fabsf(t->logit[i]) < (float)NEAR_TIE_LOGIT) {
+            if (found->near_ties++ < 4)
+                printf("  near-tie: token %zu layer %zu head %zu, logit %+.4f here, %+.4f in "
+                       "PyTorch\n",
+                       i / columns, i % columns / g->kv_heads, i % g->kv_heads, (double)t->logit[i],
+                       (double)g->logit[i]);
+        } else if (found->wrong++ < 8) {
+            printf("  differs: token %zu layer %zu head %zu, logit %+.4f here, %+.4f in PyTorch\n",
+                   i / columns, i % columns / g->kv_heads, i % g->kv_heads, (double)t->logit[i],
+                   (double)g->logit[i]);
+        }
+    }
+}
+
+static void run_stream(const struct golden *g, struct engine *e, struct found *found)
+{
+    struct stream_options options = {.dmc_ratio = g->ratio, .ring_segments = g->ring};
+    size_t bytes = stream_bytes(e, &options, NULL, 0), columns = (size_t)g->layers * g->kv_heads;
+    void *memory = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+    struct forward_trace trace = {.rows_max = g->tokens_count};
+    struct stream *stream;
+    float nll[STREAM_BLOCK_TOKENS];
+    double sum = 0;
+    trace.merged = calloc(g->tokens_count, columns);
+    trace.logit = calloc(g->tokens_count * columns, sizeof(float));
+    e->trace = g->decided ? &trace : NULL;
+    assert_int_equal(stream_open(&stream, e, &options, memory, bytes), 0);
+    for (uint32_t at = 0; at < g->tokens_count; at += STREAM_BLOCK_TOKENS) {
+        int32_t targets[STREAM_BLOCK_TOKENS];
+        for (uint32_t i = 0; i < STREAM_BLOCK_TOKENS; i++)
+            targets[i] = at + i + 1 < g->tokens_count ? g->tokens[at + i + 1] : -1;
+        bool closes = (at + STREAM_BLOCK_TOKENS) % g->chunk == 0;
+        assert_int_equal(stream_score(stream, g->tokens + at, targets, STREAM_BLOCK_TOKENS, nll),
+                         0);
+        if (!closes) /* the COMP pass has replaced the block's hidden rows */
+            compare_logits(g, e, at, found);
+        else
+            compare_segment(g, e, at / g->chunk, found);
+        for (uint32_t i = 0; i < STREAM_BLOCK_TOKENS && targets[i] >= 0; i++) {
+            double d = (double)nll[i] - (double)g->nll[at + i + 1];
+            sum += d;
+            found->nll_worst = fmax(found->nll_worst, fabs(d));
+        }
+    }
+    found->nll_difference = sum / (g->tokens_count - 1);
+    if (g->decided)
+        compare_decisions(g, &trace, found);
+    e->trace = NULL;
+    stream_close(&stream);
+    free(trace.merged);
+    free(trace.logit);
+    free(memory);
+}
+
+static void golden_matches(const char *model, const char *adapter, const char *path,
+                           uint32_t features)
+{
+    struct golden g = {0};
+    if (access(model, R_OK) || access(adapter, R_OK) || !golden_read(&g, path)) {
+        printf("skip: %s, its model or its adapter is not here (make model; build/golden is made "
+               "by make test)\n",
+               path);
+        skip();
+    }
+    struct engine_options options = {
+        .model_path = model, .adapter_path = adapter, .feature_mask = features};
+    char error[256] = "";
+    struct engine *e;
+    struct found found = {0};
+    int code = engine_open(&e, &options, error, sizeof error);
+    if (code)
+        printf("engine_open: %s\n", error);
+    assert_int_equal(code, 0);
+    run_stream(&g, e, &found);
+    printf("%s, %s kernels: NLL differs by %+.5f nats/token in the mean (worst token %.3f), "
+           "segments by %.4f, top logits by %.3f; "
+           "%llu decisions, %llu near-ties, %llu other differences\n",
+           path, e->info.kernels_name, found.nll_difference, found.nll_worst, found.segment_error,
+           found.logit_error, (unsigned long long)found.decisions,
+           (unsigned long long)found.near_ties, (unsigned long long)found.wrong);
+    assert_true(fabs(found.nll_difference) <= NLL_MEAN_MAX);
+    assert_true(found.segment_error <= SEGMENT_ERROR_MAX);
+    assert_true(found.logit_error <= LOGIT_ERROR_MAX);
+    assert_int_equal(found.wrong, 0);
+    assert_true((double)found.near_ties <= NEAR_TIES_MAX * (double)(found.decisions + 1));
+    engine_close(&e);
+    free(g.file);
+}
+
+static void tiny(const char *name, uint32_t features)
+{
+    const char *folder = getenv("SILT_GOLDEN_DIR") ? getenv("SILT_GOLDEN_DIR") : "build/golden";
+    char model[512], adapter[512], path[512];
+    snprintf(model, sizeof model, "%s/tiny.gguf", folder);
+    snprintf(adapter, sizeof adapter, "%s/tiny.adapter.gguf", folder);
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    golden_matches(model, adapter, path, features);
+}
+
+static void real(const char *name, uint32_t features)
+{
+    const char *model = getenv("SILT_MODEL") ? getenv("SILT_MODEL")
+                                             : "build/models/smollm2-135m-instruct-q4_1.gguf";
+    char path[512];
+    snprintf(path, sizeof path, "tests/golden/%s", name);
+    golden_matches(model, "stream/adapters/smollm2-135m-instruct.gguf", path, features);
+}
+
+static void tiny_1x_reference(void **state)
+{
+    (void)state;
+    tiny("tiny.r1.golden", 0);
+}
+
+static void tiny_4x_reference(void **state)
+{
+    (void)state;
+    tiny("tiny.r4.golden", 0);
+}
+
+static void tiny_1x_best(void **state)
+{
+    (void)state;
+    tiny("tiny.r1.golden", UINT32_MAX);
+}
+
+static void tiny_4x_best(void **state)
+{
+    (void)state;
+    tiny("tiny.r4.golden", UINT32_MAX);
+}
+
+static void real_1x(void **state)
+{
+    (void)state;
+    real("smollm2-135m-instruct.r1.golden", UINT32_MAX);
+}
+
+static void real_4x(void **state)
+{
+    (void)state;
+    real("smollm2-135m-instruct.r4.golden", UINT32_MAX);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tiny_1x_reference), cmocka_unit_test(tiny_4x_reference),
+        cmocka_unit_test(tiny_1x_best),      cmocka_unit_test(tiny_4x_best),
+        cmocka_unit_test(real_1x),           cmocka_unit_test(real_4x),
+    };
+    return cmocka_run_group_tests_name("golden", tests, NULL, NULL);
+}

@@ -1,0 +1,456 @@
+/*
+ * The memory of a stream: blocks against single tokens, cuts, forks, restore, rows and bytes, the
+ * slide, and that the hash follows. All with a tiny random model made here.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "stream/internal.h"
+#include "tests/unit/tiny_model.h"
+
+enum { TOKENS = 10 * TINY_CHUNK };
+
+static char model_path[64], adapter_path[64];
+static struct engine *engine;
+static int32_t tokens[TOKENS];
+
+struct held {
+    struct stream *stream;
+    void *memory;
+    size_t bytes;
+};
+
+static struct held stream_of(struct engine *e, uint32_t ratio, uint32_t ring)
+{
+    struct stream_options options = {.dmc_ratio = ratio, .ring_segments = ring};
+    struct held h = {.bytes = stream_bytes(e, &options, NULL, 0)};
+    h.memory = aligned_alloc(64, (h.bytes + 63) & ~(size_t)63);
+    assert_non_null(h.memory);
+    assert_int_equal(stream_open(&h.stream, e, &options, h.memory, h.bytes), 0);
+    return h;
+}
+
+static void drop(struct held *h)
+{
+    stream_close(&h->stream);
+    free(h->memory);
+}
+
+static struct stream_stat stat_of(const struct held *h)
+{
+    struct stream_stat s;
+    stream_stat(h->stream, &s);
+    return s;
+}
+
+static struct engine *engine_with(uint32_t threads, uint32_t features, const char *adapter)
+{
+    struct engine_options options = {.model_path = model_path,
+                                     .adapter_path = adapter,
+                                     .threads = threads,
+                                     .feature_mask = features};
+    char error[256] = "";
+    struct engine *e = NULL;
+    if (engine_open(&e, &options, error, sizeof error))
+        fail_msg("%s", error);
+    return e;
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    snprintf(model_path, sizeof model_path, "/tmp/silt-test-%d.gguf", getpid());
+    snprintf(adapter_path, sizeof adapter_path, "/tmp/silt-test-%d.adapter.gguf", getpid());
+    struct tiny_options options = TINY_DEFAULTS;
+    if (tiny_model_write(model_path, &options) ||
+        tiny_adapter_write(adapter_path, model_path, &options))
+        return -1;
+    engine = engine_with(2, UINT32_MAX, adapter_path);
+    uint64_t x = 88172645463325252u;
+    for (int i = 0; i < TOKENS; i++) {
+        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+        tokens[i] = (int32_t)(3 + x % (engine->shape.vocab - 3));
+    }
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    engine_close(&engine);
+    unlink(model_path);
+    unlink(adapter_path);
+    return 0;
+}
+
+/* Feeds token by token, each computed by itself: the recurrence as DESIGN 2.1 writes it. */
+static void feed_single(struct stream *stream, const int32_t *ids, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        stream->state->pending[0] = ids[i];
+        stream->state->pending_count = 1;
+        stream_compute_pending(stream);
+    }
+}
+
+static double summary_distance(const struct held *a, const struct held *b)
+{
+    const struct layout *l = &a->stream->layout;
+    const f16 *x = STATE_AT_CONST(a->stream->state, l->pending, f16),
+              *y = STATE_AT_CONST(b->stream->state, l->pending, f16);
+    double error = 0, norm = 0;
+    for (size_t i = 0; i < (size_t)l->heads * TINY_COMP * 2 * l->head_dim; i++) {
+        double d = (double)f16_to_f32(x[i]) - (double)f16_to_f32(y[i]);
+        error += d * d;
+        norm += (double)f16_to_f32(y[i]) * (double)f16_to_f32(y[i]);
+    }
+    return sqrt(error / norm);
+}
+
+/* Float weights leave no rounding of activations to amplify, so what differs is the order of sums
+ * alone. */
+static void blocks_equal_single_tokens(void **state)
+{
+    (void)state;
+    struct tiny_options options = TINY_DEFAULTS;
+    options.weight_type = options.embed_type = TENSOR_F32;
+    assert_int_equal(tiny_model_write(model_path, &options), 0);
+    assert_int_equal(tiny_adapter_write(adapter_path, model_path, &options), 0);
+    struct engine *e = engine_with(1, UINT32_MAX, adapter_path);
+    for (uint32_t ratio = 1; ratio <= 8; ratio *= 2) {
+        struct held block = stream_of(e, ratio, 2), single = stream_of(e, ratio, 2);
+        assert_int_equal(stream_feed(block.stream, tokens, 5 * TINY_CHUNK), 0);
+        feed_single(single.stream, tokens, 5 * TINY_CHUNK);
+        double distance = summary_distance(&block, &single);
+        printf("ratio %u: last segment differs by %.2g of its norm, realised %.3f and %.3f\n",
+               ratio, distance, stat_of(&block).ratio_realised, stat_of(&single).ratio_realised);
+        assert_true(distance < 2e-3);
+        assert_true(stat_of(&block).ratio_realised == stat_of(&single).ratio_realised);
+        drop(&block);
+        drop(&single);
+    }
+    engine_close(&e);
+    options = TINY_DEFAULTS;
+    assert_int_equal(tiny_model_write(model_path, &options), 0);
+    assert_int_equal(tiny_adapter_write(adapter_path, model_path, &options), 0);
+}
+
+static void cuts_and_threads_do_not_matter(void **state)
+{
+    (void)state;
+    const uint32_t mask[] = {0, FEATURE_AVX2, UINT32_MAX};
+    for (int m = 0; m < 3; m++) {
+        uint64_t hash[2];
+        for (uint32_t threads = 1; threads <= 2; threads++) {
+            struct engine *e = engine_with(threads, mask[m], adapter_path);
+            struct held whole = stream_of(e, 4, 2), cut = stream_of(e, 4, 2);
+            uint32_t count = 4 * TINY_CHUNK, step = 1;
+            assert_int_equal(stream_feed(whole.stream, tokens, count), 0);
+            for (uint32_t at = 0; at < count; at += step, step = step % 77 + 3) {
+                if (step > count - at)
+                    step = count - at;
+                assert_int_equal(stream_feed(cut.stream, tokens + at, step), 0);
+            }
+            hash[threads - 1] = stat_of(&whole).memory_hash;
+            assert_int_equal(stat_of(&whole).hash_chunk, 4);
+            assert_true(hash[threads - 1] == stat_of(&cut).memory_hash);
+            drop(&whole);
+            drop(&cut);
+            engine_close(&e);
+        }
+        assert_true(hash[0] == hash[1]);
+        assert_true(hash[0] != 0);
+    }
+}
+
+static void every_token_counts(void **state)
+{
+    (void)state;
+    struct held a = stream_of(engine, 2, 4), b = stream_of(engine, 2, 4);
+    int32_t kept = tokens[100];
+    assert_int_equal(stream_feed(a.stream, tokens, TINY_CHUNK), 0);
+    tokens[100] = kept == 5 ? 6 : 5;
+    assert_int_equal(stream_feed(b.stream, tokens, TINY_CHUNK), 0);
+    tokens[100] = kept;
+    assert_true(stat_of(&a).memory_hash != stat_of(&b).memory_hash);
+    drop(&a);
+    drop(&b);
+}
+
+/* Ring, summary, rows and tiers as DESIGN 2.4 and 2.5 say, chunk by chunk; nothing ever passes the
+ * plan. */
+static void slides_as_designed(void **state)
+{
+    (void)state;
+    struct held h = stream_of(engine, 1, 4);
+    for (uint32_t chunk = 1; chunk <= 10; chunk++) {
+        assert_int_equal(stream_feed(h.stream, tokens + (chunk - 1) * TINY_CHUNK, TINY_CHUNK), 0);
+        struct stream_stat s = stat_of(&h);
+        uint32_t ring = chunk - 1 < 4 ? chunk - 1 : 4, cold = chunk - 1 - ring;
+        assert_int_equal(s.chunks, chunk);
+        assert_int_equal(s.segments_ring, ring);
+        assert_int_equal(s.segments_cold, cold);
+        uint32_t fixed = chunk < 2 ? 0 : TINY_SINKS + ring * TINY_COMP + (cold ? TINY_COMP : 0);
+        assert_true(s.rows_mean == fixed + TINY_CHUNK);
+        size_t plan = 0, used = 0;
+        for (int t = 0; t < TIER_COUNT; t++) {
+            assert_true(s.tier_used_bytes[t] <= s.tier_plan_bytes[t]);
+            plan += s.tier_plan_bytes[t];
+            used += s.tier_used_bytes[t];
+        }
+        assert_int_equal(plan, s.bytes_plan);
+        assert_int_equal(plan, h.bytes);
+        assert_true(used <= plan);
+    }
+    drop(&h);
+}
+
+static void quotas_hold(void **state)
+{
+    (void)state;
+    for (uint32_t ratio = 2; ratio <= 8; ratio *= 2) {
+        struct held h = stream_of(engine, ratio, 4);
+        assert_int_equal(stream_feed(h.stream, tokens, TOKENS), 0);
+        uint64_t counts[TINY_LAYERS * TINY_KV_HEADS];
+        assert_int_equal(stream_entries(h.stream, counts), TOKENS / TINY_CHUNK);
+        for (uint32_t i = 0; i < TINY_LAYERS * TINY_KV_HEADS; i++) {
+            const uint32_t *capacity =
+                STATE_AT_CONST(h.stream->state, h.stream->layout.capacity, uint32_t);
+            assert_true(capacity[i] <= 2 * TINY_CHUNK / ratio);
+            assert_true(counts[i] <= (uint64_t)capacity[i] * (TOKENS / TINY_CHUNK));
+            assert_true(counts[i] >= TOKENS / TINY_CHUNK);
+        }
+        drop(&h);
+    }
+}
+
+static void state_restores_bit_for_bit(void **state)
+{
+    (void)state;
+    struct held a = stream_of(engine, 4, 2), b = stream_of(engine, 4, 2),
+                other = stream_of(engine, 2, 2);
+    size_t bytes;
+    assert_int_equal(stream_feed(a.stream, tokens, 1100), 0);
+    const void *saved = stream_state(a.stream, &bytes);
+    assert_int_equal(stream_restore(b.stream, saved, bytes), 0);
+    assert_int_equal(stream_restore(other.stream, saved, bytes), -EINVAL);
+    assert_int_equal(stream_feed(a.stream, tokens + 1100, 900), 0);
+    assert_int_equal(stream_feed(b.stream, tokens + 1100, 900), 0);
+    assert_true(stat_of(&a).memory_hash == stat_of(&b).memory_hash);
+    assert_memory_equal(a.stream->state, b.stream->state, bytes);
+    struct state *broken = malloc(bytes);
+    memcpy(broken, a.stream->state, bytes);
+    STATE_AT(broken, a.stream->layout.count[0], uint32_t)[3] = 100000;
+    assert_int_equal(stream_restore(b.stream, broken, bytes), -EINVAL);
+    free(broken);
+    drop(&a);
+    drop(&b);
+    drop(&other);
+}
+
+static struct fork *fork_of(const struct held *h, void **memory)
+{
+    struct stream_options options = {.dmc_ratio = h->stream->layout.ratio,
+                                     .ring_segments = h->stream->layout.ring};
+    size_t bytes = fork_bytes(h->stream->engine, &options);
+    struct fork *fork;
+    *memory = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+    assert_int_equal(fork_open(&fork, h->stream, *memory, bytes), 0);
+    return fork;
+}
+
+static void forks_do_not_disturb(void **state)
+{
+    (void)state;
+    struct held a = stream_of(engine, 4, 2), b = stream_of(engine, 4, 2);
+    void *memory[2];
+    assert_int_equal(stream_feed(a.stream, tokens, 1110), 0);
+    assert_int_equal(stream_feed(b.stream, tokens, 1110), 0);
+    struct fork *one = fork_of(&a, &memory[0]), *two = fork_of(&a, &memory[1]);
+    assert_int_equal(fork_position(one), 1110);
+    assert_null(fork_logits(one));
+    assert_int_equal(fork_feed(one, tokens + 5, 70), 0);
+    assert_int_equal(stream_feed(a.stream, tokens + 1110, 800), 0);
+    for (uint32_t i = 0; i < 70;
+         i++) /* row by row gives what blocks gave, though the stream has gone on */
+        assert_int_equal(fork_feed(two, tokens + 5 + i, 1), 0);
+    for (uint32_t i = 0; i < engine->shape.vocab; i++)
+        assert_true(fabsf(fork_logits(one)[i] - fork_logits(two)[i]) < 0.05f);
+    assert_int_equal(fork_room(one), FORK_TOKENS_MAX - 70);
+    assert_int_equal(stream_feed(b.stream, tokens + 1110, 800), 0);
+    assert_true(stat_of(&a).memory_hash == stat_of(&b).memory_hash);
+    assert_int_equal(fork_feed(one, (int32_t[]){-1}, 1), -EINVAL);
+    fork_close(&one);
+    fork_close(&two);
+    free(memory[0]);
+    free(memory[1]);
+    drop(&a);
+    drop(&b);
+}
+
+static void a_fork_has_an_end(void **state)
+{
+    (void)state;
+    struct held a = stream_of(engine, 8, 2);
+    void *memory;
+    assert_int_equal(stream_feed(a.stream, tokens, 40), 0);
+    struct fork *fork = fork_of(&a, &memory);
+    assert_int_equal(fork_feed(fork, tokens, FORK_TOKENS_MAX), 0);
+    assert_int_equal(fork_room(fork), 0);
+    assert_int_equal(fork_feed(fork, tokens, 1), -ENOSPC);
+    fork_close(&fork);
+    free(memory);
+    drop(&a);
+}
+
+/* A question's logits depend on far text only through the memory: changing one ring segment's chunk
+ * changes them. */
+static void the_ring_is_attended(void **state)
+{
+    (void)state;
+    struct held a = stream_of(engine, 1, 4), b = stream_of(engine, 1, 4);
+    float x[STREAM_BLOCK_TOKENS], y[STREAM_BLOCK_TOKENS];
+    int32_t targets[STREAM_BLOCK_TOKENS];
+    assert_int_equal(stream_feed(a.stream, tokens, 6 * TINY_CHUNK), 0);
+    assert_int_equal(stream_feed(b.stream, tokens, 6 * TINY_CHUNK), 0);
+    stream_hide_memory(b.stream, true);
+    for (int i = 0; i < STREAM_BLOCK_TOKENS; i++)
+        targets[i] = tokens[i + 1];
+    assert_int_equal(stream_score(a.stream, tokens, targets, STREAM_BLOCK_TOKENS, x), 0);
+    assert_int_equal(stream_score(b.stream, tokens, targets, STREAM_BLOCK_TOKENS, y), 0);
+    double difference = 0;
+    for (int i = 0; i < STREAM_BLOCK_TOKENS; i++)
+        difference += fabs((double)x[i] - (double)y[i]);
+    assert_true(difference > 1e-3);
+    drop(&a);
+    drop(&b);
+}
+
+static void segment_leaves(void *user, const struct segment_view *segment)
+{
+    uint64_t *count = user;
+    assert_int_equal(segment->number, *count);
+    assert_int_equal(segment->token_from, *count * TINY_CHUNK);
+    assert_int_equal(segment->rows_bytes,
+                     TINY_LAYERS * TINY_KV_HEADS * TINY_COMP * 2 * TINY_HEAD_DIM * sizeof(f16));
+    ++*count;
+}
+
+static void segments_leave_in_order(void **state)
+{
+    (void)state;
+    struct held a = stream_of(engine, 4, 3);
+    uint64_t count = 0;
+    stream_on_segment_leave(a.stream, segment_leaves, &count);
+    assert_int_equal(stream_feed(a.stream, tokens, TOKENS), 0);
+    assert_int_equal(count, TOKENS / TINY_CHUNK - 1 - 3);
+    drop(&a);
+}
+
+/* Full attention in history, window as large as the text, is what a stream computes within its
+ * first chunk. */
+static void history_agrees_with_a_stream(void **state)
+{
+    (void)state;
+    struct held a = stream_of(engine, 1, 4);
+    struct history *h;
+    int32_t targets[TINY_CHUNK];
+    float x[TINY_CHUNK], y[TINY_CHUNK], z[TINY_CHUNK];
+    for (int i = 0; i < TINY_CHUNK; i++)
+        targets[i] = tokens[i + 1];
+    assert_int_equal(history_open(&h, engine, 600, false), 0);
+    assert_int_equal(stream_score(a.stream, tokens, targets, TINY_CHUNK, x), 0);
+    assert_int_equal(history_score(h, tokens, targets, TINY_CHUNK, NULL, y), 0);
+    for (int i = 0; i < TINY_CHUNK; i++)
+        assert_true(fabsf(x[i] - y[i]) < 1e-2f);
+    /* A long history slides, and its rows stay finite and different from those of a shorter one. */
+    for (int i = 1; i < 8; i++)
+        assert_int_equal(history_score(h, tokens + i * TINY_CHUNK, targets, TINY_CHUNK, NULL, z),
+                         0);
+    for (int i = 0; i < TINY_CHUNK; i++)
+        assert_true(isfinite(z[i]));
+    history_close(&h);
+    drop(&a);
+}
+
+static void options_are_checked(void **state)
+{
+    (void)state;
+    char error[256];
+    assert_int_equal(
+        stream_bytes(engine, &(struct stream_options){.dmc_ratio = 3}, error, sizeof error), 0);
+    assert_non_null(strstr(error, "ratio"));
+    assert_int_equal(
+        stream_bytes(engine, &(struct stream_options){.ring_segments = 200}, error, sizeof error),
+        0);
+    assert_non_null(strstr(error, "ring"));
+    struct held a = stream_of(engine, 0, 0);
+    assert_int_equal(stat_of(&a).dmc_ratio, 4);
+    assert_int_equal(stream_feed(a.stream, (int32_t[]){1, 1 << 30}, 2), -EINVAL);
+    assert_int_equal(stat_of(&a).tokens_pending, 0);
+    drop(&a);
+}
+
+static void without_an_adapter_it_slides(void **state)
+{
+    (void)state;
+    struct engine *e = engine_with(1, UINT32_MAX, NULL);
+    struct held a = stream_of(e, 0, 0);
+    assert_int_equal(stream_feed(a.stream, tokens, TOKENS), 0);
+    struct stream_stat s = stat_of(&a);
+    assert_int_equal(s.dmc_ratio, 1);
+    assert_int_equal(s.segments_ring, 0);
+    assert_true(s.rows_mean <= 2 * 1024 + TINY_SINKS);
+    drop(&a);
+    engine_close(&e);
+}
+
+static void an_adapter_of_another_model_is_refused(void **state)
+{
+    (void)state;
+    struct tiny_options options = TINY_DEFAULTS;
+    char other[80], error[256];
+    struct engine *e;
+    snprintf(other, sizeof other, "%s.other", model_path);
+    options.seed = 2;
+    assert_int_equal(tiny_model_write(other, &options), 0);
+    struct engine_options want = {
+        .model_path = other, .adapter_path = adapter_path, .feature_mask = UINT32_MAX};
+    assert_int_equal(engine_open(&e, &want, error, sizeof error), -ESTALE);
+    assert_non_null(strstr(error, "another model"));
+    want.model_path = "/nonexistent.gguf";
+    assert_int_equal(engine_open(&e, &want, error, sizeof error), -ENOENT);
+    assert_non_null(strstr(error, "nonexistent"));
+    unlink(other);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(blocks_equal_single_tokens),
+        cmocka_unit_test(cuts_and_threads_do_not_matter),
+        cmocka_unit_test(every_token_counts),
+        cmocka_unit_test(slides_as_designed),
+        cmocka_unit_test(quotas_hold),
+        cmocka_unit_test(state_restores_bit_for_bit),
+        cmocka_unit_test(forks_do_not_disturb),
+        cmocka_unit_test(a_fork_has_an_end),
+        cmocka_unit_test(the_ring_is_attended),
+        cmocka_unit_test(segments_leave_in_order),
+        cmocka_unit_test(history_agrees_with_a_stream),
+        cmocka_unit_test(options_are_checked),
+        cmocka_unit_test(without_an_adapter_it_slides),
+        cmocka_unit_test(an_adapter_of_another_model_is_refused),
+    };
+    return cmocka_run_group_tests_name("stream", tests, set_up, tear_down);
+}
