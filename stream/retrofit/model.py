@@ -59,8 +59,9 @@ class BaseModel:
         """cos and sin for integer positions; the angle in double, as the engine does it."""
         half = self.head_dim // 2
         frequency = self.theta ** (-torch.arange(half, dtype=torch.float64) / half)
-        angle = torch.as_tensor(np.asarray(positions)).double()[..., None] * frequency
-        return angle.cos().float().to(device), angle.sin().float().to(device)
+        places = torch.as_tensor(np.asarray(positions)).to(device).double()
+        angle = places[..., None] * frequency.to(device)
+        return angle.cos().float(), angle.sin().float()
 
 
 def rms_norm(x, weight, eps):

@@ -3,7 +3,7 @@
     python3 tiny.py OUTPUT_FOLDER [--no-golden]
 
 makes tiny.gguf, tiny.adapter.gguf, tiny.r1.golden and tiny.r4.golden.  The model has the shape of
-a real one (grouped heads, tied Q8_0 embeddings, Q4_1 weights, byte-level BPE with real merges), so
+a real one (grouped heads, tied embeddings, byte-level BPE with real merges), so
 the C tests run the same code in seconds.  Nothing depends on numpy's random streams: the numbers
 come from a small integer generator written out here, so every machine makes the same file.
 """
@@ -132,19 +132,19 @@ def write_base(path):
     def matrix(out, width, gain=1.0):
         return source.normal(out, width) * np.float32(gain / np.sqrt(width))
 
-    tensors = [("token_embd.weight", 0.2 * source.normal(len(tokens), WIDTH), gguf.Q8_0)]
+    tensors = [("token_embd.weight", 0.2 * source.normal(len(tokens), WIDTH), gguf.F32)]
     for layer in range(LAYERS):
         parts = [
             ("attn_norm", 1 + 0.1 * source.normal(WIDTH), gguf.F32),
-            ("ffn_down", matrix(WIDTH, FEED), gguf.Q4_1),
-            ("ffn_gate", matrix(FEED, WIDTH), gguf.Q4_1),
-            ("ffn_up", matrix(FEED, WIDTH), gguf.Q4_1),
+            ("ffn_down", matrix(WIDTH, FEED), gguf.F32),
+            ("ffn_gate", matrix(FEED, WIDTH), gguf.F32),
+            ("ffn_up", matrix(FEED, WIDTH), gguf.F32),
             ("ffn_norm", 1 + 0.1 * source.normal(WIDTH), gguf.F32),
             # Gains above one make the attention choose: a flat one would hide wrong rows.
-            ("attn_k", matrix(kv, WIDTH, 1.5), gguf.Q4_1),
-            ("attn_output", matrix(WIDTH, WIDTH), gguf.Q4_1),
-            ("attn_q", matrix(WIDTH, WIDTH, 1.5), gguf.Q4_1),
-            ("attn_v", matrix(kv, WIDTH), gguf.Q4_1),
+            ("attn_k", matrix(kv, WIDTH, 1.5), gguf.F32),
+            ("attn_output", matrix(WIDTH, WIDTH), gguf.F32),
+            ("attn_q", matrix(WIDTH, WIDTH, 1.5), gguf.F32),
+            ("attn_v", matrix(kv, WIDTH), gguf.F32),
         ]
         tensors += [("blk.%d.%s.weight" % (layer, name), array, kind)
                     for name, array, kind in parts]

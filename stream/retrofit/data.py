@@ -1,0 +1,262 @@
+"""Text to token shards, and shards to training rows.
+
+    python3 data.py --model BASE.gguf --text FOLDER --out SHARDS
+
+FOLDER holds KIND.jsonl, .jsonl.xz or .jsonl.zst files; one document a line with `text`, and where
+there are questions `ans_at` or `qa`.  A row is T chunks of tokens with a loss weight and a flag for
+raw (fork) tokens.  Three sorts of row: plain text; text in which earlier excerpts come back, which
+rewards exact content; and text with passages whose questions follow a thousand tokens or more later.
+"""
+import argparse
+import json
+import lzma
+import os
+import re
+import subprocess
+
+import numpy as np
+
+import gguf
+
+# Shares of the rows' text.  Logs and dialogue have the widest gap to full context.
+SHARES = {"dialogue": 0.27, "log": 0.27, "book": 0.17, "meeting": 0.16, "agent": 0.05,
+          "docs": 0.05, "qa": 0.03}
+HELD_OUT = 0.02         # the end of every kind's tokens: calibration, never trained on
+USER, TURN_END = 1, 2   # <|im_start|>, <|im_end|>
+ANSWER_WEIGHT = 4.0
+
+
+class Tokenizer:
+    """The smollm pre-tokenizer: digits one by one, then GPT-2 byte-level BPE, from the GGUF."""
+
+    def __init__(self, model_path):
+        from tokenizers import Tokenizer as Fast, models, pre_tokenizers
+        meta = gguf.Reader(model_path).meta
+        tokens = meta["tokenizer.ggml.tokens"]
+        merges = [tuple(line.split(" ", 1)) for line in meta["tokenizer.ggml.merges"]]
+        self.fast = Fast(models.BPE(vocab={text: i for i, text in enumerate(tokens)},
+                                    merges=merges))
+        self.fast.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+
+    def encode(self, text):
+        return np.array(self.fast.encode(text, add_special_tokens=False).ids, np.uint16)
+
+    def encode_many(self, texts):
+        return [np.array(item.ids, np.uint16)
+                for item in self.fast.encode_batch(texts, add_special_tokens=False)]
+
+
+def read_documents(path):
+    """Yields one dict a line.  Lines end in a newline only: texts hold other separators."""
+    if path.endswith(".xz"):
+        data = lzma.open(path).read()
+    elif path.endswith(".zst"):
+        data = subprocess.run(["zstd", "-dc", path], stdout=subprocess.PIPE, check=True).stdout
+    else:
+        with open(path, "rb") as file:
+            data = file.read()
+    for line in data.split(b"\n"):
+        if line:
+            yield json.loads(line)
+
+
+def cut_text(text, size=60000):
+    """Pieces at line ends, so that long documents tokenise in parallel."""
+    pieces, at = [], 0
+    while len(text) - at > size * 3 // 2:
+        end = text.rfind("\n", at, at + size)
+        end = at + size if end <= at else end
+        pieces.append(text[at:end])
+        at = end
+    return pieces + [text[at:]]
+
+
+def find_question(prompt):
+    """The last sentence ending in a question mark near the prompt's end or start, or None."""
+    for part in (prompt[-400:], prompt[:400]):
+        found = re.findall(r"[A-Z][^.?!\n\"]{10,200}\?", part)
+        if found:
+            return found[-1]
+    return None
+
+
+def question_items(document):
+    """(passage, question, answer) triples of one document."""
+    text, items = document["text"], []
+    at = document.get("ans_at")
+    if at and document["source"] == "qa_t0_selfinstruct":
+        question = find_question(text[:at])
+        if question and at < 7000:
+            passage = text[:at].replace(question, "").replace("Answer:", "").strip()
+            items.append((passage, question, text[at:].strip()))
+    for entry in document.get("qa", ()):
+        answer = entry.get("a")
+        if not isinstance(answer, str) or not answer.strip():
+            continue
+        if entry.get("start") is not None:
+            begin = max(0, entry["start"] - 600)
+            items.append((text[begin:begin + 1400], entry["q"], answer))
+        elif entry.get("spans"):
+            turns = text.split("\n")
+            parts = ["\n".join(turns[int(a):int(b) + 1]) for a, b in entry["spans"]]
+            items.append(("\n".join(parts)[:5000], entry["q"], answer))
+        elif document["source"] == "qa_cosmos":
+            items.append((text, entry["q"], answer))
+    return [item for item in items if len(item[0]) > 100 and len(item[2]) < 1500]
+
+
+def prepare(model_path, text_folder, out, seed=0):
+    tokenizer = Tokenizer(model_path)
+    random = np.random.RandomState(seed)
+    os.makedirs(out, exist_ok=True)
+    items = []
+    for name in sorted(os.listdir(text_folder)):
+        kind = name.split(".")[0]
+        if kind not in SHARES or ".jsonl" not in name:
+            continue
+        documents = list(read_documents(os.path.join(text_folder, name)))
+        random.shuffle(documents)
+        pieces = []
+        for document in documents:
+            items.extend(question_items(document))
+            # Passage prompts are used as questions over streams instead.
+            if document["source"] != "qa_t0_selfinstruct":
+                pieces.extend(cut_text(document["text"] + "\n\n"))
+        tokens = np.concatenate(tokenizer.encode_many(pieces))
+        np.save(os.path.join(out, kind + ".npy"), tokens)
+        print("%-9s %6d documents %6.1fM tokens" % (kind, len(documents), len(tokens) / 1e6),
+              flush=True)
+    random.shuffle(items)
+    flat = tokenizer.encode_many([text for item in items for text in item])
+    np.save(os.path.join(out, "items.npy"), np.concatenate(flat))
+    np.save(os.path.join(out, "items_ends.npy"), np.cumsum([len(part) for part in flat]))
+    words = {name: tokenizer.encode(text).tolist() for name, text in
+             (("user", "user\n"), ("assistant", "assistant\n"), ("newline", "\n"),
+              ("question", "\n\nQuestion: "), ("answer", "\nAnswer: "), ("blank", "\n\n"))}
+    with open(os.path.join(out, "words.json"), "w") as file:
+        json.dump(words, file)
+    print("%d passages with a question" % len(items), flush=True)
+
+
+class RowMaker:
+    """Random rows from a shard folder; every call of `row` is independent."""
+
+    def __init__(self, folder, length, seed=0, held_out=False):
+        self.length, self.random = length, np.random.RandomState(seed)
+        self.kinds, self.shares = {}, []
+        for kind, share in SHARES.items():
+            path = os.path.join(folder, kind + ".npy")
+            if os.path.exists(path):
+                tokens = np.load(path, mmap_mode="r")
+                edge = int(len(tokens) * (1 - HELD_OUT))
+                self.kinds[kind] = tokens[edge:] if held_out else tokens[:edge]
+                self.shares.append(share)
+        self.names = list(self.kinds)
+        self.shares = np.array(self.shares) / sum(self.shares)
+        self.items = np.load(os.path.join(folder, "items.npy"), mmap_mode="r")
+        self.ends = np.load(os.path.join(folder, "items_ends.npy"))
+        with open(os.path.join(folder, "words.json")) as file:
+            self.words = json.load(file)
+        self.item_range = (0, int(len(self.ends) // 3 * (1 - HELD_OUT)))
+        if held_out:
+            self.item_range = (self.item_range[1], len(self.ends) // 3)
+
+    def text(self, kind, count):
+        tokens = self.kinds[kind]
+        at = self.random.randint(0, max(1, len(tokens) - count))
+        return np.resize(tokens[at:at + count], count).astype(np.int64)
+
+    def row(self, sort=None, kind=None):
+        """tokens int64, weight f32 (for predicting each token), raw bool: all [length]."""
+        sort = sort or self.random.choice(["plain", "recall", "question"], p=[0.68, 0.12, 0.20])
+        kind = kind or self.random.choice(self.names, p=self.shares)
+        if sort == "plain":
+            return (self.text(kind, self.length), np.ones(self.length, np.float32),
+                    np.zeros(self.length, bool))
+        return self._recall(kind) if sort == "recall" else self._question(kind)
+
+    def _recall(self, kind):
+        """Earlier excerpts come back word for word; their first tokens, the cue, carry no loss."""
+        text = self.text(kind, self.length)
+        out, weight, used = [], [], 0
+        places = np.sort(self.random.randint(min(700, self.length // 4), self.length - 200,
+                                             self.random.randint(4, 10)))
+        for place in places:
+            gap = place - sum(len(part) for part in out)
+            if gap < 100:
+                continue
+            out.append(text[used:used + gap])
+            weight.append(np.ones(gap, np.float32))
+            used += gap
+            so_far = np.concatenate(out)
+            size = self.random.randint(32, 160)
+            back = self.random.randint(min(560, len(so_far)), min(len(so_far), 4500) + 560)
+            start = max(0, len(so_far) - back)
+            excerpt = so_far[start:start + size]
+            out.append(np.concatenate([self.words["blank"], excerpt]).astype(np.int64))
+            mark = np.ones(len(out[-1]), np.float32)
+            mark[:8] = 0
+            weight.append(mark)
+        rest = self.length - sum(len(part) for part in out)
+        out.append(text[used:used + max(0, rest)])
+        weight.append(np.ones(len(out[-1]), np.float32))
+        tokens = np.concatenate(out)[:self.length]
+        return tokens, np.concatenate(weight)[:self.length], np.zeros(self.length, bool)
+
+    def _item(self):
+        index = 3 * self.random.randint(*self.item_range)
+        starts = [0 if index == 0 else self.ends[index - 1], self.ends[index], self.ends[index + 1]]
+        return [self.items[a:b].astype(np.int64)
+                for a, b in zip(starts, self.ends[index:index + 3])]
+
+    def _turns(self, question, answer):
+        """Question and answer as the engine asks (chat template, raw rows) or as plain text."""
+        words = self.words
+        if self.random.rand() < 0.6:
+            head = [USER] + words["user"] + list(question) + [TURN_END] + words["newline"] \
+                + [USER] + words["assistant"]
+            tail, raw = [TURN_END] + words["newline"], True
+        else:
+            head = words["question"] + list(question) + words["answer"]
+            tail, raw = words["blank"], False
+        tokens = np.array(head + list(answer) + tail, np.int64)
+        weight = np.zeros(len(tokens), np.float32)
+        weight[len(head):len(tokens) - len(tail) + 1] = ANSWER_WEIGHT
+        return tokens, weight, np.full(len(tokens), raw)
+
+    def _question(self, kind):
+        events = []
+        for _ in range(self.random.randint(3, 7)):
+            passage, question, answer = self._item()
+            passage = passage[:min(1200, self.length // 4)]
+            at = self.random.randint(0, self.length - self.length // 5)
+            later = at + len(passage) + self.random.randint(500, 6000)
+            events.append((at, (passage, np.ones(len(passage), np.float32),
+                                np.zeros(len(passage), bool))))
+            room = self.length - len(question) - len(answer[:200]) - 20
+            events.append((max(0, min(later, room)), self._turns(question, answer)))
+        events.sort(key=lambda event: event[0])
+        text, used, count, parts = self.text(kind, self.length), 0, 0, []
+        for place, event in events + [(self.length, None)]:
+            gap = max(0, min(place, self.length) - count)
+            parts.append((text[used:used + gap], np.ones(gap, np.float32), np.zeros(gap, bool)))
+            used, count = used + gap, count + gap
+            if event is not None:
+                parts.append(event)
+                count += len(event[0])
+        return tuple(np.concatenate([part[i] for part in parts])[:self.length] for i in range(3))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--out", required=True)
+    options = parser.parse_args()
+    prepare(options.model, options.text, options.out)
+
+
+if __name__ == "__main__":
+    main()

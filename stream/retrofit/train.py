@@ -1,0 +1,310 @@
+"""Trains an adapter for a Llama-family GGUF.
+
+    python3 train.py --model BASE.gguf --shards SHARDS --out RUN --minutes 10 --total-minutes 30
+
+The schedule runs over --total-minutes; a run of --minutes leaves a checkpoint in RUN, and the same
+command goes on from it.  SHARDS come from data.py.  The end of the last run draws RUN/loss.svg.
+"""
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import time
+
+import numpy as np
+import torch
+
+import data
+import loss as loss_file
+import model as model_file
+import plan as plan_file
+
+PART_BYTES = 15 << 20       # checkpoints are cut into files that travel anywhere
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--shards", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--minutes", type=float, default=10, help="of this run")
+    parser.add_argument("--total-minutes", type=float, default=30, help="of the whole schedule")
+    parser.add_argument("--steps", type=int, default=0, help="stop after so many steps, for tests")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--chunks", type=int, default=32)
+    parser.add_argument("--n", type=int, default=256)
+    parser.add_argument("--m", type=int, default=16)
+    parser.add_argument("--ring", type=int, default=14)
+    parser.add_argument("--sinks", type=int, default=8)
+    parser.add_argument("--alpha-min", type=float, default=1 / 32)
+    parser.add_argument("--comp-rank", type=int, default=32)
+    parser.add_argument("--dmc-rank", type=int, default=32)
+    parser.add_argument("--ratios", default="2,4,8")
+    parser.add_argument("--ratio-shares", default="0.4,0.12,0.26,0.22", help="of 1x, then ratios")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr-bias", type=float, default=1e-2)
+    parser.add_argument("--kl", type=float, default=0.5, help="share of the loss that is KL")
+    parser.add_argument("--hinge", type=float, default=3.0)
+    parser.add_argument("--ramp", type=float, default=0.12, help="share of the schedule")
+    parser.add_argument("--noise", default="1.0,0.3", help="width at the start and at the end")
+    parser.add_argument("--loss-chunk", type=int, default=8192)
+    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
+# Batches come from worker processes: rows and plan tables are numpy, the GPU never waits.
+
+def make_batch(maker, random, options):
+    rows = [maker.row() for _ in range(options.rows)]
+    rings = [options.ring if random.rand() < 0.4 else random.randint(2, options.ring + 1)
+             for _ in range(options.rows)]
+    recall = {}
+    for row, ring in enumerate(rings):
+        for chunk in range(options.chunks):
+            cold, room = chunk - 1 - ring, min(8, options.ring - ring)
+            if cold > 1 and room > 0 and random.rand() < 0.2:
+                count = random.randint(1, min(room, cold - 1) + 1)
+                recall[row, chunk] = sorted(random.choice(cold, count, replace=False))
+    plan = plan_file.MemoryPlan(rings, options.chunks, options.ring, options.n, options.m,
+                                options.sinks, options.alpha_min, recall)
+    return [np.stack([row[i] for row in rows]) for i in range(3)] + [plan]
+
+
+def work(queue, options, seed):
+    maker = data.RowMaker(options.shards, options.chunks * options.n, seed)
+    random = np.random.RandomState(seed + 7)
+    while True:
+        queue.put(make_batch(maker, random, options))
+
+
+def start_workers(options, steps_done):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue(maxsize=12)
+    for worker in range(options.workers):
+        seed = options.seed * 1000 + steps_done * 10 + worker
+        context.Process(target=work, args=(queue, options, seed), daemon=True).start()
+    return queue
+
+
+# Checkpoints: a JSON head and raw parts, parameters f32, Adam's moments bf16.
+
+def make_optimizer(parameters, options):
+    bias = [parameters.ratio_bias]
+    rest = [p for p in parameters.parameters() if p is not parameters.ratio_bias]
+    return torch.optim.AdamW([{"params": rest, "lr": options.lr, "peak": options.lr},
+                              {"params": bias, "lr": options.lr_bias, "peak": options.lr_bias}],
+                             betas=(0.9, 0.98), weight_decay=0.0)
+
+
+def save_checkpoint(folder, parameters, quotas, optimizer, state):
+    os.makedirs(folder, exist_ok=True)
+    names = [name for name, _ in parameters.named_parameters()]
+    blobs = [torch.cat([p.detach().flatten() for p in parameters.parameters()]).cpu().numpy()]
+    for key in ("exp_avg", "exp_avg_sq"):
+        flat = [optimizer.state[p][key].flatten() if p in optimizer.state
+                else torch.zeros(p.numel(), device=p.device) for p in parameters.parameters()]
+        blobs.append(torch.cat(flat).bfloat16().view(torch.int16).cpu().numpy())
+    raw = b"".join(blob.tobytes() for blob in blobs)
+    parts = range(0, len(raw), PART_BYTES)
+    for index, at in enumerate(parts):
+        with open(os.path.join(folder, "part%d.bin" % index), "wb") as file:
+            file.write(raw[at:at + PART_BYTES])
+    head = {"names": names, "shapes": [list(p.shape) for p in parameters.parameters()],
+            "parts": len(parts), "quotas": quotas.cpu().int().tolist(), "state": state,
+            "steps": {name: float(optimizer.state[p]["step"]) if p in optimizer.state else 0
+                      for name, p in parameters.named_parameters()}}
+    with open(os.path.join(folder, "checkpoint.json"), "w") as file:
+        json.dump(head, file)
+
+
+def load_checkpoint(folder, base, optimizer_for=None):
+    """-> (parameters, quotas, state) or, with optimizer_for(parameters), the optimizer too."""
+    with open(os.path.join(folder, "checkpoint.json")) as file:
+        head = json.load(file)
+    raw = b""
+    for index in range(head["parts"]):
+        with open(os.path.join(folder, "part%d.bin" % index), "rb") as file:
+            raw += file.read()
+    shapes = dict(zip(head["names"], head["shapes"]))
+    parameters = model_file.AdapterParameters(
+        base, shapes["comp_embd"][0], shapes["comp_o_a"][1], shapes["dmc_o_a"][1],
+        head["state"]["ratios"])
+    total = sum(int(np.prod(shape)) for shape in head["shapes"])
+    values = torch.from_numpy(np.frombuffer(raw, np.float32, total).copy())
+    at = 0
+    with torch.no_grad():
+        for name, p in parameters.named_parameters():
+            p.copy_(values[at:at + p.numel()].view_as(p))
+            at += p.numel()
+    quotas = torch.tensor(head["quotas"])
+    if optimizer_for is None:
+        return parameters, quotas, head["state"]
+    device = base.embd.device
+    parameters.to(device)
+    optimizer = optimizer_for(parameters)
+    moments = [torch.from_numpy(np.frombuffer(raw, np.int16, total, 4 * total + 2 * total * i)
+                                .copy()).view(torch.bfloat16).float().to(device) for i in (0, 1)]
+    at = 0
+    for name, p in parameters.named_parameters():
+        if head["steps"][name]:
+            part = slice(at, at + p.numel())
+            optimizer.state[p] = {"step": torch.tensor(head["steps"][name]),
+                                  "exp_avg": moments[0][part].view_as(p).clone(),
+                                  "exp_avg_sq": moments[1][part].view_as(p).clone()}
+        at += p.numel()
+    return parameters, quotas, head["state"], optimizer
+
+
+def default_quotas(base, options, ratios):
+    """Training applies the cap that any quota must keep: min(n, 2n/ratio)."""
+    caps = torch.tensor([min(options.n, 2 * options.n // ratio) for ratio in ratios])
+    return caps[:, None, None].expand(-1, base.layers, base.kv_heads).contiguous()
+
+
+def draw(path, history):
+    """The loss curve as a small SVG: no plotting package needed."""
+    points = [(item["step"], item["ce"], item["ratio"]) for item in history]
+    if len(points) < 2:
+        return
+    low, high = min(p[1] for p in points), max(p[1] for p in points)
+    last = max(p[0] for p in points)
+    colours = {1: "#1b6", 2: "#27c", 4: "#c72", 8: "#b24"}
+    out = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 320" font-family="sans-serif"'
+           ' font-size="12"><rect width="760" height="320" fill="#fff"/>']
+    for ratio, colour in colours.items():
+        line = " ".join("%.1f,%.1f" % (50 + 690 * s / last, 290 - 260 * (v - low)
+                                       / max(high - low, 1e-9))
+                        for s, v, r in points if r == ratio)
+        out.append('<polyline fill="none" stroke="%s" points="%s"/><text x="%d" y="20" fill="%s">'
+                   '%dx</text>' % (colour, line, 60 + 40 * int(math.log2(ratio)), colour, ratio))
+    out.append('<text x="4" y="34">%.2f</text><text x="4" y="292">%.2f</text>'
+               '<text x="640" y="312">step %d</text><text x="250" y="312">next-token loss,'
+               ' nats</text></svg>' % (high, low, last))
+    with open(path, "w") as file:
+        file.write("\n".join(out))
+
+
+def run_step(silt, teacher, head_function, batch, ratio, goal, width, options):
+    """Forward, loss, backward.  Returns the figures as tensors: no wait for the GPU."""
+    base = silt.base
+    if ratio > 1:       # the cap rises with the goal, or the ramp would start at a forced 2n/ratio
+        silt.quotas[silt.parameters.ratios.index(ratio)] = min(options.n, int(2 * options.n / goal))
+    device, dtype = base.embd.device, base.embd.dtype
+    tokens, weight, raw = (torch.from_numpy(part).to(device, non_blocking=True)
+                           for part in batch[:3])
+    tables = model_file.make_tables(base, batch[3], options.n, options.m, device, dtype)
+    target = teacher.forward(tokens) if options.kl > 0 else None
+    hidden, seen = silt.forward(tokens, raw, tables, ratio, width)
+    loss, ce, kl = loss_file.head_loss(hidden, target, base.head, tokens, weight, options.kl,
+                                       head_function, options.loss_chunk)
+    rate = torch.zeros((), device=device)
+    if ratio > 1:
+        rate = seen["rate"].mean()
+        loss = loss + options.hinge * torch.relu((1 - 1 / goal) - seen["rate"]).mean()
+    loss.backward()
+    return ce.detach(), kl.detach(), rate.detach()
+
+
+def main():
+    options = parse()
+    device = options.device
+    if device == "cpu":
+        torch.set_num_threads(2)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    torch.manual_seed(options.seed)
+    ratios = [int(part) for part in options.ratios.split(",")]
+    shares = np.array([float(part) for part in options.ratio_shares.split(",")])
+    noise = [float(part) for part in options.noise.split(",")]
+    resume = os.path.exists(os.path.join(options.out, "checkpoint.json"))
+    steps_done = 0
+    if resume:
+        with open(os.path.join(options.out, "checkpoint.json")) as file:
+            steps_done = json.load(file)["state"]["step"]
+    queue = start_workers(options, steps_done)      # before CUDA starts: forked children
+    base = model_file.BaseModel(options.model, device, dtype)
+    constants = {"n": options.n, "m": options.m, "ring": options.ring, "sinks": options.sinks,
+                 "alpha_min": options.alpha_min}
+    if resume:
+        parameters, quotas, state, optimizer = load_checkpoint(
+            options.out, base, lambda p: make_optimizer(p, options))
+    else:
+        parameters = model_file.AdapterParameters(base, options.m, options.comp_rank,
+                                                  options.dmc_rank, ratios).to(device)
+        quotas = default_quotas(base, options, ratios)
+        optimizer = make_optimizer(parameters, options)
+        state = {"step": 0, "seconds": 0.0, "tokens": 0, "history": [], "ratios": ratios,
+                 "constants": constants}
+    quotas = quotas.to(device).contiguous()
+    compiled = not options.no_compile
+    silt = model_file.SiltModel(base, parameters, quotas, compiled, options.recompute)
+    teacher = model_file.PlainModel(base, compiled)
+    head_function = torch.compile(loss_file.head_chunk, dynamic=False) if compiled \
+        else loss_file.head_chunk
+    random = np.random.RandomState(options.seed + state["step"])
+    begun, mark, first = time.time(), time.time(), state["step"]
+    sums = {}
+    while True:
+        spent = time.time() - begun
+        if spent > options.minutes * 60 or (options.steps and state["step"] - first
+                                            >= options.steps):
+            break
+        progress = min(1.0, (state["seconds"] + spent) / (options.total_minutes * 60))
+        # The first steps of a run compile every graph; ratios in turn get that over with.
+        order = [1] + ratios
+        local = state["step"] - first
+        ratio = order[local % len(order)] if local < len(order) else random.choice(order, p=shares)
+        ratio = int(ratio)
+        scale = min(1.0, (local + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * scale
+        ramp = min(1.0, progress / max(options.ramp, 1e-9))
+        goal = 1 + (ratio - 1) * ramp
+        width = noise[0] * (noise[1] / noise[0]) ** progress
+        optimizer.zero_grad(set_to_none=True)
+        ce, kl, rate = run_step(silt, teacher, head_function, queue.get(), ratio, goal,
+                                torch.tensor(width, device=device), options)
+        torch.nn.utils.clip_grad_norm_([p for p in parameters.parameters() if p.grad is not None],
+                                       1.0)
+        optimizer.step()
+        state["step"] += 1
+        state["tokens"] += options.rows * options.chunks * options.n
+        sums.setdefault(ratio, []).append(torch.stack([ce, kl, rate]))
+        if local < len(order):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            print("first step at %dx: %.1f s" % (ratio, time.time() - begun), flush=True)
+        if state["step"] % 50 == 0 or (options.steps and options.steps < 50):
+            report(state, sums, mark, begun, progress, width, options)
+            mark, sums = time.time(), {}
+    state["seconds"] += time.time() - begun
+    save_checkpoint(options.out, parameters, default_quotas(base, options, ratios), optimizer, state)
+    draw(os.path.join(options.out, "loss.svg"), state["history"])
+    if device == "cuda":
+        print("peak GPU memory %.1f GB" % (torch.cuda.max_memory_allocated() / 1e9))
+    print("step %d, %.1fM tokens, %.0f s in all" % (state["step"], state["tokens"] / 1e6,
+                                                    state["seconds"]))
+
+
+def report(state, sums, mark, begun, progress, width, options):
+    """One progress line: per ratio CE, KL to the full-context model, realised ratio."""
+    parts = []
+    for ratio in sorted(sums):
+        ce, kl, rate = torch.stack(sums[ratio]).mean(0).tolist()
+        state["history"].append({"step": state["step"], "ratio": ratio, "ce": round(ce, 4),
+                                 "kl": round(kl, 4), "rate": round(rate, 4)})
+        parts.append("%dx ce %.3f kl %.3f" % (ratio, ce, kl)
+                     + (" (%.2fx)" % (1 / max(1e-6, 1 - rate)) if ratio > 1 else ""))
+    count = sum(len(part) for part in sums.values()) * options.rows * options.chunks * options.n
+    speed = count / max(1e-9, time.time() - mark)
+    print("step %5d  %4.1f/%.0f min  %3.0fk tok/s  noise %.2f  %s"
+          % (state["step"], (state["seconds"] + time.time() - begun) / 60, options.total_minutes,
+             speed / 1e3, width, "  ".join(parts)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
