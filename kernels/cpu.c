@@ -8,6 +8,8 @@
 #endif
 
 #include "kernels/internal.h"
+#include "kernels/packed.h"
+#include "kernels/x86.h"
 
 enum { THREADS_MAX = 256 };
 
@@ -106,6 +108,58 @@ static void table_reference(struct kernels *k)
     k->nll = nll_ref;
 }
 
+#if defined(__x86_64__)
+static void table_avx2(struct kernels *k)
+{
+    k->name = "avx2";
+    k->weight_bytes = weight_bytes_packed;
+    k->weight_pack = weight_pack_packed;
+    k->quantize_bytes = quantize_bytes_packed;
+    k->quantize = quantize_avx2;
+    k->norm = norm_avx2;
+    k->matmul = matmul_avx2;
+    k->swiglu = swiglu_avx2;
+    k->rope = rope_avx2;
+    k->rotate = rotate_avx2;
+    k->merge = merge_avx2;
+    k->attend = attend_avx2;
+    k->fold = fold_avx2;
+    k->pack_f16 = pack_f16_avx2;
+    k->nll = nll_avx2;
+}
+
+static void table_avx512(struct kernels *k)
+{
+    k->name = "avx512-vnni";
+    k->quantize = quantize_avx512;
+    k->norm = norm_avx512;
+    k->matmul = matmul_avx512;
+    k->swiglu = swiglu_avx512;
+    k->rope = rope_avx512;
+    k->rotate = rotate_avx512;
+    k->merge = merge_avx512;
+    k->attend = attend_avx512;
+    k->fold = fold_avx512;
+    k->pack_f16 = pack_f16_avx512;
+    k->nll = nll_avx512;
+}
+
+/* Climbs from one instruction set to the next and stops at the first that is missing. */
+static void table_x86(struct kernels *k)
+{
+    const uint32_t avx512 = FEATURE_AVX512 | FEATURE_AVX512_VNNI;
+    if (!(k->features & FEATURE_AVX2))
+        return;
+    table_avx2(k);
+    if (k->features & FEATURE_AVX_VNNI) {
+        k->name = "avx-vnni";
+        k->matmul = matmul_avxvnni;
+    }
+    if ((k->features & avx512) == avx512)
+        table_avx512(k);
+}
+#endif
+
 static uint32_t threads_usable(void)
 {
     cpu_set_t set;
@@ -127,6 +181,9 @@ int kernels_open(struct kernels **out, const struct kernels_options *options)
     k->threads = options->threads ? options->threads : threads_usable();
     k->threads = min_u32(k->threads, THREADS_MAX);
     table_reference(k);
+#if defined(__x86_64__)
+    table_x86(k);
+#endif
     int error = pool_open(&k->pool, k->threads);
     if (error != 0) {
         free(k);

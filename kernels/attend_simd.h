@@ -1,0 +1,484 @@
+/*
+ * Attention over vectors (see simd.h), online softmax over tiles of 32 rows.
+ *
+ * Many queries: a lane is a query, and keys and values are broadcast, so that nothing is ever
+ * summed across lanes and a query's result cannot depend on its neighbours. The heads of a group
+ * share each broadcast. Few queries: a lane is a key while scores are made, and a dimension while
+ * values are added up. Both do the same operations in the same order on a query's numbers, so which
+ * of the two runs never shows, bit for bit:
+ *
+ *   score  a chain of fused multiply-adds over the dimensions, ascending, then times scale
+ *   sums   l = l * e^(old top - new top), then + p for each row of the tile, ascending; values too
+ *
+ * A row that a query does not see has p = 0, which leaves its sums as they are.
+ */
+#include <float.h>
+#include <math.h>
+
+#include "kernels/simd.h"
+#include "kernels/x86.h"
+
+enum {
+    TILE = 32,       /* rows of keys and values at a time */
+    HEADS_MAX = 3,   /* of a group at a time; larger groups take several passes */
+    FEW_QUERIES = 6, /* up to so many, one by one is quicker */
+    DIMS = KERNELS_HEAD_DIM_MAX,
+};
+
+/* What one piece of work holds: some heads of one job, for LANES queries. */
+struct attend_work {
+    _Alignas(64) float q[HEADS_MAX * DIMS * LANES];   /* [head][dim][query]; few: [head][dim] */
+    _Alignas(64) float out[HEADS_MAX * DIMS * LANES]; /* the same */
+    _Alignas(64) float keys[TILE * DIMS];             /* [row][dims]; few: [dim][row] */
+    _Alignas(64) float values[TILE * DIMS];           /* [row][dims] */
+    _Alignas(64) float p[TILE * HEADS_MAX * LANES];   /* [row][head][query]; few: [head][row] */
+    vec top[HEADS_MAX], total[HEADS_MAX];             /* [query] */
+    float few_top[HEADS_MAX], few_total[HEADS_MAX];
+    const struct attend_job *job;
+    uint32_t head, heads; /* of the group */
+    uint32_t query, queries;
+    uint32_t head_dim, dims;       /* dims: head_dim rounded up to whole vectors */
+    uint32_t rows_first, rows_end; /* of all rows, those that some query may see */
+    float scale;
+    /* this tile */
+    uint32_t row, rows;
+    bool plain;          /* every query sees every row */
+    uint32_t seen[TILE]; /* a bit a query */
+    const f16 *key_row[TILE], *value_row[TILE];
+};
+
+/* ---- which rows ---- */
+
+static uint32_t span_rows(const struct attend_job *job)
+{
+    uint32_t rows = 0;
+    for (uint32_t s = 0; s < job->span_count; s++)
+        rows += job->span[s].rows;
+    return rows;
+}
+
+static void first_range(const struct attend_work *w, uint32_t *least, uint32_t *most)
+{
+    *least = UINT32_MAX;
+    *most = 0;
+    for (uint32_t i = w->query; i < w->query + w->queries; i++) {
+        uint32_t first = min_u32(w->job->first[i], w->job->span[0].rows);
+        *least = min_u32(*least, first);
+        *most = first > *most ? first : *most;
+    }
+}
+
+/* Tiles begin at multiples of TILE whatever the queries are: a query's sums must not depend on
+ * who came with it. */
+static void rows_bound(struct attend_work *w)
+{
+    const struct attend_job *job = w->job;
+    w->rows_first = 0;
+    if (job->first && job->span_count > 0) {
+        uint32_t least, most;
+        first_range(w, &least, &most);
+        w->rows_first = least / TILE * TILE;
+    }
+    w->rows_end = span_rows(job) + (job->k_local ? w->query + w->queries : 0);
+}
+
+static uint32_t local_seen(const struct attend_work *w, uint32_t row)
+{
+    uint32_t seen = 0;
+    bool merged = w->job->merged && w->job->merged[row];
+    for (uint32_t i = 0; i < w->queries; i++) {
+        uint32_t query = w->query + i;
+        if (query == row || (query > row && !merged))
+            seen |= 1u << i;
+    }
+    return seen;
+}
+
+static uint32_t first_seen(const struct attend_work *w, uint32_t row)
+{
+    uint32_t seen = 0;
+    for (uint32_t i = 0; i < w->queries; i++)
+        if (row >= w->job->first[w->query + i])
+            seen |= 1u << i;
+    return seen;
+}
+
+/* Rows at..at+rows of the job's row list: where they are and who sees them. */
+static void tile_find(struct attend_work *w, uint32_t at)
+{
+    const struct attend_job *job = w->job;
+    w->row = at;
+    w->rows = min_u32(w->rows_end - at, TILE);
+    w->plain = w->rows == TILE;
+    uint32_t least = 0, most = 0, base = 0, j = 0;
+    if (job->first && job->span_count > 0)
+        first_range(w, &least, &most);
+    for (uint32_t s = 0; s < job->span_count && j < w->rows; base += job->span[s++].rows)
+        for (; j < w->rows && at + j < base + job->span[s].rows; j++) {
+            size_t offset = (size_t)(at + j - base) * w->head_dim;
+            w->key_row[j] = job->span[s].k + offset;
+            w->value_row[j] = job->span[s].v + offset;
+            bool hidden = s == 0 && at + j < most;
+            w->seen[j] = hidden ? first_seen(w, at + j) : UINT32_MAX;
+            w->plain = w->plain && !hidden;
+        }
+    for (; j < w->rows; j++) {
+        uint32_t row = at + j - base;
+        assert(job->k_local && row < job->queries);
+        w->key_row[j] = job->k_local + (size_t)row * w->head_dim;
+        w->value_row[j] = job->v_local + (size_t)row * w->head_dim;
+        w->seen[j] = local_seen(w, row);
+        w->plain = false;
+    }
+    for (; j < TILE; j++)
+        w->seen[j] = 0;
+}
+
+static void row_widen(float *to, const f16 *from, uint32_t head_dim, uint32_t dims)
+{
+    uint32_t c = 0;
+    for (; c + LANES <= head_dim; c += LANES)
+        v_store(to + c, v_load_f16(from + c));
+    if (c < dims)
+        v_store(to + c, v_load_f16_part(from + c, head_dim - c));
+}
+
+/* a / total, 0 where nothing was seen */
+INLINE vec over(vec a, vec total)
+{
+    return v_div(a, v_select(v_is_zero(total), v_set(1.0f), total));
+}
+
+/* ---- many queries ---- */
+
+static void many_load(struct attend_work *w)
+{
+    vec block[LANES];
+    const struct attend_job *job = w->job;
+    for (uint32_t h = 0; h < w->heads; h++)
+        for (uint32_t c = 0; c < w->dims; c += LANES) {
+            vec_mask mask = mask_first(w->head_dim - c);
+            UNROLL for (uint32_t i = 0; i < LANES; i++)
+            {
+                uint32_t query = w->query + min_u32(i, w->queries - 1);
+                size_t at = query * job->stride + (size_t)(w->head + h) * w->head_dim + c;
+                block[i] = v_load_part(job->q + at, mask);
+            }
+            v_transpose(block);
+            UNROLL for (uint32_t i = 0; i < LANES; i++)
+                v_store(w->q + (h * w->dims + c + i) * LANES, block[i]);
+        }
+    memset(w->out, 0, (size_t)w->heads * w->dims * LANES * sizeof *w->out);
+    for (uint32_t h = 0; h < w->heads; h++) {
+        w->top[h] = v_set(-FLT_MAX);
+        w->total[h] = v_set(0.0f);
+    }
+}
+
+static void many_store(struct attend_work *w)
+{
+    vec block[LANES];
+    const struct attend_job *job = w->job;
+    for (uint32_t h = 0; h < w->heads; h++)
+        for (uint32_t c = 0; c < w->dims; c += LANES) {
+            vec_mask mask = mask_first(w->head_dim - c);
+            UNROLL for (uint32_t i = 0; i < LANES; i++) block[i] =
+                over(v_load(w->out + (h * w->dims + c + i) * LANES), w->total[h]);
+            v_transpose(block);
+            UNROLL for (uint32_t i = 0; i < LANES; i++)
+            {
+                size_t at =
+                    (w->query + i) * job->out_stride + (size_t)(w->head + h) * w->head_dim + c;
+                if (i < w->queries)
+                    v_store_part(job->out + at, block[i], mask);
+            }
+        }
+}
+
+/* p = scale * q . k for `step` rows at a time */
+INLINE void many_scores(struct attend_work *w, const uint32_t heads, const uint32_t step)
+{
+    const uint32_t dims = w->dims;
+    const vec scale = v_set(w->scale);
+    for (uint32_t j = 0; j < w->rows; j += step) {
+        vec sum[24];
+        UNROLL for (uint32_t i = 0; i < step * heads; i++) sum[i] = v_set(0.0f);
+        const float *k = w->keys + j * dims, *q = w->q;
+        for (uint32_t c = 0; c < w->head_dim; c++, k++, q += LANES) {
+            vec lanes[HEADS_MAX];
+            UNROLL for (uint32_t h = 0; h < heads; h++) lanes[h] = v_load(q + h * dims * LANES);
+            UNROLL for (uint32_t r = 0; r < step; r++)
+            {
+                vec key = v_set(k[r * dims]);
+                UNROLL for (uint32_t h = 0; h < heads; h++) sum[r * heads + h] =
+                    v_fma(key, lanes[h], sum[r * heads + h]);
+            }
+        }
+        UNROLL for (uint32_t i = 0; i < step * heads; i++)
+            v_store(w->p + (j * heads + i) * LANES, v_mul(sum[i], scale));
+    }
+}
+
+/* Scores to weights, sums scaled to the new top. Rows are padded to a multiple of step. */
+INLINE void many_softmax(struct attend_work *w, const uint32_t heads, uint32_t rows)
+{
+    for (uint32_t h = 0; h < heads; h++) {
+        vec top = w->top[h];
+        float *p = w->p + h * LANES;
+        const size_t next = (size_t)heads * LANES;
+        if (!w->plain)
+            for (uint32_t j = 0; j < rows; j++) {
+                vec s = v_select(mask_bits(w->seen[j]), v_load(p + j * next), v_set(-INFINITY));
+                v_store(p + j * next, s);
+            }
+        for (uint32_t j = 0; j < rows; j++)
+            top = v_max(top, v_load(p + j * next));
+        vec shrink = v_exp(v_sub(w->top[h], top));
+        vec total = v_mul(w->total[h], shrink);
+        for (uint32_t j = 0; j < rows; j++) {
+            vec e = v_exp(v_sub(v_load(p + j * next), top));
+            total = v_add(total, e);
+            v_store(p + j * next, e);
+        }
+        if (!v_equal(w->top[h], top)) /* else shrink is 1 */
+            for (uint32_t c = 0; c < w->dims; c++) {
+                float *out = w->out + (h * w->dims + c) * LANES;
+                v_store(out, v_mul(v_load(out), shrink));
+            }
+        w->top[h] = top;
+        w->total[h] = total;
+    }
+}
+
+/* out += p * v, `step` dimensions at a time */
+INLINE void many_values(struct attend_work *w, const uint32_t heads, const uint32_t step,
+                        uint32_t rows)
+{
+    const uint32_t dims = w->dims;
+    for (uint32_t c = 0; c < w->head_dim; c += step) {
+        vec sum[24];
+        float *out = w->out + c * LANES;
+        UNROLL for (uint32_t h = 0; h < heads; h++) UNROLL for (uint32_t i = 0; i < step; i++)
+            sum[h * step + i] = v_load(out + (h * dims + i) * LANES);
+        const float *v = w->values + c, *p = w->p;
+        for (uint32_t j = 0; j < rows; j++, v += dims, p += heads * LANES) {
+            vec weight[HEADS_MAX];
+            UNROLL for (uint32_t h = 0; h < heads; h++) weight[h] = v_load(p + h * LANES);
+            UNROLL for (uint32_t i = 0; i < step; i++)
+            {
+                vec value = v_set(v[i]);
+                UNROLL for (uint32_t h = 0; h < heads; h++) sum[h * step + i] =
+                    v_fma(value, weight[h], sum[h * step + i]);
+            }
+        }
+        UNROLL for (uint32_t h = 0; h < heads; h++) UNROLL for (uint32_t i = 0; i < step; i++)
+            v_store(out + (h * dims + i) * LANES, sum[h * step + i]);
+    }
+}
+
+INLINE void many_run(struct attend_work *w, const uint32_t heads)
+{
+    const uint32_t step = LANES / 2; /* 3 heads: 24 sums in 32 registers, or 12 in 16 */
+    many_load(w);
+    for (uint32_t at = w->rows_first; at < w->rows_end; at += TILE) {
+        tile_find(w, at);
+        uint32_t rows = (uint32_t)round_up(w->rows, step);
+        for (uint32_t j = 0; j < w->rows; j++) {
+            row_widen(w->keys + j * w->dims, w->key_row[j], w->head_dim, w->dims);
+            row_widen(w->values + j * w->dims, w->value_row[j], w->head_dim, w->dims);
+        }
+        memset(w->keys + w->rows * w->dims, 0, (rows - w->rows) * w->dims * sizeof *w->keys);
+        memset(w->values + w->rows * w->dims, 0, (rows - w->rows) * w->dims * sizeof *w->values);
+        many_scores(w, heads, step);
+        many_softmax(w, heads, rows);
+        many_values(w, heads, step, rows);
+    }
+    many_store(w);
+}
+
+/* ---- one query of few ---- */
+
+static void few_keys(struct attend_work *w)
+{
+    vec block[LANES];
+    for (uint32_t j = 0; j < TILE; j += LANES)
+        for (uint32_t c = 0; c < w->dims; c += LANES) {
+            UNROLL for (uint32_t i = 0; i < LANES; i++)
+            {
+                /* rows past the end repeat the last; nobody sees them */
+                const f16 *from = w->key_row[min_u32(j + i, w->rows - 1)] + c;
+                if (c + LANES <= w->head_dim)
+                    block[i] = v_load_f16(from);
+                else
+                    block[i] = v_load_f16_part(from, w->head_dim - c);
+            }
+            v_transpose(block);
+            UNROLL for (uint32_t i = 0; i < LANES; i++)
+                v_store(w->keys + (c + i) * TILE + j, block[i]);
+        }
+}
+
+INLINE void few_scores(struct attend_work *w, const float *q, const uint32_t heads)
+{
+    enum { PARTS = TILE / LANES };
+    vec sum[HEADS_MAX * PARTS];
+    UNROLL for (uint32_t i = 0; i < heads * PARTS; i++) sum[i] = v_set(0.0f);
+    for (uint32_t c = 0; c < w->head_dim; c++) {
+        vec key[PARTS];
+        UNROLL for (uint32_t p = 0; p < PARTS; p++) key[p] = v_load(w->keys + c * TILE + p * LANES);
+        UNROLL for (uint32_t h = 0; h < heads; h++)
+        {
+            vec one = v_set(q[h * w->head_dim + c]);
+            UNROLL for (uint32_t p = 0; p < PARTS; p++) sum[h * PARTS + p] =
+                v_fma(key[p], one, sum[h * PARTS + p]);
+        }
+    }
+    UNROLL for (uint32_t i = 0; i < heads * PARTS; i++)
+        v_store(w->p + i * LANES, v_mul(sum[i], v_set(w->scale)));
+}
+
+/* Scores of query `bit` to weights; out is scaled to the new top. */
+static void few_softmax(struct attend_work *w, float *out, uint32_t h, uint32_t bit)
+{
+    enum { PARTS = TILE / LANES };
+    float *p = w->p + h * TILE;
+    if (!w->plain)
+        for (uint32_t j = 0; j < TILE; j++)
+            p[j] = w->seen[j] >> bit & 1 ? p[j] : -INFINITY;
+    vec top = v_set(w->few_top[h]);
+    UNROLL for (uint32_t i = 0; i < PARTS; i++) top = v_max(top, v_load(p + i * LANES));
+    float most = v_top(top);
+    float shrink[LANES];
+    v_store(shrink, v_exp(v_set(w->few_top[h] - most)));
+    UNROLL for (uint32_t i = 0; i < PARTS; i++)
+        v_store(p + i * LANES, v_exp(v_sub(v_load(p + i * LANES), v_set(most))));
+    float total = w->few_total[h] * shrink[0];
+    for (uint32_t j = 0; j < w->rows; j++)
+        total += p[j];
+    if (most != w->few_top[h])
+        for (uint32_t c = 0; c < w->dims; c += LANES)
+            v_store(out + c, v_mul(v_load(out + c), v_set(shrink[0])));
+    w->few_top[h] = most;
+    w->few_total[h] = total;
+}
+
+/* Four vectors of dimensions of all heads at a time. */
+INLINE void few_values(struct attend_work *w, float *out, const uint32_t heads,
+                       const uint32_t parts, uint32_t c)
+{
+    vec sum[HEADS_MAX * 4];
+    UNROLL for (uint32_t h = 0; h < heads; h++) UNROLL for (uint32_t i = 0; i < parts; i++)
+        sum[h * parts + i] = v_load(out + h * w->dims + c + i * LANES);
+    for (uint32_t j = 0; j < w->rows; j++) {
+        const f16 *v = w->value_row[j] + c;
+        UNROLL for (uint32_t i = 0; i < parts; i++)
+        {
+            vec value;
+            if (c + (i + 1) * LANES <= w->head_dim)
+                value = v_load_f16(v + i * LANES);
+            else
+                value = v_load_f16_part(v + i * LANES, w->head_dim - c - i * LANES);
+            UNROLL for (uint32_t h = 0; h < heads; h++) sum[h * parts + i] =
+                v_fma(value, v_set(w->p[h * TILE + j]), sum[h * parts + i]);
+        }
+    }
+    UNROLL for (uint32_t h = 0; h < heads; h++) UNROLL for (uint32_t i = 0; i < parts; i++)
+        v_store(out + h * w->dims + c + i * LANES, sum[h * parts + i]);
+}
+
+INLINE void few_run(struct attend_work *w, const uint32_t heads)
+{
+    const struct attend_job *job = w->job;
+    const float *q = job->q + w->query * job->stride + (size_t)w->head * w->head_dim;
+    float *out = job->out + w->query * job->out_stride + (size_t)w->head * w->head_dim;
+    memset(w->out, 0, (size_t)heads * w->dims * sizeof *w->out);
+    for (uint32_t h = 0; h < heads; h++) {
+        w->few_top[h] = -FLT_MAX;
+        w->few_total[h] = 0.0f;
+    }
+    for (uint32_t row = w->rows_first; row < w->rows_end; row += TILE) {
+        tile_find(w, row);
+        few_keys(w);
+        few_scores(w, q, heads);
+        for (uint32_t h = 0; h < heads; h++)
+            few_softmax(w, w->out + h * w->dims, h, 0);
+        uint32_t c = 0;
+        for (; c + 4 * LANES <= w->dims; c += 4 * LANES)
+            few_values(w, w->out, heads, 4, c);
+        for (; c < w->dims; c += LANES)
+            few_values(w, w->out, heads, 1, c);
+    }
+    for (uint32_t h = 0; h < heads; h++)
+        for (uint32_t c = 0; c < w->head_dim; c += LANES) {
+            vec sum = over(v_load(w->out + h * w->dims + c), v_set(w->few_total[h]));
+            v_store_part(out + h * w->head_dim + c, sum, mask_first(w->head_dim - c));
+        }
+}
+
+/* ---- pieces: (job, up to 3 heads of its group, LANES queries) ---- */
+
+struct attend_all {
+    const struct attend_job *jobs;
+    uint32_t head_dim, passes, chunks; /* passes over the heads, chunks of queries, the most of any
+                                          job */
+    float scale;
+};
+
+static uint32_t head_passes(uint32_t group)
+{
+    return (group + HEADS_MAX - 1) / HEADS_MAX;
+}
+
+static void work_run(struct attend_work *w)
+{
+    rows_bound(w);
+    bool few = w->queries == 1;
+    switch (w->heads) {
+    case 1:
+        few ? few_run(w, 1) : many_run(w, 1);
+        return;
+    case 2:
+        few ? few_run(w, 2) : many_run(w, 2);
+        return;
+    default:
+        assert(w->heads == HEADS_MAX);
+        few ? few_run(w, HEADS_MAX) : many_run(w, HEADS_MAX);
+    }
+}
+
+static void attend_piece(void *argument, uint32_t index)
+{
+    const struct attend_all *all = argument;
+    const struct attend_job *job = &all->jobs[index / (all->passes * all->chunks)];
+    uint32_t pass = index / all->chunks % all->passes, passes = head_passes(job->group);
+    uint32_t query = index % all->chunks * LANES;
+    if (pass >= passes || query >= job->queries)
+        return;
+    struct attend_work w;
+    w.job = job;
+    w.head_dim = all->head_dim;
+    w.dims = (uint32_t)round_up(all->head_dim, LANES);
+    w.scale = all->scale;
+    /* heads shared out evenly: 4 are 2 + 2 */
+    w.head = pass * job->group / passes;
+    w.heads = (pass + 1) * job->group / passes - w.head;
+    uint32_t queries = min_u32(job->queries - query, LANES);
+    bool few = queries <= FEW_QUERIES;
+    w.queries = few ? 1 : queries;
+    for (w.query = query; w.query < query + queries; w.query += w.queries)
+        work_run(&w);
+}
+
+void ISA(attend)(struct kernels *k, const struct attend_job *jobs, uint32_t count,
+                 uint32_t head_dim, float scale)
+{
+    assert(head_dim > 0 && head_dim <= KERNELS_HEAD_DIM_MAX);
+    struct attend_all all = {jobs, head_dim, 1, 1, scale};
+    for (uint32_t j = 0; j < count; j++) {
+        uint32_t passes = head_passes(jobs[j].group);
+        uint32_t chunks = (jobs[j].queries + LANES - 1) / LANES;
+        all.passes = passes > all.passes ? passes : all.passes;
+        all.chunks = chunks > all.chunks ? chunks : all.chunks;
+    }
+    pool_run(k->pool, attend_piece, &all, count * all.passes * all.chunks);
+}

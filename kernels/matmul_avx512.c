@@ -1,0 +1,257 @@
+/*
+ * Quantised matmul with AVX-512 VNNI. A panel's block of 32 x 16 codes stands in 8 registers while
+ * the rows of a tile pass: 8 byte dot products (vpdpbusd: weights unsigned, activations signed and
+ * broadcast from memory) and 3 float operations a row. For few rows the bytes of the weight bound
+ * the speed, and panels are taken in pairs so that two chains of sums run side by side.
+ *
+ * Every variant does the same operations in the same order on an output, so a row's result does not
+ * depend on how many rows came with it.
+ */
+#include "kernels/packed.h"
+#include "kernels/simd.h"
+#include "kernels/x86.h"
+
+/* The 8 groups of one block of one panel as unsigned bytes. */
+INLINE void codes_load(__m512i w[8], const uint8_t *codes, enum packed_layout layout)
+{
+    if (layout == PACKED_Q8_0) {
+        UNROLL for (int g = 0; g < 8; g++) w[g] = _mm512_load_si512(codes + g * 64);
+        return;
+    }
+    const __m512i low = _mm512_set1_epi8(15);
+    UNROLL for (int g = 0; g < 4; g++)
+    {
+        __m512i both = _mm512_load_si512(codes + g * 64);
+        w[g] = _mm512_and_si512(both, low);
+        w[g + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+    }
+}
+
+INLINE __m512i broadcast4(const int8_t *from)
+{
+    int32_t four;
+    memcpy(&four, from, 4);
+    return _mm512_set1_epi32(four);
+}
+
+/* Adds one block of one row to its sum. */
+INLINE __m512 block_add(__m512 sum, const __m512i w[8], __m512 d, __m512 m, const int8_t *codes,
+                        float scale, float scaled_sum, int32_t neg_sum, enum packed_layout layout)
+{
+    __m512i dot = _mm512_setzero_si512();
+    if (layout == PACKED_Q4_0)
+        dot = _mm512_slli_epi32(_mm512_set1_epi32(neg_sum), 3);
+    if (layout == PACKED_Q8_0)
+        dot = _mm512_slli_epi32(_mm512_set1_epi32(neg_sum), 7);
+    UNROLL for (int g = 0; g < 8; g++) dot =
+        _mm512_dpbusd_epi32(dot, w[g], broadcast4(codes + g * 4));
+    __m512 ds = _mm512_mul_ps(d, _mm512_set1_ps(scale));
+    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), ds, sum);
+    if (layout == PACKED_Q4_1)
+        sum = _mm512_fmadd_ps(m, _mm512_set1_ps(scaled_sum), sum);
+    return sum;
+}
+
+/* `rows` rows of a tile from row r0 on, against `panels` panels; both constant where inlined. */
+INLINE void strip(__m512 sum[], const struct panel panel[], const struct tile *t, uint32_t r0,
+                  uint32_t blocks, const int rows, const int panels,
+                  const enum packed_layout layout)
+{
+    const size_t code_bytes = layout == PACKED_Q8_0 ? 512 : 256;
+    UNROLL for (int i = 0; i < rows * panels; i++) sum[i] = _mm512_setzero_ps();
+    const int8_t *codes = t->codes + r0 * KERNELS_BLOCK;
+    const float *scale = t->scale + r0, *scaled_sum = t->scaled_sum + r0;
+    const int32_t *neg_sum = t->neg_sum + r0;
+    for (size_t b = 0; b < blocks; b++) {
+        UNROLL for (int p = 0; p < panels; p++)
+        {
+            __m512i w[8];
+            codes_load(w, panel[p].codes + b * code_bytes, layout);
+            __m512 d = v_load_f16(panel[p].d + b * PANEL_COLS);
+            __m512 m = _mm512_setzero_ps();
+            if (layout == PACKED_Q4_1)
+                m = v_load_f16(panel[p].m + b * PANEL_COLS);
+            UNROLL for (int r = 0; r < rows; r++) sum[p * rows + r] =
+                block_add(sum[p * rows + r], w, d, m, codes + r * KERNELS_BLOCK, scale[r],
+                          scaled_sum[r], neg_sum[r], layout);
+        }
+        codes += t->rows * KERNELS_BLOCK;
+        scale += t->rows;
+        scaled_sum += t->rows;
+        neg_sum += t->rows;
+    }
+}
+
+INLINE void store_columns(const struct panel_job *job, __m512 sum, uint32_t row, uint32_t panel)
+{
+    uint32_t n = panel * PANEL_COLS;
+    __mmask16 mask = mask_first(job->w->rows - n);
+    float *out = job->out + row * job->out_stride + n;
+    if (job->accumulate)
+        sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
+    _mm512_mask_storeu_ps(out, mask, sum);
+}
+
+#define STRIP(rows, panels)                                                                        \
+    do {                                                                                           \
+        __m512 sum[(rows) * (panels)];                                                             \
+        strip(sum, panel, &t, r, blocks, rows, panels, layout);                                    \
+        UNROLL for (int p = 0; p < (panels); p++) UNROLL for (uint32_t i = 0; i < (rows); i++)     \
+            store_columns(job, sum[(uint32_t)p * (rows) + i], tile *TILE_ROWS + r + i,             \
+                          index + (uint32_t)p);                                                    \
+        r += (rows);                                                                               \
+    } while (0)
+
+/* One or two panels against the rows from..to, which are whole tiles of the job. */
+INLINE void panels_pass(const struct panel_job *job, uint32_t index, const int panels,
+                        uint32_t row_from, uint32_t row_to, const enum packed_layout layout)
+{
+    struct panel panel[2];
+    for (uint32_t p = 0; p < (uint32_t)panels; p++)
+        panel[p] = panel_at(job->w, layout, index + p);
+    uint32_t blocks = job->w->cols / KERNELS_BLOCK;
+    for (uint32_t tile = row_from / TILE_ROWS; tile * TILE_ROWS < row_to; tile++) {
+        struct tile t = tile_at(job->q, job->rows, job->w->cols, tile);
+        uint32_t r = 0;
+        if (panels == 2) {
+            while (r < t.rows)
+                STRIP(1, 2);
+            continue;
+        }
+        while (t.rows - r >= 16)
+            STRIP(16, 1);
+        if (t.rows - r >= 8)
+            STRIP(8, 1);
+        if (t.rows - r >= 4)
+            STRIP(4, 1);
+        while (t.rows - r >= 1)
+            STRIP(1, 1);
+    }
+}
+
+INLINE void panels_layout(const struct panel_job *job, uint32_t panel_from, uint32_t panel_to,
+                          uint32_t row_from, uint32_t row_to, const enum packed_layout layout)
+{
+    enum { PAIR_ROWS_MAX = 2 };
+    uint32_t index = panel_from;
+    if (job->rows <= PAIR_ROWS_MAX)
+        for (; index + 2 <= panel_to; index += 2)
+            panels_pass(job, index, 2, row_from, row_to, layout);
+    for (; index < panel_to; index++)
+        panels_pass(job, index, 1, row_from, row_to, layout);
+}
+
+static void panels_q4_1(const struct panel_job *job, uint32_t panel_from, uint32_t panel_to,
+                        uint32_t row_from, uint32_t row_to)
+{
+    panels_layout(job, panel_from, panel_to, row_from, row_to, PACKED_Q4_1);
+}
+
+static void panels_q4_0(const struct panel_job *job, uint32_t panel_from, uint32_t panel_to,
+                        uint32_t row_from, uint32_t row_to)
+{
+    panels_layout(job, panel_from, panel_to, row_from, row_to, PACKED_Q4_0);
+}
+
+static void panels_q8_0(const struct panel_job *job, uint32_t panel_from, uint32_t panel_to,
+                        uint32_t row_from, uint32_t row_to)
+{
+    panels_layout(job, panel_from, panel_to, row_from, row_to, PACKED_Q8_0);
+}
+
+/* ---- float weights ---- */
+
+INLINE __m512 float_load(const uint8_t *panel, size_t c, enum packed_layout layout)
+{
+    if (layout == PACKED_F32)
+        return _mm512_load_ps(panel + c * 64);
+    __m256i half = _mm256_load_si256((const __m256i *)(const void *)(panel + c * 32));
+    if (layout == PACKED_F16)
+        return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+/* 8 rows or 1, against 1, 2 or 4 panels: sums run over c in ascending order, one fused
+ * multiply-add each. */
+INLINE void float_strip(const struct panel_job *job, uint32_t index, uint32_t row, const int rows,
+                        const int panels, const enum packed_layout layout)
+{
+    __m512 sum[16];
+    const size_t bytes = panel_bytes(layout, job->w->cols);
+    const uint8_t *panel = (const uint8_t *)job->w->data + index * bytes;
+    const float *x = job->x + row * job->x_stride;
+    UNROLL for (int i = 0; i < rows * panels; i++) sum[i] = _mm512_setzero_ps();
+    for (size_t c = 0; c < job->w->cols; c++) {
+        __m512 w[4];
+        UNROLL for (int p = 0; p < panels; p++) w[p] =
+            float_load(panel + (size_t)p * bytes, c, layout);
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            __m512 value = _mm512_set1_ps(x[(size_t)r * job->x_stride + c]);
+            UNROLL for (int p = 0; p < panels; p++) sum[p * rows + r] =
+                _mm512_fmadd_ps(value, w[p], sum[p * rows + r]);
+        }
+    }
+    UNROLL for (int p = 0; p < panels; p++) UNROLL for (int r = 0; r < rows; r++)
+        store_columns(job, sum[p * rows + r], row + (uint32_t)r, index + (uint32_t)p);
+}
+
+INLINE void floats_layout(const struct panel_job *job, uint32_t panel_from, uint32_t panel_to,
+                          uint32_t row_from, uint32_t row_to, const enum packed_layout layout)
+{
+    uint32_t index = panel_from;
+    for (; index + 4 <= panel_to && row_to - row_from < 8; index += 4)
+        for (uint32_t row = row_from; row < row_to; row++)
+            float_strip(job, index, row, 1, 4, layout);
+    for (; index + 2 <= panel_to; index += 2) {
+        uint32_t row = row_from;
+        for (; row + 8 <= row_to; row += 8)
+            float_strip(job, index, row, 8, 2, layout);
+        for (; row < row_to; row++)
+            float_strip(job, index, row, 1, 2, layout);
+    }
+    for (; index < panel_to; index++) {
+        uint32_t row = row_from;
+        for (; row + 8 <= row_to; row += 8)
+            float_strip(job, index, row, 8, 1, layout);
+        for (; row < row_to; row++)
+            float_strip(job, index, row, 1, 1, layout);
+    }
+}
+
+static void floats_f32(const struct panel_job *job, uint32_t panel_from, uint32_t panel_to,
+                       uint32_t row_from, uint32_t row_to)
+{
+    floats_layout(job, panel_from, panel_to, row_from, row_to, PACKED_F32);
+}
+
+static void floats_f16(const struct panel_job *job, uint32_t panel_from, uint32_t panel_to,
+                       uint32_t row_from, uint32_t row_to)
+{
+    floats_layout(job, panel_from, panel_to, row_from, row_to, PACKED_F16);
+}
+
+static void floats_bf16(const struct panel_job *job, uint32_t panel_from, uint32_t panel_to,
+                        uint32_t row_from, uint32_t row_to)
+{
+    floats_layout(job, panel_from, panel_to, row_from, row_to, PACKED_BF16);
+}
+
+void matmul_avx512(struct kernels *k, float *out, size_t out_stride, const struct weight *w,
+                   const float *x, size_t x_stride, const void *q, uint32_t rows, bool accumulate)
+{
+    static panel_task *const task[] = {
+        [PACKED_Q4_1] = panels_q4_1, [PACKED_Q4_0] = panels_q4_0, [PACKED_Q8_0] = panels_q8_0,
+        [PACKED_F32] = floats_f32,   [PACKED_F16] = floats_f16,   [PACKED_BF16] = floats_bf16,
+    };
+    assert(rows <= KERNELS_ROWS_MAX && (w->quantized ? q != NULL : x != NULL));
+    struct panel_job job = {.out = out,
+                            .out_stride = out_stride,
+                            .w = w,
+                            .x = x,
+                            .x_stride = x_stride,
+                            .q = (void *)(uintptr_t)q,
+                            .rows = rows,
+                            .accumulate = accumulate};
+    panels_run(k, &job, task[w->layout], w->quantized ? 1 : 2, w->quantized ? TILE_ROWS : 8);
+}

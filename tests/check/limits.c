@@ -1,0 +1,149 @@
+/*
+ * What this machine can do at most: dot products a second by instruction set, out of registers, and
+ * bytes read a second, by threads. The figures of the benchmark stand beside them.
+ */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/check/check.h"
+
+#if defined(__x86_64__)
+
+/* Twelve chains of one instruction, so that its latency does not show. Written as text, so that
+ * this file needs no instruction set of its own. */
+#define CHAIN(op, r) op " %%" r "15, %%" r "14, %%" r
+#define CHAINS(op, r)                                                                                \
+    CHAIN(op, r)                                                                                     \
+    "0\n" CHAIN(op, r) "1\n" CHAIN(op, r) "2\n" CHAIN(op, r) "3\n" CHAIN(op, r) "4\n" CHAIN(         \
+        op,                                                                                          \
+        r) "5\n" CHAIN(op,                                                                           \
+                       r) "6\n" CHAIN(op,                                                            \
+                                      r) "7\n" CHAIN(op,                                             \
+                                                     r) "8\n" CHAIN(op,                              \
+                                                                    r) "9\n" CHAIN(op,               \
+                                                                                   r) "10"           \
+                                                                                      "\n" CHAIN(op, \
+                                                                                                 r) "11\n"
+#define CLOBBERS                                                                                   \
+    "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",       \
+        "xmm11", "xmm14", "xmm15"
+#define PEAK(name, op, r)                                                                          \
+    static void name(void)                                                                         \
+    {                                                                                              \
+        __asm__ volatile("vpxor %%xmm14, %%xmm14, %%xmm14\n vpxor %%xmm15, %%xmm15, %%xmm15\n"     \
+                         "mov $1000, %%ecx\n 1:\n" CHAINS(op, r) "dec %%ecx\n jnz 1b\n vzeroupper" \
+                         :                                                                         \
+                         :                                                                         \
+                         : "ecx", "cc", CLOBBERS);                                                 \
+    }
+enum { PEAK_OPS = 12 * 1000 };
+
+PEAK(peak_maddubs_256, "vpmaddubsw", "ymm")
+PEAK(peak_fma_256, "vfmadd231ps", "ymm")
+PEAK(peak_vnni_256, "%{vex%} vpdpbusd", "ymm")
+PEAK(peak_fma_512, "vfmadd231ps", "zmm")
+PEAK(peak_vnni_512, "vpdpbusd", "zmm")
+PEAK(peak_bf16_512, "vdpbf16ps", "zmm")
+
+static const struct {
+    const char *name;
+    uint32_t features;
+    void (*run)(void);
+    double macs; /* of one instruction */
+} peaks[] = {
+    {"int8  avx2 vpmaddubsw (without its adds)", FEATURE_AVX2, peak_maddubs_256, 32},
+    {"int8  avx-vnni vpdpbusd 256", FEATURE_AVX_VNNI, peak_vnni_256, 32},
+    {"int8  avx512-vnni vpdpbusd 512", FEATURE_AVX512_VNNI, peak_vnni_512, 64},
+    {"bf16  avx512-bf16 vdpbf16ps 512", FEATURE_AVX512_BF16, peak_bf16_512, 32},
+    {"fp32  fma 256", FEATURE_AVX2, peak_fma_256, 8},
+    {"fp32  avx512 512", FEATURE_AVX512, peak_fma_512, 16},
+};
+
+static void bench_peaks(void)
+{
+    for (size_t i = 0; i < sizeof peaks / sizeof peaks[0]; i++) {
+        double seconds;
+        if (!(kernels_features() & peaks[i].features))
+            continue;
+        BENCH_SECONDS(seconds, peaks[i].run());
+        printf("limit  %-44s %8.1f GMAC/s a thread\n", peaks[i].name,
+               PEAK_OPS * peaks[i].macs / seconds * 1e-9);
+    }
+}
+
+#else
+static void bench_peaks(void)
+{
+}
+#endif
+
+struct reader {
+    const uint64_t *from;
+    size_t words;
+    double seconds;
+    uint64_t sum;
+    pthread_barrier_t *start;
+};
+
+static void *reader_run(void *argument)
+{
+    struct reader *r = argument;
+    uint64_t sum[8] = {0};
+    pthread_barrier_wait(r->start);
+    double from = seconds_now();
+    for (size_t i = 0; i + 8 <= r->words; i += 8)
+        for (int j = 0; j < 8; j++)
+            sum[j] += r->from[i + (size_t)j];
+    r->seconds = seconds_now() - from;
+    for (int j = 0; j < 8; j++)
+        r->sum += sum[j];
+    return NULL;
+}
+
+static void bench_read(uint32_t threads)
+{
+    enum { BYTES = 256 << 20, THREADS_MAX = 64 };
+    struct reader reader[THREADS_MAX];
+    pthread_t thread[THREADS_MAX];
+    pthread_barrier_t start;
+    uint64_t *memory = malloc(BYTES);
+    if (!memory || threads > THREADS_MAX) {
+        free(memory);
+        return;
+    }
+    memset(memory, 1, BYTES);
+    double best = 0.0;
+    for (int turn = 0; turn < 5; turn++) {
+        double longest = 0.0;
+        pthread_barrier_init(&start, NULL, threads);
+        for (uint32_t i = 0; i < threads; i++) {
+            size_t words = BYTES / 8 / threads;
+            reader[i] = (struct reader){memory + i * words, words, 0.0, 0, &start};
+            if (pthread_create(&thread[i], NULL, reader_run, &reader[i]) != 0)
+                abort();
+        }
+        for (uint32_t i = 0; i < threads; i++) {
+            pthread_join(thread[i], NULL);
+            longest = reader[i].seconds > longest ? reader[i].seconds : longest;
+        }
+        pthread_barrier_destroy(&start);
+        best = BYTES / longest > best ? BYTES / longest : best;
+    }
+    free(memory);
+    printf("limit  read from memory, %u thread%s %37.1f GB/s\n", threads, threads == 1 ? " " : "s",
+           best * 1e-9);
+}
+
+void bench_limits(void)
+{
+    char names[128];
+    kernels_feature_names(kernels_features(), names, sizeof names);
+    printf("limit  this machine has: %s\n", names[0] ? names : "no vector instructions we use");
+    bench_peaks();
+    uint32_t cores = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
+    for (uint32_t threads = 1; threads <= cores && threads <= 8; threads *= 2)
+        bench_read(threads);
+}
