@@ -1,0 +1,70 @@
+/* core: the parts of a running daemon that its threads share; the loop thread's own state too. */
+#ifndef SILT_DAEMON_CORE_H
+#define SILT_DAEMON_CORE_H
+
+#include "daemon/config.h"
+#include "daemon/gate.h"
+#include "daemon/ingest.h"
+#include "daemon/loop.h"
+#include "daemon/plan.h"
+#include "daemon/sched.h"
+#include "daemon/table.h"
+
+enum {
+    HEADS_MAX = 4096,                        /* layers * kv_heads */
+    REQUEST_BYTES_MAX = 2 * FRAME_BYTES_MAX, /* a feed as the journal gets it: 16 bytes an item */
+    STATS_BYTES = 256 << 10,                 /* the parts of a stat reply before it is packed */
+};
+_Static_assert(REQUEST_BYTES_MAX >= FRAME_BYTES_MAX + ITEMS_MAX * 24 + 1024, "a frame always fits");
+
+/* A producer that was told to wait. */
+struct waiter {
+    bool used;
+    uint32_t record;
+    uint64_t request_id, sequence, bytes_acked;
+    struct wire_client client;
+    char producer[PRODUCER_BYTES_MAX + 1];
+};
+
+/* A client with requests in the journal's queue. */
+struct flight {
+    struct wire_client client;
+    uint32_t count, bytes;
+};
+
+struct core {
+    struct config config;
+    struct plan plan;
+    struct arena arena;
+    struct engine *engine;
+    struct engine_info info;
+    struct journal *journal;
+    int lock_fd;
+    uint64_t started_us;
+
+    struct slot *slots; /* [plan.streams_max] */
+    struct ask *asks;   /* [plan.forks_max] */
+    struct extents pool;
+    struct queue journal_queue, compute_queue, loop_queue;
+    struct doorbell journal_bell, compute_bell, loop_bell, stop_bell;
+    struct ingest ingest;
+    struct sched sched;
+    pthread_t journal_thread, compute_thread;
+    bool journal_runs, compute_runs;
+    _Atomic bool stopping, journal_done, compute_done;
+    _Atomic bool disk_failed;
+    _Atomic uint64_t disk_bytes, tokens_computed;
+
+    /* The loop thread's. */
+    struct loop loop;
+    struct gate gate;
+    struct bump bump;
+    uint8_t *reply; /* [REPLY_BYTES_MAX] */
+    struct table table;
+    struct waiter *waiters; /* [WAITERS_MAX] */
+    struct flight *flights; /* [FLIGHTS_MAX] */
+    uint8_t *request;       /* [REQUEST_BYTES_MAX] on its way to the journal */
+    uint8_t *stats;         /* [STATS_BYTES] */
+};
+
+#endif

@@ -1,0 +1,399 @@
+/* Start order: lock, engine, plan, arena, journal, socket, threads; the end goes backwards. */
+#include "daemon/daemon.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "daemon/clock.h"
+#include "daemon/layout.h"
+#include "daemon/log.h"
+#include "daemon/serve.h"
+
+enum {
+    THREAD_STACK_BYTES = 1 << 20,
+    LIBRARY_MARGIN_BYTES = 24 << 20, /* what libzmq, SQLite's start and the threads grow by */
+};
+
+struct daemon {
+    struct core core;
+};
+
+/* ---- data folder ---- */
+
+static int make_folders(const char *path, char *error, size_t error_bytes)
+{
+    char part[PATH_BYTES_MAX];
+
+    for (size_t i = 1; path[i - 1]; i++) {
+        if (path[i] != '/' && path[i] != '\0')
+            continue;
+        snprintf(part, sizeof part, "%.*s", (int)i, path);
+        if (mkdir(part, 0700) != 0 && errno != EEXIST) {
+            snprintf(error, error_bytes, "--data %s: %s cannot be made: %s; give another folder",
+                     path, part, strerror(errno));
+            return -errno;
+        }
+    }
+    return 0;
+}
+
+static int lock_folder(struct core *core, char *error, size_t error_bytes)
+{
+    const char *folder = core->config.data;
+    char path[PATH_BYTES_MAX + 8];
+    int result = make_folders(folder, error, error_bytes);
+
+    if (result)
+        return result;
+    snprintf(path, sizeof path, "%s/lock", folder);
+    core->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (core->lock_fd < 0) {
+        result = -errno;
+        snprintf(error, error_bytes,
+                 "--data %s cannot be written: %s; make it writable or give another folder", folder,
+                 strerror(errno));
+        return result;
+    }
+    if (flock(core->lock_fd, LOCK_EX | LOCK_NB) != 0) {
+        snprintf(error, error_bytes,
+                 "--data %s is in use by another siltd: stop it or give another folder", folder);
+        return -EBUSY;
+    }
+    return 0;
+}
+
+/* ---- engine and plan ---- */
+
+static int open_engine(struct core *core, char *error, size_t error_bytes)
+{
+    const struct config *config = &core->config;
+    struct engine_options options = {.model_path = config->model,
+                                     .adapter_path = config->adapter[0] ? config->adapter : NULL,
+                                     .device = config->device,
+                                     .threads = config->threads,
+                                     .feature_mask = UINT32_MAX};
+    int result;
+
+    if (access(config->model, R_OK) != 0) {
+        snprintf(error, error_bytes,
+                 "the model %s cannot be read (%s): `make model` fetches the default one, --model "
+                 "names another",
+                 config->model, strerror(errno));
+        return -ENOENT;
+    }
+    if (options.adapter_path && access(options.adapter_path, R_OK) != 0) {
+        snprintf(error, error_bytes,
+                 "the adapter %s cannot be read (%s): --adapter names another, --adapter none runs "
+                 "without compression",
+                 options.adapter_path, strerror(errno));
+        return -ENOENT;
+    }
+    result = engine_open(&core->engine, &options, error, error_bytes);
+    if (result)
+        return result;
+    engine_info(core->engine, &core->info);
+    if (core->info.layer_count * core->info.kv_head_count > HEADS_MAX) {
+        snprintf(error, error_bytes, "the model has more than %d KV heads", HEADS_MAX);
+        return -ENOTSUP;
+    }
+    return 0;
+}
+
+static int measure(struct core *core, struct plan_costs *costs, char *error, size_t error_bytes)
+{
+    struct stream_options options = {0};
+    uint64_t engine_bytes = core->info.weights_bytes + core->info.work_bytes;
+    uint64_t resident = plan_resident_bytes();
+
+    *costs = (struct plan_costs){
+        .weights_bytes = core->info.weights_bytes,
+        .work_bytes = core->info.work_bytes,
+        .heads = (uint64_t)core->info.layer_count * core->info.kv_head_count,
+        .vocab_count = core->info.vocab_count,
+    };
+    costs->stream_bytes = stream_bytes(core->engine, &options, error, error_bytes);
+    if (!costs->stream_bytes)
+        return -EINVAL;
+    for (uint32_t i = 0; i < core->info.ratio_count; i++) {
+        uint64_t bytes;
+
+        options.dmc_ratio = core->info.ratio[i];
+        bytes = fork_bytes(core->engine, &options);
+        costs->fork_bytes = bytes > costs->fork_bytes ? bytes : costs->fork_bytes;
+    }
+    /* The model file is mapped and may count as resident without being memory of ours. */
+    costs->library_bytes = LIBRARY_MARGIN_BYTES + 2 * THREAD_STACK_BYTES;
+    if (resident > engine_bytes && resident - engine_bytes < engine_bytes)
+        costs->library_bytes += resident - engine_bytes;
+    return 0;
+}
+
+static int open_plan(struct core *core, char *error, size_t error_bytes)
+{
+    struct plan_costs costs;
+    int result = measure(core, &costs, error, error_bytes);
+
+    if (!result)
+        result = plan_make(&core->plan, &core->config, &costs, error, error_bytes);
+    if (result)
+        return result;
+    plan_print(&core->plan);
+    /* The alignment of every part is within the last line's margin. */
+    result = arena_open(&core->arena, core->plan.arena_bytes + (64u << 10) +
+                                          (size_t)core->plan.streams_max * 256);
+    if (result) {
+        snprintf(error, error_bytes, "the plan's memory cannot be had: %s; lower --memory",
+                 strerror(-result));
+        return result;
+    }
+    layout_carve(core, (uint32_t)costs.heads);
+    arena_seal(&core->arena);
+    return 0;
+}
+
+/* ---- parts that talk ---- */
+
+static int open_journal(struct core *core, char *error, size_t error_bytes)
+{
+    struct journal_options options = {
+        .folder = core->config.data,
+        .model_fingerprint = core->info.model_fingerprint,
+        .adapter_fingerprint = core->info.adapter_fingerprint,
+        .model_name = core->info.model_name,
+        .kernels_name = core->info.kernels_name,
+        .rebuild = core->config.rebuild,
+    };
+    mode_t mask = umask(0077);
+    int result = journal_open(&core->journal, &options, error, error_bytes);
+
+    umask(mask);
+    return result;
+}
+
+static int open_bells(struct core *core, char *error, size_t error_bytes)
+{
+    struct doorbell *bells[] = {&core->journal_bell, &core->compute_bell, &core->loop_bell,
+                                &core->stop_bell};
+
+    for (size_t i = 0; i < sizeof bells / sizeof *bells; i++) {
+        int result = doorbell_open(bells[i]);
+
+        if (result) {
+            snprintf(error, error_bytes, "no eventfd: %s", strerror(-result));
+            return result;
+        }
+    }
+    return 0;
+}
+
+static void wire_threads(struct core *core)
+{
+    struct ingest *ingest = &core->ingest;
+    struct sched *sched = &core->sched;
+
+    ingest->journal = core->journal;
+    sched->tokenizer = ingest->tokenizer = engine_tokenizer(core->engine);
+    sched->slots = ingest->slots = core->slots;
+    sched->slot_count = ingest->slot_count = core->plan.streams_max;
+    sched->lag_tokens_max = ingest->lag_tokens_max = core->config.lag_tokens_max;
+    ingest->inbox = &core->journal_queue;
+    sched->inbox = &core->compute_queue;
+    sched->loop = ingest->loop = &core->loop_queue;
+    ingest->bell = sched->journal_bell = &core->journal_bell;
+    sched->bell = ingest->compute_bell = &core->compute_bell;
+    sched->stopping = ingest->stopping = &core->stopping;
+    ingest->disk_failed = &core->disk_failed;
+    ingest->disk_bytes = &core->disk_bytes;
+    sched->engine = core->engine;
+    sched->info = core->info;
+    sched->asks = core->asks;
+    sched->ask_count = core->plan.forks_max;
+    sched->tokens_computed = &core->tokens_computed;
+}
+
+int daemon_open(struct daemon **out, const struct config *config, char *error, size_t error_bytes)
+{
+    struct daemon *daemon = calloc(1, sizeof *daemon);
+    struct core *core = daemon ? &daemon->core : NULL;
+    int result;
+
+    *out = NULL;
+    if (!daemon) {
+        snprintf(error, error_bytes, "no memory");
+        return -ENOMEM;
+    }
+    core->config = *config;
+    core->lock_fd = core->journal_bell.fd = core->compute_bell.fd = -1;
+    core->loop_bell.fd = core->stop_bell.fd = -1;
+    core->started_us = clock_us();
+    result = lock_folder(core, error, error_bytes);
+    if (!result)
+        result = open_bells(core, error, error_bytes);
+    if (!result)
+        result = open_engine(core, error, error_bytes);
+    if (!result)
+        result = open_journal(core, error, error_bytes);
+    if (!result)
+        result = open_plan(core, error, error_bytes);
+    if (result)
+        goto error;
+    wire_threads(core);
+    result = gate_open(&core->gate, config->listen, error, error_bytes);
+    if (!result)
+        result = serve_start(core, error, error_bytes);
+    if (result)
+        goto error;
+    *out = daemon;
+    return 0;
+
+error:
+    daemon_close(&daemon);
+    return result;
+}
+
+/* ---- running ---- */
+
+static void *run_journal(void *user)
+{
+    struct core *core = user;
+
+    ingest_main(&core->ingest);
+    atomic_store(&core->journal_done, true);
+    doorbell_ring(&core->loop_bell);
+    return NULL;
+}
+
+static void *run_compute(void *user)
+{
+    struct core *core = user;
+
+    sched_main(&core->sched);
+    atomic_store(&core->compute_done, true);
+    doorbell_ring(&core->loop_bell);
+    return NULL;
+}
+
+/* Signals belong to the loop thread. */
+static int start_thread(pthread_t *thread, void *(*body)(void *), struct core *core)
+{
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    int result;
+
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, THREAD_STACK_BYTES);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    result = -pthread_create(thread, &attributes, body, core);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return result;
+}
+
+/* Nothing new is taken; what is under way ends within one commit and one block. */
+static void begin_stop(void *user)
+{
+    struct core *core = user;
+
+    doorbell_clear(&core->stop_bell);
+    if (atomic_exchange(&core->stopping, true))
+        return;
+    say(SAY_INFO, "stopping");
+    for (uint32_t i = 0; i < core->plan.forks_max; i++) {
+        struct ask *ask = &core->asks[i];
+
+        if (ask->stage != ASK_FREE && ask->client.bytes)
+            reply_error(core, &ask->client, ask->request_id, SILT__V1__ERROR__CODE__SHUTTING_DOWN,
+                        "siltd is stopping: ask again when it is back");
+        ask->client.bytes = 0;
+    }
+    doorbell_ring(&core->journal_bell);
+    doorbell_ring(&core->compute_bell);
+}
+
+static void announce(const struct core *core)
+{
+    if (core->info.adapter_fingerprint == 0)
+        say(SAY_WARN, "COMPRESSION IS OFF: no adapter for this model, streams keep a sliding "
+                      "window only and forget what leaves it");
+    say(SAY_INFO, "%s, %s kernels, %u threads; listening on %s", core->info.model_name,
+        core->info.kernels_name, core->info.threads, core->config.listen);
+}
+
+int daemon_run(struct daemon *daemon)
+{
+    struct core *core = &daemon->core;
+    int result = start_thread(&core->journal_thread, run_journal, core);
+
+    core->journal_runs = result == 0;
+    if (!result)
+        result = start_thread(&core->compute_thread, run_compute, core);
+    core->compute_runs = core->journal_runs && result == 0;
+    if (!result)
+        result = loop_add_fd(&core->loop, core->stop_bell.fd, begin_stop, core);
+    if (!result)
+        result = loop_add_fd(&core->loop, core->loop_bell.fd, serve_news, core);
+    if (!result)
+        result = loop_add_socket(&core->loop, core->gate.socket, serve_frames, core);
+    if (result)
+        return result;
+    loop_every(&core->loop, (uint64_t)TICK_MS * 1000, serve_tick, core);
+    announce(core);
+    result = loop_run(&core->loop);
+    say(SAY_INFO, "stopped");
+    return result;
+}
+
+void daemon_stop(struct daemon *daemon)
+{
+    doorbell_ring(&daemon->core.stop_bell);
+}
+
+static void join_threads(struct core *core)
+{
+    atomic_store(&core->stopping, true);
+    if (core->journal_runs || core->compute_runs)
+        queue_close(&core->loop_queue);
+    if (core->journal_runs) {
+        doorbell_ring(&core->journal_bell);
+        pthread_join(core->journal_thread, NULL);
+    }
+    if (core->compute_runs) {
+        doorbell_ring(&core->compute_bell);
+        pthread_join(core->compute_thread, NULL);
+    }
+}
+
+void daemon_close(struct daemon **daemon)
+{
+    struct core *core;
+
+    if (!*daemon)
+        return;
+    core = &(*daemon)->core;
+    join_threads(core);
+    gate_close(&core->gate);
+    for (uint32_t i = 0; core->asks && i < core->plan.forks_max; i++)
+        fork_close(&core->asks[i].fork);
+    for (uint32_t i = 0; core->slots && i < core->plan.streams_max; i++)
+        stream_close(&core->slots[i].stream);
+    journal_close(&core->journal);
+    engine_close(&core->engine);
+    arena_close(&core->arena);
+    doorbell_close(&core->journal_bell);
+    doorbell_close(&core->compute_bell);
+    doorbell_close(&core->loop_bell);
+    doorbell_close(&core->stop_bell);
+    if (core->lock_fd >= 0)
+        close(core->lock_fd);
+    free(*daemon);
+    *daemon = NULL;
+}

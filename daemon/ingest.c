@@ -1,0 +1,564 @@
+/* Group commit: apply every waiting request, commit once, then publish and answer. */
+#include "daemon/ingest.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/log.h"
+#include "daemon/replay.h"
+
+enum { SLICE_BYTES = 4096 };
+_Static_assert((int)SLICE_BYTES >= (int)PRETOKEN_BYTES_MAX, "a slice holds a pre-token");
+
+uint32_t ingest_scratch_tokens(uint32_t lag_tokens_max)
+{
+    return lag_tokens_max + SLICE_BYTES + 2 * PRETOKEN_BYTES_MAX + 64;
+}
+
+static void refuse(struct ingest_result *result, Silt__V1__Error__Code code, const char *message)
+{
+    result->error = 1 + (uint32_t)code;
+    snprintf(result->message, sizeof result->message, "%s", message);
+}
+
+/* The transaction is lost; everything in this batch is told so when it ends. */
+static void storage_failed(struct ingest *ingest, int error)
+{
+    if (!ingest->broken)
+        say(SAY_ERROR, "journal: %s (%s)", journal_error(ingest->journal), strerror(-error));
+    ingest->broken = true;
+}
+
+static bool begin(struct ingest *ingest)
+{
+    int result;
+
+    if (ingest->broken)
+        return false;
+    if (ingest->writing)
+        return true;
+    result = journal_begin(ingest->journal);
+    if (result) {
+        storage_failed(ingest, result);
+        return false;
+    }
+    ingest->writing = true;
+    return true;
+}
+
+static uint64_t lag_of(const struct slot *slot)
+{
+    return slot->ingest.working.tokens - atomic_load(&slot->ring.head);
+}
+
+/* Free tokens of the queue; small rests are called none, so that nobody sends crumbs. */
+static uint64_t credit_of(const struct ingest *ingest, const struct slot *slot)
+{
+    uint64_t lag = lag_of(slot);
+    uint64_t room = lag < ingest->lag_tokens_max ? ingest->lag_tokens_max - lag : 0;
+
+    return room >= ingest->lag_tokens_max / 4 ? room : 0;
+}
+
+/* ---- tokens of a request ---- */
+
+struct forming {
+    struct token_text text;
+    uint32_t count;
+    bool too_many;
+};
+
+static void form_text(struct ingest *ingest, struct forming *forming, const uint8_t *bytes,
+                      size_t bytes_count)
+{
+    while (bytes_count && !forming->too_many) {
+        size_t n = bytes_count < SLICE_BYTES ? bytes_count : SLICE_BYTES;
+
+        forming->count += (uint32_t)token_feed(ingest->tokenizer, &forming->text, bytes, n,
+                                               ingest->scratch + forming->count);
+        forming->too_many = forming->count > ingest->lag_tokens_max;
+        bytes += n;
+        bytes_count -= n;
+    }
+}
+
+static void form_turn(struct ingest *ingest, struct forming *forming, uint32_t role,
+                      const uint8_t *bytes, size_t bytes_count)
+{
+    int n = token_turn(ingest->tokenizer, wire_role_name(role), bytes, bytes_count,
+                       ingest->scratch + forming->count, ingest->scratch_max - forming->count);
+
+    forming->count += n > 0 ? (uint32_t)n : 0;
+    forming->too_many = n < 0 || forming->count > ingest->lag_tokens_max;
+}
+
+static void form_item(struct ingest *ingest, struct forming *forming, const struct wire_item *item)
+{
+    if (item->kind == ITEM_TEXT) {
+        form_text(ingest, forming, item->bytes, item->bytes_count);
+        return;
+    }
+    forming->count +=
+        (uint32_t)token_flush(ingest->tokenizer, &forming->text, ingest->scratch + forming->count);
+    forming->too_many = forming->count > ingest->lag_tokens_max;
+    if (forming->too_many)
+        return;
+    if (item->kind == ITEM_TURN)
+        form_turn(ingest, forming, item->detail, item->bytes, item->bytes_count);
+    if (item->kind == ITEM_TOKENS) {
+        uint32_t n = item->bytes_count / (uint32_t)sizeof(int32_t);
+
+        forming->too_many = forming->count + n > ingest->lag_tokens_max;
+        if (!forming->too_many && n)
+            memcpy(ingest->scratch + forming->count, item->bytes, item->bytes_count);
+        if (!forming->too_many)
+            forming->count += n;
+    }
+}
+
+/* The item at `at` of a request; returns where the next one starts. */
+static const uint8_t *next_item(const uint8_t *at, struct wire_item *out)
+{
+    struct ingest_item head;
+
+    memcpy(&head, at, sizeof head);
+    out->kind = (enum item_kind)head.kind;
+    out->detail = head.detail;
+    out->bytes = at + sizeof head;
+    out->bytes_count = head.bytes_count;
+    return at + sizeof head + (head.bytes_count + 7u) / 8 * 8;
+}
+
+/* ---- feed ---- */
+
+/* Room for `count` tokens behind all that is acked? Marks the wish if not. */
+static bool has_room(const struct ingest *ingest, struct slot *slot, uint32_t count)
+{
+    return lag_of(slot) + count <= ingest->lag_tokens_max;
+}
+
+static void stage_tokens(const struct ingest *ingest, struct slot *slot, uint32_t count)
+{
+    struct ingest_slot *in = &slot->ingest;
+
+    if (!in->live)
+        return; /* replay gets there */
+    for (uint32_t i = 0; i < count; i++)
+        slot->ring.tokens[(in->staged + i) % slot->ring.capacity] = ingest->scratch[i];
+    in->staged += count;
+}
+
+static int store_item(struct ingest *ingest, struct slot *slot, const struct wire_item *item,
+                      uint64_t time_us, const struct item_place *place)
+{
+    struct tail *tail = &slot->ingest.working;
+    struct journal_item row = {.item = *item,
+                               .time_us = time_us,
+                               .token_from = tail->tokens + place->tokens_before,
+                               .held_before = place->held_before};
+    int result = journal_item_append(ingest->journal, slot->ingest.stream_id, tail->items, &row);
+
+    tail->items++;
+    if (item->kind == ITEM_TEXT)
+        tail->bytes_text += item->bytes_count;
+    return result;
+}
+
+static const struct wire_item producer_change = {.kind = ITEM_MARK, .detail = MARK_PRODUCER_CHANGE};
+
+/* Stores what form_request has formed. */
+static void store_request(struct ingest *ingest, struct slot *slot,
+                          const struct ingest_request *request, bool new_producer,
+                          const struct forming *forming)
+{
+    struct tail *tail = &slot->ingest.working;
+    const struct item_place *place = ingest->places;
+    const uint8_t *at = (const uint8_t *)(request + 1);
+    struct wire_item item;
+    int result = 0;
+
+    if (new_producer)
+        result = store_item(ingest, slot, &producer_change, request->time_us, place++);
+    for (uint32_t i = 0; !result && i < request->item_count; i++) {
+        at = next_item(at, &item);
+        result = store_item(ingest, slot, &item, request->time_us, place++);
+    }
+    if (result) {
+        storage_failed(ingest, result);
+        return;
+    }
+    tail->text = forming->text;
+    tail->tokens += forming->count;
+    snprintf(tail->producer, sizeof tail->producer, "%s", request->producer);
+    stage_tokens(ingest, slot, forming->count);
+}
+
+/* Forms the tokens of a request in scratch and notes where each item begins. */
+static void form_request(struct ingest *ingest, const struct slot *slot,
+                         const struct ingest_request *request, bool new_producer,
+                         struct forming *forming, uint64_t *text_bytes)
+{
+    const uint8_t *at = (const uint8_t *)(request + 1);
+    struct item_place *place = ingest->places;
+    struct wire_item item;
+
+    *forming = (struct forming){.text = slot->ingest.working.text};
+    *text_bytes = 0;
+    if (new_producer) {
+        *place++ = (struct item_place){0, forming->text.held_bytes};
+        form_item(ingest, forming, &producer_change);
+    }
+    for (uint32_t i = 0; i < request->item_count && !forming->too_many; i++) {
+        at = next_item(at, &item);
+        *place++ = (struct item_place){forming->count, forming->text.held_bytes};
+        form_item(ingest, forming, &item);
+        if (item.kind == ITEM_TEXT)
+            *text_bytes += item.bytes_count;
+    }
+}
+
+/* Stores the request where it fits. False: refused, nothing is stored. */
+static bool take_items(struct ingest *ingest, struct slot *slot,
+                       const struct ingest_request *request, struct ingest_result *result,
+                       uint64_t *text_bytes)
+{
+    const struct tail *tail = &slot->ingest.working;
+    /* Text of two producers never joins; where none waits there is nothing to separate. */
+    bool new_producer = tail->text.held_bytes && strcmp(tail->producer, request->producer) != 0;
+    struct forming forming;
+
+    form_request(ingest, slot, request, new_producer, &forming, text_bytes);
+    if (forming.too_many) {
+        snprintf(result->message, sizeof result->message,
+                 "one message forms more than %u tokens, all that may wait (--lag-tokens-max): "
+                 "send it in smaller pieces",
+                 ingest->lag_tokens_max);
+        result->error = 1 + SILT__V1__ERROR__CODE__TOO_LARGE;
+        return false;
+    }
+    if (!has_room(ingest, slot, forming.count)) {
+        refuse(result, SILT__V1__ERROR__CODE__BUSY,
+               "the stream has as many tokens waiting as it may: an Ack follows when there is "
+               "room, then send this again");
+        return false;
+    }
+    if (!begin(ingest))
+        return true;
+    slot->ingest.touched = true;
+    store_request(ingest, slot, request, new_producer, &forming);
+    return true;
+}
+
+static void apply_feed(struct ingest *ingest, struct slot *slot,
+                       const struct ingest_request *request, struct ingest_result *result)
+{
+    uint64_t sequence, bytes_acked, text_bytes;
+    int error = journal_producer_get(ingest->journal, slot->ingest.stream_id, request->producer,
+                                     &sequence, &bytes_acked);
+
+    if (error) {
+        storage_failed(ingest, error);
+        return;
+    }
+    if (request->sequence > sequence + 1) {
+        snprintf(result->message, sizeof result->message,
+                 "expected sequence %llu of producer %s, got %llu: send the missing ones first",
+                 (unsigned long long)(sequence + 1), request->producer,
+                 (unsigned long long)request->sequence);
+        result->error = 1 + SILT__V1__ERROR__CODE__GAP;
+        result->expected_sequence = sequence + 1;
+    } else if (request->sequence == sequence + 1 &&
+               take_items(ingest, slot, request, result, &text_bytes)) {
+        sequence++;
+        bytes_acked += text_bytes;
+        error = ingest->broken ? 0
+                               : journal_producer_set(ingest->journal, slot->ingest.stream_id,
+                                                      request->producer, sequence, bytes_acked);
+        if (error)
+            storage_failed(ingest, error);
+    }
+    result->sequence = sequence;
+    result->bytes_acked = bytes_acked;
+}
+
+static void apply_attach(struct ingest *ingest, struct slot *slot, struct ingest_result *result)
+{
+    int error = journal_producer_get(ingest->journal, slot->ingest.stream_id, result->producer,
+                                     &result->sequence, &result->bytes_acked);
+
+    if (error)
+        storage_failed(ingest, error);
+}
+
+/* ---- streams ---- */
+
+static void take_slot(struct slot *slot, const struct journal_stream *stream)
+{
+    struct ingest_slot *in = &slot->ingest;
+
+    memset(in, 0, sizeof *in);
+    in->open = true;
+    in->stream_id = stream->id;
+    in->working.items = stream->items;
+    in->working.tokens = stream->tokens;
+    in->working.bytes_text = stream->bytes_text;
+    in->working.text = stream->text;
+    snprintf(in->working.producer, sizeof in->working.producer, "%s", stream->producer);
+    in->committed = in->working;
+    atomic_store(&slot->tokens_acked, stream->tokens);
+    atomic_store(&slot->bytes_text, stream->bytes_text);
+}
+
+static void apply_create(struct ingest *ingest, struct slot *slot,
+                         const struct ingest_request *request, struct ingest_result *result)
+{
+    struct journal_stream stream = {.dmc_ratio = slot->options.dmc_ratio,
+                                    .ring_segments = slot->options.ring_segments};
+    int error;
+
+    if (slot->ingest.open) { /* a second Open of the same stream, behind the first */
+        result->stream_id = slot->ingest.stream_id;
+        return;
+    }
+    snprintf(stream.name, sizeof stream.name, "%s", request->name);
+    if (!begin(ingest))
+        return;
+    error = journal_stream_create(ingest->journal, &stream);
+    if (error) {
+        storage_failed(ingest, error);
+        return;
+    }
+    take_slot(slot, &stream);
+    slot->ingest.touched = true;
+    result->created = true;
+    result->stream_id = stream.id;
+    result->created_us = stream.created_us;
+}
+
+static void apply_load(struct ingest *ingest, struct slot *slot,
+                       const struct ingest_request *request)
+{
+    struct journal_stream stream;
+    int error = journal_stream_get(ingest->journal, request->stream_id, &stream);
+
+    if (error)
+        storage_failed(ingest, error);
+    else
+        take_slot(slot, &stream);
+}
+
+static void apply_remove(struct ingest *ingest, struct slot *slot,
+                         const struct ingest_request *request)
+{
+    int error;
+
+    if (slot) {
+        slot->ingest.open = false;
+        atomic_store(&slot->behind, false);
+    }
+    if (!begin(ingest))
+        return;
+    error = journal_stream_remove(ingest->journal, request->stream_id);
+    if (error)
+        storage_failed(ingest, error);
+}
+
+static void apply(struct ingest *ingest, const struct ingest_request *request)
+{
+    struct slot *slot = request->slot == SLOT_NONE ? NULL : &ingest->slots[request->slot];
+    struct ingest_result *result = &ingest->results[ingest->result_count++];
+    bool needs_stream = request->kind == INGEST_ATTACH || request->kind == INGEST_FEED ||
+                        request->kind == INGEST_KEEP;
+
+    memset(result, 0, sizeof *result);
+    result->kind = request->kind;
+    result->slot = request->slot;
+    result->record = request->record;
+    result->ask = request->ask;
+    result->stream_id = request->stream_id;
+    result->request_id = request->request_id;
+    result->client = request->client;
+    result->flight_bytes = request->flight_bytes;
+    memcpy(result->producer, request->producer, sizeof result->producer);
+    if (needs_stream && (!slot || !slot->ingest.open)) {
+        refuse(result, SILT__V1__ERROR__CODE__NOT_FOUND, "the stream is gone: open it again");
+        return;
+    }
+    if (request->kind == INGEST_CREATE)
+        apply_create(ingest, slot, request, result);
+    else if (request->kind == INGEST_LOAD)
+        apply_load(ingest, slot, request);
+    else if (request->kind == INGEST_REMOVE)
+        apply_remove(ingest, slot, request);
+    else if (request->kind == INGEST_ATTACH)
+        apply_attach(ingest, slot, result);
+    else if (request->kind == INGEST_FEED)
+        apply_feed(ingest, slot, request, result);
+    else if (request->kind == INGEST_KEEP)
+        take_items(ingest, slot, request, result, &(uint64_t){0});
+    else if (request->kind == INGEST_UNLOAD) {
+        slot->ingest.open = false;
+        atomic_store(&slot->behind, false);
+    }
+}
+
+/* ---- the batch's end ---- */
+
+static int save_tails(struct ingest *ingest)
+{
+    int result = 0;
+
+    for (uint32_t i = 0; !result && i < ingest->slot_count; i++) {
+        const struct ingest_slot *in = &ingest->slots[i].ingest;
+        struct journal_stream stream = {.id = in->stream_id,
+                                        .items = in->working.items,
+                                        .tokens = in->working.tokens,
+                                        .bytes_text = in->working.bytes_text,
+                                        .text = in->working.text};
+
+        if (!in->open || !in->touched)
+            continue;
+        memcpy(stream.producer, in->working.producer, sizeof stream.producer);
+        result = journal_stream_update(ingest->journal, &stream);
+    }
+    return result;
+}
+
+static void publish(struct slot *slot)
+{
+    struct ingest_slot *in = &slot->ingest;
+
+    in->touched = false;
+    in->committed = in->working;
+    atomic_store(&slot->tokens_acked, in->committed.tokens);
+    atomic_store(&slot->bytes_text, in->committed.bytes_text);
+    if (in->live)
+        atomic_store_explicit(&slot->ring.tail, in->staged, memory_order_release);
+}
+
+static void take_back(struct slot *slot)
+{
+    struct ingest_slot *in = &slot->ingest;
+
+    in->touched = false;
+    in->working = in->committed;
+    in->staged = atomic_load(&slot->ring.tail);
+}
+
+/* Nothing of the batch is on disk: every answer that says otherwise is turned. */
+static void fail_results(struct ingest *ingest)
+{
+    for (uint32_t i = 0; i < ingest->result_count; i++) {
+        struct ingest_result *result = &ingest->results[i];
+
+        if (result->created || (result->kind == INGEST_LOAD && !result->error))
+            ingest->slots[result->slot].ingest.open = false;
+        if (!result->error)
+            refuse(result, SILT__V1__ERROR__CODE__NO_SPACE,
+                   "the journal cannot be written (disk full?): nothing was stored; make room "
+                   "under --data and send it again");
+    }
+}
+
+static void end_batch(struct ingest *ingest)
+{
+    bool removed = false;
+    int error = 0;
+
+    if (ingest->writing && !ingest->broken) {
+        error = save_tails(ingest);
+        if (!error)
+            error = journal_commit(ingest->journal);
+        if (error)
+            storage_failed(ingest, error);
+    }
+    if (ingest->broken) {
+        journal_rollback(ingest->journal);
+        fail_results(ingest);
+    }
+    for (uint32_t i = 0; i < ingest->slot_count; i++) {
+        if (!ingest->slots[i].ingest.touched)
+            continue;
+        if (ingest->broken)
+            take_back(&ingest->slots[i]);
+        else
+            publish(&ingest->slots[i]);
+    }
+    for (uint32_t i = 0; i < ingest->result_count; i++)
+        removed |= ingest->results[i].kind == INGEST_REMOVE && !ingest->results[i].error;
+    if (removed)
+        journal_truncate_log(ingest->journal);
+    if (ingest->writing || ingest->broken)
+        atomic_store(ingest->disk_failed, ingest->broken);
+    ingest->writing = ingest->broken = false;
+    atomic_store(ingest->disk_bytes, journal_disk_bytes(ingest->journal));
+}
+
+static void send_results(struct ingest *ingest)
+{
+    static const uint64_t head = LOOP_INGEST;
+
+    for (uint32_t i = 0; i < ingest->result_count; i++) {
+        struct ingest_result *result = &ingest->results[i];
+        struct slot *slot = result->slot == SLOT_NONE ? NULL : &ingest->slots[result->slot];
+        bool credit = slot && slot->ingest.open &&
+                      (result->kind == INGEST_FEED || result->kind == INGEST_ATTACH);
+        struct queue_part parts[] = {{&head, sizeof head}, {result, sizeof *result}};
+
+        if (slot && slot->ingest.open)
+            result->tokens_acked = slot->ingest.committed.tokens;
+        if (credit)
+            result->credit_tokens = credit_of(ingest, slot);
+        queue_push_wait(ingest->loop, parts, 2);
+        /* The loop thread knows of the waiter before it can hear of room. */
+        if (credit && result->credit_tokens == 0)
+            atomic_store(&slot->credit_wanted, true);
+    }
+    if (ingest->result_count)
+        doorbell_ring(ingest->compute_bell);
+    ingest->result_count = 0;
+}
+
+bool ingest_step(struct ingest *ingest)
+{
+    const struct ingest_request *request;
+    size_t bytes_count;
+    bool more = false;
+
+    while (ingest->result_count < BATCH_MAX &&
+           (request = queue_front(ingest->inbox, &bytes_count))) {
+        assert(bytes_count >= sizeof *request);
+        apply(ingest, request);
+        queue_pop(ingest->inbox);
+    }
+    if (ingest->result_count) {
+        more = ingest->result_count == BATCH_MAX;
+        end_batch(ingest);
+        send_results(ingest);
+    }
+    for (uint32_t i = 0; i < ingest->slot_count; i++)
+        if (ingest->slots[i].ingest.open && !ingest->slots[i].ingest.live)
+            more |= replay_step(ingest, &ingest->slots[i]);
+    journal_item_done(ingest->journal);
+    return more;
+}
+
+void *ingest_main(void *argument)
+{
+    struct ingest *ingest = argument;
+    size_t bytes_count;
+
+    for (;;) {
+        bool stop = atomic_load(ingest->stopping);
+
+        if (ingest_step(ingest))
+            continue;
+        if (queue_front(ingest->inbox, &bytes_count))
+            continue;
+        if (stop)
+            return NULL;
+        doorbell_wait(ingest->bell, -1);
+    }
+}

@@ -1,0 +1,94 @@
+/*
+ * ingest: the journal thread. Requests that must be durable come in, what became of them goes out.
+ *
+ * All requests that wait are stored in one transaction (group commit); only when it is on disk are
+ * they answered, and only then do their tokens become visible to the compute thread. A request is
+ * taken whole or not at all. Tokens are formed here, as items are accepted: the ring of a stream
+ * gets them at once, or, while the stream is behind its journal (after a start, or woken from the
+ * disk), by reading the items again in order.
+ */
+#ifndef SILT_DAEMON_INGEST_H
+#define SILT_DAEMON_INGEST_H
+
+#include "daemon/journal.h"
+#include "daemon/queue.h"
+#include "daemon/slot.h"
+
+enum ingest_kind {
+    INGEST_CREATE, /* or find: a stream of this name */
+    INGEST_LOAD,   /* a stream of the journal comes to a slot */
+    INGEST_UNLOAD, /* and leaves it */
+    INGEST_ATTACH,
+    INGEST_FEED,
+    INGEST_KEEP, /* question and answer */
+    INGEST_REMOVE,
+};
+
+struct ingest_request {
+    enum ingest_kind kind;
+    uint32_t slot; /* SLOT_NONE: remove of a parked stream */
+    uint32_t record, ask;
+    uint64_t stream_id; /* load, remove */
+    uint64_t request_id;
+    struct wire_client client;
+    char name[NAME_BYTES_MAX + 1]; /* create */
+    char producer[PRODUCER_BYTES_MAX + 1];
+    uint64_t sequence, time_us;
+    uint32_t item_count, flight_bytes;
+    /* item_count times an ingest_item with its bytes, padded to 8, follows */
+};
+struct ingest_item {
+    uint32_t kind, detail, bytes_count, padding;
+};
+
+/* Goes to the loop thread. */
+struct ingest_result {
+    enum ingest_kind kind;
+    uint32_t slot, record, ask;
+    uint64_t stream_id, request_id;
+    struct wire_client client;
+    char producer[PRODUCER_BYTES_MAX + 1];
+    uint64_t sequence; /* acked up to here */
+    uint64_t bytes_acked, tokens_acked, created_us;
+    uint64_t credit_tokens;
+    uint64_t expected_sequence;
+    uint32_t flight_bytes;
+    bool created;
+    uint32_t error; /* 0, else 1 + Error.Code */
+    char message[200];
+};
+
+/* First word of every message to the loop thread says which it is. */
+enum loop_message { LOOP_INGEST = 1, LOOP_SCHED = 2 };
+
+/* Where an item of the request in work begins. */
+struct item_place {
+    uint32_t tokens_before, held_before;
+};
+
+struct ingest {
+    struct journal *journal;
+    const struct tokenizer *tokenizer;
+    struct slot *slots; /* [slot_count] */
+    uint32_t slot_count, lag_tokens_max;
+    struct queue *inbox, *loop;
+    const struct doorbell *bell, *compute_bell;
+    _Atomic bool *stopping;
+    _Atomic bool *disk_failed; /* the last commit did not work */
+    _Atomic uint64_t *disk_bytes;
+    int32_t *scratch; /* [scratch_max] tokens of one request or item */
+    uint32_t scratch_max;
+    struct item_place *places;     /* [ITEMS_MAX + 1] */
+    struct ingest_result *results; /* [BATCH_MAX] */
+    uint32_t result_count;
+    bool writing, broken; /* a transaction is open; it has failed */
+};
+
+/* Tokens that scratch must hold. */
+uint32_t ingest_scratch_tokens(uint32_t lag_tokens_max);
+/* Runs until stopping is set and the inbox is empty. */
+void *ingest_main(void *ingest);
+/* One batch and one round of replay; what ingest_main repeats. True: there is more to do. */
+bool ingest_step(struct ingest *ingest);
+
+#endif

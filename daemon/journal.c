@@ -1,0 +1,602 @@
+/*
+ * One table of items, keyed by stream and ordinal in one integer, so that a stream's items lie
+ * together in one tree and no second index is written. The row of a stream says how far its journal
+ * has come, in the same transaction as the items: after a crash both are there or neither.
+ */
+#include "daemon/journal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <sqlite3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+enum { ORDINAL_BITS = 40 };
+
+enum statement {
+    BEGIN,
+    COMMIT,
+    ROLLBACK,
+    STREAM_CREATE,
+    STREAM_GET,
+    STREAM_FIND,
+    STREAM_EACH,
+    STREAM_UPDATE,
+    STREAM_REMOVE,
+    ITEMS_REMOVE,
+    PRODUCERS_REMOVE,
+    PRODUCER_GET,
+    PRODUCER_SET,
+    ITEM_APPEND,
+    ITEM_GET,
+    STATEMENT_COUNT,
+};
+
+#define STREAM_COLUMNS                                                                             \
+    "id, name, dmc_ratio, ring, created_us, items, tokens, bytes_text, producer, held"
+
+static const char *const statement_text[STATEMENT_COUNT] = {
+    [BEGIN] = "BEGIN IMMEDIATE",
+    [COMMIT] = "COMMIT",
+    [ROLLBACK] = "ROLLBACK",
+    [STREAM_CREATE] = "INSERT INTO streams (name, dmc_ratio, ring, created_us) VALUES (?,?,?,?)",
+    [STREAM_GET] = "SELECT " STREAM_COLUMNS " FROM streams WHERE id = ?",
+    [STREAM_FIND] = "SELECT " STREAM_COLUMNS " FROM streams WHERE name = ?",
+    [STREAM_EACH] = "SELECT " STREAM_COLUMNS " FROM streams ORDER BY name",
+    [STREAM_UPDATE] = "UPDATE streams SET items = ?, tokens = ?, bytes_text = ?, producer = ?, "
+                      "held = ? WHERE id = ?",
+    [STREAM_REMOVE] = "DELETE FROM streams WHERE id = ?",
+    [ITEMS_REMOVE] = "DELETE FROM items WHERE key BETWEEN ? AND ?",
+    [PRODUCERS_REMOVE] = "DELETE FROM producers WHERE stream = ?",
+    [PRODUCER_GET] = "SELECT sequence, bytes FROM producers WHERE stream = ? AND producer = ?",
+    [PRODUCER_SET] = "INSERT INTO producers (stream, producer, sequence, bytes) VALUES (?,?,?,?) "
+                     "ON CONFLICT (stream, producer) DO UPDATE SET sequence = excluded.sequence, "
+                     "bytes = excluded.bytes",
+    [ITEM_APPEND] = "INSERT INTO items (key, kind, detail, time_us, token_from, held_before, "
+                    "payload) VALUES (?,?,?,?,?,?,?)",
+    [ITEM_GET] = "SELECT kind, detail, time_us, token_from, held_before, payload FROM items "
+                 "WHERE key = ?",
+};
+
+static const char schema[] =
+    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER PRIMARY KEY, kernels TEXT, since_us INTEGER);"
+    "CREATE TABLE IF NOT EXISTS streams (id INTEGER PRIMARY KEY AUTOINCREMENT,"
+    " name TEXT UNIQUE NOT NULL, dmc_ratio INTEGER, ring INTEGER, created_us INTEGER,"
+    " items INTEGER DEFAULT 0, tokens INTEGER DEFAULT 0, bytes_text INTEGER DEFAULT 0,"
+    " producer TEXT DEFAULT '', held BLOB DEFAULT x'');"
+    "CREATE TABLE IF NOT EXISTS producers (stream INTEGER, producer TEXT, sequence INTEGER,"
+    " bytes INTEGER, PRIMARY KEY (stream, producer)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS items (key INTEGER PRIMARY KEY, kind INTEGER, detail INTEGER,"
+    " time_us INTEGER, token_from INTEGER, held_before INTEGER, payload BLOB);";
+
+struct journal {
+    sqlite3 *db;
+    sqlite3_stmt *statement[STATEMENT_COUNT];
+    char path[PATH_BYTES_MAX + 16];
+    uint64_t epoch;
+};
+
+static int errno_of(int code)
+{
+    switch (code & 0xff) {
+    case SQLITE_OK:
+    case SQLITE_ROW:
+    case SQLITE_DONE:
+        return 0;
+    case SQLITE_FULL:
+        return -ENOSPC;
+    case SQLITE_NOMEM:
+        return -ENOMEM;
+    case SQLITE_BUSY:
+    case SQLITE_LOCKED:
+        return -EBUSY;
+    case SQLITE_CONSTRAINT:
+        return -EEXIST;
+    case SQLITE_NOTADB:
+    case SQLITE_CORRUPT:
+        return -EBADMSG;
+    case SQLITE_READONLY:
+    case SQLITE_PERM:
+    case SQLITE_CANTOPEN:
+        return -EACCES;
+    default:
+        return -EIO;
+    }
+}
+
+static int64_t item_key(uint64_t stream, uint64_t ordinal)
+{
+    return (int64_t)(stream << ORDINAL_BITS | ordinal);
+}
+
+static sqlite3_stmt *use(struct journal *journal, enum statement which)
+{
+    sqlite3_stmt *s = journal->statement[which];
+
+    sqlite3_reset(s);
+    return s;
+}
+
+/* Runs a statement that gives no rows. */
+static int run(sqlite3_stmt *s)
+{
+    int code = sqlite3_step(s);
+
+    sqlite3_reset(s);
+    sqlite3_clear_bindings(s);
+    return errno_of(code);
+}
+
+static void bind_u64(sqlite3_stmt *s, int at, uint64_t value)
+{
+    sqlite3_bind_int64(s, at, (int64_t)value);
+}
+
+static int meta_get(struct journal *journal, const char *name, char *out, size_t out_bytes)
+{
+    sqlite3_stmt *s;
+    int code = sqlite3_prepare_v2(journal->db, "SELECT value FROM meta WHERE name = ?", -1, &s, 0);
+
+    if (code)
+        return errno_of(code);
+    sqlite3_bind_text(s, 1, name, -1, SQLITE_STATIC);
+    code = sqlite3_step(s);
+    if (code == SQLITE_ROW)
+        snprintf(out, out_bytes, "%s", (const char *)sqlite3_column_text(s, 0));
+    sqlite3_finalize(s);
+    return code == SQLITE_ROW ? 0 : code == SQLITE_DONE ? -ENOENT : errno_of(code);
+}
+
+static int meta_set(struct journal *journal, const char *name, const char *value)
+{
+    sqlite3_stmt *s;
+    int code = sqlite3_prepare_v2(journal->db, "REPLACE INTO meta VALUES (?,?)", -1, &s, 0);
+
+    if (code)
+        return errno_of(code);
+    sqlite3_bind_text(s, 1, name, -1, SQLITE_STATIC);
+    sqlite3_bind_text(s, 2, value, -1, SQLITE_STATIC);
+    code = sqlite3_step(s);
+    sqlite3_finalize(s);
+    return errno_of(code);
+}
+
+/* What is stored under name must be value; a new journal takes it. -ESTALE: it is `found`. */
+static int meta_match(struct journal *journal, const char *name, const char *value, char *found,
+                      size_t found_bytes)
+{
+    int result = meta_get(journal, name, found, found_bytes);
+
+    if (result == -ENOENT)
+        return meta_set(journal, name, value);
+    if (result)
+        return result;
+    return strcmp(found, value) == 0 ? 0 : -ESTALE;
+}
+
+static int check_model(struct journal *journal, const struct journal_options *options, char *error,
+                       size_t error_bytes)
+{
+    char value[32], found[160];
+    int result;
+
+    snprintf(value, sizeof value, "%016" PRIx64, options->model_fingerprint);
+    result = meta_match(journal, "model_fingerprint", value, found, sizeof found);
+    if (!result)
+        return meta_set(journal, "model_name", options->model_name);
+    if (result == -ESTALE) {
+        char name[128] = "another model";
+
+        meta_get(journal, "model_name", name, sizeof name);
+        snprintf(error, error_bytes,
+                 "the journal in %s was written with %s (fingerprint %s), this model is %s "
+                 "(%s): start with the old --model, or give another --data folder",
+                 options->folder, name, found, options->model_name, value);
+    }
+    return result;
+}
+
+static int check_adapter(struct journal *journal, const struct journal_options *options,
+                         char *error, size_t error_bytes)
+{
+    char value[32], found[64];
+    int result;
+
+    snprintf(value, sizeof value, "%016" PRIx64, options->adapter_fingerprint);
+    result = meta_match(journal, "adapter_fingerprint", value, found, sizeof found);
+    if (result == -ESTALE && options->rebuild)
+        return meta_set(journal, "adapter_fingerprint", value);
+    if (result == -ESTALE)
+        snprintf(error, error_bytes,
+                 "the streams in %s were computed with adapter %s, this one is %s: start with the "
+                 "old --adapter, or add --rebuild to compute every stream again from its journal",
+                 options->folder, found, value);
+    return result;
+}
+
+static int check_format(struct journal *journal, const struct journal_options *options, char *error,
+                        size_t error_bytes)
+{
+    char value[32], found[64];
+    int result;
+
+    snprintf(value, sizeof value, "%d", JOURNAL_FORMAT);
+    result = meta_match(journal, "format", value, found, sizeof found);
+    if (result == -ESTALE)
+        snprintf(error, error_bytes,
+                 "the journal in %s has format %s, this siltd (" DAEMON_VERSION ") reads %s: use "
+                 "the siltd that wrote it, or give another --data folder",
+                 options->folder, found, value);
+    return result;
+}
+
+static uint64_t now_us(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+/* A change of kernel path is only recorded: memories computed across it agree within tolerance. */
+static int note_epoch(struct journal *journal, const char *kernels_name)
+{
+    sqlite3_stmt *s = NULL;
+    bool same = false;
+    int code = sqlite3_prepare_v2(
+        journal->db, "SELECT epoch, kernels FROM epochs ORDER BY epoch DESC LIMIT 1", -1, &s, 0);
+
+    if (code)
+        return errno_of(code);
+    if (sqlite3_step(s) == SQLITE_ROW) {
+        journal->epoch = (uint64_t)sqlite3_column_int64(s, 0);
+        same = strcmp((const char *)sqlite3_column_text(s, 1), kernels_name) == 0;
+    }
+    sqlite3_finalize(s);
+    if (same)
+        return 0;
+    journal->epoch++;
+    code = sqlite3_prepare_v2(journal->db, "INSERT INTO epochs VALUES (?,?,?)", -1, &s, 0);
+    if (code)
+        return errno_of(code);
+    bind_u64(s, 1, journal->epoch);
+    sqlite3_bind_text(s, 2, kernels_name, -1, SQLITE_STATIC);
+    bind_u64(s, 3, now_us());
+    code = sqlite3_step(s);
+    sqlite3_finalize(s);
+    return errno_of(code);
+}
+
+static int set_up(struct journal *journal)
+{
+    char pragmas[400];
+
+    snprintf(
+        pragmas, sizeof pragmas,
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA secure_delete=ON;"
+        "PRAGMA cache_size=-%d; PRAGMA mmap_size=0; PRAGMA temp_store=MEMORY;"
+        "PRAGMA wal_autocheckpoint=%d; PRAGMA journal_size_limit=%d; PRAGMA busy_timeout=2000;",
+        JOURNAL_CACHE_BYTES >> 10, JOURNAL_WAL_PAGES, JOURNAL_WAL_PAGES * 4096);
+    return errno_of(sqlite3_exec(journal->db, pragmas, NULL, NULL, NULL));
+}
+
+static int check_meta(struct journal *journal, const struct journal_options *options, char *error,
+                      size_t error_bytes)
+{
+    int result = errno_of(sqlite3_exec(journal->db, "BEGIN IMMEDIATE", NULL, NULL, NULL));
+
+    if (!result)
+        result = errno_of(sqlite3_exec(journal->db, schema, NULL, NULL, NULL));
+    if (!result)
+        result = check_format(journal, options, error, error_bytes);
+    if (!result)
+        result = check_model(journal, options, error, error_bytes);
+    if (!result)
+        result = check_adapter(journal, options, error, error_bytes);
+    if (!result)
+        result = note_epoch(journal, options->kernels_name);
+    if (!result)
+        result = errno_of(sqlite3_exec(journal->db, "COMMIT", NULL, NULL, NULL));
+    return result;
+}
+
+static int prepare(struct journal *journal)
+{
+    for (int i = 0; i < STATEMENT_COUNT; i++) {
+        int code = sqlite3_prepare_v3(journal->db, statement_text[i], -1, SQLITE_PREPARE_PERSISTENT,
+                                      &journal->statement[i], NULL);
+
+        if (code)
+            return errno_of(code);
+    }
+    return 0;
+}
+
+int journal_open(struct journal **out, const struct journal_options *options, char *error,
+                 size_t error_bytes)
+{
+    struct journal *journal = calloc(1, sizeof *journal);
+    int result;
+
+    *out = NULL;
+    error[0] = '\0';
+    if (!journal) {
+        snprintf(error, error_bytes, "no memory for the journal");
+        return -ENOMEM;
+    }
+    snprintf(journal->path, sizeof journal->path, "%s/journal.db", options->folder);
+    sqlite3_hard_heap_limit64(JOURNAL_HEAP_BYTES);
+    result = errno_of(
+        sqlite3_open_v2(journal->path, &journal->db,
+                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL));
+    if (!result)
+        result = set_up(journal);
+    if (!result)
+        result = check_meta(journal, options, error, error_bytes);
+    if (!result)
+        result = prepare(journal);
+    if (result)
+        goto error;
+    *out = journal;
+    return 0;
+
+error:
+    if (!error[0])
+        snprintf(error, error_bytes, "the journal %s cannot be used: %s%s", journal->path,
+                 journal->db ? sqlite3_errmsg(journal->db) : "no memory",
+                 result == -EBADMSG ? "; restore it from a copy or give another --data folder"
+                                    : "; is its folder writable and the disk not full?");
+    journal_close(&journal);
+    return result;
+}
+
+void journal_close(struct journal **journal)
+{
+    if (!*journal)
+        return;
+    for (int i = 0; i < STATEMENT_COUNT; i++)
+        sqlite3_finalize((*journal)->statement[i]);
+    sqlite3_close((*journal)->db);
+    free(*journal);
+    *journal = NULL;
+}
+
+const char *journal_error(const struct journal *journal)
+{
+    return sqlite3_errmsg(journal->db);
+}
+
+uint64_t journal_epoch(const struct journal *journal)
+{
+    return journal->epoch;
+}
+
+uint64_t journal_disk_bytes(const struct journal *journal)
+{
+    static const char *const ends[] = {"", "-wal", "-shm"};
+    uint64_t sum = 0;
+
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        char path[PATH_BYTES_MAX + 24];
+        struct stat status;
+
+        snprintf(path, sizeof path, "%s%s", journal->path, ends[i]);
+        if (stat(path, &status) == 0)
+            sum += (uint64_t)status.st_blocks * 512;
+    }
+    return sum;
+}
+
+int journal_begin(struct journal *journal)
+{
+    journal_item_done(journal);
+    return run(use(journal, BEGIN));
+}
+
+int journal_commit(struct journal *journal)
+{
+    return run(use(journal, COMMIT));
+}
+
+void journal_rollback(struct journal *journal)
+{
+    if (!sqlite3_get_autocommit(journal->db))
+        run(use(journal, ROLLBACK));
+}
+
+int journal_stream_create(struct journal *journal, struct journal_stream *stream)
+{
+    sqlite3_stmt *s = use(journal, STREAM_CREATE);
+    int result;
+
+    stream->created_us = now_us();
+    sqlite3_bind_text(s, 1, stream->name, -1, SQLITE_STATIC);
+    bind_u64(s, 2, stream->dmc_ratio);
+    bind_u64(s, 3, stream->ring_segments);
+    bind_u64(s, 4, stream->created_us);
+    result = run(s);
+    if (result)
+        return result;
+    stream->id = (uint64_t)sqlite3_last_insert_rowid(journal->db);
+    return stream->id < STREAM_ID_MAX ? 0 : -ENOSPC;
+}
+
+static void read_stream(sqlite3_stmt *s, struct journal_stream *out)
+{
+    const void *held;
+    size_t held_bytes;
+
+    memset(out, 0, sizeof *out);
+    out->id = (uint64_t)sqlite3_column_int64(s, 0);
+    snprintf(out->name, sizeof out->name, "%s", (const char *)sqlite3_column_text(s, 1));
+    out->dmc_ratio = (uint32_t)sqlite3_column_int64(s, 2);
+    out->ring_segments = (uint32_t)sqlite3_column_int64(s, 3);
+    out->created_us = (uint64_t)sqlite3_column_int64(s, 4);
+    out->items = (uint64_t)sqlite3_column_int64(s, 5);
+    out->tokens = (uint64_t)sqlite3_column_int64(s, 6);
+    out->bytes_text = (uint64_t)sqlite3_column_int64(s, 7);
+    snprintf(out->producer, sizeof out->producer, "%s", (const char *)sqlite3_column_text(s, 8));
+    held = sqlite3_column_blob(s, 9);
+    held_bytes = (size_t)sqlite3_column_bytes(s, 9);
+    if (held_bytes > sizeof out->text.held)
+        held_bytes = 0;
+    if (held_bytes)
+        memcpy(out->text.held, held, held_bytes);
+    out->text.held_bytes = (uint32_t)held_bytes;
+}
+
+static int one_stream(sqlite3_stmt *s, struct journal_stream *out)
+{
+    int code = sqlite3_step(s);
+
+    if (code == SQLITE_ROW)
+        read_stream(s, out);
+    sqlite3_reset(s);
+    return code == SQLITE_DONE ? -ENOENT : errno_of(code);
+}
+
+int journal_stream_get(struct journal *journal, uint64_t id, struct journal_stream *out)
+{
+    sqlite3_stmt *s = use(journal, STREAM_GET);
+
+    bind_u64(s, 1, id);
+    return one_stream(s, out);
+}
+
+int journal_stream_find(struct journal *journal, const char *name, struct journal_stream *out)
+{
+    sqlite3_stmt *s = use(journal, STREAM_FIND);
+
+    sqlite3_bind_text(s, 1, name, -1, SQLITE_STATIC);
+    return one_stream(s, out);
+}
+
+int journal_stream_each(struct journal *journal, journal_each_fn *each, void *user)
+{
+    sqlite3_stmt *s = use(journal, STREAM_EACH);
+    struct journal_stream stream;
+    int code, result = 0;
+
+    while (!result && (code = sqlite3_step(s)) == SQLITE_ROW) {
+        read_stream(s, &stream);
+        result = each(user, &stream);
+    }
+    sqlite3_reset(s);
+    return result ? result : errno_of(code);
+}
+
+int journal_stream_update(struct journal *journal, const struct journal_stream *stream)
+{
+    sqlite3_stmt *s = use(journal, STREAM_UPDATE);
+
+    bind_u64(s, 1, stream->items);
+    bind_u64(s, 2, stream->tokens);
+    bind_u64(s, 3, stream->bytes_text);
+    sqlite3_bind_text(s, 4, stream->producer, -1, SQLITE_STATIC);
+    sqlite3_bind_blob(s, 5, stream->text.held, (int)stream->text.held_bytes, SQLITE_STATIC);
+    bind_u64(s, 6, stream->id);
+    return run(s);
+}
+
+int journal_stream_remove(struct journal *journal, uint64_t id)
+{
+    sqlite3_stmt *s = use(journal, ITEMS_REMOVE);
+    int result;
+
+    sqlite3_bind_int64(s, 1, item_key(id, 0));
+    sqlite3_bind_int64(s, 2, item_key(id + 1, 0) - 1);
+    result = run(s);
+    if (result)
+        return result;
+    s = use(journal, PRODUCERS_REMOVE);
+    bind_u64(s, 1, id);
+    result = run(s);
+    if (result)
+        return result;
+    s = use(journal, STREAM_REMOVE);
+    bind_u64(s, 1, id);
+    return run(s);
+}
+
+int journal_truncate_log(struct journal *journal)
+{
+    return errno_of(
+        sqlite3_wal_checkpoint_v2(journal->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL));
+}
+
+int journal_producer_get(struct journal *journal, uint64_t stream, const char *producer,
+                         uint64_t *sequence, uint64_t *bytes_acked)
+{
+    sqlite3_stmt *s = use(journal, PRODUCER_GET);
+    int code;
+
+    bind_u64(s, 1, stream);
+    sqlite3_bind_text(s, 2, producer, -1, SQLITE_STATIC);
+    *sequence = *bytes_acked = 0;
+    code = sqlite3_step(s);
+    if (code == SQLITE_ROW) {
+        *sequence = (uint64_t)sqlite3_column_int64(s, 0);
+        *bytes_acked = (uint64_t)sqlite3_column_int64(s, 1);
+    }
+    sqlite3_reset(s);
+    return errno_of(code);
+}
+
+int journal_producer_set(struct journal *journal, uint64_t stream, const char *producer,
+                         uint64_t sequence, uint64_t bytes_acked)
+{
+    sqlite3_stmt *s = use(journal, PRODUCER_SET);
+
+    bind_u64(s, 1, stream);
+    sqlite3_bind_text(s, 2, producer, -1, SQLITE_STATIC);
+    bind_u64(s, 3, sequence);
+    bind_u64(s, 4, bytes_acked);
+    return run(s);
+}
+
+int journal_item_append(struct journal *journal, uint64_t stream, uint64_t ordinal,
+                        const struct journal_item *item)
+{
+    sqlite3_stmt *s = use(journal, ITEM_APPEND);
+
+    sqlite3_bind_int64(s, 1, item_key(stream, ordinal));
+    sqlite3_bind_int(s, 2, (int)item->item.kind);
+    bind_u64(s, 3, item->item.detail);
+    bind_u64(s, 4, item->time_us);
+    bind_u64(s, 5, item->token_from);
+    bind_u64(s, 6, item->held_before);
+    sqlite3_bind_blob(s, 7, item->item.bytes_count ? item->item.bytes : (const uint8_t *)"",
+                      (int)item->item.bytes_count, SQLITE_STATIC);
+    return run(s);
+}
+
+int journal_item_get(struct journal *journal, uint64_t stream, uint64_t ordinal,
+                     struct journal_item *out)
+{
+    sqlite3_stmt *s = use(journal, ITEM_GET);
+    int code;
+
+    sqlite3_bind_int64(s, 1, item_key(stream, ordinal));
+    code = sqlite3_step(s);
+    if (code != SQLITE_ROW) {
+        sqlite3_reset(s);
+        return code == SQLITE_DONE ? -ENOENT : errno_of(code);
+    }
+    out->item.kind = (enum item_kind)sqlite3_column_int(s, 0);
+    out->item.detail = (uint32_t)sqlite3_column_int(s, 1);
+    out->time_us = (uint64_t)sqlite3_column_int64(s, 2);
+    out->token_from = (uint64_t)sqlite3_column_int64(s, 3);
+    out->held_before = (uint32_t)sqlite3_column_int64(s, 4);
+    out->item.bytes = sqlite3_column_blob(s, 5);
+    out->item.bytes_count = (uint32_t)sqlite3_column_bytes(s, 5);
+    return 0;
+}
+
+void journal_item_done(struct journal *journal)
+{
+    sqlite3_reset(journal->statement[ITEM_GET]);
+}

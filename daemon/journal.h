@@ -1,0 +1,88 @@
+/*
+ * journal: the durable truth about streams, in one SQLite database (WAL, synchronous=FULL).
+ *
+ * A stream's journal is a sequence of items (ordinals 0, 1, 2, ...): text, token ids, turns, marks.
+ * Everything else about the stream follows from it. This file knows SQL and nothing of threads: one
+ * journal belongs to one thread. Errors: negative errno; -ENOSPC disk full, -EIO the rest of what
+ * SQLite says, its words in journal_error.
+ * Limits: stream ids below 2^23, items of one stream below 2^40; SQLite's memory is bounded by
+ * JOURNAL_HEAP_BYTES.
+ */
+#ifndef SILT_DAEMON_JOURNAL_H
+#define SILT_DAEMON_JOURNAL_H
+
+#include "daemon/wire.h"
+
+enum {
+    JOURNAL_FORMAT = 1,
+    JOURNAL_CACHE_BYTES = 16 << 20,
+    JOURNAL_HEAP_BYTES = 48 << 20, /* cache, statements, one item in work, WAL index */
+    JOURNAL_WAL_PAGES = 4096,      /* then the log is folded into the database */
+    STREAM_ID_MAX = 1 << 23,
+};
+
+struct journal_options {
+    const char *folder; /* exists, is ours */
+    uint64_t model_fingerprint, adapter_fingerprint;
+    const char *model_name, *kernels_name;
+    bool rebuild; /* take another adapter */
+};
+struct journal_stream {
+    uint64_t id;
+    char name[NAME_BYTES_MAX + 1];
+    uint32_t dmc_ratio, ring_segments;
+    uint64_t created_us;
+    uint64_t items, tokens, bytes_text;
+    char producer[PRODUCER_BYTES_MAX + 1]; /* of the newest item */
+    struct token_text text;                /* what waits at the end */
+};
+struct journal_item {
+    struct wire_item item; /* pointers live until the next call on the journal */
+    uint64_t time_us;
+    uint64_t token_from;  /* tokens formed before it */
+    uint32_t held_before; /* text bytes that waited before it */
+};
+
+struct journal;
+int journal_open(struct journal **out, const struct journal_options *options, char *error,
+                 size_t error_bytes);
+void journal_close(struct journal **journal);
+const char *journal_error(const struct journal *journal);
+uint64_t journal_epoch(const struct journal *journal); /* grows when the kernel path changes */
+uint64_t journal_disk_bytes(const struct journal *journal);
+
+/* A transaction; every writing call must stand in one. commit returns when it is on disk. */
+int journal_begin(struct journal *journal);
+int journal_commit(struct journal *journal);
+void journal_rollback(struct journal *journal);
+
+/* out->id is set; -EEXIST. */
+int journal_stream_create(struct journal *journal, struct journal_stream *stream);
+int journal_stream_get(struct journal *journal, uint64_t id, struct journal_stream *out);
+/* -ENOENT. */
+int journal_stream_find(struct journal *journal, const char *name, struct journal_stream *out);
+/* Calls each for every stream, in order of name, until it returns non-zero. */
+typedef int journal_each_fn(void *user, const struct journal_stream *stream);
+int journal_stream_each(struct journal *journal, journal_each_fn *each, void *user);
+/* Writes how far it has come. */
+int journal_stream_update(struct journal *journal, const struct journal_stream *stream);
+/* Its text is overwritten on disk. */
+int journal_stream_remove(struct journal *journal, uint64_t id);
+/* Folds the log into the database and cuts it to nothing. */
+int journal_truncate_log(struct journal *journal);
+
+/* 0 and 0 for a producer not seen before. */
+int journal_producer_get(struct journal *journal, uint64_t stream, const char *producer,
+                         uint64_t *sequence, uint64_t *bytes_acked);
+int journal_producer_set(struct journal *journal, uint64_t stream, const char *producer,
+                         uint64_t sequence, uint64_t bytes_acked);
+
+int journal_item_append(struct journal *journal, uint64_t stream, uint64_t ordinal,
+                        const struct journal_item *item);
+/* -ENOENT: none has this ordinal. */
+int journal_item_get(struct journal *journal, uint64_t stream, uint64_t ordinal,
+                     struct journal_item *out);
+/* Lets go of the item read last, so that the log can be folded. */
+void journal_item_done(struct journal *journal);
+
+#endif

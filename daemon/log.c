@@ -1,0 +1,47 @@
+/* One write(2) a line, so that lines of several threads never mix. */
+#include "daemon/log.h"
+
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { LINE_BYTES_MAX = 1024 };
+
+static _Atomic int level_min = SAY_INFO;
+
+void say_level_set(enum say_level level)
+{
+    atomic_store(&level_min, (int)level);
+}
+
+void say(enum say_level level, const char *format, ...)
+{
+    static const char *const names[] = {"debug", "info", "warn", "error"};
+    char line[LINE_BYTES_MAX];
+    struct timespec now;
+    struct tm utc;
+    size_t used;
+    int n;
+    va_list arguments;
+
+    if ((int)level < atomic_load(&level_min))
+        return;
+    clock_gettime(CLOCK_REALTIME, &now);
+    gmtime_r(&now.tv_sec, &utc);
+    used = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &utc);
+    n = snprintf(line + used, sizeof line - used, ".%03ldZ %s ", now.tv_nsec / 1000000,
+                 names[level]);
+    used += n > 0 ? (size_t)n : 0;
+    va_start(arguments, format);
+    n = vsnprintf(line + used, sizeof line - used - 1, format, arguments);
+    va_end(arguments);
+    used += n > 0 ? (size_t)n : 0;
+    if (used > sizeof line - 2)
+        used = sizeof line - 2;
+    line[used++] = '\n';
+    /* Nothing can be done about a log that cannot be written. */
+    if (write(STDERR_FILENO, line, used) < 0)
+        return;
+}

@@ -1,0 +1,70 @@
+/*
+ * plan: every byte siltd may hold, as a sum of named limits, known before anything is allocated.
+ *
+ * plan_make adds the lines up, fills in what the user left open and refuses a sum over --memory.
+ * The arena is then taken once, carved at start and sealed; streams of different sizes share one
+ * pool of it.
+ */
+#ifndef SILT_DAEMON_PLAN_H
+#define SILT_DAEMON_PLAN_H
+
+#include "daemon/config.h"
+
+enum { PLAN_LINES_MAX = 20 };
+
+/* What the engine and the process cost, measured or asked. */
+struct plan_costs {
+    uint64_t weights_bytes, work_bytes;
+    uint64_t stream_bytes; /* default options */
+    uint64_t fork_bytes;   /* the largest over the ratios */
+    uint64_t heads;        /* layers * kv_heads */
+    uint64_t vocab_count;
+    uint64_t library_bytes; /* resident at start without the engine, with a margin */
+};
+struct plan_line {
+    const char *name;
+    const char *option; /* that lowers it; NULL: none */
+    uint64_t count, each_bytes, bytes;
+    bool in_arena;
+};
+struct plan {
+    struct plan_line line[PLAN_LINES_MAX];
+    uint32_t line_count;
+    uint64_t bytes, memory_bytes, arena_bytes;
+    uint32_t streams_max, forks_max;
+    uint64_t pool_bytes, fork_bytes;
+};
+/* 0, or -ENOSPC with the limit to lower. config's open limits are filled in the plan. */
+int plan_make(struct plan *plan, const struct config *config, const struct plan_costs *costs,
+              char *error, size_t error_bytes);
+void plan_print(const struct plan *plan);
+/* Half of RAM, or of the cgroup's limit where that is less. */
+uint64_t plan_memory_default(void);
+uint64_t plan_resident_bytes(void);                               /* RSS of this process */
+void plan_size_text(uint64_t bytes, char *out, size_t out_bytes); /* "12.3 MiB" */
+
+struct arena {
+    uint8_t *base;
+    size_t bytes, used;
+    bool sealed;
+};
+int arena_open(struct arena *arena, size_t bytes);
+/* Zeroed memory for ever; the plan has counted it, so it is always there. */
+void *arena_take(struct arena *arena, size_t count, size_t each_bytes, size_t align);
+void arena_seal(struct arena *arena);
+void arena_close(struct arena *arena);
+
+/* Blocks of any size out of one piece: first fit between neighbours kept in order. */
+struct extent {
+    size_t from, bytes;
+};
+struct extents {
+    uint8_t *base;
+    size_t bytes, used;
+    struct extent *list; /* [list_max], by from */
+    uint32_t count, list_max;
+};
+void *extents_take(struct extents *extents, size_t bytes); /* 64-aligned; NULL: no room */
+void extents_give(struct extents *extents, void *memory);
+
+#endif

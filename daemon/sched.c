@@ -1,0 +1,202 @@
+/* Round robin over streams and questions; see sched.h for the bound between them. */
+#include "daemon/sched.h"
+
+#include <assert.h>
+#include <string.h>
+#include <time.h>
+
+#include "daemon/clock.h"
+#include "daemon/log.h"
+
+enum { RATE_WINDOW_US = 2000000 };
+
+void sched_send(struct sched *sched, const struct sched_message *message, const void *text)
+{
+    static const uint64_t head = LOOP_SCHED;
+    struct queue_part parts[] = {
+        {&head, sizeof head}, {message, sizeof *message}, {text, message->bytes_count}};
+
+    queue_push_wait(sched->loop, parts, 3);
+}
+
+/* ---- streams ---- */
+
+static void publish_stat(struct sched *sched, struct slot *slot, uint32_t computed)
+{
+    struct slot_stat *stat = &slot->stat;
+    struct stream_stat now;
+    uint64_t time_us = clock_us(), chunks = 0;
+    bool new_chunk;
+
+    stream_stat(slot->stream, &now);
+    slot->rate_tokens += computed;
+    new_chunk = now.chunks != stat->stream.chunks;
+    if (new_chunk)
+        chunks = stream_entries(slot->stream, sched->entries);
+    pthread_mutex_lock(&slot->stat_lock);
+    stat->stream = now;
+    if (new_chunk) {
+        memcpy(stat->entries, sched->entries,
+               sizeof *stat->entries * sched->info.layer_count * sched->info.kv_head_count);
+        stat->entries_chunks = chunks;
+    }
+    if (time_us - slot->rate_us >= RATE_WINDOW_US) {
+        stat->tokens_per_second =
+            (double)slot->rate_tokens * 1e6 / (double)(time_us - slot->rate_us);
+        slot->rate_us = time_us;
+        slot->rate_tokens = 0;
+    }
+    pthread_mutex_unlock(&slot->stat_lock);
+}
+
+static void open_stream(struct sched *sched, struct slot *slot)
+{
+    struct sched_message message = {.news = SCHED_OPENED, .index = slot->index};
+    struct stream_stat stat;
+
+    assert(!slot->stream);
+    message.result =
+        stream_open(&slot->stream, sched->engine, &slot->options, slot->memory, slot->memory_bytes);
+    if (!message.result) {
+        stream_stat(slot->stream, &stat);
+        atomic_store(&slot->ring.head, stat.tokens_computed + stat.tokens_pending);
+        atomic_store(&slot->ring.tail, stat.tokens_computed + stat.tokens_pending);
+        slot->rate_us = clock_us();
+        slot->rate_tokens = 0;
+        publish_stat(sched, slot, 0);
+        atomic_store_explicit(&slot->ready, true, memory_order_release);
+        doorbell_ring(sched->journal_bell);
+    }
+    sched_send(sched, &message, NULL);
+}
+
+static void close_stream(struct sched *sched, struct slot *slot)
+{
+    struct sched_message message = {.news = SCHED_CLOSED, .index = slot->index};
+
+    stream_close(&slot->stream);
+    sched_send(sched, &message, NULL);
+}
+
+/* A stream that cannot be computed stops; its journal goes on. It never happens with good input:
+ * token ids are checked when they come in. */
+static void fail_stream(struct slot *slot, int error)
+{
+    say(SAY_ERROR,
+        "stream in slot %u cannot be computed (%s): it stops here, its journal goes on; "
+        "restart siltd to compute it again",
+        slot->index, strerror(-error));
+    pthread_mutex_lock(&slot->stat_lock);
+    slot->stat.failed = true;
+    pthread_mutex_unlock(&slot->stat_lock);
+}
+
+/* Tells the other threads what the tokens just taken make possible. */
+static void offer_room(struct sched *sched, struct slot *slot)
+{
+    struct sched_message message = {.news = SCHED_CREDIT, .index = slot->index};
+
+    if (atomic_load(&slot->behind) && ring_count(&slot->ring) <= slot->ring.capacity / 2)
+        doorbell_ring(sched->journal_bell);
+    if (atomic_load(&slot->credit_wanted) && slot_lag(slot) <= sched->lag_tokens_max / 2) {
+        atomic_store(&slot->credit_wanted, false);
+        sched_send(sched, &message, NULL);
+    }
+}
+
+static bool feed_block(struct sched *sched, struct slot *slot)
+{
+    uint64_t head = atomic_load_explicit(&slot->ring.head, memory_order_relaxed);
+    uint32_t count = ring_count(&slot->ring), room, first;
+    int32_t block[STREAM_BLOCK_TOKENS];
+    int result;
+
+    offer_room(sched, slot);
+    if (!count || slot->stat.failed)
+        return false;
+    room = stream_block_room(slot->stream);
+    if (room > STREAM_BLOCK_TOKENS)
+        room = STREAM_BLOCK_TOKENS;
+    count = count < room ? count : room;
+    first = (uint32_t)(head % slot->ring.capacity);
+    for (uint32_t i = 0; i < count; i++)
+        block[i] = slot->ring.tokens[(first + i) % slot->ring.capacity];
+    result = stream_feed(slot->stream, block, count);
+    if (result) {
+        fail_stream(slot, result);
+        return false;
+    }
+    atomic_store_explicit(&slot->ring.head, head + count, memory_order_release);
+    atomic_fetch_add(sched->tokens_computed, count);
+    publish_stat(sched, slot, count);
+    offer_room(sched, slot);
+    return true;
+}
+
+/* One block of the next stream that has tokens. */
+static bool feed_next(struct sched *sched)
+{
+    for (uint32_t i = 0; i < sched->slot_count; i++) {
+        struct slot *slot = &sched->slots[(sched->slot_next + i) % sched->slot_count];
+
+        if (slot->stream && feed_block(sched, slot)) {
+            sched->slot_next = (slot->index + 1) % sched->slot_count;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* ---- questions ---- */
+
+static bool ask_next(struct sched *sched)
+{
+    for (uint32_t i = 0; i < sched->ask_count; i++) {
+        struct ask *ask = &sched->asks[(sched->ask_next + i) % sched->ask_count];
+
+        if (ask->phase != PHASE_IDLE && ask_step(sched, ask)) {
+            sched->ask_next = (ask->index + 1) % sched->ask_count;
+            return true;
+        }
+    }
+    return false;
+}
+
+static void take_messages(struct sched *sched)
+{
+    const struct sched_request *next;
+    size_t bytes_count;
+
+    while ((next = queue_front(sched->inbox, &bytes_count))) {
+        struct sched_request request = *next;
+
+        assert(bytes_count == sizeof request);
+        queue_pop(sched->inbox);
+        if (request.kind == SCHED_OPEN)
+            open_stream(sched, &sched->slots[request.index]);
+        else if (request.kind == SCHED_CLOSE)
+            close_stream(sched, &sched->slots[request.index]);
+        else
+            ask_begin(sched, &sched->asks[request.index]);
+    }
+}
+
+bool sched_step(struct sched *sched)
+{
+    bool worked = false;
+
+    take_messages(sched);
+    for (int i = 0; i < ASK_SLICES && ask_next(sched); i++)
+        worked = true;
+    return feed_next(sched) || worked;
+}
+
+void *sched_main(void *argument)
+{
+    struct sched *sched = argument;
+
+    while (!atomic_load(sched->stopping))
+        if (!sched_step(sched))
+            doorbell_wait(sched->bell, -1);
+    return NULL;
+}

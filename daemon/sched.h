@@ -1,0 +1,60 @@
+/*
+ * sched: the compute thread, which alone touches live KV, and what it does next.
+ *
+ * Work comes in slices: one ingest block (32 tokens of one stream), 32 tokens of a question, or one
+ * token of an answer. Questions go first, but after ASK_SLICES of them a block of ingest runs, so
+ * neither starves the other; streams take turns block by block, questions slice by slice.
+ */
+#ifndef SILT_DAEMON_SCHED_H
+#define SILT_DAEMON_SCHED_H
+
+#include "daemon/ask.h"
+#include "daemon/ingest.h"
+#include "daemon/queue.h"
+
+enum { ASK_SLICES = 4 };
+
+enum sched_kind { SCHED_OPEN, SCHED_CLOSE, SCHED_ASK };
+/* From the loop thread. */
+struct sched_request {
+    enum sched_kind kind;
+    uint32_t index; /* slot or ask */
+};
+
+enum sched_news { SCHED_OPENED, SCHED_CLOSED, SCHED_CREDIT, SCHED_TEXT, SCHED_END };
+/* To the loop thread; SCHED_TEXT is followed by bytes_count of text. */
+struct sched_message {
+    enum sched_news news;
+    uint32_t index; /* slot or ask */
+    uint32_t bytes_count;
+    int result;
+    struct ask_end end;
+};
+
+struct sched {
+    struct engine *engine;
+    const struct tokenizer *tokenizer;
+    struct engine_info info;
+    struct slot *slots; /* [slot_count] */
+    struct ask *asks;   /* [ask_count] */
+    uint32_t slot_count, ask_count, lag_tokens_max;
+    struct queue *inbox, *loop;
+    const struct doorbell *bell, *journal_bell;
+    _Atomic bool *stopping;
+    _Atomic uint64_t *tokens_computed;   /* of the process */
+    struct sample_candidate *candidates; /* [vocab_count] */
+    uint64_t *entries;                   /* [layers * kv_heads] */
+    uint32_t slot_next, ask_next;        /* whose turn it is */
+};
+
+void *sched_main(void *sched);
+/* One round: messages, at most ASK_SLICES slices of questions, one block. False: nothing to do. */
+bool sched_step(struct sched *sched);
+void sched_send(struct sched *sched, const struct sched_message *message, const void *text);
+
+/* ask_run.c: one slice of a question. False: it waits for ingest. */
+bool ask_step(struct sched *sched, struct ask *ask);
+/* Takes a new question in. */
+void ask_begin(struct sched *sched, struct ask *ask);
+
+#endif

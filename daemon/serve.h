@@ -1,0 +1,51 @@
+/*
+ * serve: what the loop thread does with requests, with news of the other threads, and on its tick.
+ */
+#ifndef SILT_DAEMON_SERVE_H
+#define SILT_DAEMON_SERVE_H
+
+#include "daemon/core.h"
+
+/* Loop callbacks; user is the core. */
+void serve_frames(void *core);
+void serve_news(void *core);
+void serve_tick(void *core);
+
+/* serve_stream.c: live and parked */
+/* Puts every stream of the journal in the table and brings as many as fit to life. */
+int serve_start(struct core *core, char *error, size_t error_bytes);
+/* The record's slot, waking it where it is parked. 0, -EBUSY: on its way out; -ENOSPC: no slot. */
+int serve_wake(struct core *core, uint32_t record);
+void serve_slot_closed(struct core *core, uint32_t slot);
+/* Takes the record to where nobody holds it, as far as that is possible now. */
+void serve_leave(struct core *core, uint32_t record);
+
+/* serve_ask.c */
+void serve_ask(struct core *core, const struct wire_client *client,
+               const struct wire_request *request);
+void serve_cancel(struct core *core, const struct wire_client *client,
+                  const struct wire_request *request);
+void serve_ask_text(struct core *core, struct ask *ask, const uint8_t *text, uint32_t bytes_count);
+void serve_ask_end(struct core *core, struct ask *ask, const struct ask_end *end);
+void serve_ask_kept(struct core *core, struct ask *ask, const struct ingest_result *result);
+void serve_ask_tick(struct core *core);
+
+/* reply.c */
+int reply_send(struct core *core, const struct wire_client *client, const Silt__V1__Reply *reply);
+void reply_error(struct core *core, const struct wire_client *client, uint64_t id,
+                 Silt__V1__Error__Code code, const char *format, ...)
+    __attribute__((format(printf, 5, 6)));
+void reply_busy(struct core *core, const struct wire_client *client, uint64_t id,
+                const char *message);
+
+/* stats.c */
+void stats_process(struct core *core, const struct wire_client *client, uint64_t id);
+void stats_stream(struct core *core, const struct wire_client *client, uint64_t id,
+                  uint32_t record);
+void stats_list(struct core *core, const struct wire_client *client, uint64_t id,
+                const char *after);
+
+/* A request on its way to the journal; flights bound what one client may have there. */
+int serve_push(struct core *core, const struct ingest_request *request, size_t bytes_count);
+
+#endif

@@ -1,0 +1,315 @@
+/*
+ * Questions from the loop thread's side: admission, text to the client as it takes it, the end.
+ *
+ * A client that reads slowly holds only its own answer up, which waits in the question's own
+ * buffer; after SEND_PATIENCE_US without taking anything it loses the question.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/clock.h"
+#include "daemon/log.h"
+#include "daemon/serve.h"
+
+enum { TEXT_PIECE_MAX = 8 << 10 };
+_Static_assert(TEXT_PIECE_MAX + 1024 <= REPLY_BYTES_MAX, "a piece of an answer fits a reply");
+
+static const struct sample_options sampling_default = {
+    .temperature = 0.2f, .top_p = 0.95f, .repeat_penalty = 1.1f, .seed = 1};
+
+static struct ask *free_ask(struct core *core)
+{
+    for (uint32_t i = 0; i < core->plan.forks_max; i++)
+        if (core->asks[i].stage == ASK_FREE)
+            return &core->asks[i];
+    return NULL;
+}
+
+static void fill_options(struct ask *ask, const Silt__V1__Ask *from)
+{
+    ask->wait = from->wait;
+    ask->keep = from->keep;
+    ask->tokens_max = from->tokens_max ? from->tokens_max : ANSWER_TOKENS_DEFAULT;
+    ask->sampling = sampling_default;
+    if (from->sampling) {
+        const Silt__V1__Sampling *s = from->sampling;
+
+        ask->sampling = (struct sample_options){
+            .temperature = s->temperature,
+            .top_p = s->top_p > 0 ? s->top_p : 1.0f,
+            .min_p = s->min_p,
+            .top_k = s->top_k,
+            .repeat_penalty = s->repeat_penalty > 0 ? s->repeat_penalty : 1.0f,
+            .seed = s->seed};
+    }
+    memset(&ask->stop, 0, sizeof ask->stop);
+    ask->stop.count = (uint32_t)from->n_stop;
+    for (uint32_t i = 0; i < ask->stop.count; i++) {
+        ask->stop.bytes[i] = (uint32_t)strlen(from->stop[i]);
+        memcpy(ask->stop.text[i], from->stop[i], ask->stop.bytes[i]);
+    }
+    ask->question_bytes = (uint32_t)strlen(from->question);
+    memcpy(ask->question, from->question, ask->question_bytes);
+    ask->system_bytes = (uint32_t)strlen(from->system);
+    memcpy(ask->system, from->system, ask->system_bytes);
+}
+
+/* Only the present can be asked; false: the client is told. */
+static bool position_possible(struct core *core, const struct wire_client *client, uint64_t id,
+                              const Silt__V1__Ask *from, const struct slot *slot)
+{
+    uint64_t here = atomic_load(&slot->ring.head);
+
+    if (!from->at_given || from->at_position == here)
+        return true;
+    reply_error(core, client, id, SILT__V1__ERROR__CODE__UNSUPPORTED,
+                "position %llu is not available: only the present one is, %llu",
+                (unsigned long long)from->at_position, (unsigned long long)here);
+    return false;
+}
+
+void serve_ask(struct core *core, const struct wire_client *client,
+               const struct wire_request *request)
+{
+    uint32_t index = table_find(&core->table, request->stream);
+    struct ask *ask = free_ask(core);
+    struct record *record = index == RECORD_NONE ? NULL : &core->table.records[index];
+    struct queue_part part;
+    struct sched_request out = {.kind = SCHED_ASK};
+
+    if (!record || record->state == RECORD_REMOVING) {
+        reply_error(core, client, request->id, SILT__V1__ERROR__CODE__NOT_FOUND,
+                    "no stream is called '%s': `silt ls` lists them", request->stream);
+        return;
+    }
+    if (!ask || serve_wake(core, index) != 0) {
+        reply_busy(core, client, request->id,
+                   ask ? "no place for the stream is free now: try again when one is idle"
+                       : "all forks are in use: try again in a moment, or start siltd with a "
+                         "larger --forks-max");
+        return;
+    }
+    if (!position_possible(core, client, request->id, request->ask, &core->slots[record->slot]))
+        return;
+    fill_options(ask, request->ask);
+    ask->slot = record->slot;
+    ask->record = index;
+    ask->acked = atomic_load(&core->slots[record->slot].tokens_acked);
+    ask->admitted_us = clock_us();
+    ask->client = *client;
+    ask->request_id = request->id;
+    ask->text_bytes = ask->sent_bytes = 0;
+    ask->stuck_us = 0;
+    ask->ended = false;
+    atomic_store(&ask->cancelled, false);
+    out.index = ask->index;
+    part = (struct queue_part){&out, sizeof out};
+    if (queue_push(&core->compute_queue, &part, 1) != 0) {
+        reply_busy(core, client, request->id, "too many requests wait: try again in a moment");
+        return;
+    }
+    ask->stage = ASK_RUNNING;
+    record->asks++;
+}
+
+void serve_cancel(struct core *core, const struct wire_client *client,
+                  const struct wire_request *request)
+{
+    for (uint32_t i = 0; i < core->plan.forks_max; i++) {
+        struct ask *ask = &core->asks[i];
+
+        if (ask->stage != ASK_FREE && ask->request_id == request->ask_id &&
+            ask->client.bytes == client->bytes &&
+            memcmp(ask->client.id, client->id, client->bytes) == 0) {
+            atomic_store(&ask->cancelled, true);
+            doorbell_ring(&core->compute_bell);
+            return;
+        }
+    }
+    reply_error(core, client, request->id, SILT__V1__ERROR__CODE__NOT_FOUND,
+                "no question %llu of this client is being answered",
+                (unsigned long long)request->ask_id);
+}
+
+static void release(struct core *core, struct ask *ask)
+{
+    struct record *record = &core->table.records[ask->record];
+
+    ask->stage = ASK_FREE;
+    assert(record->asks > 0);
+    record->asks--;
+    if (record->state == RECORD_LEAVING)
+        serve_leave(core, ask->record);
+}
+
+/* The client has gone or takes nothing: whatever is still to come is for nobody. */
+static void abandon(struct core *core, struct ask *ask)
+{
+    atomic_store(&ask->cancelled, true);
+    doorbell_ring(&core->compute_bell);
+    ask->sent_bytes = ask->text_bytes;
+    ask->client.bytes = 0;
+}
+
+/* True: the reply is with the client, or the client is given up. */
+static bool deliver(struct core *core, struct ask *ask, const Silt__V1__Reply *reply)
+{
+    int result = ask->client.bytes ? reply_send(core, &ask->client, reply) : 0;
+    uint64_t now = clock_us();
+
+    if (!result) {
+        ask->stuck_us = 0;
+        return true;
+    }
+    if (!ask->stuck_us)
+        ask->stuck_us = now;
+    if (result != -EHOSTUNREACH && now - ask->stuck_us < SEND_PATIENCE_US)
+        return false;
+    if (result != -EHOSTUNREACH)
+        say(SAY_WARN, "a client takes no answer for %d s: its question is dropped",
+            SEND_PATIENCE_US / 1000000);
+    abandon(core, ask);
+    return true;
+}
+
+/* Sends what waits. True: nothing does any more. */
+static bool send_text(struct core *core, struct ask *ask)
+{
+    while (ask->sent_bytes < ask->text_bytes) {
+        Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
+        Silt__V1__Token token = SILT__V1__TOKEN__INIT;
+        uint32_t bytes = ask->text_bytes - ask->sent_bytes;
+
+        if (bytes > TEXT_PIECE_MAX)
+            bytes = TEXT_PIECE_MAX;
+        token.text.data = ask->text + ask->sent_bytes;
+        token.text.len = bytes;
+        reply.id = ask->request_id;
+        reply.body_case = SILT__V1__REPLY__BODY_TOKEN;
+        reply.token = &token;
+        if (!deliver(core, ask, &reply))
+            return false;
+        if (ask->sent_bytes < ask->text_bytes)
+            ask->sent_bytes += bytes;
+    }
+    return true;
+}
+
+static bool send_done(struct core *core, struct ask *ask)
+{
+    Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
+    Silt__V1__Done done = SILT__V1__DONE__INIT;
+    Silt__V1__Error error = SILT__V1__ERROR__INIT;
+
+    reply.id = ask->request_id;
+    if (ask->end.error) {
+        error.code = (Silt__V1__Error__Code)(ask->end.error - 1);
+        error.message = ask->end.message;
+        reply.body_case = SILT__V1__REPLY__BODY_ERROR;
+        reply.error = &error;
+        return deliver(core, ask, &reply);
+    }
+    done.position = ask->end.position;
+    done.acked = ask->acked;
+    done.question_tokens = ask->end.question_tokens;
+    done.answer_tokens = ask->end.answer_tokens;
+    done.finish = (Silt__V1__Done__Finish)ask->end.finish;
+    done.wait_us = ask->end.wait_us;
+    done.prefill_us = ask->end.prefill_us;
+    done.decode_us = ask->end.decode_us;
+    reply.body_case = SILT__V1__REPLY__BODY_DONE;
+    reply.done = &done;
+    return deliver(core, ask, &reply);
+}
+
+static size_t put_turn(uint8_t *at, enum turn_role role, const uint8_t *bytes, uint32_t bytes_count)
+{
+    struct ingest_item head = {ITEM_TURN, (uint32_t)role, bytes_count, 0};
+
+    memcpy(at, &head, sizeof head);
+    if (bytes_count)
+        memcpy(at + sizeof head, bytes, bytes_count);
+    return sizeof head + (bytes_count + 7u) / 8 * 8;
+}
+
+/* Question and answer go to the journal as one request: both are kept or neither. Where there is no
+ * room now, the tick tries again. */
+static void try_keep(struct core *core, struct ask *ask)
+{
+    struct ingest_request *out = (struct ingest_request *)(void *)core->request;
+    uint8_t *at = (uint8_t *)(out + 1);
+
+    memset(out, 0, sizeof *out);
+    out->kind = INGEST_KEEP;
+    out->slot = ask->slot;
+    out->record = ask->record;
+    out->ask = ask->index;
+    out->client = ask->client;
+    out->request_id = ask->request_id;
+    out->time_us = clock_wall_us();
+    out->item_count = 2;
+    at += put_turn(at, ROLE_USER, ask->question, ask->question_bytes);
+    at += put_turn(at, ROLE_ASSISTANT, ask->text, ask->text_bytes);
+    out->flight_bytes = (uint32_t)(at - core->request);
+    ask->stage = serve_push(core, out, out->flight_bytes) == 0 ? ASK_KEEPING : ASK_ENDING;
+}
+_Static_assert(REQUEST_BYTES_MAX > QUESTION_BYTES_MAX + ANSWER_BYTES_MAX + 4096,
+               "question and answer fit a request");
+
+static bool to_be_kept(const struct ask *ask)
+{
+    return ask->keep && !ask->end.error && ask->end.finish != SILT__V1__DONE__FINISH__CANCELLED;
+}
+
+/* As far as it goes: text, journal, last reply. */
+static void advance(struct core *core, struct ask *ask)
+{
+    if (!send_text(core, ask) || !ask->ended || ask->stage == ASK_KEEPING)
+        return;
+    ask->stage = ASK_ENDING;
+    if (to_be_kept(ask) && core->table.records[ask->record].state == RECORD_LIVE)
+        try_keep(core, ask);
+    else if (send_done(core, ask))
+        release(core, ask);
+}
+
+void serve_ask_text(struct core *core, struct ask *ask, const uint8_t *text, uint32_t bytes_count)
+{
+    assert(ask->stage == ASK_RUNNING);
+    assert(bytes_count <= ANSWER_BYTES_MAX - ask->text_bytes);
+    memcpy(ask->text + ask->text_bytes, text, bytes_count);
+    ask->text_bytes += bytes_count;
+    advance(core, ask);
+}
+
+void serve_ask_end(struct core *core, struct ask *ask, const struct ask_end *end)
+{
+    assert(ask->stage == ASK_RUNNING && !ask->ended);
+    ask->end = *end;
+    ask->ended = true;
+    advance(core, ask);
+}
+
+void serve_ask_kept(struct core *core, struct ask *ask, const struct ingest_result *result)
+{
+    assert(ask->stage == ASK_KEEPING);
+    ask->stage = ASK_ENDING;
+    if (result->error == 1 + SILT__V1__ERROR__CODE__BUSY)
+        return; /* the tick tries again */
+    ask->keep = false;
+    if (result->error) {
+        ask->end.error = result->error;
+        snprintf(ask->end.message, sizeof ask->end.message, "the answer is not kept: %.120s",
+                 result->message);
+    }
+    advance(core, ask);
+}
+
+void serve_ask_tick(struct core *core)
+{
+    for (uint32_t i = 0; i < core->plan.forks_max; i++)
+        if (core->asks[i].stage != ASK_FREE)
+            advance(core, &core->asks[i]);
+}

@@ -1,0 +1,172 @@
+/* Which streams are live: slots are given on the first request and taken back when nobody holds
+ * them.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/clock.h"
+#include "daemon/log.h"
+#include "daemon/serve.h"
+
+static uint32_t free_slot(const struct core *core)
+{
+    for (uint32_t i = 0; i < core->plan.streams_max; i++)
+        if (!core->slots[i].used)
+            return i;
+    return SLOT_NONE;
+}
+
+/* Orders to the compute thread: at most one for a slot and one for a question are ever under way,
+ * and the queue has room for all of them. */
+static void order(struct core *core, enum sched_kind kind, uint32_t index)
+{
+    struct sched_request request = {kind, index};
+    struct queue_part part = {&request, sizeof request};
+    int result = queue_push(&core->compute_queue, &part, 1);
+
+    assert(result == 0 || result == -ESHUTDOWN);
+    (void)result;
+}
+_Static_assert(COMPUTE_QUEUE_BYTES >= (2 * STREAMS_LIVE_MAX + FORKS_LIVE_MAX) * 64,
+               "orders to the compute thread always fit");
+
+static int load(struct core *core, uint32_t index)
+{
+    const struct record *record = &core->table.records[index];
+    struct ingest_request request = {.kind = INGEST_LOAD,
+                                     .slot = record->slot,
+                                     .record = index,
+                                     .stream_id = record->stream_id,
+                                     .flight_bytes = sizeof request};
+
+    return serve_push(core, &request, sizeof request);
+}
+
+int serve_wake(struct core *core, uint32_t index)
+{
+    struct record *record = &core->table.records[index];
+    struct slot *slot;
+    char why[ERROR_BYTES_MAX];
+    size_t bytes;
+    uint32_t place;
+
+    record->touched_us = clock_us();
+    if (record->state == RECORD_LIVE)
+        return 0;
+    if (record->state != RECORD_PARKED)
+        return -EBUSY;
+    bytes = stream_bytes(core->engine, &record->options, why, sizeof why);
+    place = free_slot(core);
+    if (place == SLOT_NONE || !bytes)
+        return -ENOSPC;
+    slot = &core->slots[place];
+    slot->memory = extents_take(&core->pool, bytes);
+    if (!slot->memory)
+        return -ENOSPC;
+    slot->used = true;
+    slot->memory_bytes = bytes;
+    slot->options = record->options;
+    slot->record = index;
+    slot->stat.failed = false;
+    atomic_store(&slot->tokens_acked, record->tokens);
+    atomic_store(&slot->ready, false);
+    atomic_store(&slot->behind, false);
+    atomic_store(&slot->credit_wanted, false);
+    atomic_store(&slot->ring.head, 0);
+    atomic_store(&slot->ring.tail, 0);
+    record->slot = place;
+    if (record->stream_id && load(core, index) != 0) {
+        extents_give(&core->pool, slot->memory);
+        slot->used = false;
+        record->slot = SLOT_NONE;
+        return -EBUSY;
+    }
+    record->state = RECORD_LIVE;
+    order(core, SCHED_OPEN, place);
+    return 0;
+}
+
+static void drop_waiters(struct core *core, uint32_t record)
+{
+    for (uint32_t i = 0; i < WAITERS_MAX; i++)
+        if (core->waiters[i].record == record)
+            core->waiters[i].used = false;
+}
+
+static void left(struct core *core, uint32_t index)
+{
+    struct record *record = &core->table.records[index];
+
+    drop_waiters(core, index);
+    record->slot = SLOT_NONE;
+    record->state = RECORD_PARKED;
+    record->closing = false;
+    if (record->forget)
+        table_drop(&core->table, index);
+}
+
+void serve_leave(struct core *core, uint32_t index)
+{
+    struct record *record = &core->table.records[index];
+
+    if (record->state == RECORD_FREE)
+        return;
+    if (record->state == RECORD_LIVE || record->state == RECORD_REMOVING)
+        record->state = RECORD_LEAVING;
+    if (record->asks || record->flights)
+        return; /* the last of them calls again */
+    if (record->slot == SLOT_NONE) {
+        left(core, index);
+    } else if (!record->closing) {
+        record->closing = true;
+        order(core, SCHED_CLOSE, record->slot);
+    }
+}
+
+void serve_slot_closed(struct core *core, uint32_t slot_index)
+{
+    struct slot *slot = &core->slots[slot_index];
+
+    extents_give(&core->pool, slot->memory);
+    slot->memory = NULL;
+    slot->used = false;
+    left(core, slot->record);
+}
+
+static int add_record(void *user, const struct journal_stream *stream)
+{
+    struct core *core = user;
+    uint32_t index = table_add(&core->table, stream->name);
+    struct record *record;
+
+    if (index == RECORD_NONE)
+        return -ENOSPC;
+    record = &core->table.records[index];
+    record->stream_id = stream->id;
+    record->options.dmc_ratio = stream->dmc_ratio;
+    record->options.ring_segments = stream->ring_segments;
+    record->created_us = stream->created_us;
+    record->tokens = stream->tokens;
+    record->bytes_text = stream->bytes_text;
+    return 0;
+}
+
+int serve_start(struct core *core, char *error, size_t error_bytes)
+{
+    uint32_t woken = 0;
+    int result = journal_stream_each(core->journal, add_record, core);
+
+    if (result) {
+        snprintf(error, error_bytes, "the streams of the journal cannot be listed: %s",
+                 result == -ENOSPC ? "there are more than this siltd keeps"
+                                   : journal_error(core->journal));
+        return result;
+    }
+    for (uint32_t i = 0; i < core->table.count; i++)
+        woken += serve_wake(core, core->table.order[i]) == 0;
+    if (core->table.count)
+        say(SAY_INFO, "%u streams in the journal, %u of them live", core->table.count, woken);
+    return 0;
+}

@@ -1,0 +1,105 @@
+/*
+ * slot: the place of one live stream, shared by the three threads, each with its own part.
+ *
+ * The loop thread gives a slot to a stream and takes it back; in between the journal thread writes
+ * the token ring and the compute thread reads it. Positions in the ring are tokens of the stream.
+ */
+#ifndef SILT_DAEMON_SLOT_H
+#define SILT_DAEMON_SLOT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "daemon/daemon.h"
+
+#define SLOT_NONE UINT32_MAX
+
+/* Tokens that are durable and not yet computed. One writer, one reader. */
+struct token_ring {
+    int32_t *tokens; /* [capacity] */
+    uint32_t capacity;
+    _Atomic uint64_t head; /* next to compute */
+    _Atomic uint64_t tail; /* next to come */
+};
+
+/* What stat shows, copied out by the compute thread after each block. */
+struct slot_stat {
+    struct stream_stat stream;
+    uint64_t entries_chunks;
+    uint64_t *entries; /* [layers * kv_heads], of closed chunks */
+    double tokens_per_second;
+    bool failed; /* computing it stopped with an error */
+};
+
+/* How far a stream's journal has come. */
+struct tail {
+    uint64_t items;  /* in the journal */
+    uint64_t tokens; /* that they formed */
+    uint64_t bytes_text;
+    char producer[PRODUCER_BYTES_MAX + 1]; /* of the newest item */
+    struct token_text text;
+};
+
+/* Where the ring is filled from while it is behind the journal. */
+struct replay {
+    uint64_t ordinal; /* of the item */
+    size_t offset;    /* bytes of a text item already fed */
+    uint64_t token;   /* the next token formed here */
+    struct token_text text;
+    bool started;
+};
+
+struct ingest_slot {
+    uint64_t stream_id;
+    bool open;    /* a stream of the journal is here */
+    bool live;    /* all that is in the journal has gone through the ring's tail */
+    bool touched; /* by the batch in work */
+    struct tail working, committed;
+    uint64_t staged; /* ring position behind the batch's tokens */
+    struct replay replay;
+};
+
+struct slot {
+    uint32_t index;
+
+    /* The loop's, fixed while others hold the slot. */
+    bool used;
+    uint32_t record;
+    void *memory;
+    size_t memory_bytes;
+    struct stream_options options;
+
+    struct token_ring ring;
+    _Atomic uint64_t tokens_acked;
+    _Atomic uint64_t bytes_text;
+    _Atomic bool ready;         /* the compute thread has opened the stream and set the ring */
+    _Atomic bool behind;        /* the journal thread wants a ring when there is room */
+    _Atomic bool credit_wanted; /* a producer waits for room */
+
+    pthread_mutex_t stat_lock;
+    struct slot_stat stat;
+
+    struct ingest_slot ingest; /* the journal thread's */
+
+    struct stream *stream; /* the compute thread's, as all below */
+    uint64_t rate_us, rate_tokens;
+};
+
+static inline uint32_t ring_count(const struct token_ring *ring)
+{
+    uint64_t head = atomic_load_explicit(&ring->head, memory_order_acquire);
+    uint64_t tail = atomic_load_explicit(&ring->tail, memory_order_acquire);
+
+    return (uint32_t)(tail - head);
+}
+
+/* Tokens acked and not yet handed to the stream. */
+static inline uint64_t slot_lag(const struct slot *slot)
+{
+    uint64_t head = atomic_load(&slot->ring.head);
+    uint64_t acked = atomic_load(&slot->tokens_acked);
+
+    return acked > head ? acked - head : 0;
+}
+
+#endif

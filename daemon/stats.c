@@ -1,0 +1,229 @@
+/* Replies to Stat and List. What the compute thread published last is shown; nothing waits for it.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/clock.h"
+#include "daemon/log.h"
+#include "daemon/serve.h"
+
+static const char *const tier_names[TIER_COUNT] = {
+    [TIER_SINKS] = "sinks",     [TIER_SUMMARY] = "summary", [TIER_RING] = "ring",
+    [TIER_PENDING] = "pending", [TIER_WINDOW] = "window",   [TIER_STATE] = "state",
+};
+
+/* What a stream's reply points to, kept until it is packed. */
+struct stat_parts {
+    Silt__V1__StreamStat stat;
+    Silt__V1__Tier tiers[TIER_COUNT];
+    Silt__V1__Tier *tier_list[TIER_COUNT];
+    char *degraded[2];
+    double head_ratio[];
+};
+
+static struct stat_parts *parts_at(struct core *core, uint32_t index)
+{
+    return (struct stat_parts *)(void *)(core->stats + index * sizeof(struct stat_parts));
+}
+_Static_assert(STATS_BYTES >= LIST_PAGE_MAX * sizeof(struct stat_parts), "a page of streams fits");
+_Static_assert(STATS_BYTES >= sizeof(struct stat_parts) + HEADS_MAX * sizeof(double),
+               "a stream with all its heads fits");
+
+static void fill_tiers(struct stat_parts *parts, const struct stream_stat *stat)
+{
+    for (int i = 0; i < TIER_COUNT; i++) {
+        silt__v1__tier__init(&parts->tiers[i]);
+        parts->tiers[i].name = (char *)(uintptr_t)tier_names[i];
+        parts->tiers[i].bytes_plan = stat->tier_plan_bytes[i];
+        parts->tiers[i].bytes_used = stat->tier_used_bytes[i];
+        parts->tier_list[i] = &parts->tiers[i];
+    }
+    parts->stat.tiers = parts->tier_list;
+    parts->stat.n_tiers = TIER_COUNT;
+}
+
+static void fill_heads(const struct core *core, const struct slot *slot, struct stat_parts *parts)
+{
+    uint32_t heads = core->info.layer_count * core->info.kv_head_count;
+    const struct slot_stat *stat = &slot->stat;
+
+    if (!stat->entries_chunks || heads > HEADS_MAX)
+        return;
+    for (uint32_t i = 0; i < heads; i++)
+        parts->head_ratio[i] =
+            stat->entries[i]
+                ? (double)stat->entries_chunks * core->info.chunk_tokens / (double)stat->entries[i]
+                : 0;
+    parts->stat.head_ratio = parts->head_ratio;
+    parts->stat.n_head_ratio = heads;
+}
+
+static void fill_live(const struct core *core, struct slot *slot, struct stat_parts *parts,
+                      bool with_heads)
+{
+    Silt__V1__StreamStat *out = &parts->stat;
+    uint64_t head = atomic_load(&slot->ring.head);
+
+    out->tokens_acked = atomic_load(&slot->tokens_acked);
+    out->tokens_computed = head;
+    out->lag_tokens = slot_lag(slot);
+    out->bytes_text = atomic_load(&slot->bytes_text);
+    out->bytes_plan = slot->memory_bytes;
+    pthread_mutex_lock(&slot->stat_lock);
+    if (atomic_load(&slot->ready)) {
+        const struct stream_stat *stat = &slot->stat.stream;
+
+        out->chunks = stat->chunks;
+        out->segments_ring = stat->segments_ring;
+        out->segments_cold = stat->segments_cold;
+        out->memory_hash = stat->memory_hash;
+        out->hash_chunk = stat->hash_chunk;
+        out->dmc_ratio = stat->ratio_realised;
+        out->rows_mean = stat->rows_mean;
+        out->tokens_per_second = out->lag_tokens ? slot->stat.tokens_per_second : 0;
+        fill_tiers(parts, stat);
+        if (with_heads)
+            fill_heads(core, slot, parts);
+    }
+    if (slot->stat.failed)
+        parts->degraded[out->n_degraded++] = "not computed: see siltd's log";
+    pthread_mutex_unlock(&slot->stat_lock);
+}
+
+static void fill_stream(struct core *core, uint32_t index, struct stat_parts *parts,
+                        bool with_heads)
+{
+    const struct record *record = &core->table.records[index];
+    Silt__V1__StreamStat *out = &parts->stat;
+
+    silt__v1__stream_stat__init(out);
+    out->stream = (char *)(uintptr_t)record->name;
+    out->dmc_ratio_asked = record->options.dmc_ratio;
+    out->ring_segments = record->options.ring_segments;
+    out->created_us = record->created_us;
+    out->layers = core->info.layer_count;
+    out->kv_heads = core->info.kv_head_count;
+    out->numerics_epoch = journal_epoch(core->journal);
+    out->degraded = parts->degraded;
+    if (core->info.adapter_fingerprint == 0)
+        parts->degraded[out->n_degraded++] = "compression is off: no adapter for this model";
+    if (record->slot != SLOT_NONE) {
+        fill_live(core, &core->slots[record->slot], parts, with_heads);
+    } else {
+        out->tokens_acked = out->lag_tokens = record->tokens;
+        out->bytes_text = record->bytes_text;
+    }
+    out->bytes_disk = out->bytes_text;
+}
+
+void stats_stream(struct core *core, const struct wire_client *client, uint64_t id, uint32_t record)
+{
+    Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
+    Silt__V1__StatReply stat = SILT__V1__STAT_REPLY__INIT;
+    struct stat_parts *parts = parts_at(core, 0);
+
+    fill_stream(core, record, parts, true);
+    stat.stream = &parts->stat;
+    reply.id = id;
+    reply.body_case = SILT__V1__REPLY__BODY_STAT;
+    reply.stat = &stat;
+    reply_send(core, client, &reply);
+}
+
+void stats_list(struct core *core, const struct wire_client *client, uint64_t id, const char *after)
+{
+    Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
+    Silt__V1__ListReply list = SILT__V1__LIST_REPLY__INIT;
+    Silt__V1__StreamStat *page[LIST_PAGE_MAX];
+    uint32_t at = after[0] ? table_after(&core->table, after) : 0;
+
+    list.streams = page;
+    for (; at < core->table.count && list.n_streams < LIST_PAGE_MAX; at++) {
+        uint32_t record = core->table.order[at];
+        struct stat_parts *parts = parts_at(core, (uint32_t)list.n_streams);
+
+        if (core->table.records[record].state == RECORD_REMOVING ||
+            !core->table.records[record].stream_id)
+            continue;
+        fill_stream(core, record, parts, false);
+        page[list.n_streams++] = &parts->stat;
+    }
+    list.more = at < core->table.count;
+    reply.id = id;
+    reply.body_case = SILT__V1__REPLY__BODY_LIST;
+    reply.list = &list;
+    reply_send(core, client, &reply);
+}
+
+static uint32_t forks_in_use(const struct core *core)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < core->plan.forks_max; i++)
+        count += core->asks[i].stage != ASK_FREE;
+    return count;
+}
+
+/* Bytes of a plan line in use now; lines that are not measured count whole. */
+static uint64_t line_used(const struct core *core, const struct plan_line *line)
+{
+    if (strcmp(line->name, "streams") == 0)
+        return core->pool.used;
+    if (strcmp(line->name, "forks (questions)") == 0)
+        return forks_in_use(core) * core->plan.fork_bytes;
+    return line->bytes;
+}
+
+static void fill_process(struct core *core, Silt__V1__ProcessStat *out, Silt__V1__Tier *tiers,
+                         Silt__V1__Tier **tier_list)
+{
+    for (uint32_t i = 0; i < core->plan.line_count; i++) {
+        const struct plan_line *line = &core->plan.line[i];
+
+        silt__v1__tier__init(&tiers[i]);
+        tiers[i].name = (char *)(uintptr_t)line->name;
+        tiers[i].bytes_plan = line->bytes;
+        tiers[i].bytes_used = line_used(core, line);
+        out->bytes_used += tiers[i].bytes_used;
+        tier_list[i] = &tiers[i];
+    }
+    out->tiers = tier_list;
+    out->n_tiers = core->plan.line_count;
+    out->bytes_plan = core->plan.bytes;
+    out->bytes_disk = atomic_load(&core->disk_bytes);
+    out->bytes_resident = plan_resident_bytes();
+    out->streams = core->table.count;
+    out->streams_max = core->plan.streams_max;
+    out->forks = forks_in_use(core);
+    out->forks_max = core->plan.forks_max;
+    out->model = core->info.model_name;
+    out->adapter = core->info.adapter_fingerprint ? core->config.adapter : "";
+    out->kernels = (char *)(uintptr_t)core->info.kernels_name;
+    out->threads = core->info.threads;
+    out->device = core->config.device == DEVICE_CUDA ? "cuda" : "cpu";
+    out->uptime_us = clock_us() - core->started_us;
+    out->tokens_computed = atomic_load(&core->tokens_computed);
+    out->version = DAEMON_VERSION;
+}
+
+void stats_process(struct core *core, const struct wire_client *client, uint64_t id)
+{
+    Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
+    Silt__V1__StatReply stat = SILT__V1__STAT_REPLY__INIT;
+    Silt__V1__ProcessStat process = SILT__V1__PROCESS_STAT__INIT;
+    Silt__V1__Tier tiers[PLAN_LINES_MAX];
+    Silt__V1__Tier *tier_list[PLAN_LINES_MAX];
+    char *degraded[2];
+
+    fill_process(core, &process, tiers, tier_list);
+    process.degraded = degraded;
+    if (core->info.adapter_fingerprint == 0)
+        degraded[process.n_degraded++] = "compression is off: no adapter for this model";
+    if (atomic_load(&core->disk_failed))
+        degraded[process.n_degraded++] = "the journal cannot be written: nothing is acked";
+    stat.process = &process;
+    reply.id = id;
+    reply.body_case = SILT__V1__REPLY__BODY_STAT;
+    reply.stat = &stat;
+    reply_send(core, client, &reply);
+}
