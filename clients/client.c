@@ -18,7 +18,8 @@ enum {
     HEARTBEAT_MS = 5000, /* finds a peer that is gone without a word, over TCP */
     HEARTBEAT_DEAD_MS = 20000,
     SEND_QUEUE_MAX = 256,
-    TURN_MS = 200, /* how often a wait looks at its interrupt flag */
+    BLOCKED_MS = 5, /* until the next try to send */
+    TURN_MS = 200,  /* how often a wait looks at its interrupt flag */
 };
 
 int64_t client_now_us(void)
@@ -223,9 +224,8 @@ int client_send_frame(struct client *client, const void *frame, size_t frame_byt
 {
     if (!client->connected)
         return -EAGAIN;
-    if (zmq_send(client->socket, frame, frame_bytes, ZMQ_DONTWAIT) < 0)
-        return -EAGAIN;
-    return 0;
+    client->blocked = zmq_send(client->socket, frame, frame_bytes, ZMQ_DONTWAIT) < 0;
+    return client->blocked ? -EAGAIN : 0;
 }
 
 int client_send(struct client *client, const wire_request *request)
@@ -332,7 +332,10 @@ int client_poll(struct client *client, int fd, int timeout_ms)
     }
     if (client_interrupted(client))
         return -EINTR;
+    producers_work(client);
     timeout_ms = producers_timeout(client, timeout_ms);
+    if (client->blocked && timeout_ms > BLOCKED_MS)
+        timeout_ms = BLOCKED_MS;
     if (zmq_poll(items + first, count - first, timeout_ms) < 0 && errno != EINTR)
         return -errno;
     /* Replies before the news that their connection is gone. */

@@ -34,6 +34,7 @@ struct client {
     char endpoint[ENDPOINT_BYTES_MAX];
     void *context, *socket, *monitor;
     bool connected;
+    bool blocked;     /* the last send found no room */
     bool ever;        /* siltd has been reached before */
     uint64_t epoch;   /* connections so far; 0: never */
     int64_t down_us;  /* since when there is no connection */

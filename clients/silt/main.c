@@ -137,7 +137,7 @@ int silt_connect(struct silt *silt, int reconnect_ms)
         .endpoint = silt->endpoint,
         .reconnect_ms = reconnect_ms,
         .interrupted = &silt_stop,
-        .on_link = on_link,
+        .on_link = reconnect_ms ? on_link : NULL, /* others do not go on */
         .user = silt,
     };
 
