@@ -90,6 +90,8 @@ size_t token_feed(const struct tokenizer *tokenizer, struct token_text *text, co
                   size_t bytes_count, int32_t *out)
 {
     size_t tokens = 0, at = 0, used;
+    if (!bytes_count)
+        return 0;
     /* What waits is looked at together with as much new text as fits behind it, until nothing that
      * was held is left; from there on the new text is read in place. */
     while (text->held_bytes && at < bytes_count) {

@@ -162,8 +162,15 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--bytes-max", type=int, default=1 << 22, help="of each TEXT")
     parser.add_argument("--dump", default="build/tests/token-dump")
+    parser.add_argument("--write", metavar="IDS", help="write the reference's tokens of the one TEXT (tests/golden) and stop")
     arguments = parser.parse_args()
     comparison = Comparison(arguments)
+    if arguments.write:
+        text = comparison.clean(open(arguments.text[0], encoding="utf-8", newline="").read())
+        ids = comparison.tokenizer.encode(text, add_special_tokens=False).ids
+        lines = [" ".join(map(str, ids[i:i + 20])) for i in range(0, len(ids), 20)]
+        open(arguments.write, "w").write("\n".join(lines) + "\n")
+        return 0
     good = True
     for path in arguments.text:
         for i, text in enumerate(documents(path, arguments.bytes_max)):

@@ -45,7 +45,7 @@ static void put(struct bytes *b, const void *from, size_t count)
             b->error = -ENOMEM;
         }
     }
-    if (b->error)
+    if (b->error || !count)
         return;
     memcpy(b->data + b->count, from, count);
     b->count += count;
