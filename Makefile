@@ -4,6 +4,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
+.SECONDARY:
 .DEFAULT_GOAL := all
 
 # One build folder for each way of building, so that a sanitizer never mixes with a release object.
@@ -47,6 +48,12 @@ $(O)/silt: $(SILT) $(CLIENT) $(PROTO)
 $(O)/silt: private LDLIBS += $(shell pkg-config --libs jansson 2>/dev/null)
 $(O)/silt-eval: $(EVAL) $(STREAM) $(KERNELS)
 $(O)/check: $(call objects,$(wildcard tests/check/*.c)) $(KERNELS)
+$(O)/bench-%: $(O)/obj/tests/bench/%.c.o $(STREAM) $(KERNELS)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+bench: $(O)/bench-engine $(O)/check
+	$(Q)BUILD=$(O) tests/bench/run
+
 $(O)/siltd $(O)/silt $(O)/silt-eval $(O)/check:
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
