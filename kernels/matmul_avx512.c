@@ -11,22 +11,6 @@
 #include "kernels/simd.h"
 #include "kernels/x86.h"
 
-/* The 8 groups of one block of one panel as unsigned bytes. */
-INLINE void codes_load(__m512i w[8], const uint8_t *codes, enum packed_layout layout)
-{
-    if (layout == PACKED_Q8_0) {
-        UNROLL for (int g = 0; g < 8; g++) w[g] = _mm512_load_si512(codes + g * 64);
-        return;
-    }
-    const __m512i low = _mm512_set1_epi8(15);
-    UNROLL for (int g = 0; g < 4; g++)
-    {
-        __m512i both = _mm512_load_si512(codes + g * 64);
-        w[g] = _mm512_and_si512(both, low);
-        w[g + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-    }
-}
-
 INLINE __m512i broadcast4(const int8_t *from)
 {
     int32_t four;
@@ -34,22 +18,50 @@ INLINE __m512i broadcast4(const int8_t *from)
     return _mm512_set1_epi32(four);
 }
 
-/* Adds one block of one row to its sum. */
-INLINE __m512 block_add(__m512 sum, const __m512i w[8], __m512 d, __m512 m, const int8_t *codes,
-                        float scale, float scaled_sum, int32_t neg_sum, enum packed_layout layout)
+/* dot[p * rows + r] of one block: the codes of `rows` rows against `panels` panels. Two panels
+ * share each broadcast of activations, and rows * panels chains hide the latency of the dot
+ * product. */
+INLINE void block_dots(__m512i dot[], const struct panel panel[], size_t b, const int8_t *x,
+                       const int32_t *neg_sum, const int rows, const int panels,
+                       const enum packed_layout layout)
 {
-    __m512i dot = _mm512_setzero_si512();
-    if (layout == PACKED_Q4_0)
-        dot = _mm512_slli_epi32(_mm512_set1_epi32(neg_sum), 3);
-    if (layout == PACKED_Q8_0)
-        dot = _mm512_slli_epi32(_mm512_set1_epi32(neg_sum), 7);
-    UNROLL for (int g = 0; g < 8; g++) dot =
-        _mm512_dpbusd_epi32(dot, w[g], broadcast4(codes + g * 4));
-    __m512 ds = _mm512_mul_ps(d, _mm512_set1_ps(scale));
-    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), ds, sum);
-    if (layout == PACKED_Q4_1)
-        sum = _mm512_fmadd_ps(m, _mm512_set1_ps(scaled_sum), sum);
-    return sum;
+    const __m512i low = _mm512_set1_epi8(15);
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        __m512i start = _mm512_setzero_si512();
+        if (layout == PACKED_Q4_0) /* codes are 8 too high */
+            start = _mm512_slli_epi32(_mm512_set1_epi32(neg_sum[r]), 3);
+        if (layout == PACKED_Q8_0) /* 128 too high */
+            start = _mm512_slli_epi32(_mm512_set1_epi32(neg_sum[r]), 7);
+        UNROLL for (int p = 0; p < panels; p++) dot[p * rows + r] = start;
+    }
+    UNROLL for (int g = 0; g < 4; g++)
+    {
+        __m512i w[2], w4[2]; /* groups g and g + 4 */
+        UNROLL for (int p = 0; p < panels; p++)
+        {
+            const uint8_t *codes = panel[p].codes + b * panel_code_bytes(layout) + g * 64;
+            w[p] = _mm512_load_si512(codes);
+            if (layout == PACKED_Q8_0) {
+                w4[p] = _mm512_load_si512(codes + 256);
+            } else {
+                w4[p] = _mm512_and_si512(_mm512_srli_epi16(w[p], 4), low);
+                w[p] = _mm512_and_si512(w[p], low);
+            }
+        }
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            __m512i a = broadcast4(x + r * KERNELS_BLOCK + g * 4);
+            UNROLL for (int p = 0; p < panels; p++) dot[p * rows + r] =
+                _mm512_dpbusd_epi32(dot[p * rows + r], w[p], a);
+        }
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            __m512i a = broadcast4(x + r * KERNELS_BLOCK + g * 4 + 16);
+            UNROLL for (int p = 0; p < panels; p++) dot[p * rows + r] =
+                _mm512_dpbusd_epi32(dot[p * rows + r], w4[p], a);
+        }
+    }
 }
 
 /* `rows` rows of a tile from row r0 on, against `panels` panels; both constant where inlined. */
@@ -57,28 +69,27 @@ INLINE void strip(__m512 sum[], const struct panel panel[], const struct tile *t
                   uint32_t blocks, const int rows, const int panels,
                   const enum packed_layout layout)
 {
-    const size_t code_bytes = layout == PACKED_Q8_0 ? 512 : 256;
     UNROLL for (int i = 0; i < rows * panels; i++) sum[i] = _mm512_setzero_ps();
-    const int8_t *codes = t->codes + r0 * KERNELS_BLOCK;
-    const float *scale = t->scale + r0, *scaled_sum = t->scaled_sum + r0;
-    const int32_t *neg_sum = t->neg_sum + r0;
     for (size_t b = 0; b < blocks; b++) {
+        size_t at = b * t->rows + r0;
+        __m512i dot[16];
+        block_dots(dot, panel, b, t->codes + at * KERNELS_BLOCK, t->neg_sum + at, rows, panels,
+                   layout);
         UNROLL for (int p = 0; p < panels; p++)
         {
-            __m512i w[8];
-            codes_load(w, panel[p].codes + b * code_bytes, layout);
-            __m512 d = v_load_f16(panel[p].d + b * PANEL_COLS);
-            __m512 m = _mm512_setzero_ps();
+            __m512 d = v_load_f16(panel[p].d + b * PANEL_COLS), m = _mm512_setzero_ps();
             if (layout == PACKED_Q4_1)
                 m = v_load_f16(panel[p].m + b * PANEL_COLS);
-            UNROLL for (int r = 0; r < rows; r++) sum[p * rows + r] =
-                block_add(sum[p * rows + r], w, d, m, codes + r * KERNELS_BLOCK, scale[r],
-                          scaled_sum[r], neg_sum[r], layout);
+            UNROLL for (int r = 0; r < rows; r++)
+            {
+                __m512 ds = _mm512_mul_ps(d, _mm512_set1_ps(t->scale[at + (size_t)r]));
+                __m512 s = sum[p * rows + r];
+                s = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[p * rows + r]), ds, s);
+                if (layout == PACKED_Q4_1)
+                    s = _mm512_fmadd_ps(m, _mm512_set1_ps(t->scaled_sum[at + (size_t)r]), s);
+                sum[p * rows + r] = s;
+            }
         }
-        codes += t->rows * KERNELS_BLOCK;
-        scale += t->rows;
-        scaled_sum += t->rows;
-        neg_sum += t->rows;
     }
 }
 
@@ -113,31 +124,22 @@ INLINE void panels_pass(const struct panel_job *job, uint32_t index, const int p
     for (uint32_t tile = row_from / TILE_ROWS; tile * TILE_ROWS < row_to; tile++) {
         struct tile t = tile_at(job->q, job->rows, job->w->cols, tile);
         uint32_t r = 0;
-        if (panels == 2) {
-            while (r < t.rows)
-                STRIP(1, 2);
-            continue;
-        }
-        while (t.rows - r >= 16)
-            STRIP(16, 1);
-        if (t.rows - r >= 8)
-            STRIP(8, 1);
+        while (t.rows - r >= 8)
+            STRIP(8, panels);
         if (t.rows - r >= 4)
-            STRIP(4, 1);
+            STRIP(4, panels);
         while (t.rows - r >= 1)
-            STRIP(1, 1);
+            STRIP(1, panels);
     }
 }
 
 INLINE void panels_layout(const struct panel_job *job, uint32_t panel_from, uint32_t panel_to,
                           uint32_t row_from, uint32_t row_to, const enum packed_layout layout)
 {
-    enum { PAIR_ROWS_MAX = 2 };
     uint32_t index = panel_from;
-    if (job->rows <= PAIR_ROWS_MAX)
-        for (; index + 2 <= panel_to; index += 2)
-            panels_pass(job, index, 2, row_from, row_to, layout);
-    for (; index < panel_to; index++)
+    for (; index + 2 <= panel_to; index += 2)
+        panels_pass(job, index, 2, row_from, row_to, layout);
+    if (index < panel_to)
         panels_pass(job, index, 1, row_from, row_to, layout);
 }
 
@@ -253,5 +255,5 @@ void matmul_avx512(struct kernels *k, float *out, size_t out_stride, const struc
                             .q = (void *)(uintptr_t)q,
                             .rows = rows,
                             .accumulate = accumulate};
-    panels_run(k, &job, task[w->layout], w->quantized ? 1 : 2, w->quantized ? TILE_ROWS : 8);
+    panels_run(k, &job, task[w->layout], 2, w->quantized ? TILE_ROWS : 8);
 }
