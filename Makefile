@@ -59,9 +59,12 @@ $(O)/siltd $(O)/silt $(O)/silt-eval $(O)/check:
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-# A unit test may use every part; the daemon's objects come without its main.
+# A unit test may use every part, and takes from the archive what it does use; the daemon comes without its main.
 TEST_HELPERS := $(call objects,$(filter-out $(wildcard tests/unit/test_*.c),$(wildcard tests/unit/*.c)))
-$(UNIT): $(O)/tests/%: $(O)/obj/tests/unit/%.c.o $(TEST_HELPERS) $(DAEMON) $(CLIENT) $(STREAM) $(KERNELS) $(PROTO)
+$(O)/parts.a: $(TEST_HELPERS) $(DAEMON) $(CLIENT) $(STREAM) $(KERNELS) $(PROTO)
+	@rm -f $@
+	$(Q)ar rcs $@ $^
+$(UNIT): $(O)/tests/%: $(O)/obj/tests/unit/%.c.o $(O)/parts.a
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
