@@ -140,16 +140,16 @@ void text_tiers(const struct client_tier *tiers, size_t count, uint64_t bytes_pl
     char used[TEXT_BYTES], plan[TEXT_BYTES], plan_bytes[TEXT_BYTES];
     uint64_t sum = 0;
 
-    printf("  %-20s %10s %10s %16s\n", "memory", "used", "plan", "plan, bytes");
+    printf("  %-28s %10s %10s %16s\n", "memory", "used", "plan", "plan, bytes");
     for (size_t i = 0; i < count; i++) {
-        printf("  %-20s %10s %10s %16s\n", tiers[i].name, text_bytes(used, tiers[i].bytes_used),
+        printf("  %-28s %10s %10s %16s\n", tiers[i].name, text_bytes(used, tiers[i].bytes_used),
                text_bytes(plan, tiers[i].bytes_plan), text_count(plan_bytes, tiers[i].bytes_plan));
         sum += tiers[i].bytes_plan;
     }
     /* The lines add up to the plan; where an older siltd names fewer, the rest is said. */
     if (sum < bytes_plan)
-        printf("  %-20s %10s %10s %16s\n", "other", "", text_bytes(plan, bytes_plan - sum),
+        printf("  %-28s %10s %10s %16s\n", "other", "", text_bytes(plan, bytes_plan - sum),
                text_count(plan_bytes, bytes_plan - sum));
-    printf("  %-20s %10s %10s %16s\n", "total", text_bytes(used, bytes_used),
+    printf("  %-28s %10s %10s %16s\n", "total", text_bytes(used, bytes_used),
            text_bytes(plan, bytes_plan), text_count(plan_bytes, bytes_plan));
 }

@@ -168,7 +168,7 @@ def tiny():
             raise Skip("no build/tests/make-tiny")
         out.mkdir(parents=True, exist_ok=True)
         subprocess.run([str(maker), str(out)], check=True, stdout=subprocess.DEVNULL)
-    return out / "model.gguf", out / "adapter.gguf"
+    return out / "tiny.gguf", out / "tiny-adapter.gguf"
 
 
 def real():
