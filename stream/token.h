@@ -15,5 +15,8 @@ size_t tokenizer_memory_bytes(const struct tokenizer *tokenizer);
 uint32_t tokenizer_vocab_count(const struct tokenizer *tokenizer);
 /* Byte values for which the vocabulary has no token: they are read as U+FFFD (see token.c). */
 uint32_t tokenizer_missing_bytes(const struct tokenizer *tokenizer);
+/* The token to begin a text with, where the file asks for one (tokenizer.ggml.add_bos_token); else
+ * -1. */
+int32_t tokenizer_bos(const struct tokenizer *tokenizer);
 
 #endif

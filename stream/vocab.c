@@ -296,6 +296,11 @@ static void load_specials(struct tokenizer *t, const struct gguf *gguf)
         if (found != TOKEN_NONE)
             t->flags[found] |= TOKEN_END;
     }
+    bool add_bos = false;
+    t->bos = TOKEN_NONE;
+    if (gguf_bool(gguf, "tokenizer.ggml.add_bos_token", &add_bos) && add_bos &&
+        gguf_u64(gguf, "tokenizer.ggml.bos_token_id", &id) && id < t->vocab_count)
+        t->bos = (int32_t)id;
     t->turn_start = special_find(t, "<|im_start|>");
     t->turn_end = special_find(t, "<|im_end|>");
     if (t->turn_start == TOKEN_NONE || t->turn_end == TOKEN_NONE)
@@ -384,4 +389,9 @@ uint32_t tokenizer_vocab_count(const struct tokenizer *tokenizer)
 uint32_t tokenizer_missing_bytes(const struct tokenizer *tokenizer)
 {
     return tokenizer->missing_bytes;
+}
+
+int32_t tokenizer_bos(const struct tokenizer *tokenizer)
+{
+    return tokenizer->bos;
 }

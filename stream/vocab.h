@@ -30,6 +30,7 @@ struct tokenizer {
     uint32_t lookup_mask, merge_mask;
     int32_t byte_id[256];
     int32_t turn_start, turn_end; /* <|im_start|>, <|im_end|>, or TOKEN_NONE */
+    int32_t bos;                  /* where the file asks for one, or TOKEN_NONE */
     bool tool_role;               /* the chat template knows it */
     size_t memory_bytes;
 };

@@ -1,0 +1,94 @@
+/*
+ * silt-eval: the loss of a model over text, under one way of remembering what was read.
+ *
+ * text.c reads documents, policy.c runs one of them, report.c says what came out, main.c joins
+ * them.
+ */
+#ifndef SILT_EVAL_H
+#define SILT_EVAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "stream/stream.h"
+
+enum { EVAL_QUARTERS = 4 };
+
+enum policy {
+    POLICY_FULL,        /* raw rows of the newest tokens, base weights */
+    POLICY_WINDOW,      /* as many raw rows as ccm holds at each token, base weights */
+    POLICY_WINDOW_LORA, /* the same with the DMC LoRA */
+    POLICY_NONE,        /* ccm with ring and summary hidden */
+    POLICY_CCM,         /* the whole of silt's memory */
+    POLICY_CCM_SWAP,    /* ccm with another document's ring and summary */
+    POLICY_COUNT
+};
+
+struct eval_options {
+    const char *text;
+    struct engine_options engine;
+    struct stream_options stream;
+    enum policy policy;
+    uint32_t context;       /* full: tokens seen; 0: what the model was trained for */
+    uint32_t kv_rows;       /* window: rows at every token; 0: as ccm */
+    uint32_t block;         /* tokens of independent blocks; 0: whole documents */
+    uint64_t tokens_max;    /* of a document; 0: all */
+    uint32_t documents_max; /* 0: all */
+    bool join, json;
+};
+
+/* ---- text.c ---- */
+
+struct document {
+    char *id, *kind; /* "" where the file says none */
+    int32_t *tokens; /* [count] */
+    size_t count;
+};
+struct documents {
+    struct document *list; /* [count] */
+    size_t count;
+    uint64_t bytes; /* of text */
+};
+/* Reads and tokenises FILE.jsonl, FILE.jsonl.zst, or any other as one plain text. */
+int documents_load(struct documents *out, const struct eval_options *options,
+                   const struct tokenizer *tokenizer, char *error, size_t error_bytes);
+void documents_free(struct documents *documents);
+
+/* ---- policy.c ---- */
+
+/* Sums over scored tokens. */
+struct score {
+    double nll[EVAL_QUARTERS]; /* nats, by quarter of the document */
+    uint64_t scored[EVAL_QUARTERS];
+    uint64_t tokens; /* read */
+    double rows;     /* sum over tokens of KV rows attended */
+    double entries;  /* tokens / dmc_ratio, summed, so that the total's ratio is by length */
+    size_t kv_bytes_peak;
+    double seconds;
+};
+/* Called now and then while a document runs. */
+typedef void progress_fn(void *user, size_t tokens);
+
+struct runner;
+int runner_open(struct runner **out, struct engine *engine, const struct eval_options *options,
+                char *error, size_t error_bytes);
+void runner_close(struct runner **runner);
+/* Scores a document; other is the one whose memory ccm-swap uses. 0 or what the engine said. */
+int runner_score(struct runner *runner, const struct document *document,
+                 const struct document *other, struct score *out, progress_fn *progress,
+                 void *user);
+void score_add(struct score *total, const struct score *score);
+
+/* ---- report.c ---- */
+
+const char *policy_name(enum policy policy);
+void report_begin(const struct eval_options *options, const struct engine_info *info,
+                  const struct documents *documents);
+/* document NULL: the total. */
+void report_line(const struct eval_options *options, const struct document *document,
+                 const struct score *score);
+/* The progress line on a terminal; text NULL clears it. */
+void report_progress(const char *text);
+
+#endif

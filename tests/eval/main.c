@@ -1,0 +1,306 @@
+/* silt-eval: options, then each document in turn. */
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tests/eval/eval.h"
+
+#define MODEL_DEFAULT   "build/models/smollm2-135m-instruct-q4_1.gguf"
+#define ADAPTER_DEFAULT "stream/adapters/smollm2-135m-instruct.gguf"
+
+static const char help[] =
+    "silt-eval: how well a model predicts a text under one way of remembering what it has read\n"
+    "\n"
+    "    silt-eval --text FILE --policy POLICY [option…]\n"
+    "\n"
+    "FILE is JSON lines, one document a line with its text in \"text\" (.jsonl, .jsonl.zst), or "
+    "one\n"
+    "plain text. Each document is one stream; its first token is not scored.\n"
+    "\n"
+    "policies\n"
+    "  full         all rows of the newest --context tokens, sliding with sinks kept; base "
+    "weights\n"
+    "  window       at every token as many rows as ccm would hold, the newest; base weights\n"
+    "  window+lora  the same with the DMC LoRA\n"
+    "  ccm          silt's memory: window, ring, summary\n"
+    "  none         ccm with ring and summary hidden: what they are worth is the difference\n"
+    "  ccm-swap     ccm with ring and summary of the next document in the file (of the first, for\n"
+    "               the last): what is content in them, and what any prompt would do\n"
+    "\n"
+    "  --model GGUF       default: " MODEL_DEFAULT " (make model)\n"
+    "  --adapter GGUF     default: " ADAPTER_DEFAULT " for the\n"
+    "                     default model; `none`: none\n"
+    "  --context N        full: tokens in view (default: what the model was trained for)\n"
+    "  --kv-rows N        window: rows at every token, in place of ccm's\n"
+    "  --ring N           segments attended (default: the adapter's)\n"
+    "  --dmc 1|2|4|8      merge KV entries by this ratio (default: 4 where the adapter can)\n"
+    "  --tokens N         cut every document after N tokens\n"
+    "  --documents N      the first N documents alone\n"
+    "  --join             string all documents together, a blank line between them\n"
+    "  --block N          independent blocks of N tokens, the second half of each scored, as\n"
+    "                     llama.cpp's perplexity tool does\n"
+    "  --device cpu|cuda  --threads N\n"
+    "  --features MASK    instruction sets the kernels may use, 0: the reference (default: all)\n"
+    "  --json             one JSON line a document, then one with \"total\": true\n"
+    "\n"
+    "Loss (nll) is in nats a token. Compare policies on the same documents:\n"
+    "\n"
+    "    for p in full window ccm ccm-swap; do silt-eval --text book.jsonl --tokens 65536 --policy "
+    "$p; done\n";
+
+static int usage(const char *what, const char *which)
+{
+    fprintf(stderr, "silt-eval: %s%s%s (--help explains)\n", what, which ? ": " : "",
+            which ? which : "");
+    return 2;
+}
+
+static bool number(const char *text, uint64_t most, uint64_t *out)
+{
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 0);
+    *out = value;
+    return !errno && end != text && !*end && text[0] != '-' && value <= most;
+}
+
+enum {
+    OPTION_MODEL = 256,
+    OPTION_ADAPTER,
+    OPTION_TEXT,
+    OPTION_POLICY,
+    OPTION_CONTEXT,
+    OPTION_KV_ROWS,
+    OPTION_RING,
+    OPTION_DMC,
+    OPTION_TOKENS,
+    OPTION_DOCUMENTS,
+    OPTION_JOIN,
+    OPTION_BLOCK,
+    OPTION_DEVICE,
+    OPTION_THREADS,
+    OPTION_FEATURES,
+    OPTION_JSON,
+};
+
+/* Options that take a number. False: not one of them, or out of range. */
+static bool set_number(struct eval_options *o, int option, const char *text)
+{
+    uint64_t value;
+    if (!number(text, option == OPTION_TOKENS ? UINT64_MAX : UINT32_MAX, &value))
+        return false;
+    /* 0 stands for "not given" in most, so that it cannot be asked for. */
+    if (!value && option != OPTION_FEATURES && option != OPTION_THREADS)
+        return false;
+    switch (option) {
+    case OPTION_CONTEXT:
+        o->context = (uint32_t)value;
+        return true;
+    case OPTION_KV_ROWS:
+        o->kv_rows = (uint32_t)value;
+        return true;
+    case OPTION_RING:
+        o->stream.ring_segments = (uint32_t)value;
+        return value <= STREAM_RING_MAX;
+    case OPTION_DMC:
+        o->stream.dmc_ratio = (uint32_t)value;
+        return value <= STREAM_RATIO_MAX;
+    case OPTION_TOKENS:
+        o->tokens_max = value;
+        return true;
+    case OPTION_DOCUMENTS:
+        o->documents_max = (uint32_t)value;
+        return true;
+    case OPTION_BLOCK:
+        o->block = (uint32_t)value;
+        return value >= 4;
+    case OPTION_THREADS:
+        o->engine.threads = (uint32_t)value;
+        return true;
+    case OPTION_FEATURES:
+        o->engine.feature_mask = (uint32_t)value;
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool set_word(struct eval_options *o, int option, const char *text)
+{
+    switch (option) {
+    case OPTION_MODEL:
+        o->engine.model_path = text;
+        return true;
+    case OPTION_ADAPTER:
+        o->engine.adapter_path = text;
+        return true;
+    case OPTION_TEXT:
+        o->text = text;
+        return true;
+    case OPTION_POLICY:
+        for (o->policy = 0; o->policy < POLICY_COUNT; o->policy++)
+            if (strcmp(text, policy_name(o->policy)) == 0)
+                return true;
+        return false;
+    case OPTION_DEVICE:
+        o->engine.device = strcmp(text, "cuda") == 0 ? DEVICE_CUDA : DEVICE_CPU;
+        return o->engine.device == DEVICE_CUDA || strcmp(text, "cpu") == 0;
+    default:
+        return false;
+    }
+}
+
+/* 0, or the exit status with the fault said; -1: help was asked for. */
+static int parse(struct eval_options *o, int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"model", 1, NULL, OPTION_MODEL},
+        {"adapter", 1, NULL, OPTION_ADAPTER},
+        {"text", 1, NULL, OPTION_TEXT},
+        {"policy", 1, NULL, OPTION_POLICY},
+        {"context", 1, NULL, OPTION_CONTEXT},
+        {"kv-rows", 1, NULL, OPTION_KV_ROWS},
+        {"ring", 1, NULL, OPTION_RING},
+        {"dmc", 1, NULL, OPTION_DMC},
+        {"tokens", 1, NULL, OPTION_TOKENS},
+        {"documents", 1, NULL, OPTION_DOCUMENTS},
+        {"join", 0, NULL, OPTION_JOIN},
+        {"block", 1, NULL, OPTION_BLOCK},
+        {"device", 1, NULL, OPTION_DEVICE},
+        {"threads", 1, NULL, OPTION_THREADS},
+        {"features", 1, NULL, OPTION_FEATURES},
+        {"json", 0, NULL, OPTION_JSON},
+        {"help", 0, NULL, 'h'},
+        {NULL, 0, NULL, 0},
+    };
+    int found;
+    while ((found = getopt_long(argc, argv, "h", options, NULL)) != -1) {
+        if (found == 'h')
+            return -1;
+        if (found == '?')
+            return 2; /* getopt has said it */
+        if (found == OPTION_JOIN)
+            o->join = true;
+        else if (found == OPTION_JSON)
+            o->json = true;
+        else if (!set_word(o, found, optarg) && !set_number(o, found, optarg))
+            return usage("this is not possible", argv[optind - 1]);
+    }
+    if (optind < argc)
+        return usage("one word too many", argv[optind]);
+    if (!o->text)
+        return usage("--text FILE is missing", NULL);
+    if (o->policy == POLICY_COUNT)
+        return usage("--policy is missing", NULL);
+    return 0;
+}
+
+/* The default adapter belongs to the default model. */
+static void choose_files(struct eval_options *o)
+{
+    const char *adapter = o->engine.adapter_path;
+    if (adapter && strcmp(adapter, "none") == 0)
+        o->engine.adapter_path = NULL;
+    else if (!adapter && !o->engine.model_path && access(ADAPTER_DEFAULT, R_OK) == 0)
+        o->engine.adapter_path = ADAPTER_DEFAULT;
+    if (!o->engine.model_path)
+        o->engine.model_path = MODEL_DEFAULT;
+}
+
+struct progress {
+    const struct documents *documents;
+    size_t document;
+    uint64_t done, all; /* tokens */
+    time_t shown;
+};
+
+static void show_progress(void *user, size_t tokens)
+{
+    struct progress *p = user;
+    char text[128];
+    time_t now = time(NULL);
+    if (now == p->shown)
+        return;
+    p->shown = now;
+    uint64_t done = p->done + tokens;
+    snprintf(text, sizeof text, "document %zu of %zu, %llu of %llu tokens, %.0f %%",
+             p->document + 1, p->documents->count, (unsigned long long)done,
+             (unsigned long long)p->all, p->all ? 100.0 * (double)done / (double)p->all : 0.0);
+    report_progress(text);
+}
+
+static int run_documents(struct runner *runner, const struct eval_options *options,
+                         const struct documents *documents)
+{
+    struct score total = {0}, score;
+    struct progress progress = {.documents = documents};
+    for (size_t i = 0; i < documents->count; i++)
+        progress.all += documents->list[i].count;
+    for (size_t i = 0; i < documents->count; i++) {
+        const struct document *document = &documents->list[i];
+        size_t least = options->block ? options->block : 2;
+        progress.document = i;
+        if (document->count < least) {
+            report_progress(NULL);
+            fprintf(stderr, "silt-eval: %s: left out, %zu tokens are fewer than %zu\n",
+                    document->id, document->count, least);
+            continue;
+        }
+        int result = runner_score(runner, document, &documents->list[(i + 1) % documents->count],
+                                  &score, show_progress, &progress);
+        if (result) {
+            report_progress(NULL);
+            fprintf(stderr, "silt-eval: %s: %s\n", document->id,
+                    result == -ERANGE ? "the loss is not a number" : strerror(-result));
+            return 1;
+        }
+        progress.done += document->count;
+        report_line(options, document, &score);
+        score_add(&total, &score);
+    }
+    report_line(options, NULL, &total);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    struct eval_options options = {.engine = {.device = DEVICE_CPU, .feature_mask = UINT32_MAX},
+                                   .policy = POLICY_COUNT};
+    struct engine *engine = NULL;
+    struct engine_info info;
+    struct documents documents = {0};
+    struct runner *runner = NULL;
+    char error[1024] = "";
+    int status = parse(&options, argc, argv);
+    if (status == -1) {
+        fputs(help, stdout);
+        return 0;
+    }
+    if (status)
+        return status;
+    choose_files(&options);
+    status = 1;
+    if (engine_open(&engine, &options.engine, error, sizeof error) ||
+        documents_load(&documents, &options, engine_tokenizer(engine), error, sizeof error))
+        goto end;
+    if (options.policy == POLICY_CCM_SWAP && documents.count < 2) {
+        snprintf(error, sizeof error, "ccm-swap needs a second document to take the memory from");
+        goto end;
+    }
+    if (runner_open(&runner, engine, &options, error, sizeof error))
+        goto end;
+    engine_info(engine, &info);
+    report_begin(&options, &info, &documents);
+    status = run_documents(runner, &options, &documents);
+end:
+    if (error[0])
+        fprintf(stderr, "silt-eval: %s\n", error);
+    runner_close(&runner);
+    documents_free(&documents);
+    engine_close(&engine);
+    return status;
+}

@@ -1,0 +1,231 @@
+/* Documents out of a file: JSON lines with a "text", plain or packed with zstd, or plain text. */
+#include <errno.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zstd.h>
+
+#include "tests/eval/eval.h"
+
+struct buffer {
+    uint8_t *data;
+    size_t bytes, room;
+};
+
+static int fail(int result, char *error, size_t error_bytes, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+static int fail(int result, char *error, size_t error_bytes, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(error, error_bytes, format, arguments);
+    va_end(arguments);
+    return result;
+}
+
+static int buffer_reserve(struct buffer *b, size_t more)
+{
+    if (b->room - b->bytes >= more)
+        return 0;
+    size_t room = 2 * (b->bytes + more);
+    uint8_t *data = realloc(b->data, room);
+    if (!data)
+        return -ENOMEM;
+    b->data = data;
+    b->room = room;
+    return 0;
+}
+
+static bool ends_in(const char *text, const char *end)
+{
+    size_t bytes = strlen(text), end_bytes = strlen(end);
+    return bytes >= end_bytes && strcmp(text + bytes - end_bytes, end) == 0;
+}
+
+static int read_plain(struct buffer *out, FILE *file)
+{
+    for (;;) {
+        if (buffer_reserve(out, 1 << 16))
+            return -ENOMEM;
+        size_t count = fread(out->data + out->bytes, 1, out->room - out->bytes, file);
+        out->bytes += count;
+        if (!count)
+            return ferror(file) ? -EIO : 0;
+    }
+}
+
+static int read_packed(struct buffer *out, FILE *file)
+{
+    uint8_t packed[1 << 16];
+    ZSTD_DStream *stream = ZSTD_createDStream();
+    size_t count, left = 0;
+    int result = stream ? 0 : -ENOMEM;
+    while (!result && (count = fread(packed, 1, sizeof packed, file)) > 0) {
+        ZSTD_inBuffer in = {packed, count, 0};
+        while (!result && in.pos < in.size) {
+            result = buffer_reserve(out, 1 << 17);
+            if (result)
+                break;
+            ZSTD_outBuffer to = {out->data, out->room, out->bytes};
+            left = ZSTD_decompressStream(stream, &to, &in);
+            out->bytes = to.pos;
+            if (ZSTD_isError(left))
+                result = -EBADMSG;
+        }
+    }
+    if (!result && (left || ferror(file)))
+        result = -EBADMSG;
+    ZSTD_freeDStream(stream);
+    return result;
+}
+
+static int read_file(struct buffer *out, const char *path, char *error, size_t error_bytes)
+{
+    FILE *file = fopen(path, "rb");
+    if (!file)
+        return fail(-errno, error, error_bytes, "%s: %s: name a text or JSON-lines file", path,
+                    strerror(errno));
+    int result = ends_in(path, ".zst") ? read_packed(out, file) : read_plain(out, file);
+    fclose(file);
+    if (result)
+        return fail(result, error, error_bytes, "%s: cannot be read whole: %s", path,
+                    result == -EBADMSG ? "it is not sound zstd data" : strerror(-result));
+    return 0;
+}
+
+/* The document under construction; with --join the only one. */
+struct builder {
+    struct documents *out;
+    const struct eval_options *options;
+    const struct tokenizer *tokenizer;
+    struct token_text text;
+    struct buffer tokens; /* int32_t */
+};
+
+static int build_text(struct builder *b, const uint8_t *text, size_t bytes)
+{
+    size_t most = token_count_max(&b->text, bytes) * sizeof(int32_t);
+    if (buffer_reserve(&b->tokens, most))
+        return -ENOMEM;
+    int32_t *to = (int32_t *)(void *)(b->tokens.data + b->tokens.bytes);
+    b->tokens.bytes += token_feed(b->tokenizer, &b->text, text, bytes, to) * sizeof *to;
+    b->out->bytes += bytes;
+    return 0;
+}
+
+static int build_finish(struct builder *b, const char *id, const char *kind)
+{
+    if (buffer_reserve(&b->tokens, token_count_max(&b->text, 1) * sizeof(int32_t)))
+        return -ENOMEM;
+    int32_t *to = (int32_t *)(void *)(b->tokens.data + b->tokens.bytes);
+    b->tokens.bytes += token_flush(b->tokenizer, &b->text, to) * sizeof *to;
+    uint8_t *fitting = realloc(b->tokens.data, b->tokens.bytes + 1);
+    b->tokens.data = fitting ? fitting : b->tokens.data;
+    struct document *list = realloc(b->out->list, (b->out->count + 1) * sizeof *list);
+    if (!list)
+        return -ENOMEM;
+    b->out->list = list;
+    struct document *document = &list[b->out->count++];
+    *document = (struct document){.id = strdup(id),
+                                  .kind = strdup(kind),
+                                  .tokens = (int32_t *)(void *)b->tokens.data,
+                                  .count = b->tokens.bytes / sizeof(int32_t)};
+    if (b->options->tokens_max && document->count > b->options->tokens_max)
+        document->count = (size_t)b->options->tokens_max;
+    b->tokens = (struct buffer){0};
+    return document->id && document->kind ? 0 : -ENOMEM;
+}
+
+static bool build_enough(const struct builder *b, uint32_t documents)
+{
+    const struct eval_options *o = b->options;
+    return (o->documents_max && documents >= o->documents_max) ||
+           (o->join && o->tokens_max && b->tokens.bytes / sizeof(int32_t) >= o->tokens_max);
+}
+
+static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint32_t number)
+{
+    char name[32];
+    json_t *object = json_loadb((const char *)line, bytes, 0, NULL);
+    json_t *text = json_object_get(object, "text");
+    const char *id = json_string_value(json_object_get(object, "id"));
+    const char *kind = json_string_value(json_object_get(object, "kind"));
+    int result = -EBADMSG;
+    if (!json_is_string(text))
+        goto end;
+    snprintf(name, sizeof name, "line %u", number);
+    result = 0;
+    if (b->options->join && number > 1)
+        result = build_text(b, (const uint8_t *)"\n\n", 2);
+    if (!result)
+        result = build_text(b, (const uint8_t *)json_string_value(text), json_string_length(text));
+    if (!result && !b->options->join)
+        result = build_finish(b, id ? id : name, kind ? kind : "");
+end:
+    json_decref(object);
+    return result;
+}
+
+static int build_lines(struct builder *b, const struct buffer *file, const char *path, char *error,
+                       size_t error_bytes)
+{
+    uint32_t number = 0, documents = 0;
+    for (size_t at = 0; at < file->bytes && !build_enough(b, documents);) {
+        const uint8_t *line = file->data + at, *end = memchr(line, '\n', file->bytes - at);
+        size_t bytes = end ? (size_t)(end - line) : file->bytes - at;
+        at += bytes + 1;
+        number++;
+        if (bytes == 0)
+            continue;
+        int result = build_line(b, line, bytes, number);
+        if (result == -EBADMSG)
+            return fail(result, error, error_bytes,
+                        "%s: line %u is no JSON object with a string \"text\": give one document "
+                        "a line",
+                        path, number);
+        if (result)
+            return fail(result, error, error_bytes, "not enough memory for the tokens");
+        documents++;
+    }
+    return 0;
+}
+
+int documents_load(struct documents *out, const struct eval_options *options,
+                   const struct tokenizer *tokenizer, char *error, size_t error_bytes)
+{
+    struct buffer file = {0};
+    struct builder b = {.out = out, .options = options, .tokenizer = tokenizer};
+    const char *path = options->text;
+    *out = (struct documents){0};
+    int result = read_file(&file, path, error, error_bytes);
+    if (result)
+        goto end;
+    bool lines = ends_in(path, ".jsonl") || ends_in(path, ".jsonl.zst");
+    if (lines)
+        result = build_lines(&b, &file, path, error, error_bytes);
+    else if ((result = build_text(&b, file.data, file.bytes)))
+        fail(result, error, error_bytes, "not enough memory for the tokens");
+    if (!result && (!lines || options->join) && (result = build_finish(&b, path, "")))
+        fail(result, error, error_bytes, "not enough memory for the tokens");
+    if (!result && !out->count)
+        result = fail(-EBADMSG, error, error_bytes, "%s: there is no document in it", path);
+end:
+    free(file.data);
+    free(b.tokens.data);
+    if (result)
+        documents_free(out);
+    return result;
+}
+
+void documents_free(struct documents *documents)
+{
+    for (size_t i = 0; i < documents->count; i++) {
+        free(documents->list[i].id);
+        free(documents->list[i].kind);
+        free(documents->list[i].tokens);
+    }
+    free(documents->list);
+    *documents = (struct documents){0};
+}
