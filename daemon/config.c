@@ -202,8 +202,11 @@ static int set_option(struct config *config, const struct option_row *row, const
 
     switch (row->kind) {
     case OPTION_PATH:
-        if (row->offset == AT(adapter) && strcmp(value, "none") == 0)
-            value = "";
+        if (row->offset == AT(adapter)) {
+            config->adapter_given = true;
+            if (strcmp(value, "none") == 0)
+                value = "";
+        }
         return set_text(field, PATH_BYTES_MAX, row, value, error, error_bytes);
     case OPTION_ENDPOINT:
         return set_text(field, ENDPOINT_BYTES_MAX, row, value, error, error_bytes);

@@ -18,6 +18,7 @@ struct config {
     uint32_t lag_tokens_max;
     uint32_t threads; /* 0: as many as the process may use */
     enum device device;
+    bool adapter_given; /* named by the user: then it must be there and fit */
     bool when_full_trim;
     bool rebuild; /* replay all streams with another adapter */
     bool debug;

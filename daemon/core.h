@@ -49,9 +49,10 @@ struct core {
     struct doorbell journal_bell, compute_bell, loop_bell, stop_bell;
     struct ingest ingest;
     struct sched sched;
-    pthread_t journal_thread, compute_thread;
-    bool journal_runs, compute_runs;
-    _Atomic bool stopping, journal_done, compute_done;
+    struct keeper keeper;
+    pthread_t journal_thread, compute_thread, keeper_thread;
+    bool journal_runs, compute_runs, keeper_runs;
+    _Atomic bool stopping, journal_done, compute_done, keeper_stopping;
     _Atomic bool disk_failed;
     _Atomic uint64_t disk_bytes, tokens_computed;
 

@@ -18,8 +18,9 @@
 #include "daemon/serve.h"
 
 enum {
+    THREAD_COUNT = 3, /* beside the loop: journal, compute, keeper */
     THREAD_STACK_BYTES = 1 << 20,
-    LIBRARY_MARGIN_BYTES = 24 << 20, /* what libzmq, SQLite's start and the threads grow by */
+    LIBRARY_MARGIN_BYTES = 16 << 20, /* what libzmq, the C library and stacks grow by */
 };
 
 struct daemon {
@@ -94,9 +95,17 @@ static int open_engine(struct core *core, char *error, size_t error_bytes)
                  "the adapter %s cannot be read (%s): --adapter names another, --adapter none runs "
                  "without compression",
                  options.adapter_path, strerror(errno));
-        return -ENOENT;
+        if (config->adapter_given)
+            return -ENOENT;
+        say(SAY_WARN, "%s", error);
+        options.adapter_path = NULL;
     }
     result = engine_open(&core->engine, &options, error, error_bytes);
+    if (result == -ESTALE && !config->adapter_given) {
+        say(SAY_WARN, "%s", error);
+        options.adapter_path = NULL;
+        result = engine_open(&core->engine, &options, error, error_bytes);
+    }
     if (result)
         return result;
     engine_info(core->engine, &core->info);
@@ -111,8 +120,9 @@ static int measure(struct core *core, struct plan_costs *costs, char *error, siz
 {
     struct stream_options options = {0};
     uint64_t engine_bytes = core->info.weights_bytes + core->info.work_bytes;
-    uint64_t resident = plan_resident_bytes();
+    uint64_t anonymous, files;
 
+    plan_resident_parts(&anonymous, &files);
     *costs = (struct plan_costs){
         .weights_bytes = core->info.weights_bytes,
         .work_bytes = core->info.work_bytes,
@@ -128,11 +138,12 @@ static int measure(struct core *core, struct plan_costs *costs, char *error, siz
         options.dmc_ratio = core->info.ratio[i];
         bytes = fork_bytes(core->engine, &options);
         costs->fork_bytes = bytes > costs->fork_bytes ? bytes : costs->fork_bytes;
+        bytes = stream_bytes(core->engine, &options, error, error_bytes);
+        costs->state_bytes = bytes > costs->state_bytes ? bytes : costs->state_bytes;
     }
-    /* The model file is mapped and may count as resident without being memory of ours. */
-    costs->library_bytes = LIBRARY_MARGIN_BYTES + 2 * THREAD_STACK_BYTES;
-    if (resident > engine_bytes && resident - engine_bytes < engine_bytes)
-        costs->library_bytes += resident - engine_bytes;
+    costs->library_bytes = LIBRARY_MARGIN_BYTES + THREAD_COUNT * THREAD_STACK_BYTES + files;
+    if (anonymous > engine_bytes)
+        costs->library_bytes += anonymous - engine_bytes;
     return 0;
 }
 
@@ -146,9 +157,7 @@ static int open_plan(struct core *core, char *error, size_t error_bytes)
     if (result)
         return result;
     plan_print(&core->plan);
-    /* The alignment of every part is within the last line's margin. */
-    result = arena_open(&core->arena, core->plan.arena_bytes + (64u << 10) +
-                                          (size_t)core->plan.streams_max * 256);
+    result = arena_open(&core->arena, core->plan.arena_bytes);
     if (result) {
         snprintf(error, error_bytes, "the plan's memory cannot be had: %s; lower --memory",
                  strerror(-result));
@@ -181,7 +190,7 @@ static int open_journal(struct core *core, char *error, size_t error_bytes)
 static int open_bells(struct core *core, char *error, size_t error_bytes)
 {
     struct doorbell *bells[] = {&core->journal_bell, &core->compute_bell, &core->loop_bell,
-                                &core->stop_bell};
+                                &core->stop_bell, &core->keeper.bell};
 
     for (size_t i = 0; i < sizeof bells / sizeof *bells; i++) {
         int result = doorbell_open(bells[i]);
@@ -192,6 +201,21 @@ static int open_bells(struct core *core, char *error, size_t error_bytes)
         }
     }
     return 0;
+}
+
+static void wire_keeper(struct core *core)
+{
+    struct keeper *keeper = &core->keeper;
+
+    pthread_mutex_init(&keeper->lock, NULL);
+    keeper->at = (struct checkpoints){.disk = &disk_real,
+                                      .model_fingerprint = core->info.model_fingerprint,
+                                      .adapter_fingerprint = core->info.adapter_fingerprint};
+    snprintf(keeper->at.folder, sizeof keeper->at.folder, "%.*s/checkpoints", PATH_BYTES_MAX - 16,
+             core->config.data);
+    keeper->compute_bell = &core->compute_bell;
+    keeper->stopping = &core->keeper_stopping;
+    core->ingest.keeper = core->sched.keeper = keeper;
 }
 
 static void wire_threads(struct core *core)
@@ -232,7 +256,7 @@ int daemon_open(struct daemon **out, const struct config *config, char *error, s
     }
     core->config = *config;
     core->lock_fd = core->journal_bell.fd = core->compute_bell.fd = -1;
-    core->loop_bell.fd = core->stop_bell.fd = -1;
+    core->loop_bell.fd = core->stop_bell.fd = core->keeper.bell.fd = -1;
     core->started_us = clock_us();
     result = lock_folder(core, error, error_bytes);
     if (!result)
@@ -246,6 +270,7 @@ int daemon_open(struct daemon **out, const struct config *config, char *error, s
     if (result)
         goto error;
     wire_threads(core);
+    wire_keeper(core);
     result = gate_open(&core->gate, config->listen, error, error_bytes);
     if (!result)
         result = serve_start(core, error, error_bytes);
@@ -279,6 +304,13 @@ static void *run_compute(void *user)
     atomic_store(&core->compute_done, true);
     doorbell_ring(&core->loop_bell);
     return NULL;
+}
+
+static void *run_keeper(void *user)
+{
+    struct core *core = user;
+
+    return keeper_main(&core->keeper);
 }
 
 /* Signals belong to the loop thread. */
@@ -338,6 +370,9 @@ int daemon_run(struct daemon *daemon)
         result = start_thread(&core->compute_thread, run_compute, core);
     core->compute_runs = core->journal_runs && result == 0;
     if (!result)
+        result = start_thread(&core->keeper_thread, run_keeper, core);
+    core->keeper_runs = core->compute_runs && result == 0;
+    if (!result)
         result = loop_add_fd(&core->loop, core->stop_bell.fd, begin_stop, core);
     if (!result)
         result = loop_add_fd(&core->loop, core->loop_bell.fd, serve_news, core);
@@ -370,6 +405,11 @@ static void join_threads(struct core *core)
         doorbell_ring(&core->compute_bell);
         pthread_join(core->compute_thread, NULL);
     }
+    atomic_store(&core->keeper_stopping, true);
+    if (core->keeper_runs) {
+        doorbell_ring(&core->keeper.bell);
+        pthread_join(core->keeper_thread, NULL);
+    }
 }
 
 void daemon_close(struct daemon **daemon)
@@ -392,6 +432,7 @@ void daemon_close(struct daemon **daemon)
     doorbell_close(&core->compute_bell);
     doorbell_close(&core->loop_bell);
     doorbell_close(&core->stop_bell);
+    doorbell_close(&core->keeper.bell);
     if (core->lock_fd >= 0)
         close(core->lock_fd);
     free(*daemon);

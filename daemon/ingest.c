@@ -307,6 +307,7 @@ static void take_slot(struct slot *slot, const struct journal_stream *stream)
     in->working.text = stream->text;
     snprintf(in->working.producer, sizeof in->working.producer, "%s", stream->producer);
     in->committed = in->working;
+    atomic_store(&slot->stream_id, stream->id);
     atomic_store(&slot->tokens_acked, stream->tokens);
     atomic_store(&slot->bytes_text, stream->bytes_text);
 }
@@ -361,6 +362,8 @@ static void apply_remove(struct ingest *ingest, struct slot *slot,
     if (!begin(ingest))
         return;
     error = journal_stream_remove(ingest->journal, request->stream_id);
+    if (!error && ingest->keeper)
+        error = keeper_forget(ingest->keeper, request->stream_id, slot);
     if (error)
         storage_failed(ingest, error);
 }

@@ -11,6 +11,7 @@
 #define SILT_DAEMON_INGEST_H
 
 #include "daemon/journal.h"
+#include "daemon/keeper.h"
 #include "daemon/queue.h"
 #include "daemon/slot.h"
 
@@ -73,6 +74,7 @@ struct ingest {
     uint32_t slot_count, lag_tokens_max;
     struct queue *inbox, *loop;
     const struct doorbell *bell, *compute_bell;
+    struct keeper *keeper; /* NULL: no checkpoints */
     _Atomic bool *stopping;
     _Atomic bool *disk_failed; /* the last commit did not work */
     _Atomic uint64_t *disk_bytes;

@@ -6,13 +6,14 @@
 #include "daemon/journal.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
+
+#include "daemon/clock.h"
+#include "daemon/journal_check.h"
 
 enum { ORDINAL_BITS = 40 };
 
@@ -61,52 +62,12 @@ static const char *const statement_text[STATEMENT_COUNT] = {
                  "WHERE key = ?",
 };
 
-static const char schema[] =
-    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;"
-    "CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER PRIMARY KEY, kernels TEXT, since_us INTEGER);"
-    "CREATE TABLE IF NOT EXISTS streams (id INTEGER PRIMARY KEY AUTOINCREMENT,"
-    " name TEXT UNIQUE NOT NULL, dmc_ratio INTEGER, ring INTEGER, created_us INTEGER,"
-    " items INTEGER DEFAULT 0, tokens INTEGER DEFAULT 0, bytes_text INTEGER DEFAULT 0,"
-    " producer TEXT DEFAULT '', held BLOB DEFAULT x'');"
-    "CREATE TABLE IF NOT EXISTS producers (stream INTEGER, producer TEXT, sequence INTEGER,"
-    " bytes INTEGER, PRIMARY KEY (stream, producer)) WITHOUT ROWID;"
-    "CREATE TABLE IF NOT EXISTS items (key INTEGER PRIMARY KEY, kind INTEGER, detail INTEGER,"
-    " time_us INTEGER, token_from INTEGER, held_before INTEGER, payload BLOB);";
-
 struct journal {
     sqlite3 *db;
     sqlite3_stmt *statement[STATEMENT_COUNT];
     char path[PATH_BYTES_MAX + 16];
     uint64_t epoch;
 };
-
-static int errno_of(int code)
-{
-    switch (code & 0xff) {
-    case SQLITE_OK:
-    case SQLITE_ROW:
-    case SQLITE_DONE:
-        return 0;
-    case SQLITE_FULL:
-        return -ENOSPC;
-    case SQLITE_NOMEM:
-        return -ENOMEM;
-    case SQLITE_BUSY:
-    case SQLITE_LOCKED:
-        return -EBUSY;
-    case SQLITE_CONSTRAINT:
-        return -EEXIST;
-    case SQLITE_NOTADB:
-    case SQLITE_CORRUPT:
-        return -EBADMSG;
-    case SQLITE_READONLY:
-    case SQLITE_PERM:
-    case SQLITE_CANTOPEN:
-        return -EACCES;
-    default:
-        return -EIO;
-    }
-}
 
 static int64_t item_key(uint64_t stream, uint64_t ordinal)
 {
@@ -128,147 +89,12 @@ static int run(sqlite3_stmt *s)
 
     sqlite3_reset(s);
     sqlite3_clear_bindings(s);
-    return errno_of(code);
+    return journal_errno(code);
 }
 
 static void bind_u64(sqlite3_stmt *s, int at, uint64_t value)
 {
     sqlite3_bind_int64(s, at, (int64_t)value);
-}
-
-static int meta_get(struct journal *journal, const char *name, char *out, size_t out_bytes)
-{
-    sqlite3_stmt *s;
-    int code = sqlite3_prepare_v2(journal->db, "SELECT value FROM meta WHERE name = ?", -1, &s, 0);
-
-    if (code)
-        return errno_of(code);
-    sqlite3_bind_text(s, 1, name, -1, SQLITE_STATIC);
-    code = sqlite3_step(s);
-    if (code == SQLITE_ROW)
-        snprintf(out, out_bytes, "%s", (const char *)sqlite3_column_text(s, 0));
-    sqlite3_finalize(s);
-    return code == SQLITE_ROW ? 0 : code == SQLITE_DONE ? -ENOENT : errno_of(code);
-}
-
-static int meta_set(struct journal *journal, const char *name, const char *value)
-{
-    sqlite3_stmt *s;
-    int code = sqlite3_prepare_v2(journal->db, "REPLACE INTO meta VALUES (?,?)", -1, &s, 0);
-
-    if (code)
-        return errno_of(code);
-    sqlite3_bind_text(s, 1, name, -1, SQLITE_STATIC);
-    sqlite3_bind_text(s, 2, value, -1, SQLITE_STATIC);
-    code = sqlite3_step(s);
-    sqlite3_finalize(s);
-    return errno_of(code);
-}
-
-/* What is stored under name must be value; a new journal takes it. -ESTALE: it is `found`. */
-static int meta_match(struct journal *journal, const char *name, const char *value, char *found,
-                      size_t found_bytes)
-{
-    int result = meta_get(journal, name, found, found_bytes);
-
-    if (result == -ENOENT)
-        return meta_set(journal, name, value);
-    if (result)
-        return result;
-    return strcmp(found, value) == 0 ? 0 : -ESTALE;
-}
-
-static int check_model(struct journal *journal, const struct journal_options *options, char *error,
-                       size_t error_bytes)
-{
-    char value[32], found[160];
-    int result;
-
-    snprintf(value, sizeof value, "%016" PRIx64, options->model_fingerprint);
-    result = meta_match(journal, "model_fingerprint", value, found, sizeof found);
-    if (!result)
-        return meta_set(journal, "model_name", options->model_name);
-    if (result == -ESTALE) {
-        char name[128] = "another model";
-
-        meta_get(journal, "model_name", name, sizeof name);
-        snprintf(error, error_bytes,
-                 "the journal in %s was written with %s (fingerprint %s), this model is %s "
-                 "(%s): start with the old --model, or give another --data folder",
-                 options->folder, name, found, options->model_name, value);
-    }
-    return result;
-}
-
-static int check_adapter(struct journal *journal, const struct journal_options *options,
-                         char *error, size_t error_bytes)
-{
-    char value[32], found[64];
-    int result;
-
-    snprintf(value, sizeof value, "%016" PRIx64, options->adapter_fingerprint);
-    result = meta_match(journal, "adapter_fingerprint", value, found, sizeof found);
-    if (result == -ESTALE && options->rebuild)
-        return meta_set(journal, "adapter_fingerprint", value);
-    if (result == -ESTALE)
-        snprintf(error, error_bytes,
-                 "the streams in %s were computed with adapter %s, this one is %s: start with the "
-                 "old --adapter, or add --rebuild to compute every stream again from its journal",
-                 options->folder, found, value);
-    return result;
-}
-
-static int check_format(struct journal *journal, const struct journal_options *options, char *error,
-                        size_t error_bytes)
-{
-    char value[32], found[64];
-    int result;
-
-    snprintf(value, sizeof value, "%d", JOURNAL_FORMAT);
-    result = meta_match(journal, "format", value, found, sizeof found);
-    if (result == -ESTALE)
-        snprintf(error, error_bytes,
-                 "the journal in %s has format %s, this siltd (" DAEMON_VERSION ") reads %s: use "
-                 "the siltd that wrote it, or give another --data folder",
-                 options->folder, found, value);
-    return result;
-}
-
-static uint64_t now_us(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_REALTIME, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
-
-/* A change of kernel path is only recorded: memories computed across it agree within tolerance. */
-static int note_epoch(struct journal *journal, const char *kernels_name)
-{
-    sqlite3_stmt *s = NULL;
-    bool same = false;
-    int code = sqlite3_prepare_v2(
-        journal->db, "SELECT epoch, kernels FROM epochs ORDER BY epoch DESC LIMIT 1", -1, &s, 0);
-
-    if (code)
-        return errno_of(code);
-    if (sqlite3_step(s) == SQLITE_ROW) {
-        journal->epoch = (uint64_t)sqlite3_column_int64(s, 0);
-        same = strcmp((const char *)sqlite3_column_text(s, 1), kernels_name) == 0;
-    }
-    sqlite3_finalize(s);
-    if (same)
-        return 0;
-    journal->epoch++;
-    code = sqlite3_prepare_v2(journal->db, "INSERT INTO epochs VALUES (?,?,?)", -1, &s, 0);
-    if (code)
-        return errno_of(code);
-    bind_u64(s, 1, journal->epoch);
-    sqlite3_bind_text(s, 2, kernels_name, -1, SQLITE_STATIC);
-    bind_u64(s, 3, now_us());
-    code = sqlite3_step(s);
-    sqlite3_finalize(s);
-    return errno_of(code);
 }
 
 static int set_up(struct journal *journal)
@@ -281,27 +107,7 @@ static int set_up(struct journal *journal)
         "PRAGMA cache_size=-%d; PRAGMA mmap_size=0; PRAGMA temp_store=MEMORY;"
         "PRAGMA wal_autocheckpoint=%d; PRAGMA journal_size_limit=%d; PRAGMA busy_timeout=2000;",
         JOURNAL_CACHE_BYTES >> 10, JOURNAL_WAL_PAGES, JOURNAL_WAL_PAGES * 4096);
-    return errno_of(sqlite3_exec(journal->db, pragmas, NULL, NULL, NULL));
-}
-
-static int check_meta(struct journal *journal, const struct journal_options *options, char *error,
-                      size_t error_bytes)
-{
-    int result = errno_of(sqlite3_exec(journal->db, "BEGIN IMMEDIATE", NULL, NULL, NULL));
-
-    if (!result)
-        result = errno_of(sqlite3_exec(journal->db, schema, NULL, NULL, NULL));
-    if (!result)
-        result = check_format(journal, options, error, error_bytes);
-    if (!result)
-        result = check_model(journal, options, error, error_bytes);
-    if (!result)
-        result = check_adapter(journal, options, error, error_bytes);
-    if (!result)
-        result = note_epoch(journal, options->kernels_name);
-    if (!result)
-        result = errno_of(sqlite3_exec(journal->db, "COMMIT", NULL, NULL, NULL));
-    return result;
+    return journal_errno(sqlite3_exec(journal->db, pragmas, NULL, NULL, NULL));
 }
 
 static int prepare(struct journal *journal)
@@ -311,7 +117,7 @@ static int prepare(struct journal *journal)
                                       &journal->statement[i], NULL);
 
         if (code)
-            return errno_of(code);
+            return journal_errno(code);
     }
     return 0;
 }
@@ -330,13 +136,13 @@ int journal_open(struct journal **out, const struct journal_options *options, ch
     }
     snprintf(journal->path, sizeof journal->path, "%s/journal.db", options->folder);
     sqlite3_hard_heap_limit64(JOURNAL_HEAP_BYTES);
-    result = errno_of(
+    result = journal_errno(
         sqlite3_open_v2(journal->path, &journal->db,
                         SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL));
     if (!result)
         result = set_up(journal);
     if (!result)
-        result = check_meta(journal, options, error, error_bytes);
+        result = journal_check(journal->db, options, &journal->epoch, error, error_bytes);
     if (!result)
         result = prepare(journal);
     if (result)
@@ -413,7 +219,7 @@ int journal_stream_create(struct journal *journal, struct journal_stream *stream
     sqlite3_stmt *s = use(journal, STREAM_CREATE);
     int result;
 
-    stream->created_us = now_us();
+    stream->created_us = clock_wall_us();
     sqlite3_bind_text(s, 1, stream->name, -1, SQLITE_STATIC);
     bind_u64(s, 2, stream->dmc_ratio);
     bind_u64(s, 3, stream->ring_segments);
@@ -456,7 +262,7 @@ static int one_stream(sqlite3_stmt *s, struct journal_stream *out)
     if (code == SQLITE_ROW)
         read_stream(s, out);
     sqlite3_reset(s);
-    return code == SQLITE_DONE ? -ENOENT : errno_of(code);
+    return code == SQLITE_DONE ? -ENOENT : journal_errno(code);
 }
 
 int journal_stream_get(struct journal *journal, uint64_t id, struct journal_stream *out)
@@ -486,7 +292,7 @@ int journal_stream_each(struct journal *journal, journal_each_fn *each, void *us
         result = each(user, &stream);
     }
     sqlite3_reset(s);
-    return result ? result : errno_of(code);
+    return result ? result : journal_errno(code);
 }
 
 int journal_stream_update(struct journal *journal, const struct journal_stream *stream)
@@ -524,7 +330,7 @@ int journal_stream_remove(struct journal *journal, uint64_t id)
 
 int journal_truncate_log(struct journal *journal)
 {
-    return errno_of(
+    return journal_errno(
         sqlite3_wal_checkpoint_v2(journal->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL));
 }
 
@@ -543,7 +349,7 @@ int journal_producer_get(struct journal *journal, uint64_t stream, const char *p
         *bytes_acked = (uint64_t)sqlite3_column_int64(s, 1);
     }
     sqlite3_reset(s);
-    return errno_of(code);
+    return journal_errno(code);
 }
 
 int journal_producer_set(struct journal *journal, uint64_t stream, const char *producer,
@@ -584,7 +390,7 @@ int journal_item_get(struct journal *journal, uint64_t stream, uint64_t ordinal,
     code = sqlite3_step(s);
     if (code != SQLITE_ROW) {
         sqlite3_reset(s);
-        return code == SQLITE_DONE ? -ENOENT : errno_of(code);
+        return code == SQLITE_DONE ? -ENOENT : journal_errno(code);
     }
     out->item.kind = (enum item_kind)sqlite3_column_int(s, 0);
     out->item.detail = (uint32_t)sqlite3_column_int(s, 1);

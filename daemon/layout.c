@@ -26,7 +26,7 @@ uint64_t layout_record_bytes(uint32_t streams_max, uint32_t forks_max, uint32_t 
            up(forks_max * sizeof(struct ask)) + up(streams_max * sizeof(struct extent)) +
            up(STREAMS_KNOWN_MAX * sizeof(struct record)) + up(TABLE_BUCKETS * sizeof(uint32_t)) +
            up(STREAMS_KNOWN_MAX * sizeof(uint32_t)) + up(WAITERS_MAX * sizeof(struct waiter)) +
-           up(FLIGHTS_MAX * sizeof(struct flight));
+           up(FLIGHTS_MAX * sizeof(struct flight)) + 64 * ALIGN;
 }
 
 uint64_t layout_queue_bytes(void)
@@ -106,6 +106,9 @@ void layout_carve(struct core *core, uint32_t heads)
     struct ingest *ingest = &core->ingest;
 
     carve_streams(core, heads);
+    core->keeper.buffer_bytes = core->plan.state_bytes;
+    core->keeper.buffer = take(core, core->plan.state_bytes, 1);
+    core->keeper.restore = take(core, core->plan.state_bytes, 1);
     carve_queues(core);
     carve_loop(core);
     ingest->scratch_max = ingest_scratch_tokens(core->config.lag_tokens_max);

@@ -46,6 +46,8 @@ static void add_lines(struct plan *plan, const struct config *config,
     add(plan, "activations and scratch", NULL, 1, costs->work_bytes, false);
     add(plan, "streams", "streams-max", streams, stream, true);
     add(plan, "forks (questions)", "forks-max", forks, fork, true);
+    plan->state_bytes = align_up(costs->state_bytes);
+    add(plan, "checkpoints on their way", NULL, 2, plan->state_bytes, true);
     add(plan, "token queues", "lag-tokens-max", streams, layout_ring_bytes(config->lag_tokens_max),
         true);
     add(plan, "stream and question records", "streams-max", 1,
@@ -87,7 +89,7 @@ static int refuse(const struct plan *plan, char *error, size_t error_bytes)
     for (uint32_t i = 0; i < plan->line_count; i++) {
         const struct plan_line *line = &plan->line[i];
 
-        if (line->option && line->count > 1 && (!largest || line->bytes > largest->bytes))
+        if (line->option && (!largest || line->bytes > largest->bytes))
             largest = line;
     }
     plan_size_text(plan->bytes, need, sizeof need);
@@ -218,4 +220,22 @@ uint64_t plan_resident_bytes(void)
         resident = 0;
     fclose(file);
     return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+void plan_resident_parts(uint64_t *anonymous, uint64_t *files)
+{
+    FILE *file = fopen("/proc/self/status", "re");
+    unsigned long long kib;
+    char line[128];
+
+    *anonymous = *files = 0;
+    if (!file)
+        return;
+    while (fgets(line, sizeof line, file)) {
+        if (sscanf(line, "RssAnon: %llu", &kib) == 1)
+            *anonymous = kib << 10;
+        if (sscanf(line, "RssFile: %llu", &kib) == 1)
+            *files = kib << 10;
+    }
+    fclose(file);
 }

@@ -17,6 +17,7 @@ struct plan_costs {
     uint64_t weights_bytes, work_bytes;
     uint64_t stream_bytes; /* default options */
     uint64_t fork_bytes;   /* the largest over the ratios */
+    uint64_t state_bytes;  /* so is this: of a checkpoint */
     uint64_t heads;        /* layers * kv_heads */
     uint64_t vocab_count;
     uint64_t library_bytes; /* resident at start without the engine, with a margin */
@@ -32,7 +33,7 @@ struct plan {
     uint32_t line_count;
     uint64_t bytes, memory_bytes, arena_bytes;
     uint32_t streams_max, forks_max;
-    uint64_t pool_bytes, fork_bytes;
+    uint64_t pool_bytes, fork_bytes, state_bytes;
 };
 /* 0, or -ENOSPC with the limit to lower. config's open limits are filled in the plan. */
 int plan_make(struct plan *plan, const struct config *config, const struct plan_costs *costs,
@@ -40,7 +41,9 @@ int plan_make(struct plan *plan, const struct config *config, const struct plan_
 void plan_print(const struct plan *plan);
 /* Half of RAM, or of the cgroup's limit where that is less. */
 uint64_t plan_memory_default(void);
-uint64_t plan_resident_bytes(void);                               /* RSS of this process */
+uint64_t plan_resident_bytes(void); /* RSS of this process */
+/* Its parts: memory of ours, pages of files. */
+void plan_resident_parts(uint64_t *anonymous, uint64_t *files);
 void plan_size_text(uint64_t bytes, char *out, size_t out_bytes); /* "12.3 MiB" */
 
 struct arena {

@@ -8,8 +8,6 @@
 #include "daemon/clock.h"
 #include "daemon/log.h"
 
-enum { RATE_WINDOW_US = 2000000 };
-
 void sched_send(struct sched *sched, const struct sched_message *message, const void *text)
 {
     static const uint64_t head = LOOP_SCHED;
@@ -20,63 +18,6 @@ void sched_send(struct sched *sched, const struct sched_message *message, const 
 }
 
 /* ---- streams ---- */
-
-static void publish_stat(struct sched *sched, struct slot *slot, uint32_t computed)
-{
-    struct slot_stat *stat = &slot->stat;
-    struct stream_stat now;
-    uint64_t time_us = clock_us(), chunks = 0;
-    bool new_chunk;
-
-    stream_stat(slot->stream, &now);
-    slot->rate_tokens += computed;
-    new_chunk = now.chunks != stat->stream.chunks;
-    if (new_chunk)
-        chunks = stream_entries(slot->stream, sched->entries);
-    pthread_mutex_lock(&slot->stat_lock);
-    stat->stream = now;
-    if (new_chunk) {
-        memcpy(stat->entries, sched->entries,
-               sizeof *stat->entries * sched->info.layer_count * sched->info.kv_head_count);
-        stat->entries_chunks = chunks;
-    }
-    if (time_us - slot->rate_us >= RATE_WINDOW_US) {
-        stat->tokens_per_second =
-            (double)slot->rate_tokens * 1e6 / (double)(time_us - slot->rate_us);
-        slot->rate_us = time_us;
-        slot->rate_tokens = 0;
-    }
-    pthread_mutex_unlock(&slot->stat_lock);
-}
-
-static void open_stream(struct sched *sched, struct slot *slot)
-{
-    struct sched_message message = {.news = SCHED_OPENED, .index = slot->index};
-    struct stream_stat stat;
-
-    assert(!slot->stream);
-    message.result =
-        stream_open(&slot->stream, sched->engine, &slot->options, slot->memory, slot->memory_bytes);
-    if (!message.result) {
-        stream_stat(slot->stream, &stat);
-        atomic_store(&slot->ring.head, stat.tokens_computed + stat.tokens_pending);
-        atomic_store(&slot->ring.tail, stat.tokens_computed + stat.tokens_pending);
-        slot->rate_us = clock_us();
-        slot->rate_tokens = 0;
-        publish_stat(sched, slot, 0);
-        atomic_store_explicit(&slot->ready, true, memory_order_release);
-        doorbell_ring(sched->journal_bell);
-    }
-    sched_send(sched, &message, NULL);
-}
-
-static void close_stream(struct sched *sched, struct slot *slot)
-{
-    struct sched_message message = {.news = SCHED_CLOSED, .index = slot->index};
-
-    stream_close(&slot->stream);
-    sched_send(sched, &message, NULL);
-}
 
 /* A stream that cannot be computed stops; its journal goes on. It never happens with good input:
  * token ids are checked when they come in. */
@@ -128,7 +69,8 @@ static bool feed_block(struct sched *sched, struct slot *slot)
     }
     atomic_store_explicit(&slot->ring.head, head + count, memory_order_release);
     atomic_fetch_add(sched->tokens_computed, count);
-    publish_stat(sched, slot, count);
+    sched_publish(sched, slot, count);
+    sched_checkpoint(sched, slot);
     offer_room(sched, slot);
     return true;
 }
@@ -139,7 +81,7 @@ static bool feed_next(struct sched *sched)
     for (uint32_t i = 0; i < sched->slot_count; i++) {
         struct slot *slot = &sched->slots[(sched->slot_next + i) % sched->slot_count];
 
-        if (slot->stream && feed_block(sched, slot)) {
+        if (slot->stream && !slot->closing && feed_block(sched, slot)) {
             sched->slot_next = (slot->index + 1) % sched->slot_count;
             return true;
         }
@@ -173,12 +115,19 @@ static void take_messages(struct sched *sched)
         assert(bytes_count == sizeof request);
         queue_pop(sched->inbox);
         if (request.kind == SCHED_OPEN)
-            open_stream(sched, &sched->slots[request.index]);
+            sched_open(sched, &sched->slots[request.index], &request);
         else if (request.kind == SCHED_CLOSE)
-            close_stream(sched, &sched->slots[request.index]);
+            sched->slots[request.index].closing = !sched_close(sched, &sched->slots[request.index]);
         else
             ask_begin(sched, &sched->asks[request.index]);
     }
+}
+
+static void close_waiting(struct sched *sched)
+{
+    for (uint32_t i = 0; i < sched->slot_count; i++)
+        if (sched->slots[i].closing)
+            sched->slots[i].closing = !sched_close(sched, &sched->slots[i]);
 }
 
 bool sched_step(struct sched *sched)
@@ -186,6 +135,7 @@ bool sched_step(struct sched *sched)
     bool worked = false;
 
     take_messages(sched);
+    close_waiting(sched);
     for (int i = 0; i < ASK_SLICES && ask_next(sched); i++)
         worked = true;
     return feed_next(sched) || worked;
@@ -198,5 +148,6 @@ void *sched_main(void *argument)
     while (!atomic_load(sched->stopping))
         if (!sched_step(sched))
             doorbell_wait(sched->bell, -1);
+    sched_save_all(sched);
     return NULL;
 }

@@ -18,7 +18,9 @@ enum sched_kind { SCHED_OPEN, SCHED_CLOSE, SCHED_ASK };
 /* From the loop thread. */
 struct sched_request {
     enum sched_kind kind;
-    uint32_t index; /* slot or ask */
+    uint32_t index;      /* slot or ask */
+    uint64_t stream_id;  /* open: of a stream that may have checkpoints, 0: new */
+    uint64_t tokens_max; /* open: what its journal holds */
 };
 
 enum sched_news { SCHED_OPENED, SCHED_CLOSED, SCHED_CREDIT, SCHED_TEXT, SCHED_END };
@@ -40,6 +42,7 @@ struct sched {
     uint32_t slot_count, ask_count, lag_tokens_max;
     struct queue *inbox, *loop;
     const struct doorbell *bell, *journal_bell;
+    struct keeper *keeper; /* NULL: no checkpoints */
     _Atomic bool *stopping;
     _Atomic uint64_t *tokens_computed;   /* of the process */
     struct sample_candidate *candidates; /* [vocab_count] */
@@ -51,6 +54,16 @@ void *sched_main(void *sched);
 /* One round: messages, at most ASK_SLICES slices of questions, one block. False: nothing to do. */
 bool sched_step(struct sched *sched);
 void sched_send(struct sched *sched, const struct sched_message *message, const void *text);
+
+/* sched_state.c: from and to the disk. */
+void sched_open(struct sched *sched, struct slot *slot, const struct sched_request *request);
+/* Closes the stream once it is saved, or at once where that cannot be. False: later. */
+bool sched_close(struct sched *sched, struct slot *slot);
+/* Before the end, as many as the time allows. */
+void sched_save_all(struct sched *sched);
+/* A checkpoint where one is due. */
+void sched_checkpoint(struct sched *sched, struct slot *slot);
+void sched_publish(struct sched *sched, struct slot *slot, uint32_t computed);
 
 /* ask_run.c: one slice of a question. False: it waits for ingest. */
 bool ask_step(struct sched *sched, struct ask *ask);

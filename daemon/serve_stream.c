@@ -22,7 +22,8 @@ static uint32_t free_slot(const struct core *core)
  * and the queue has room for all of them. */
 static void order(struct core *core, enum sched_kind kind, uint32_t index)
 {
-    struct sched_request request = {kind, index};
+    const struct record *record = &core->table.records[core->slots[index].record];
+    struct sched_request request = {kind, index, record->stream_id, record->tokens};
     struct queue_part part = {&request, sizeof request};
     int result = queue_push(&core->compute_queue, &part, 1);
 
@@ -44,6 +45,57 @@ static int load(struct core *core, uint32_t index)
     return serve_push(core, &request, sizeof request);
 }
 
+static bool idle(const struct core *core, const struct record *record)
+{
+    return record->state == RECORD_LIVE && record->stream_id && !record->asks && !record->flights &&
+           atomic_load(&core->slots[record->slot].ready) &&
+           slot_lag(&core->slots[record->slot]) == 0;
+}
+
+/* Starts to park the stream that was idle longest. -EBUSY: one is on its way out; -ENOSPC: none is
+ * idle. */
+static int make_room(struct core *core)
+{
+    struct wire_client nobody = {0};
+    struct record *oldest = NULL;
+    struct ingest_request request = {.kind = INGEST_UNLOAD, .flight_bytes = sizeof request};
+
+    for (uint32_t i = 0; i < core->plan.streams_max; i++) {
+        struct record *record = &core->table.records[core->slots[i].record];
+
+        if (!core->slots[i].used)
+            continue;
+        if (record->state != RECORD_LIVE)
+            return -EBUSY;
+        if (idle(core, record) && (!oldest || record->touched_us < oldest->touched_us))
+            oldest = record;
+    }
+    if (!oldest)
+        return -ENOSPC;
+    request.client = nobody;
+    request.slot = oldest->slot;
+    request.record = (uint32_t)(oldest - core->table.records);
+    if (serve_push(core, &request, sizeof request) == 0)
+        oldest->state = RECORD_LEAVING;
+    return -EBUSY;
+}
+
+static void give_slot(struct slot *slot, const struct record *record, uint32_t index, size_t bytes)
+{
+    slot->used = true;
+    slot->memory_bytes = bytes;
+    slot->options = record->options;
+    slot->record = index;
+    slot->stat.failed = false;
+    atomic_store(&slot->stream_id, record->stream_id);
+    atomic_store(&slot->tokens_acked, record->tokens);
+    atomic_store(&slot->ready, false);
+    atomic_store(&slot->behind, false);
+    atomic_store(&slot->credit_wanted, false);
+    atomic_store(&slot->ring.head, 0);
+    atomic_store(&slot->ring.tail, 0);
+}
+
 int serve_wake(struct core *core, uint32_t index)
 {
     struct record *record = &core->table.records[index];
@@ -58,24 +110,16 @@ int serve_wake(struct core *core, uint32_t index)
     if (record->state != RECORD_PARKED)
         return -EBUSY;
     bytes = stream_bytes(core->engine, &record->options, why, sizeof why);
-    place = free_slot(core);
-    if (place == SLOT_NONE || !bytes)
+    if (!bytes || bytes > core->pool.bytes)
         return -ENOSPC;
+    place = free_slot(core);
+    if (place == SLOT_NONE)
+        return make_room(core);
     slot = &core->slots[place];
     slot->memory = extents_take(&core->pool, bytes);
     if (!slot->memory)
-        return -ENOSPC;
-    slot->used = true;
-    slot->memory_bytes = bytes;
-    slot->options = record->options;
-    slot->record = index;
-    slot->stat.failed = false;
-    atomic_store(&slot->tokens_acked, record->tokens);
-    atomic_store(&slot->ready, false);
-    atomic_store(&slot->behind, false);
-    atomic_store(&slot->credit_wanted, false);
-    atomic_store(&slot->ring.head, 0);
-    atomic_store(&slot->ring.tail, 0);
+        return make_room(core);
+    give_slot(slot, record, index, bytes);
     record->slot = place;
     if (record->stream_id && load(core, index) != 0) {
         extents_give(&core->pool, slot->memory);
@@ -128,7 +172,10 @@ void serve_leave(struct core *core, uint32_t index)
 void serve_slot_closed(struct core *core, uint32_t slot_index)
 {
     struct slot *slot = &core->slots[slot_index];
+    struct record *record = &core->table.records[slot->record];
 
+    record->tokens = atomic_load(&slot->tokens_acked);
+    record->bytes_text = atomic_load(&slot->bytes_text);
     extents_give(&core->pool, slot->memory);
     slot->memory = NULL;
     slot->used = false;
@@ -153,6 +200,16 @@ static int add_record(void *user, const struct journal_stream *stream)
     return 0;
 }
 
+static bool known(void *user, uint64_t stream_id)
+{
+    const struct core *core = user;
+
+    for (uint32_t i = 0; i < core->table.count; i++)
+        if (core->table.records[core->table.order[i]].stream_id == stream_id)
+            return true;
+    return false;
+}
+
 int serve_start(struct core *core, char *error, size_t error_bytes)
 {
     uint32_t woken = 0;
@@ -164,7 +221,8 @@ int serve_start(struct core *core, char *error, size_t error_bytes)
                                    : journal_error(core->journal));
         return result;
     }
-    for (uint32_t i = 0; i < core->table.count; i++)
+    checkpoint_sweep(&core->keeper.at, core->config.rebuild ? NULL : known, core);
+    for (uint32_t i = 0; i < core->table.count && woken < core->plan.streams_max; i++)
         woken += serve_wake(core, core->table.order[i]) == 0;
     if (core->table.count)
         say(SAY_INFO, "%u streams in the journal, %u of them live", core->table.count, woken);

@@ -70,6 +70,7 @@ struct slot {
     struct stream_options options;
 
     struct token_ring ring;
+    _Atomic uint64_t stream_id; /* 0: not known yet, or forgotten */
     _Atomic uint64_t tokens_acked;
     _Atomic uint64_t bytes_text;
     _Atomic bool ready;         /* the compute thread has opened the stream and set the ring */
@@ -83,6 +84,8 @@ struct slot {
 
     struct stream *stream; /* the compute thread's, as all below */
     uint64_t rate_us, rate_tokens;
+    uint64_t checkpoint; /* tokens in the newest one */
+    bool closing;        /* told to close; waits to be saved */
 };
 
 static inline uint32_t ring_count(const struct token_ring *ring)

@@ -110,7 +110,7 @@ static void fill_stream(struct core *core, uint32_t index, struct stat_parts *pa
     if (record->slot != SLOT_NONE) {
         fill_live(core, &core->slots[record->slot], parts, with_heads);
     } else {
-        out->tokens_acked = out->lag_tokens = record->tokens;
+        out->tokens_acked = out->tokens_computed = record->tokens;
         out->bytes_text = record->bytes_text;
     }
     out->bytes_disk = out->bytes_text;
@@ -213,7 +213,7 @@ void stats_process(struct core *core, const struct wire_client *client, uint64_t
     Silt__V1__ProcessStat process = SILT__V1__PROCESS_STAT__INIT;
     Silt__V1__Tier tiers[PLAN_LINES_MAX];
     Silt__V1__Tier *tier_list[PLAN_LINES_MAX];
-    char *degraded[2];
+    char *degraded[3];
 
     fill_process(core, &process, tiers, tier_list);
     process.degraded = degraded;
@@ -221,6 +221,8 @@ void stats_process(struct core *core, const struct wire_client *client, uint64_t
         degraded[process.n_degraded++] = "compression is off: no adapter for this model";
     if (atomic_load(&core->disk_failed))
         degraded[process.n_degraded++] = "the journal cannot be written: nothing is acked";
+    if (atomic_load(&core->keeper.failed))
+        degraded[process.n_degraded++] = "checkpoints cannot be written: recovery takes longer";
     stat.process = &process;
     reply.id = id;
     reply.body_case = SILT__V1__REPLY__BODY_STAT;

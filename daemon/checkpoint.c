@@ -1,0 +1,256 @@
+#include "daemon/checkpoint.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+static const char magic[8] = {'S', 'I', 'L', 'T', 'C', 'K', 'P', 'T'};
+
+struct checkpoint_head {
+    char magic[8];
+    uint32_t version, head_bytes;
+    uint64_t model_fingerprint, adapter_fingerprint;
+    uint64_t stream_id, tokens;
+    uint64_t state_bytes, state_hash;
+    uint64_t head_hash; /* of all before */
+};
+_Static_assert(sizeof(struct checkpoint_head) <= CHECKPOINT_HEAD_BYTES, "the head fits its block");
+
+enum { NAME_MAX_BYTES = PATH_BYTES_MAX + 64 };
+
+static void folder_of(const struct checkpoints *at, uint64_t stream_id, char *out)
+{
+    snprintf(out, NAME_MAX_BYTES, "%s/%016" PRIx64, at->folder, stream_id);
+}
+
+static void path_of(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens, char *out)
+{
+    snprintf(out, NAME_MAX_BYTES, "%s/%016" PRIx64 "/%016" PRIx64, at->folder, stream_id, tokens);
+}
+
+static uint64_t head_hash(const struct checkpoint_head *head)
+{
+    return XXH3_64bits(head, offsetof(struct checkpoint_head, head_hash));
+}
+
+static int make_folder(const struct checkpoints *at, uint64_t stream_id, char *folder)
+{
+    folder_of(at, stream_id, folder);
+    if (mkdir(at->folder, 0700) != 0 && errno != EEXIST)
+        return -errno;
+    if (mkdir(folder, 0700) == 0)
+        return disk_sync_folder(at->disk, at->folder);
+    return errno == EEXIST ? 0 : -errno;
+}
+
+static int write_file(const struct checkpoints *at, const char *path,
+                      const struct checkpoint_head *head, const void *state)
+{
+    static const uint8_t padding[CHECKPOINT_HEAD_BYTES - sizeof *head];
+    const struct disk *disk = at->disk;
+    int fd = disk->open(disk->user, path, O_WRONLY | O_CREAT | O_TRUNC);
+    int result, closed;
+
+    if (fd < 0)
+        return fd;
+    result = disk_write_all(disk, fd, head, sizeof *head, 0);
+    if (!result)
+        result = disk_write_all(disk, fd, padding, sizeof padding, sizeof *head);
+    if (!result)
+        result = disk_write_all(disk, fd, state, head->state_bytes, CHECKPOINT_HEAD_BYTES);
+    if (!result)
+        result = disk->sync(disk->user, fd);
+    closed = disk->close(disk->user, fd);
+    return result ? result : closed;
+}
+
+int checkpoint_write(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens,
+                     const void *state, size_t bytes)
+{
+    struct checkpoint_head head = {.version = CHECKPOINT_VERSION,
+                                   .head_bytes = CHECKPOINT_HEAD_BYTES,
+                                   .model_fingerprint = at->model_fingerprint,
+                                   .adapter_fingerprint = at->adapter_fingerprint,
+                                   .stream_id = stream_id,
+                                   .tokens = tokens,
+                                   .state_bytes = bytes,
+                                   .state_hash = XXH3_64bits(state, bytes)};
+    char folder[NAME_MAX_BYTES], path[NAME_MAX_BYTES], temporary[NAME_MAX_BYTES + 8];
+    int result = make_folder(at, stream_id, folder);
+
+    if (result)
+        return result;
+    memcpy(head.magic, magic, sizeof magic);
+    head.head_hash = head_hash(&head);
+    path_of(at, stream_id, tokens, path);
+    snprintf(temporary, sizeof temporary, "%s.new", path);
+    result = write_file(at, temporary, &head, state);
+    if (!result)
+        result = at->disk->rename(at->disk->user, temporary, path);
+    if (!result)
+        return disk_sync_folder(at->disk, folder);
+    at->disk->unlink(at->disk->user, temporary);
+    return result;
+}
+
+static bool head_valid(const struct checkpoints *at, const struct checkpoint_head *head,
+                       uint64_t stream_id, uint64_t tokens)
+{
+    return memcmp(head->magic, magic, sizeof magic) == 0 && head->version == CHECKPOINT_VERSION &&
+           head->head_bytes == CHECKPOINT_HEAD_BYTES && head->head_hash == head_hash(head) &&
+           head->model_fingerprint == at->model_fingerprint &&
+           head->adapter_fingerprint == at->adapter_fingerprint && head->stream_id == stream_id &&
+           head->tokens == tokens;
+}
+
+int checkpoint_read(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens, void *state,
+                    size_t bytes_max, size_t *bytes)
+{
+    const struct disk *disk = at->disk;
+    struct checkpoint_head head;
+    char path[NAME_MAX_BYTES];
+    int fd, result;
+
+    path_of(at, stream_id, tokens, path);
+    fd = disk->open(disk->user, path, O_RDONLY);
+    if (fd < 0)
+        return fd;
+    result = disk_read_all(disk, fd, &head, sizeof head, 0);
+    if (!result && (!head_valid(at, &head, stream_id, tokens) || head.state_bytes > bytes_max))
+        result = -EBADMSG;
+    if (!result)
+        result = disk_read_all(disk, fd, state, head.state_bytes, CHECKPOINT_HEAD_BYTES);
+    if (!result && XXH3_64bits(state, head.state_bytes) != head.state_hash)
+        result = -EBADMSG;
+    if (!result)
+        *bytes = head.state_bytes;
+    disk->close(disk->user, fd);
+    return result;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+uint32_t checkpoint_list(const struct checkpoints *at, uint64_t stream_id, uint64_t *tokens)
+{
+    char folder[NAME_MAX_BYTES];
+    struct dirent *entry;
+    uint32_t count = 0;
+    DIR *list;
+
+    folder_of(at, stream_id, folder);
+    list = opendir(folder);
+    if (!list)
+        return 0;
+    while (count < CHECKPOINTS_SEEN_MAX && (entry = readdir(list))) {
+        char *end;
+        uint64_t value = strtoull(entry->d_name, &end, 16);
+
+        if (strlen(entry->d_name) == 16 && !*end)
+            tokens[count++] = value;
+    }
+    closedir(list);
+    qsort(tokens, count, sizeof *tokens, by_value);
+    return count;
+}
+
+/* The one whose loss widens a gap least for its age; the last two and the first never go. */
+uint32_t checkpoint_stale(const uint64_t *tokens, uint32_t count)
+{
+    uint64_t newest = tokens[count - 1];
+    double least = 0;
+    uint32_t stale = 1;
+
+    for (uint32_t i = 1; i + 2 < count; i++) {
+        double gap = (double)(tokens[i + 1] - tokens[i - 1]);
+        double widening = gap / (double)(newest - tokens[i] + 1);
+
+        if (i == 1 || widening < least) {
+            least = widening;
+            stale = i;
+        }
+    }
+    return stale;
+}
+
+void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id)
+{
+    uint64_t tokens[CHECKPOINTS_SEEN_MAX];
+    uint32_t count = checkpoint_list(at, stream_id, tokens);
+
+    while (count > CHECKPOINTS_MAX) {
+        uint32_t stale = checkpoint_stale(tokens, count);
+        char path[NAME_MAX_BYTES];
+
+        path_of(at, stream_id, tokens[stale], path);
+        if (at->disk->unlink(at->disk->user, path) != 0)
+            return;
+        count--;
+        memmove(tokens + stale, tokens + stale + 1, (count - stale) * sizeof *tokens);
+    }
+}
+
+/* Every file of the folder, half-written ones too. */
+static int empty_folder(const struct checkpoints *at, const char *folder)
+{
+    DIR *list = opendir(folder);
+    struct dirent *entry;
+    int result = 0;
+
+    if (!list)
+        return errno == ENOENT ? 0 : -errno;
+    while (!result && (entry = readdir(list))) {
+        char path[2 * NAME_MAX_BYTES];
+
+        if (entry->d_name[0] == '.')
+            continue;
+        snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
+        result = at->disk->unlink(at->disk->user, path);
+    }
+    closedir(list);
+    return result;
+}
+
+int checkpoint_remove(const struct checkpoints *at, uint64_t stream_id)
+{
+    char folder[NAME_MAX_BYTES];
+    int result;
+
+    folder_of(at, stream_id, folder);
+    result = empty_folder(at, folder);
+    if (result)
+        return result;
+    if (rmdir(folder) != 0)
+        return errno == ENOENT ? 0 : -errno;
+    return disk_sync_folder(at->disk, at->folder);
+}
+
+int checkpoint_sweep(const struct checkpoints *at, checkpoint_known_fn *known, void *user)
+{
+    DIR *list = opendir(at->folder);
+    struct dirent *entry;
+    int result = 0;
+
+    if (!list)
+        return errno == ENOENT ? 0 : -errno;
+    while (!result && (entry = readdir(list))) {
+        char *end;
+        uint64_t stream_id = strtoull(entry->d_name, &end, 16);
+
+        if (strlen(entry->d_name) == 16 && !*end && !(known && known(user, stream_id)))
+            result = checkpoint_remove(at, stream_id);
+    }
+    closedir(list);
+    return result;
+}

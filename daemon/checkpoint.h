@@ -1,0 +1,48 @@
+/*
+ * checkpoint: a stream's live memory on disk, so that recovery computes only what came after it.
+ *
+ * One file a checkpoint, DATA/checkpoints/STREAM/TOKENS in hex: a 4 KiB head with everything that
+ * must match (magic, version, model, adapter, stream, position, length, hashes), then the state. It
+ * appears under its name only when it is whole and on disk. What does not match, or is torn or
+ * rotten, is passed over: an older one is taken, or the journal is replayed from its start. Stale
+ * ones are thinned: the last two stay, older ones grow rarer with age, CHECKPOINTS_MAX in all.
+ * Errors: negative errno; -EBADMSG: not a checkpoint of this stream, model and position, or
+ * damaged.
+ */
+#ifndef SILT_DAEMON_CHECKPOINT_H
+#define SILT_DAEMON_CHECKPOINT_H
+
+#include "daemon/daemon.h"
+#include "daemon/disk.h"
+
+enum {
+    CHECKPOINT_TOKENS = 16384, /* computed between two of a stream: what recovery repeats at most */
+    CHECKPOINT_VERSION = 1,
+    CHECKPOINT_HEAD_BYTES = 4096,
+    CHECKPOINTS_MAX = 8,       /* of a stream */
+    CHECKPOINTS_SEEN_MAX = 64, /* files looked at in a stream's folder */
+};
+
+struct checkpoints {
+    const struct disk *disk;
+    char folder[PATH_BYTES_MAX];
+    uint64_t model_fingerprint, adapter_fingerprint;
+};
+
+/* Writes and publishes. */
+int checkpoint_write(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens,
+                     const void *state, size_t bytes);
+int checkpoint_read(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens, void *state,
+                    size_t bytes_max, size_t *bytes);
+/* Positions in ascending order; returns how many, at most CHECKPOINTS_SEEN_MAX. */
+uint32_t checkpoint_list(const struct checkpoints *at, uint64_t stream_id, uint64_t *tokens);
+void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id);
+/* All of a stream; the names are gone from disk when it returns. */
+int checkpoint_remove(const struct checkpoints *at, uint64_t stream_id);
+/* Of every stream that `known` (NULL: none is) does not know. */
+typedef bool checkpoint_known_fn(void *user, uint64_t stream_id);
+int checkpoint_sweep(const struct checkpoints *at, checkpoint_known_fn *known, void *user);
+/* Which of count > CHECKPOINTS_MAX ascending positions to drop. */
+uint32_t checkpoint_stale(const uint64_t *tokens, uint32_t count);
+
+#endif

@@ -1,0 +1,14 @@
+/* What journal_open does before anything is read: tables, format, model, adapter, kernel path. */
+#ifndef SILT_DAEMON_JOURNAL_CHECK_H
+#define SILT_DAEMON_JOURNAL_CHECK_H
+
+#include <sqlite3.h>
+
+#include "daemon/journal.h"
+
+/* Makes the tables of a new journal. -ESTALE with the way out in error: it is not this siltd's. */
+int journal_check(sqlite3 *db, const struct journal_options *options, uint64_t *epoch, char *error,
+                  size_t error_bytes);
+int journal_errno(int code); /* of SQLite's codes */
+
+#endif

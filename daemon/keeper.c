@@ -1,0 +1,107 @@
+#include "daemon/keeper.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "daemon/log.h"
+
+int keeper_take(struct keeper *keeper, const struct slot *slot, const void *state, size_t bytes,
+                uint64_t tokens)
+{
+    uint64_t stream_id;
+
+    if (bytes > keeper->buffer_bytes)
+        return -EMSGSIZE;
+    if (atomic_load_explicit(&keeper->busy, memory_order_acquire))
+        return -EBUSY;
+    /* Not busy: the lock is free, or held for a moment by keeper_forget. */
+    pthread_mutex_lock(&keeper->lock);
+    stream_id = atomic_load(&slot->stream_id);
+    if (stream_id) {
+        memcpy(keeper->buffer, state, bytes);
+        keeper->bytes = bytes;
+        keeper->tokens = tokens;
+        keeper->stream_id = stream_id;
+        keeper->forgotten = false;
+        atomic_store_explicit(&keeper->busy, true, memory_order_release);
+    }
+    pthread_mutex_unlock(&keeper->lock);
+    if (!stream_id)
+        return -ENOENT;
+    doorbell_ring(&keeper->bell);
+    return 0;
+}
+
+uint64_t keeper_restore(struct keeper *keeper, uint64_t stream_id, struct stream *stream,
+                        uint64_t tokens_max)
+{
+    uint64_t tokens[CHECKPOINTS_SEEN_MAX];
+    uint32_t count = checkpoint_list(&keeper->at, stream_id, tokens);
+
+    while (count-- > 0) {
+        size_t bytes = 0;
+        int result;
+
+        if (tokens[count] > tokens_max)
+            continue;
+        result = checkpoint_read(&keeper->at, stream_id, tokens[count], keeper->restore,
+                                 keeper->buffer_bytes, &bytes);
+        if (!result)
+            result = stream_restore(stream, keeper->restore, bytes);
+        if (!result)
+            return tokens[count];
+        say(SAY_WARN, "checkpoint of stream %llu at token %llu is not used: %s",
+            (unsigned long long)stream_id, (unsigned long long)tokens[count],
+            result == -EBADMSG || result == -EINVAL ? "it is damaged or of another model or adapter"
+                                                    : strerror(-result));
+    }
+    return 0;
+}
+
+int keeper_forget(struct keeper *keeper, uint64_t stream_id, struct slot *slot)
+{
+    int result;
+
+    pthread_mutex_lock(&keeper->lock);
+    if (slot)
+        atomic_store(&slot->stream_id, 0);
+    if (atomic_load(&keeper->busy) && keeper->stream_id == stream_id)
+        keeper->forgotten = true;
+    result = checkpoint_remove(&keeper->at, stream_id);
+    pthread_mutex_unlock(&keeper->lock);
+    return result;
+}
+
+void keeper_step(struct keeper *keeper)
+{
+    int result = 0;
+
+    if (!atomic_load_explicit(&keeper->busy, memory_order_acquire))
+        return;
+    pthread_mutex_lock(&keeper->lock);
+    if (!keeper->forgotten)
+        result = checkpoint_write(&keeper->at, keeper->stream_id, keeper->tokens, keeper->buffer,
+                                  keeper->bytes);
+    if (!result && !keeper->forgotten)
+        checkpoint_thin(&keeper->at, keeper->stream_id);
+    if (result)
+        say(SAY_ERROR, "checkpoint of stream %llu at token %llu: %s; recovery takes longer",
+            (unsigned long long)keeper->stream_id, (unsigned long long)keeper->tokens,
+            strerror(-result));
+    atomic_store(&keeper->failed, result != 0);
+    atomic_fetch_add(&keeper->written, result == 0);
+    atomic_store_explicit(&keeper->busy, false, memory_order_release);
+    pthread_mutex_unlock(&keeper->lock);
+    doorbell_ring(keeper->compute_bell);
+}
+
+void *keeper_main(void *argument)
+{
+    struct keeper *keeper = argument;
+
+    while (!atomic_load(keeper->stopping) || atomic_load(&keeper->busy)) {
+        keeper_step(keeper);
+        doorbell_wait(&keeper->bell, atomic_load(&keeper->busy) ? 0 : -1);
+    }
+    return NULL;
+}

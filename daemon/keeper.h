@@ -1,0 +1,48 @@
+/*
+ * keeper: the thread that writes checkpoints, one at a time, out of a buffer of its own.
+ *
+ * The compute thread copies a stream's state into the buffer where it is free and goes on; a
+ * checkpoint that finds it taken comes a block later. Reading one back is the compute thread's,
+ * into a second buffer.
+ */
+#ifndef SILT_DAEMON_KEEPER_H
+#define SILT_DAEMON_KEEPER_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "daemon/checkpoint.h"
+#include "daemon/queue.h"
+#include "daemon/slot.h"
+
+struct keeper {
+    struct checkpoints at;
+    uint8_t *buffer;  /* [buffer_bytes] on its way to disk */
+    uint8_t *restore; /* [buffer_bytes] the compute thread's */
+    size_t buffer_bytes;
+    struct doorbell bell;
+    const struct doorbell *compute_bell;
+    _Atomic bool *stopping;
+    _Atomic bool busy;   /* the buffer is the keeper's */
+    _Atomic bool failed; /* the last one could not be written */
+    _Atomic uint64_t written;
+
+    pthread_mutex_t lock;              /* held while files come or go, and over all below */
+    uint64_t stream_id, tokens, bytes; /* of what is in the buffer */
+    bool forgotten;                    /* its stream was removed since */
+};
+
+/* The compute thread's. 0: the state is on its way; -EBUSY: the buffer is taken; -EMSGSIZE: it will
+ * never fit; -ENOENT: the stream is being removed. */
+int keeper_take(struct keeper *keeper, const struct slot *slot, const void *state, size_t bytes,
+                uint64_t tokens);
+/* Restores the newest checkpoint that is whole and not past tokens_max. 0: nothing is. */
+uint64_t keeper_restore(struct keeper *keeper, uint64_t stream_id, struct stream *stream,
+                        uint64_t tokens_max);
+/* The journal thread's: the stream is forgotten, none of its checkpoints stays or comes. */
+int keeper_forget(struct keeper *keeper, uint64_t stream_id, struct slot *slot);
+void *keeper_main(void *keeper);
+/* Writes what is in the buffer. */
+void keeper_step(struct keeper *keeper);
+
+#endif

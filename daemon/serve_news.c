@@ -1,0 +1,265 @@
+/* What the journal and compute threads report becomes replies and changes of the table. */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "daemon/log.h"
+#include "daemon/serve.h"
+
+enum { NEWS_PER_ROUND = 1024 };
+
+/* ---- news of the journal thread ---- */
+
+static void wait_for_room(struct core *core, const struct ingest_result *result)
+{
+    struct waiter *free = NULL;
+
+    for (uint32_t i = 0; i < WAITERS_MAX; i++) {
+        struct waiter *waiter = &core->waiters[i];
+
+        if (waiter->used && waiter->record == result->record &&
+            serve_same_client(&waiter->client, &result->client) &&
+            strcmp(waiter->producer, result->producer) == 0) {
+            free = waiter;
+            break;
+        }
+        if (!waiter->used && !free)
+            free = waiter;
+    }
+    if (!free)
+        return; /* it was told when to try again */
+    free->used = true;
+    free->record = result->record;
+    free->request_id = result->request_id;
+    free->sequence = result->sequence;
+    free->bytes_acked = result->bytes_acked;
+    free->client = result->client;
+    memcpy(free->producer, result->producer, sizeof free->producer);
+}
+
+static void send_ack(struct core *core, const struct waiter *waiter, uint64_t credit)
+{
+    const struct record *record = &core->table.records[waiter->record];
+    Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
+    Silt__V1__Ack ack = SILT__V1__ACK__INIT;
+
+    ack.stream = (char *)(uintptr_t)record->name;
+    ack.producer = (char *)(uintptr_t)waiter->producer;
+    ack.sequence = waiter->sequence;
+    ack.bytes_acked = waiter->bytes_acked;
+    if (record->slot != SLOT_NONE) {
+        ack.tokens_acked = atomic_load(&core->slots[record->slot].tokens_acked);
+        ack.tokens_computed = atomic_load(&core->slots[record->slot].ring.head);
+    }
+    ack.credit_bytes = credit;
+    reply.id = waiter->request_id;
+    reply.body_case = SILT__V1__REPLY__BODY_ACK;
+    reply.ack = &ack;
+    reply_send(core, &waiter->client, &reply);
+}
+
+static void send_attached(struct core *core, const struct ingest_result *result)
+{
+    Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
+    Silt__V1__Attached attached = SILT__V1__ATTACHED__INIT;
+
+    attached.stream = core->table.records[result->record].name;
+    attached.producer = (char *)(uintptr_t)result->producer;
+    attached.next_sequence = result->sequence + 1;
+    attached.bytes_acked = result->bytes_acked;
+    attached.credit_bytes = result->credit_tokens;
+    reply.id = result->request_id;
+    reply.body_case = SILT__V1__REPLY__BODY_ATTACHED;
+    reply.attached = &attached;
+    reply_send(core, &result->client, &reply);
+}
+
+static void send_result_error(struct core *core, const struct ingest_result *result)
+{
+    Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
+    Silt__V1__Error error = SILT__V1__ERROR__INIT;
+
+    error.code = (Silt__V1__Error__Code)(result->error - 1);
+    error.message = (char *)(uintptr_t)result->message;
+    error.expected_sequence = result->expected_sequence;
+    if (error.code == SILT__V1__ERROR__CODE__BUSY || error.code == SILT__V1__ERROR__CODE__NO_SPACE)
+        error.retry_us = BUSY_RETRY_US;
+    reply.id = result->request_id;
+    reply.body_case = SILT__V1__REPLY__BODY_ERROR;
+    reply.error = &error;
+    reply_send(core, &result->client, &reply);
+}
+
+static void feed_result(struct core *core, const struct ingest_result *result)
+{
+    struct waiter once = {.record = result->record,
+                          .request_id = result->request_id,
+                          .sequence = result->sequence,
+                          .bytes_acked = result->bytes_acked,
+                          .client = result->client};
+
+    if (result->credit_tokens == 0)
+        wait_for_room(core, result);
+    memcpy(once.producer, result->producer, sizeof once.producer);
+    if (result->error)
+        send_result_error(core, result);
+    else
+        send_ack(core, &once, result->credit_tokens);
+}
+
+static void create_result(struct core *core, const struct ingest_result *result)
+{
+    struct record *record = &core->table.records[result->record];
+
+    if (!result->error) {
+        record->stream_id = result->stream_id;
+        if (result->created)
+            record->created_us = result->created_us;
+        serve_send_opened(core, &result->client, result->request_id, record, result->created);
+        return;
+    }
+    send_result_error(core, result);
+    if (!record->stream_id && !record->flights) {
+        record->forget = true;
+        serve_leave(core, result->record);
+    }
+}
+
+static void remove_result(struct core *core, const struct ingest_result *result)
+{
+    struct record *record = &core->table.records[result->record];
+    Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
+    Silt__V1__Removed removed = SILT__V1__REMOVED__INIT;
+
+    if (result->error) {
+        send_result_error(core, result);
+    } else {
+        removed.stream = record->name;
+        reply.id = result->request_id;
+        reply.body_case = SILT__V1__REPLY__BODY_REMOVED;
+        reply.removed = &removed;
+        reply_send(core, &result->client, &reply);
+    }
+    record->forget = !result->error;
+    serve_leave(core, result->record);
+}
+
+static void load_result(struct core *core, const struct ingest_result *result)
+{
+    struct record *record = &core->table.records[result->record];
+
+    if (!result->error)
+        return;
+    say(SAY_ERROR, "stream %s cannot be read from the journal", record->name);
+    serve_leave(core, result->record);
+}
+
+static void journal_news(struct core *core, const struct ingest_result *result)
+{
+    struct record *record = &core->table.records[result->record];
+
+    assert(record->flights > 0);
+    record->flights--;
+    serve_land(core, &result->client, result->flight_bytes);
+    switch (result->kind) {
+    case INGEST_CREATE:
+        create_result(core, result);
+        break;
+    case INGEST_LOAD:
+        load_result(core, result);
+        break;
+    case INGEST_ATTACH:
+        if (result->error)
+            send_result_error(core, result);
+        else
+            send_attached(core, result);
+        break;
+    case INGEST_FEED:
+        feed_result(core, result);
+        break;
+    case INGEST_KEEP:
+        serve_ask_kept(core, &core->asks[result->ask], result);
+        break;
+    case INGEST_REMOVE:
+        remove_result(core, result);
+        break;
+    case INGEST_UNLOAD:
+        serve_leave(core, result->record);
+        break;
+    }
+    if (record->state == RECORD_LEAVING)
+        serve_leave(core, result->record);
+}
+
+/* ---- news of the compute thread ---- */
+
+static void credit_news(struct core *core, uint32_t slot_index)
+{
+    struct slot *slot = &core->slots[slot_index];
+    uint64_t lag = slot_lag(slot);
+    uint64_t room = lag < core->config.lag_tokens_max ? core->config.lag_tokens_max - lag : 0;
+
+    for (uint32_t i = 0; i < WAITERS_MAX; i++) {
+        struct waiter *waiter = &core->waiters[i];
+
+        if (!waiter->used || core->table.records[waiter->record].slot != slot_index)
+            continue;
+        send_ack(core, waiter, room);
+        waiter->used = false;
+    }
+}
+
+static void opened_news(struct core *core, const struct sched_message *message)
+{
+    struct record *record = &core->table.records[core->slots[message->index].record];
+
+    if (!message->result)
+        return;
+    say(SAY_ERROR, "stream %s cannot be opened: %s", record->name, strerror(-message->result));
+}
+
+static void compute_news(struct core *core, const struct sched_message *message)
+{
+    switch (message->news) {
+    case SCHED_OPENED:
+        opened_news(core, message);
+        break;
+    case SCHED_CLOSED:
+        serve_slot_closed(core, message->index);
+        break;
+    case SCHED_CREDIT:
+        credit_news(core, message->index);
+        break;
+    case SCHED_TEXT:
+        serve_ask_text(core, &core->asks[message->index], (const uint8_t *)(message + 1),
+                       message->bytes_count);
+        break;
+    case SCHED_END:
+        serve_ask_end(core, &core->asks[message->index], &message->end);
+        break;
+    }
+}
+
+void serve_news(void *user)
+{
+    struct core *core = user;
+    const uint64_t *message;
+    size_t bytes_count;
+
+    doorbell_clear(&core->loop_bell);
+    for (int i = 0; i < NEWS_PER_ROUND; i++) {
+        message = queue_front(&core->loop_queue, &bytes_count);
+        if (!message)
+            break;
+        if (*message == LOOP_INGEST)
+            journal_news(core, (const struct ingest_result *)(message + 1));
+        else
+            compute_news(core, (const struct sched_message *)(message + 1));
+        queue_pop(&core->loop_queue);
+    }
+    if (queue_front(&core->loop_queue, &bytes_count))
+        doorbell_ring(&core->loop_bell);
+    if (atomic_load(&core->stopping) && atomic_load(&core->journal_done) &&
+        atomic_load(&core->compute_done) && !queue_front(&core->loop_queue, &bytes_count))
+        core->loop.stop = true;
+}
