@@ -55,7 +55,11 @@ $(O)/bench-%: $(O)/obj/tests/bench/%.c.o $(STREAM) $(KERNELS)
 bench: $(O)/bench-engine $(O)/check
 	$(Q)BUILD=$(O) tests/bench/run
 
-$(O)/siltd $(O)/silt $(O)/silt-eval $(O)/check:
+$(O)/endless: $(call objects,soak/endless.c soak/siltd.c) $(CLIENT) $(PROTO)
+soak: $(O)/endless $(O)/siltd
+	$(Q)BUILD=$(O) soak/run
+
+$(O)/siltd $(O)/silt $(O)/silt-eval $(O)/check $(O)/endless:
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
