@@ -67,6 +67,10 @@ static const struct option_row rows[] = {
      "cpu", "cuda"},
     {"threads", "N", "compute threads (default: as many as the process may use)", OPTION_COUNT,
      AT(threads), 1, THREADS_LIMIT, NULL, NULL},
+    {"kernels", "MASK",
+     "instruction sets it may use, as the bits of kernels.h's enum feature; 0: the\n"
+     "reference (default: all the machine has)",
+     OPTION_COUNT, AT(feature_mask), 0, UINT32_MAX, NULL, NULL},
     {"rebuild", NULL, "the adapter has changed: compute every stream again from its journal",
      OPTION_FLAG, AT(rebuild), 0, 0, NULL, NULL},
     {"debug", NULL, "log more", OPTION_FLAG, AT(debug), 0, 0, NULL, NULL},
@@ -114,6 +118,7 @@ void config_defaults(struct config *config)
     config->clients_max = CLIENTS_DEFAULT;
     config->lag_tokens_max = LAG_TOKENS_DEFAULT;
     config->device = DEVICE_CPU;
+    config->feature_mask = UINT32_MAX;
     if (endpoint_default(config->listen, sizeof config->listen))
         config->listen[0] = '\0';
     if (share && share[0] == '/')

@@ -16,7 +16,8 @@ struct config {
     uint32_t forks_max;           /* 0: what fits, at most 4 */
     uint32_t clients_max;
     uint32_t lag_tokens_max;
-    uint32_t threads; /* 0: as many as the process may use */
+    uint32_t threads;      /* 0: as many as the process may use */
+    uint32_t feature_mask; /* instruction sets it may use */
     enum device device;
     bool adapter_given; /* named by the user: then it must be there and fit */
     bool when_full_trim;

@@ -80,7 +80,7 @@ static int open_engine(struct core *core, char *error, size_t error_bytes)
                                      .adapter_path = config->adapter[0] ? config->adapter : NULL,
                                      .device = config->device,
                                      .threads = config->threads,
-                                     .feature_mask = UINT32_MAX};
+                                     .feature_mask = config->feature_mask};
     int result;
 
     if (access(config->model, R_OK) != 0) {

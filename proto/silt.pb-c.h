@@ -417,7 +417,7 @@ struct  Silt__V1__Ask
   size_t n_stop;
   char **stop;
   /*
-   * system turn of the fork; empty: the default
+   * system turn of the fork; empty: none
    */
   char *system;
 };
