@@ -15,6 +15,7 @@
 enum {
     PIECE_BYTES = 64 << 10, /* text of one message of producer_write */
     CREDIT_ASK_MS = 1000,   /* no credit for so long: ask again */
+    ACK_ASK_MS = 5000,      /* no ack for so long */
     WAIT_MS = 200,
     BUSY_MS = 200,
 };
@@ -35,7 +36,7 @@ struct producer {
     uint64_t epoch; /* of the connection it is attached on; 0: none yet */
     uint64_t attach_id, attach_epoch;
     bool attaching;
-    int64_t asked_us; /* when it last attached */
+    int64_t news_us;  /* when it last sent, or heard of siltd */
     int64_t retry_us; /* siltd is busy: not before */
     uint64_t sequence_next;
     struct producer_status status;
@@ -65,7 +66,7 @@ static void attach(struct producer *p)
     p->attach_id = request.id;
     p->attach_epoch = p->client->epoch;
     p->attaching = true;
-    p->asked_us = client_now_us();
+    p->news_us = client_now_us();
 }
 
 static void held_drop(struct producer *p, uint64_t sequence_acked)
@@ -97,6 +98,7 @@ static void held_send(struct producer *p)
         if (client_send_frame(p->client, held->frame, held->frame_bytes))
             return;
         held->sent = true;
+        p->news_us = client_now_us();
     }
 }
 
@@ -137,7 +139,7 @@ static void on_ack(struct producer *p, const Silt__V1__Ack *ack)
     p->status.tokens_acked = ack->tokens_acked;
     p->status.tokens_computed = ack->tokens_computed;
     p->status.credit_bytes = ack->credit_bytes;
-    p->asked_us = client_now_us();
+    p->news_us = client_now_us();
 }
 
 static void on_error(struct producer *p, const Silt__V1__Error *wire)
@@ -193,14 +195,16 @@ void producers_work(struct client *client)
 
     for (struct producer *p = client->producers; p && client->connected; p = p->next) {
         bool here = p->epoch == client->epoch;
-        bool starved = here && p->status.credit_bytes == 0 && p->count == 0;
+        /* Without credit an ack is to come; one that we were too slow to take is lost. */
+        bool silent = now - p->news_us > (p->count ? ACK_ASK_MS : CREDIT_ASK_MS) * 1000 &&
+                      (p->count || p->status.credit_bytes == 0);
 
         if (p->fault.code || now < p->retry_us)
             continue;
         /* An attach that was sent on a connection that is gone has no answer. */
         if (p->attach_epoch != client->epoch)
             p->attaching = false;
-        if (!p->attaching && (!here || (starved && now - p->asked_us > CREDIT_ASK_MS * 1000)))
+        if (!p->attaching && (!here || silent))
             attach(p);
         held_send(p);
     }
