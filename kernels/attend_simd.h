@@ -134,7 +134,7 @@ static void tile_find(struct attend_work *w, uint32_t at)
         w->seen[j] = 0;
 }
 
-static void row_widen(float *to, const f16 *from, uint32_t head_dim, uint32_t dims)
+INLINE void row_widen(float *to, const f16 *from, uint32_t head_dim, uint32_t dims)
 {
     uint32_t c = 0;
     for (; c + LANES <= head_dim; c += LANES)

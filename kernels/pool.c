@@ -10,7 +10,6 @@
  */
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -18,8 +17,7 @@
 
 enum {
     COUNT_BITS = 20, /* most pieces of a job: 2^20 - 1 */
-    SPIN_MAX = 4000, /* pauses before a worker sleeps: about 50 us */
-    YIELD_AFTER = 20000,
+    SPIN_MAX = 2000, /* pauses before a thread sleeps: some tens of microseconds */
     STACK_BYTES = 2 << 20,
 };
 
@@ -29,11 +27,11 @@ struct pool {
     _Alignas(64) _Atomic uint64_t work; /* job number | pieces | next piece */
     _Alignas(64) _Atomic uint32_t done; /* pieces finished of this job */
     _Alignas(64) _Atomic uint32_t sleepers;
-    _Atomic bool stop;
+    _Atomic bool stop, waiting; /* waiting: the caller sleeps until `done` is full */
     void (*task)(void *argument, uint32_t index); /* of the job in `work` */
     void *argument;
     pthread_mutex_t mutex; /* for the sleep alone */
-    pthread_cond_t wake;
+    pthread_cond_t wake, finished;
     uint32_t worker_count;
     pthread_t worker[];
 };
@@ -47,9 +45,25 @@ static inline void cpu_pause(void)
 #endif
 }
 
+static inline uint32_t work_count(uint64_t work)
+{
+    return (uint32_t)(work >> COUNT_BITS & INDEX_MASK);
+}
+
 static inline bool work_waits(uint64_t work)
 {
-    return (work & INDEX_MASK) < (work >> COUNT_BITS & INDEX_MASK);
+    return (uint32_t)(work & INDEX_MASK) < work_count(work);
+}
+
+/* Counts a piece as done. The count is raised before the look at `waiting`, and the caller looks at
+ * it after it has set `waiting`: one of the two sees the other. */
+static void pool_done(struct pool *pool, uint32_t count)
+{
+    if (atomic_fetch_add(&pool->done, 1) + 1 != count || !atomic_load(&pool->waiting))
+        return;
+    pthread_mutex_lock(&pool->mutex);
+    pthread_cond_signal(&pool->finished);
+    pthread_mutex_unlock(&pool->mutex);
 }
 
 /* Takes pieces until none is left. */
@@ -61,7 +75,7 @@ static void pool_take(struct pool *pool)
                                                    memory_order_acq_rel, memory_order_acquire))
             continue;
         pool->task(pool->argument, (uint32_t)(work & INDEX_MASK));
-        atomic_fetch_add_explicit(&pool->done, 1, memory_order_release);
+        pool_done(pool, work_count(work));
         work = atomic_load_explicit(&pool->work, memory_order_acquire);
     }
 }
@@ -108,6 +122,7 @@ int pool_open(struct pool **out, uint32_t threads)
     memset(pool, 0, bytes);
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
+    pthread_cond_init(&pool->finished, NULL);
 
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
@@ -139,9 +154,27 @@ void pool_close(struct pool **handle)
     pthread_mutex_unlock(&pool->mutex);
     for (uint32_t i = 0; i < pool->worker_count; i++)
         pthread_join(pool->worker[i], NULL);
+    pthread_cond_destroy(&pool->finished);
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->mutex);
     free(pool);
+}
+
+/* Until the pieces that workers have claimed are done. A worker that lost its core to another
+ * process may take long: sleeping frees this core for it. */
+static void pool_wait(struct pool *pool, uint32_t count)
+{
+    for (uint32_t spins = 0; spins < SPIN_MAX; spins++) {
+        if (atomic_load_explicit(&pool->done, memory_order_acquire) == count)
+            return;
+        cpu_pause();
+    }
+    pthread_mutex_lock(&pool->mutex);
+    atomic_store(&pool->waiting, true);
+    while (atomic_load(&pool->done) != count)
+        pthread_cond_wait(&pool->finished, &pool->mutex);
+    atomic_store(&pool->waiting, false);
+    pthread_mutex_unlock(&pool->mutex);
 }
 
 void pool_run(struct pool *pool, void (*task)(void *argument, uint32_t index), void *argument,
@@ -166,13 +199,7 @@ void pool_run(struct pool *pool, void (*task)(void *argument, uint32_t index), v
         pthread_mutex_unlock(&pool->mutex);
     }
     pool_take(pool);
-    for (uint32_t waits = 0; atomic_load_explicit(&pool->done, memory_order_acquire) != count;
-         waits++) {
-        if (waits < YIELD_AFTER)
-            cpu_pause();
-        else
-            sched_yield(); /* whoever has the last piece may be waiting for this very core */
-    }
+    pool_wait(pool, count);
 }
 
 struct range_job {

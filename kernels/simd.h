@@ -12,7 +12,12 @@
 
 #include "kernels/internal.h"
 
-#define UNROLL _Pragma("GCC unroll 16")
+/* Loops over arrays of registers must vanish, or the arrays go to memory. */
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 24")
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)
@@ -25,7 +30,7 @@ typedef __mmask16 vec_mask; /* a bit a lane */
 
 INLINE vec_mask mask_first(uint32_t count)
 {
-    return count >= LANES ? (vec_mask)0xffff : (vec_mask)((1u << count) - 1);
+    return (vec_mask)(count >= LANES ? 0xffffu : (1u << count) - 1);
 }
 INLINE vec_mask mask_bits(uint32_t bits)
 {

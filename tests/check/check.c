@@ -281,7 +281,7 @@ static int run_path(struct check *c, uint32_t path, bool bench)
 
 static int usage(void)
 {
-    printf("check [--list] [--seed N] [--path NAME] [--bench] [--limits] [FILTER]\n");
+    printf("check [--list] [--seed N] [--path NAME] [--bench] [FILTER]\n");
     return 2;
 }
 
@@ -298,8 +298,6 @@ int main(int argc, char **argv)
         }
         if (strcmp(argv[i], "--bench") == 0)
             bench = true;
-        else if (strcmp(argv[i], "--limits") == 0)
-            return bench_limits(), 0;
         else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc)
             c.seed = strtoull(argv[++i], NULL, 0);
         else if (strcmp(argv[i], "--path") == 0 && i + 1 < argc)
@@ -310,7 +308,7 @@ int main(int argc, char **argv)
             c.filter = argv[i];
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (bench && !c.filter)
+    if (bench && wanted(&c, "limits"))
         bench_limits();
     if (!bench)
         printf("seed %llu\n", (unsigned long long)c.seed);
