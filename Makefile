@@ -52,6 +52,9 @@ $(O)/check: $(call objects,$(wildcard tests/check/*.c)) $(KERNELS)
 $(O)/bench-%: $(O)/obj/tests/bench/%.c.o $(STREAM) $(KERNELS)
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+check: $(O)/check
+	$(Q)$(O)/check
+
 bench: $(O)/bench-engine $(O)/check
 	$(Q)BUILD=$(O) tests/bench/run
 
