@@ -166,6 +166,12 @@ def make_tables(base, plan, n, m, device, dtype, row_of=None):
                   torch.from_numpy(plan.select).to(device=device, dtype=dtype), row_of)
 
 
+def running_sum(x):
+    """cumsum over dim 1 as a product with a triangle: inductor (torch 2.11) cannot fuse the scan."""
+    n = x.shape[1]
+    return torch.ones(n, n, device=x.device).tril() @ x
+
+
 def decide(h, weights, bias, ratio_bias, noise, width, raw, quota, kv_heads):
     """h [C, n, d] -> log a, log(1-a), straight-through a, hard merges, omega; all [C, n, kv].
     noise is logistic, of the given width; None decides as the engine does."""
@@ -178,8 +184,8 @@ def decide(h, weights, bias, ratio_bias, noise, width, raw, quota, kv_heads):
     appends[:, 0] = True
     appends = appends | raw[..., None]
     hard = (noisy > 0) & ~appends
-    fresh = (~hard).int()
-    forced = ((fresh.cumsum(1) - fresh) >= quota) & ~appends
+    fresh = (~hard).float()
+    forced = ((running_sum(fresh) - fresh) >= quota) & ~appends
     hard = hard | forced
     if noise is None:
         log_a = torch.where(hard, 0.0, FAR_LOG)
@@ -200,7 +206,7 @@ def decide(h, weights, bias, ratio_bias, noise, width, raw, quota, kv_heads):
 
 def pool(k, v, log_a, omega):
     """Every token's running merge in parallel: [C, n, kv, dim] twice, log a and omega [C, n, kv]."""
-    total = log_a.cumsum(1).transpose(1, 2)                              # [C, kv, n]
+    total = running_sum(log_a).transpose(1, 2)                           # [C, kv, n]
     n = total.shape[-1]
     order = torch.arange(n, device=k.device)
     earlier = order[:, None] >= order[None, :]

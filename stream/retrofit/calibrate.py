@@ -1,0 +1,75 @@
+"""Makes the realised ratio the asked one, and quotas small: the last step before export.
+
+Training hides decisions under noise, so the hard threshold realises another ratio than the noisy
+one.  Here every ratio's bias is shifted by one number until held-out rows of training text come out
+at the asked ratio, and quotas are set from the most appends seen in any chunk, with headroom.
+"""
+import numpy as np
+import torch
+
+import model as model_file
+import plan as plan_file
+
+HEADROOM = 1.3
+
+
+def apply_rules(logit, shift, quota):
+    """The engine's rules on logits [C, n, kv] -> merges [C, n, kv]."""
+    hard = logit + shift > 0
+    hard[:, 0] = False
+    fresh = (~hard).int()
+    return hard | ((fresh.cumsum(1) - fresh) >= quota)
+
+
+@torch.no_grad()
+def observe(silt, rows, ratio, options, batch=4):
+    """Logits of every layer over the rows, [layers][C, n, kv], as the hard model sees them."""
+    device, dtype = silt.base.embd.device, silt.base.embd.dtype
+    logits = []
+    for at in range(0, len(rows), batch):
+        tokens = torch.from_numpy(np.stack(rows[at:at + batch])).to(device)
+        chunks = tokens.shape[1] // options["n"]
+        plan = plan_file.MemoryPlan([options["ring"]] * len(tokens), chunks, options["ring"],
+                                    options["n"], options["m"], options["sinks"],
+                                    options["alpha_min"])
+        tables = model_file.make_tables(silt.base, plan, options["n"], options["m"], device, dtype)
+        _, seen = silt.forward(tokens, torch.zeros_like(tokens, dtype=torch.bool), tables, ratio,
+                               keep=True)
+        logits.append(torch.stack(seen["logit"]))
+    return torch.cat(logits, 1)
+
+
+@torch.no_grad()
+def calibrate(silt, rows, options, rounds=3, tell=print):
+    """Shifts silt.parameters.ratio_bias and sets silt.quotas in place."""
+    n, parameters = options["n"], silt.parameters
+    for index, ratio in enumerate(parameters.ratios):
+        cap = min(n, 2 * n // ratio)
+        silt.quotas[index] = cap
+        for turn in range(rounds):
+            logits = observe(silt, rows, ratio, options)
+            realised = 1 / (1 - sum(apply_rules(layer, 0, cap).float().mean().item()
+                                    for layer in logits) / len(logits))
+            low, high = -6.0, 6.0
+            for _ in range(24):
+                shift = (low + high) / 2
+                rate = sum(apply_rules(layer, shift, cap).float().mean().item()
+                           for layer in logits) / len(logits)
+                low, high = (shift, high) if rate < 1 - 1 / ratio else (low, shift)
+            tell("calibrate %dx, round %d: realised %.3fx, shift %+.3f"
+                 % (ratio, turn, realised, shift))
+            parameters.ratio_bias[index] += shift
+        logits = observe(silt, rows, ratio, options)
+        merges = torch.stack([apply_rules(layer, 0, cap) for layer in logits])
+        appends = (~merges).sum(2)                                   # [layers, C, kv]
+        most = appends.max(1).values.float()
+        silt.quotas[index] = (most * HEADROOM).ceil().clamp(max=cap).to(silt.quotas.dtype)
+        mean = n / appends.float().mean(1)
+        tell("calibrated %dx: realised %.3fx; heads from %.1fx to %.1fx; quota %d to %d, mean %.1f"
+             % (ratio, n / appends.float().mean().item(), mean.min(), mean.max(),
+                silt.quotas[index].min(), silt.quotas[index].max(),
+                silt.quotas[index].float().mean()))
+
+
+def held_out_rows(maker, count, kinds=("book", "dialogue", "meeting", "log")):
+    return [maker.row("plain", kinds[i % len(kinds)])[0] for i in range(count)]
