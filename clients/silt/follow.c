@@ -3,7 +3,8 @@
  *
  * Looks at each file a few times a second, which works on every file system. A file whose name goes
  * to another file is read to its end, then the new one is opened under its own producer. A file
- * that is cut short is the same file with a new text. Names that do not exist yet are waited for.
+ * that is cut short is the same file with a new text. Names that do not exist yet are waited for. A
+ * file that has its name for less than two seconds may be missed.
  */
 #include <errno.h>
 #include <inttypes.h>
