@@ -232,6 +232,11 @@ void ccm_close_chunk(struct stream *stream);
 uint32_t ccm_visible(const struct engine *engine, const struct layout *layout,
                      const struct state *state, uint32_t *first);
 
+/* recall.c: f16 of the key by which recall finds a segment; the key of rows as segment_view has
+ * them. */
+uint32_t recall_key_count(const struct engine *engine);
+void recall_key(const struct engine *engine, const f16 *rows, f16 *key);
+
 /* stream.c: the pending tokens as a partial block; only in a fork's own copy. */
 void stream_compute_pending(struct stream *stream);
 

@@ -178,6 +178,110 @@ const void *stream_state(const struct stream *stream, size_t *bytes);
  */
 int stream_restore(struct stream *stream, const void *state, size_t bytes);
 
+/* ---- cold segments on disk ---- */
+
+/*
+ * A `spill` keeps the segments that left the rings of all streams, in folder/segments. Segments are
+ * put by the compute thread and wait in a few staging places until the disk has them; a fetch reads
+ * some of them back for one question. One thread, the step thread, does all input and output in
+ * spill_step and alone calls what is marked so. What is on disk can be made again from the journal:
+ * nothing here is synced for its own sake, and nothing is used that does not check out.
+ */
+enum segment_dtype { SEGMENT_F16 = 1, SEGMENT_INT8 = 2 };
+
+/* What was wrong with a record, and so was not used. */
+enum segment_fault {
+    SEGMENT_FINE,
+    SEGMENT_MISSING,     /* deleted, or never written */
+    SEGMENT_TORN,        /* its header is no header */
+    SEGMENT_MISDIRECTED, /* of another stream or place */
+    SEGMENT_STALE,       /* of another model, adapter, format or age of the stream */
+    SEGMENT_ROTTEN,      /* changed since, or half written */
+    SEGMENT_UNREADABLE,  /* the disk says so */
+    SEGMENT_FAULTS
+};
+const char *segment_fault_name(enum segment_fault fault);
+
+struct spill_options {
+    const char *folder;
+    uint32_t streams_max; /* attached at a time */
+    uint32_t staging_max; /* segments waiting to be written; then spill_put says -EAGAIN */
+    uint32_t fetches_max; /* at a time */
+    enum segment_dtype dtype;
+    bool plain; /* neither io_uring nor O_DIRECT */
+    /* Called by spill_step when a fetch is done; NULL: none. */
+    void (*fetched)(void *user);
+    void *fetched_user;
+};
+struct spill_stat {
+    const char *engine_name;                                    /* "io_uring" or "pread" */
+    uint64_t segments_written, segments_fetched, segments_lost; /* lost: the disk refused them */
+    uint64_t segments_merged, segments_dropped;                 /* for the quota's sake */
+    uint64_t faults[SEGMENT_FAULTS];
+    uint64_t bytes_disk, bytes_limit; /* limit 0: none */
+    uint64_t wait_us;                 /* that spill_put_wait took */
+    int last_error;
+};
+struct spill_stream_stat {
+    uint64_t chunks_from, chunks_to; /* with a segment on disk */
+    uint64_t records;                /* that hold them */
+    uint64_t bytes_disk;
+    uint64_t faults[SEGMENT_FAULTS];
+};
+/* A segment read back; rows are valid until the fetch is released. */
+struct cold_segment {
+    uint64_t number; /* of the newest chunk it covers */
+    uint64_t token_from, token_to;
+    uint64_t time_from_us, time_to_us; /* 0: not known */
+    uint32_t weight;                   /* chunks averaged in it */
+    const f16 *rows;                   /* as in segment_view */
+};
+
+struct spill;
+struct spill_fetch;
+size_t spill_bytes(const struct engine *engine, const struct spill_options *options);
+/* Opens in the caller's memory, DISK_ALIGN (4,096) aligned. */
+int spill_open(struct spill **out, const struct engine *engine, const struct spill_options *options,
+               void *memory, size_t memory_bytes, char *error, size_t error_bytes);
+/* Waits for what is under way. Step thread. */
+void spill_close(struct spill **spill);
+void spill_stat(struct spill *spill, struct spill_stat *out);
+/* Readable when spill_step has something to do. */
+int spill_fd(const struct spill *spill);
+/* Starts what waits, ends what is done; with wait, until something under way ends. How much ended.
+ */
+uint32_t spill_step(struct spill *spill, bool wait);
+/* Segments may take this much of the disk, 0: no limit. Older ones are merged pairwise, then
+ * dropped, to stay below; with room for under some 100 segments, newer ones are lost too. */
+void spill_limit(struct spill *spill, uint64_t bytes);
+
+/* A stream's segments become known; epoch tells its ages apart (a stream computed anew has another
+ * one). -ENOSPC: streams_max. Step thread, as the next three. */
+int spill_attach(struct spill *spill, uint64_t stream_id, uint64_t epoch);
+void spill_detach(struct spill *spill, uint64_t stream_id);
+/* All of a stream goes from the disk; it need not be attached. */
+int spill_remove(struct spill *spill, uint64_t stream_id);
+/* Segments of chunks from `chunk` on go, overwritten. */
+int spill_cut(struct spill *spill, uint64_t stream_id, uint64_t chunk);
+/* Any thread. -ENOENT: not attached. */
+int spill_stream_stat(struct spill *spill, uint64_t stream_id, struct spill_stream_stat *out);
+
+/* Takes a copy. Any thread. -EAGAIN: staging is full; -ENOENT: the stream is not attached. */
+int spill_put(struct spill *spill, uint64_t stream_id, const struct segment_view *segment,
+              uint64_t time_from_us, uint64_t time_to_us);
+/* Waits for room; not for the step thread. */
+int spill_put_wait(struct spill *spill, uint64_t stream_id, const struct segment_view *segment,
+                   uint64_t time_from_us, uint64_t time_to_us);
+/* Asks for the segments of some chunks, at most STREAM_RECALL_MAX. Any thread. -EAGAIN: all fetches
+ * are in use. */
+int spill_fetch(struct spill *spill, uint64_t stream_id, const uint64_t *chunks, uint32_t count,
+                struct spill_fetch **out);
+bool spill_fetched(const struct spill_fetch *fetch);
+/* Of a fetch that is done: the segments that are fit for use, oldest first; out
+ * [STREAM_RECALL_MAX]. */
+uint32_t spill_segments(struct spill_fetch *fetch, struct cold_segment *out);
+void spill_release(struct spill_fetch **fetch);
+
 /* ---- fork: a question at one position ---- */
 
 struct fork;
@@ -191,6 +295,13 @@ void fork_close(struct fork **fork);
 int fork_feed(struct fork *fork, const int32_t *tokens, uint32_t count);
 /* Logits after the last token fed, [vocab_count]; NULL before the first. */
 const float *fork_logits(struct fork *fork);
+/* Brings cold segments in, oldest first, before the first token is fed or after fork_rewind:
+ * they act as the chunks just before the ring, and summary and sinks move back to make room
+ * (DESIGN 2.6). Replaces what was recalled before. -EINVAL: more than STREAM_RECALL_MAX, or not in
+ * order; -EBUSY: tokens were fed. */
+int fork_recall(struct fork *fork, const struct cold_segment *segments, uint32_t count);
+/* Forgets the tokens fed, not what was recalled. */
+void fork_rewind(struct fork *fork);
 uint64_t fork_position(const struct fork *fork); /* tokens of the stream it saw */
 uint32_t fork_room(const struct fork *fork);     /* tokens that still fit */
 

@@ -1,0 +1,186 @@
+/* Records of cold segments: written once, believed only when everything matches. */
+#include "stream/segment.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+#include <xxhash.h>
+
+static size_t blocks(size_t bytes)
+{
+    return (bytes + DISK_ALIGN - 1) & ~(size_t)(DISK_ALIGN - 1);
+}
+
+static size_t scales_count(const struct segment_shape *shape)
+{
+    return shape->values / shape->head_dim;
+}
+
+void segment_shape_make(struct segment_shape *out, const struct engine *engine,
+                        enum segment_dtype dtype)
+{
+    const struct shape *s = &engine->shape;
+    *out = (struct segment_shape){.layers = s->layers,
+                                  .kv_heads = s->kv_heads,
+                                  .slots = s->comp,
+                                  .head_dim = s->head_dim,
+                                  .model_fingerprint = engine->info.model_fingerprint,
+                                  .adapter_fingerprint = engine->info.adapter_fingerprint,
+                                  .dtype = dtype,
+                                  .key_count = recall_key_count(engine)};
+    out->values = (size_t)s->layers * s->kv_heads * s->comp * 2 * s->head_dim;
+    out->payload_bytes = dtype == SEGMENT_INT8
+                             ? out->values + (out->values / s->head_dim) * sizeof(float)
+                             : out->values * sizeof(f16);
+    out->record_bytes = SEGMENT_HEADER_BYTES + blocks(out->payload_bytes);
+    assert(out->key_count <= SEGMENT_KEY_MAX);
+}
+
+size_t segment_buffer_bytes(const struct segment_shape *shape)
+{
+    size_t rows = SEGMENT_HEADER_BYTES + blocks(shape->values * sizeof(f16));
+    /* int8: the scales are set aside behind the rows while these spread out */
+    if (shape->dtype == SEGMENT_INT8)
+        rows += blocks(scales_count(shape) * sizeof(float));
+    return rows > shape->record_bytes ? rows : shape->record_bytes;
+}
+
+/* int8 payload: [values] int8, then [values / head_dim] float scales. */
+static void put_int8(const struct segment_shape *shape, uint8_t *payload, const f16 *rows)
+{
+    uint32_t dim = shape->head_dim;
+    for (size_t i = 0; i < scales_count(shape); i++) {
+        int8_t *out = (int8_t *)payload + i * dim;
+        float most = 0;
+        for (uint32_t d = 0; d < dim; d++)
+            most = fmaxf(most, fabsf(f16_to_f32(rows[i * dim + d])));
+        float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
+        for (uint32_t d = 0; d < dim; d++)
+            out[d] = (int8_t)lrintf(f16_to_f32(rows[i * dim + d]) * inverse);
+        memcpy(payload + shape->values + i * sizeof scale, &scale, sizeof scale);
+    }
+}
+
+/* From the last value to the first: a f16 never lands on an int8 that is still to be read. */
+static void take_int8(const struct segment_shape *shape, uint8_t *payload)
+{
+    uint32_t dim = shape->head_dim;
+    uint8_t *aside = payload + blocks(shape->values * sizeof(f16));
+    memcpy(aside, payload + shape->values, scales_count(shape) * sizeof(float));
+    for (size_t i = shape->values; i-- > 0;) {
+        float scale;
+        memcpy(&scale, aside + i / dim * sizeof scale, sizeof scale);
+        f16 value = f16_from_f32((float)((int8_t *)payload)[i] * scale);
+        memcpy(payload + i * sizeof value, &value, sizeof value);
+    }
+}
+
+void segment_put_rows(const struct segment_shape *shape, uint8_t *record, const f16 *rows)
+{
+    uint8_t *payload = record + SEGMENT_HEADER_BYTES;
+    if (shape->dtype == SEGMENT_INT8)
+        put_int8(shape, payload, rows);
+    else
+        memcpy(payload, rows, shape->payload_bytes);
+    memset(payload + shape->payload_bytes, 0,
+           shape->record_bytes - SEGMENT_HEADER_BYTES - shape->payload_bytes);
+}
+
+const f16 *segment_take_rows(const struct segment_shape *shape, uint8_t *record)
+{
+    if (shape->dtype == SEGMENT_INT8)
+        take_int8(shape, record + SEGMENT_HEADER_BYTES);
+    return (const f16 *)(const void *)(record + SEGMENT_HEADER_BYTES);
+}
+
+static uint64_t payload_hash(const struct segment_shape *shape, const uint8_t *record)
+{
+    return XXH3_64bits(record + SEGMENT_HEADER_BYTES, shape->record_bytes - SEGMENT_HEADER_BYTES);
+}
+
+/* The page's hash as if its own field were 0: what stands before it, then what stands behind. */
+static uint64_t header_hash(const uint8_t *record)
+{
+    size_t at = offsetof(struct segment_header, header_hash), behind = at + sizeof(uint64_t);
+    uint64_t head = XXH3_64bits(record, at);
+    return XXH3_64bits_withSeed(record + behind, SEGMENT_HEADER_BYTES - behind, head);
+}
+
+void segment_seal(const struct segment_shape *shape, uint8_t *record,
+                  const struct segment_place *place, const struct segment_header *covers)
+{
+    struct segment_header h = *covers;
+    h.magic = SEGMENT_MAGIC;
+    h.version = SEGMENT_VERSION;
+    h.header_bytes = SEGMENT_HEADER_BYTES;
+    h.model_fingerprint = shape->model_fingerprint;
+    h.adapter_fingerprint = shape->adapter_fingerprint;
+    h.stream_id = place->stream_id;
+    h.stream_epoch = place->stream_epoch;
+    h.number = place->number;
+    h.level = place->level;
+    h.dtype = shape->dtype;
+    h.layers = shape->layers;
+    h.kv_heads = shape->kv_heads;
+    h.slots = shape->slots;
+    h.head_dim = shape->head_dim;
+    h.key_count = shape->key_count;
+    h.payload_bytes = shape->payload_bytes;
+    h.offset = place->offset;
+    h.payload_hash = payload_hash(shape, record);
+    memcpy(record, &h, sizeof h);
+    memset(record + sizeof h, 0, SEGMENT_KEY_AT - sizeof h);
+    size_t key_end = SEGMENT_KEY_AT + shape->key_count * sizeof(f16);
+    memset(record + key_end, 0, SEGMENT_HEADER_BYTES - key_end);
+    h.header_hash = header_hash(record);
+    memcpy(record + offsetof(struct segment_header, header_hash), &h.header_hash,
+           sizeof h.header_hash);
+}
+
+static bool same_kind(const struct segment_shape *shape, const struct segment_header *h)
+{
+    return h->version == SEGMENT_VERSION && h->header_bytes == SEGMENT_HEADER_BYTES &&
+           h->model_fingerprint == shape->model_fingerprint &&
+           h->adapter_fingerprint == shape->adapter_fingerprint && h->dtype == shape->dtype &&
+           h->layers == shape->layers && h->kv_heads == shape->kv_heads &&
+           h->slots == shape->slots && h->head_dim == shape->head_dim &&
+           h->key_count == shape->key_count && h->payload_bytes == shape->payload_bytes;
+}
+
+enum segment_fault segment_check_header(const struct segment_shape *shape, const uint8_t *record,
+                                        const struct segment_place *place)
+{
+    struct segment_header h;
+    memcpy(&h, record, sizeof h);
+    if (h.magic == 0)
+        return SEGMENT_MISSING; /* never written, or given back to the file system */
+    if (h.magic != SEGMENT_MAGIC || h.header_hash != header_hash(record))
+        return SEGMENT_TORN;
+    if (h.stream_id != place->stream_id || h.level != place->level || h.number != place->number ||
+        h.offset != place->offset)
+        return SEGMENT_MISDIRECTED;
+    if (h.stream_epoch != place->stream_epoch || !same_kind(shape, &h))
+        return SEGMENT_STALE;
+    if (h.level >= SEGMENT_LEVELS || h.token_from >= h.token_to || !h.weight ||
+        h.weight > 1u << h.level)
+        return SEGMENT_TORN;
+    return SEGMENT_FINE;
+}
+
+enum segment_fault segment_check(const struct segment_shape *shape, const uint8_t *record,
+                                 const struct segment_place *place)
+{
+    struct segment_header h;
+    enum segment_fault fault = segment_check_header(shape, record, place);
+    if (fault)
+        return fault;
+    memcpy(&h, record, sizeof h);
+    return h.payload_hash == payload_hash(shape, record) ? SEGMENT_FINE : SEGMENT_ROTTEN;
+}
+
+const char *segment_fault_name(enum segment_fault fault)
+{
+    static const char *const names[SEGMENT_FAULTS] = {
+        "fine", "missing", "torn", "misdirected", "stale", "rotten", "unreadable"};
+    return fault < SEGMENT_FAULTS ? names[fault] : "unknown";
+}

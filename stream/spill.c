@@ -1,0 +1,544 @@
+/*
+ * Cold segments on their way to the disk and back.
+ *
+ * A segment is copied into a staging place by whoever computes it and written by the step thread;
+ * until it is on disk it is read from staging, so that a segment can be fetched from the moment it
+ * was put. Records lie at places that follow from their numbers, so there is no index to lose.
+ */
+#include "stream/spill.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+static size_t up(size_t bytes, size_t align)
+{
+    return (bytes + align - 1) & ~(align - 1);
+}
+
+/* ---- open and close ---- */
+
+/* Record buffers come first: they are page-aligned and what the kernel registers. */
+static size_t buffers_bytes(const struct spill_options *o, const struct segment_shape *shape)
+{
+    size_t records = o->staging_max + (size_t)o->fetches_max * STREAM_RECALL_MAX + 3;
+    return DISK_ALIGN + records * segment_buffer_bytes(shape);
+}
+
+static bool possible(const struct engine *engine, const struct spill_options *o)
+{
+    return engine->shape.comp && o->streams_max && o->streams_max <= SPILL_STREAMS_MAX &&
+           o->staging_max && o->staging_max <= SPILL_STAGING_MAX &&
+           o->fetches_max <= SPILL_FETCHES_MAX &&
+           (o->dtype == SEGMENT_F16 || o->dtype == SEGMENT_INT8);
+}
+
+size_t spill_bytes(const struct engine *engine, const struct spill_options *o)
+{
+    struct segment_shape shape;
+    if (!possible(engine, o))
+        return 0;
+    segment_shape_make(&shape, engine, o->dtype);
+    return buffers_bytes(o, &shape) + up(sizeof(struct spill), 64) + disk_engine_bytes() +
+           up(o->streams_max * sizeof(struct spill_stream), 64) +
+           up(o->staging_max * sizeof(struct spill_io), 64) +
+           up(o->fetches_max * sizeof(struct spill_fetch), 64) + DISK_RING_BYTES;
+}
+
+static void carve(struct spill *s, uint8_t *buffers, uint8_t *at)
+{
+    const struct spill_options *o = &s->options;
+    size_t record = segment_buffer_bytes(&s->shape);
+    s->page = buffers;
+    buffers += DISK_ALIGN;
+    for (int i = 0; i < 3; i++, buffers += record)
+        s->merge[i] = buffers;
+    s->streams = (void *)at;
+    at += up(o->streams_max * sizeof *s->streams, 64);
+    s->staging = (void *)at;
+    at += up(o->staging_max * sizeof *s->staging, 64);
+    s->fetches = (void *)at;
+    memset(s->streams, 0, o->streams_max * sizeof *s->streams);
+    memset(s->staging, 0, o->staging_max * sizeof *s->staging);
+    memset(s->fetches, 0, o->fetches_max * sizeof *s->fetches);
+    for (uint32_t i = 0; i < o->staging_max; i++, buffers += record)
+        s->staging[i].record = buffers;
+    for (uint32_t i = 0; i < o->fetches_max; i++) {
+        s->fetches[i].spill = s;
+        for (int j = 0; j < STREAM_RECALL_MAX; j++, buffers += record) {
+            s->fetches[i].part[j].record = buffers;
+            s->fetches[i].part[j].kind = SPILL_READ;
+            s->fetches[i].part[j].fetch = &s->fetches[i];
+        }
+    }
+}
+
+/* io_uring if the kernel lets us and the folder takes O_DIRECT; else plain calls. */
+static int open_engine(struct spill *s, uint8_t *buffers)
+{
+    struct disk_engine *engine;
+    int code = -ENOSYS;
+    if (s->direct)
+        code = disk_engine_uring(&engine, s->engine_memory, buffers,
+                                 buffers_bytes(&s->options, &s->shape), s->event_fd);
+    if (code) {
+        s->direct = false;
+        code = disk_engine_plain(&engine, s->engine_memory);
+    }
+    if (code)
+        return code;
+    disk_init(&s->disk, engine);
+    s->stat.engine_name = engine->name;
+    return 0;
+}
+
+int spill_open(struct spill **out, const struct engine *engine, const struct spill_options *o,
+               void *memory, size_t memory_bytes, char *error, size_t error_bytes)
+{
+    struct segment_shape shape;
+    *out = NULL;
+    if (!possible(engine, o) || (uintptr_t)memory % DISK_ALIGN ||
+        memory_bytes < spill_bytes(engine, o))
+        return fail_with(error, error_bytes, -EINVAL, "cold segments: options out of range");
+    segment_shape_make(&shape, engine, o->dtype);
+    uint8_t *at = (uint8_t *)memory + buffers_bytes(o, &shape);
+    struct spill *s = (void *)at;
+    *s = (struct spill){.shape = shape, .options = *o, .engine = engine, .event_fd = -1};
+    s->folder_fd = -1;
+    at += up(sizeof *s, 64);
+    s->engine_memory = at;
+    carve(s, memory, at + disk_engine_bytes());
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->room, NULL);
+    s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int code = s->event_fd < 0 ? -errno : 0;
+    if (code)
+        fail_with(error, error_bytes, code, "cold segments: no event fd: %s", strerror(-code));
+    if (!code)
+        code = spill_folder_open(s, error, error_bytes);
+    if (!code && (code = open_engine(s, memory)))
+        fail_with(error, error_bytes, code, "cold segments: no disk engine: %s", strerror(-code));
+    if (code) {
+        if (s->folder_fd >= 0)
+            close(s->folder_fd);
+        if (s->event_fd >= 0)
+            close(s->event_fd);
+        return code;
+    }
+    *out = s;
+    return 0;
+}
+
+void spill_close(struct spill **spill)
+{
+    struct spill *s = *spill;
+    if (!s)
+        return;
+    spill_drain(s);
+    for (uint32_t i = 0; i < DISK_FILES_MAX; i++)
+        if (s->files[i].used)
+            disk_file_drop(&s->disk, i);
+    s->disk.engine->close(s->disk.engine);
+    close(s->folder_fd);
+    close(s->event_fd);
+    pthread_mutex_destroy(&s->lock);
+    pthread_cond_destroy(&s->room);
+    *spill = NULL;
+}
+
+void spill_stat(struct spill *s, struct spill_stat *out)
+{
+    pthread_mutex_lock(&s->lock);
+    *out = s->stat;
+    out->bytes_limit = s->limit;
+    pthread_mutex_unlock(&s->lock);
+}
+
+int spill_fd(const struct spill *s)
+{
+    return s->event_fd;
+}
+
+void spill_limit(struct spill *s, uint64_t bytes)
+{
+    pthread_mutex_lock(&s->lock);
+    s->limit = bytes;
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void ring_bell(struct spill *s)
+{
+    uint64_t one = 1;
+    ssize_t n = write(s->event_fd, &one, sizeof one);
+    (void)n; /* full means it is readable, which is all we want */
+}
+
+/* ---- streams ---- */
+
+struct spill_stream *spill_find(struct spill *s, uint64_t stream_id)
+{
+    for (uint32_t i = 0; i < s->options.streams_max; i++)
+        if (s->streams[i].used && s->streams[i].id == stream_id)
+            return &s->streams[i];
+    return NULL;
+}
+
+void spill_note_fault(struct spill *s, struct spill_stream *stream, enum segment_fault fault)
+{
+    s->stat.faults[fault]++;
+    if (stream)
+        stream->faults[fault]++;
+}
+
+int spill_attach(struct spill *s, uint64_t stream_id, uint64_t epoch)
+{
+    struct spill_stream stream = {.used = true, .id = stream_id, .epoch = epoch};
+    uint32_t place = 0;
+    while (place < s->options.streams_max && s->streams[place].used)
+        place++;
+    if (spill_find(s, stream_id))
+        return -EEXIST;
+    if (place == s->options.streams_max)
+        return -ENOSPC;
+    spill_drain(s);
+    int code = spill_scan(s, &stream);
+    pthread_mutex_lock(&s->lock);
+    if (!code)
+        s->streams[place] = stream;
+    pthread_mutex_unlock(&s->lock);
+    return code;
+}
+
+void spill_detach(struct spill *s, uint64_t stream_id)
+{
+    struct spill_stream *stream = spill_find(s, stream_id);
+    if (!stream)
+        return;
+    spill_drain(s);
+    spill_files_drop(s, stream_id);
+    pthread_mutex_lock(&s->lock);
+    stream->used = false;
+    pthread_mutex_unlock(&s->lock);
+}
+
+int spill_remove(struct spill *s, uint64_t stream_id)
+{
+    spill_detach(s, stream_id);
+    return spill_unlink(s, stream_id);
+}
+
+int spill_cut(struct spill *s, uint64_t stream_id, uint64_t chunk)
+{
+    struct spill_stream *stream = spill_find(s, stream_id);
+    int code = 0;
+    if (!stream)
+        return -ENOENT;
+    spill_drain(s);
+    for (uint32_t level = 0; level < SEGMENT_LEVELS && !code; level++) {
+        struct spill_range range = stream->level[level];
+        uint64_t to = chunk >> level;
+        if (range.to <= to)
+            continue;
+        if (to < range.from)
+            to = range.from;
+        /* To the end of its file: the room behind it goes too. */
+        code = spill_punch(s, stream, level, to,
+                           (range.to / SPILL_FILE_RECORDS + 1) * SPILL_FILE_RECORDS, false);
+        pthread_mutex_lock(&s->lock);
+        stream->level[level].to = to;
+        if (!level && stream->level[0].from == to)
+            stream->level[0] = (struct spill_range){chunk, chunk};
+        pthread_mutex_unlock(&s->lock);
+    }
+    return code;
+}
+
+int spill_stream_stat(struct spill *s, uint64_t stream_id, struct spill_stream_stat *out)
+{
+    *out = (struct spill_stream_stat){.chunks_from = UINT64_MAX};
+    pthread_mutex_lock(&s->lock);
+    struct spill_stream *stream = spill_find(s, stream_id);
+    for (uint32_t i = 0; stream && i < SEGMENT_LEVELS; i++) {
+        struct spill_range range = stream->level[i];
+        if (range.from == range.to)
+            continue;
+        out->records += range.to - range.from;
+        if (range.from << i < out->chunks_from)
+            out->chunks_from = range.from << i;
+        if (range.to << i > out->chunks_to)
+            out->chunks_to = range.to << i;
+    }
+    if (out->chunks_from == UINT64_MAX)
+        out->chunks_from = 0;
+    if (stream) {
+        out->bytes_disk = stream->bytes;
+        memcpy(out->faults, stream->faults, sizeof out->faults);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return stream ? 0 : -ENOENT;
+}
+
+/* ---- to the disk ---- */
+
+/* A place for a segment, FILLING; NULL: none free. Under the lock. */
+static struct spill_io *staging_take(struct spill *s)
+{
+    for (uint32_t i = 0; i < s->options.staging_max; i++) {
+        struct spill_io *io = &s->staging[i];
+        if (io->state != IO_FREE)
+            continue;
+        io->state = IO_FILLING;
+        io->kind = SPILL_WRITE;
+        io->order = s->orders++;
+        return io;
+    }
+    return NULL;
+}
+
+/* The chunk is, or was, in a coarser record: a replay brings it again, and it stays there. */
+static bool has_gone(const struct spill_stream *stream, uint64_t number)
+{
+    for (uint32_t i = 1; i < SEGMENT_LEVELS; i++)
+        if (number >> i < stream->level[i].to)
+            return true;
+    return number < stream->level[0].from;
+}
+
+static void extend(struct spill_range *range, uint64_t number)
+{
+    if (range->from == range->to)
+        range->from = number;
+    if (number >= range->to)
+        range->to = number + 1;
+}
+
+static void fill(struct spill *s, struct spill_io *io, const struct segment_view *segment,
+                 uint64_t time_from_us, uint64_t time_to_us)
+{
+    struct segment_header covers = {.token_from = segment->token_from,
+                                    .token_to = segment->token_to,
+                                    .time_from_us = time_from_us,
+                                    .time_to_us = time_to_us,
+                                    .weight = 1};
+    segment_put_rows(&s->shape, io->record, segment->rows);
+    if (s->shape.key_count)
+        recall_key(s->engine, segment->rows, (f16 *)(void *)(io->record + SEGMENT_KEY_AT));
+    segment_seal(&s->shape, io->record, &io->place, &covers);
+}
+
+static void wait_for_room(struct spill *s)
+{
+    struct timespec from, to;
+    clock_gettime(CLOCK_MONOTONIC, &from);
+    pthread_cond_wait(&s->room, &s->lock);
+    clock_gettime(CLOCK_MONOTONIC, &to);
+    s->stat.wait_us +=
+        (uint64_t)((to.tv_sec - from.tv_sec) * 1000000 + (to.tv_nsec - from.tv_nsec) / 1000);
+}
+
+/* A staging place for the segment in out; NULL there with 0: it need not be written. Under the
+ * lock. */
+static int take_place(struct spill *s, uint64_t stream_id, uint64_t number, bool wait,
+                      struct spill_io **out)
+{
+    struct spill_stream *stream;
+    *out = NULL;
+    for (;;) {
+        stream = spill_find(s, stream_id);
+        if (!stream)
+            return -ENOENT;
+        if (stream->level[0].from < stream->level[0].to && has_gone(stream, number))
+            return 0;
+        if ((*out = staging_take(s)))
+            break;
+        if (!wait)
+            return -EAGAIN;
+        wait_for_room(s);
+    }
+    (*out)->stream = (uint32_t)(stream - s->streams);
+    (*out)->place = (struct segment_place){.stream_id = stream_id,
+                                           .stream_epoch = stream->epoch,
+                                           .number = number,
+                                           .offset = spill_offset(s, number)};
+    extend(&stream->level[0], number);
+    return 0;
+}
+
+static int put(struct spill *s, uint64_t stream_id, const struct segment_view *segment,
+               uint64_t time_from_us, uint64_t time_to_us, bool wait)
+{
+    struct spill_io *io;
+    if (segment->rows_bytes != s->shape.values * sizeof(f16))
+        return -EINVAL;
+    pthread_mutex_lock(&s->lock);
+    int code = take_place(s, stream_id, segment->number, wait, &io);
+    pthread_mutex_unlock(&s->lock);
+    if (!io)
+        return code;
+    fill(s, io, segment, time_from_us, time_to_us);
+    pthread_mutex_lock(&s->lock);
+    io->state = IO_READY;
+    pthread_mutex_unlock(&s->lock);
+    ring_bell(s);
+    return 0;
+}
+
+int spill_put(struct spill *s, uint64_t stream_id, const struct segment_view *segment,
+              uint64_t time_from_us, uint64_t time_to_us)
+{
+    return put(s, stream_id, segment, time_from_us, time_to_us, false);
+}
+
+int spill_put_wait(struct spill *s, uint64_t stream_id, const struct segment_view *segment,
+                   uint64_t time_from_us, uint64_t time_to_us)
+{
+    return put(s, stream_id, segment, time_from_us, time_to_us, true);
+}
+
+/* ---- and back ---- */
+
+/* The record that holds a chunk now. False: none does. */
+static bool find_record(const struct spill *s, const struct spill_stream *stream, uint64_t chunk,
+                        struct segment_place *out)
+{
+    for (uint32_t level = 0; level < SEGMENT_LEVELS; level++) {
+        uint64_t number = chunk >> level;
+        if (number < stream->level[level].from || number >= stream->level[level].to)
+            continue;
+        *out = (struct segment_place){.stream_id = stream->id,
+                                      .stream_epoch = stream->epoch,
+                                      .number = number,
+                                      .level = level,
+                                      .offset = spill_offset(s, number)};
+        return true;
+    }
+    return false;
+}
+
+static bool same_place(const struct segment_place *a, const struct segment_place *b)
+{
+    return a->stream_id == b->stream_id && a->level == b->level && a->number == b->number;
+}
+
+/* What is still on its way to the disk is taken from there. Under the lock. */
+static bool take_staged(struct spill *s, struct spill_io *part)
+{
+    for (uint32_t i = 0; i < s->options.staging_max; i++) {
+        const struct spill_io *io = &s->staging[i];
+        if ((io->state != IO_READY && io->state != IO_FLYING) ||
+            !same_place(&io->place, &part->place))
+            continue;
+        memcpy(part->record, io->record, s->shape.record_bytes);
+        part->state = IO_DONE;
+        return true;
+    }
+    return false;
+}
+
+/* One more record to fetch, unless another chunk has brought it. Under the lock. */
+static void add_part(struct spill *s, struct spill_fetch *f, const struct spill_stream *stream,
+                     uint64_t chunk)
+{
+    struct spill_io *part = &f->part[f->count];
+    part->fault = SEGMENT_FINE;
+    part->stream = (uint32_t)(stream - s->streams);
+    if (!find_record(s, stream, chunk, &part->place))
+        return;
+    for (uint32_t i = 0; i < f->count; i++)
+        if (same_place(&f->part[i].place, &part->place))
+            return;
+    f->taken[f->count++] = false;
+    if (!take_staged(s, part)) {
+        part->state = IO_READY;
+        f->left++;
+    }
+}
+
+int spill_fetch(struct spill *s, uint64_t stream_id, const uint64_t *chunks, uint32_t count,
+                struct spill_fetch **out)
+{
+    struct spill_fetch *f = NULL;
+    int code = 0;
+    *out = NULL;
+    if (count > STREAM_RECALL_MAX)
+        return -EINVAL;
+    pthread_mutex_lock(&s->lock);
+    const struct spill_stream *stream = spill_find(s, stream_id);
+    for (uint32_t i = 0; i < s->options.fetches_max && !f; i++)
+        if (!s->fetches[i].used)
+            f = &s->fetches[i];
+    if (!stream || !f) {
+        code = stream ? -EAGAIN : -ENOENT;
+    } else {
+        f->used = true;
+        f->abandoned = false;
+        f->count = f->left = 0;
+        for (uint32_t i = 0; i < count; i++)
+            add_part(s, f, stream, chunks[i]);
+        atomic_store(&f->done, f->left == 0);
+        *out = f;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (!code)
+        ring_bell(s);
+    return code;
+}
+
+bool spill_fetched(const struct spill_fetch *f)
+{
+    return atomic_load(&f->done);
+}
+
+static void sort_newest_last(struct cold_segment *list, uint32_t count)
+{
+    for (uint32_t i = 1; i < count; i++)
+        for (uint32_t j = i; j > 0 && list[j].number < list[j - 1].number; j--) {
+            struct cold_segment swap = list[j];
+            list[j] = list[j - 1];
+            list[j - 1] = swap;
+        }
+}
+
+uint32_t spill_segments(struct spill_fetch *f, struct cold_segment *out)
+{
+    uint32_t count = 0;
+    assert(spill_fetched(f));
+    for (uint32_t i = 0; i < f->count; i++) {
+        struct spill_io *part = &f->part[i];
+        struct segment_header h;
+        if (part->fault)
+            continue;
+        if (!f->taken[i])
+            segment_take_rows(&f->spill->shape, part->record);
+        f->taken[i] = true;
+        memcpy(&h, part->record, sizeof h);
+        out[count++] = (struct cold_segment){
+            .number = ((h.number + 1) << h.level) - 1,
+            .token_from = h.token_from,
+            .token_to = h.token_to,
+            .time_from_us = h.time_from_us,
+            .time_to_us = h.time_to_us,
+            .weight = h.weight,
+            .rows = (const f16 *)(const void *)(part->record + SEGMENT_HEADER_BYTES)};
+    }
+    sort_newest_last(out, count);
+    return count;
+}
+
+void spill_release(struct spill_fetch **fetch)
+{
+    struct spill_fetch *f = *fetch;
+    if (!f)
+        return;
+    pthread_mutex_lock(&f->spill->lock);
+    if (f->left)
+        f->abandoned = true; /* what is under way still writes into it */
+    else
+        f->used = false;
+    pthread_mutex_unlock(&f->spill->lock);
+    *fetch = NULL;
+}

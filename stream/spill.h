@@ -1,0 +1,118 @@
+/* What spill.c and spill_files.c share, and tests may look into. */
+#ifndef SILT_STREAM_SPILL_H
+#define SILT_STREAM_SPILL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "stream/segment.h"
+
+enum {
+    SPILL_FILE_RECORDS = 256, /* of one file */
+    SPILL_GROW_RECORDS = 16,  /* a file grows by as many, so that writes need no new extents */
+    SPILL_GROW_MERGED = 4,    /* the same of higher levels, which are written seldom */
+    SPILL_MERGE_BATCH = 8,    /* pairs merged for one sync */
+    SPILL_PATH_MAX = 1024,
+    SPILL_STREAMS_MAX = 65536,
+    SPILL_STAGING_MAX = 64,
+    SPILL_FETCHES_MAX = 64,
+};
+
+/* Records of one level that are there, in numbers of that level. */
+struct spill_range {
+    uint64_t from, to;
+};
+
+/* The oldest chunks are in the highest level, the newest in level 0. */
+struct spill_stream {
+    bool used;
+    uint64_t id, epoch;
+    struct spill_range level[SEGMENT_LEVELS];
+    uint64_t bytes;
+    uint64_t faults[SEGMENT_FAULTS];
+};
+
+/* A file with a slot of the disk. */
+struct spill_file {
+    bool used;
+    uint64_t stream_id, number;
+    uint32_t level;
+    uint32_t users;   /* operations under way */
+    uint64_t touched; /* when it was used last, in uses */
+    uint64_t grown;   /* records there is room for; 0: not known yet */
+    uint64_t blocks;  /* bytes of the disk it holds */
+};
+
+enum spill_io_kind { SPILL_WRITE, SPILL_READ };
+enum spill_io_state { IO_FREE, IO_FILLING, IO_READY, IO_FLYING, IO_DONE };
+
+/* One record on its way. */
+struct spill_io {
+    struct disk_op op;
+    enum spill_io_kind kind;
+    enum spill_io_state state;
+    struct segment_place place;
+    uint32_t stream; /* index in streams */
+    uint64_t order;  /* in which it was put */
+    uint8_t *record; /* [segment_buffer_bytes] */
+    struct spill_fetch *fetch;
+    enum segment_fault fault;
+};
+
+struct spill_fetch {
+    struct spill *spill;
+    bool used, abandoned;
+    uint32_t count;
+    uint32_t left; /* parts still to be read */
+    _Atomic bool done;
+    bool taken[STREAM_RECALL_MAX]; /* rows are f16 already */
+    struct spill_io part[STREAM_RECALL_MAX];
+};
+
+struct spill {
+    struct segment_shape shape;
+    struct spill_options options;
+    char folder[SPILL_PATH_MAX];
+    int folder_fd, event_fd;
+    bool direct; /* O_DIRECT */
+    struct disk disk;
+    void *engine_memory;
+    pthread_mutex_t lock;         /* of streams, staging, fetches and stat */
+    pthread_cond_t room;          /* in staging */
+    struct spill_stream *streams; /* [streams_max] */
+    struct spill_io *staging;     /* [staging_max] */
+    struct spill_fetch *fetches;  /* [fetches_max] */
+    uint8_t *page;                /* [DISK_ALIGN] for headers alone */
+    uint8_t *merge[3];            /* [segment_buffer_bytes]: two halves and their mean */
+    struct spill_file files[DISK_FILES_MAX];
+    uint64_t uses, orders;
+    uint64_t limit;
+    struct spill_stat stat;
+    const struct engine *engine;
+};
+
+/* spill_files.c; all of the step thread. */
+
+/* Makes folder/segments and finds out what it supports; counts what is there. */
+int spill_folder_open(struct spill *spill, char *error, size_t error_bytes);
+/* The slot of a record's file, opened and grown as needed. -ENOENT, -EMFILE: all in use, … */
+int spill_file_get(struct spill *spill, const struct segment_place *place, bool write);
+void spill_files_drop(struct spill *spill, uint64_t stream_id);
+uint64_t spill_offset(const struct spill *spill, uint64_t number);
+/* Which records of a stream are there, from its folder. */
+int spill_scan(struct spill *spill, struct spill_stream *stream);
+/* Gives records [from, to) of a level back to the file system; oldest: there are none before them.
+ */
+int spill_punch(struct spill *spill, struct spill_stream *stream, uint32_t level, uint64_t from,
+                uint64_t to, bool oldest);
+int spill_unlink(struct spill *spill, uint64_t stream_id);
+
+/* spill_quota.c: merges and drops until `need` more bytes fit the limit; the disk must be idle. */
+void spill_make_room(struct spill *spill, uint64_t need);
+
+/* spill.c */
+struct spill_stream *spill_find(struct spill *spill, uint64_t stream_id);
+void spill_drain(struct spill *spill);
+void spill_note_fault(struct spill *spill, struct spill_stream *stream, enum segment_fault fault);
+
+#endif

@@ -1,0 +1,388 @@
+/*
+ * Where records lie: folder/segments/STREAM/LEVEL-FILE.seg, each of SPILL_FILE_RECORDS records.
+ *
+ * What is there is found again by looking: the first and last records of each level that carry a
+ * header of this stream. What is dropped is punched out, so numbers keep their places.
+ */
+#include "stream/spill.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { NAME_MAX_BYTES = 64 };
+
+static void stream_name(uint64_t stream_id, char *out)
+{
+    snprintf(out, NAME_MAX_BYTES, "%016" PRIx64, stream_id);
+}
+
+static void file_name(uint64_t stream_id, uint32_t level, uint64_t number, char *out)
+{
+    snprintf(out, NAME_MAX_BYTES, "%016" PRIx64 "/%u-%08" PRIx64 ".seg", stream_id, level, number);
+}
+
+uint64_t spill_offset(const struct spill *s, uint64_t number)
+{
+    return number % SPILL_FILE_RECORDS * s->shape.record_bytes;
+}
+
+/* Calls each(user, folder, name) for what is in a folder, closes it. 0 or negative errno. */
+static int each_entry(int folder, int (*each)(void *user, int folder, const char *name), void *user)
+{
+    _Alignas(struct dirent64) char buffer[4096];
+    ssize_t bytes = 0;
+    int code = 0;
+    while (!code && (bytes = getdents64(folder, buffer, sizeof buffer)) > 0) {
+        for (ssize_t at = 0; at < bytes && !code;) {
+            const struct dirent64 *entry = (void *)(buffer + at);
+            if (entry->d_name[0] != '.')
+                code = each(user, folder, entry->d_name);
+            at += entry->d_reclen;
+        }
+    }
+    if (bytes < 0)
+        code = -errno;
+    close(folder);
+    return code;
+}
+
+static int open_folder(int at, const char *name)
+{
+    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+/* ---- the folder of all ---- */
+
+static int add_blocks(void *user, int folder, const char *name)
+{
+    struct stat status;
+    if (fstatat(folder, name, &status, AT_SYMLINK_NOFOLLOW) == 0)
+        *(uint64_t *)user += (uint64_t)status.st_blocks * 512;
+    return 0;
+}
+
+static int add_stream_blocks(void *user, int folder, const char *name)
+{
+    int fd = open_folder(folder, name);
+    return fd < 0 ? 0 : each_entry(fd, add_blocks, user);
+}
+
+static bool takes_direct(int folder)
+{
+    int fd = openat(folder, ".probe", O_RDWR | O_CREAT | O_CLOEXEC | O_DIRECT, 0600);
+    if (fd >= 0)
+        close(fd);
+    (void)unlinkat(folder, ".probe", 0);
+    return fd >= 0;
+}
+
+int spill_folder_open(struct spill *s, char *error, size_t error_bytes)
+{
+    int n = snprintf(s->folder, sizeof s->folder, "%s/segments", s->options.folder);
+    if (n < 0 || (size_t)n >= sizeof s->folder)
+        return fail_with(error, error_bytes, -ENAMETOOLONG, "cold segments: path too long");
+    if (mkdir(s->folder, 0700) && errno != EEXIST)
+        return fail_with(error, error_bytes, -errno, "%s: %s", s->folder, strerror(errno));
+    s->folder_fd = open(s->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (s->folder_fd < 0)
+        return fail_with(error, error_bytes, -errno, "%s: %s", s->folder, strerror(errno));
+    s->direct = !s->options.plain && takes_direct(s->folder_fd);
+    int fd = open_folder(s->folder_fd, ".");
+    int code = fd < 0 ? fd : each_entry(fd, add_stream_blocks, &s->stat.bytes_disk);
+    if (code)
+        return fail_with(error, error_bytes, code, "%s: %s", s->folder, strerror(-code));
+    return 0;
+}
+
+/* ---- open files ---- */
+
+/* What a file holds of the disk has changed. */
+static void account(struct spill *s, struct spill_file *file, int slot)
+{
+    struct stat status;
+    if (fstat(s->disk.fd[slot], &status))
+        return;
+    uint64_t now = (uint64_t)status.st_blocks * 512;
+    pthread_mutex_lock(&s->lock);
+    struct spill_stream *stream = spill_find(s, file->stream_id);
+    s->stat.bytes_disk += now - file->blocks;
+    if (stream)
+        stream->bytes += now - file->blocks;
+    pthread_mutex_unlock(&s->lock);
+    file->blocks = now;
+}
+
+static int find_file(const struct spill *s, uint64_t stream_id, uint32_t level, uint64_t number)
+{
+    for (int i = 0; i < DISK_FILES_MAX; i++) {
+        const struct spill_file *f = &s->files[i];
+        if (f->used && f->stream_id == stream_id && f->level == level && f->number == number)
+            return i;
+    }
+    return -ENOENT;
+}
+
+/* Makes room for one more file by closing the one used longest ago. */
+static int make_slot(struct spill *s)
+{
+    int oldest = -EMFILE;
+    for (int i = 0; i < DISK_FILES_MAX; i++) {
+        const struct spill_file *f = &s->files[i];
+        if (!f->used)
+            return 0;
+        if (!f->users && (oldest < 0 || f->touched < s->files[oldest].touched))
+            oldest = i;
+    }
+    if (oldest < 0)
+        return oldest;
+    disk_file_drop(&s->disk, (uint32_t)oldest);
+    s->files[oldest].used = false;
+    return 0;
+}
+
+static int open_file(struct spill *s, uint64_t stream_id, uint32_t level, uint64_t number,
+                     bool write)
+{
+    char name[NAME_MAX_BYTES], folder[NAME_MAX_BYTES];
+    struct stat status;
+    int flags = O_RDWR | O_CLOEXEC | (s->direct ? O_DIRECT : 0) | (write ? O_CREAT : 0);
+    int code = make_slot(s);
+    if (code)
+        return code;
+    stream_name(stream_id, folder);
+    file_name(stream_id, level, number, name);
+    int fd = openat(s->folder_fd, name, flags, 0600);
+    if (fd < 0 && errno == ENOENT && write && mkdirat(s->folder_fd, folder, 0700) == 0)
+        fd = openat(s->folder_fd, name, flags, 0600);
+    if (fd < 0 || fstat(fd, &status)) {
+        code = -errno;
+        if (fd >= 0)
+            close(fd);
+        return code == -EMFILE ? -ENFILE : code; /* ours means: all slots are in use */
+    }
+    int slot = disk_file_add(&s->disk, fd);
+    if (slot < 0) {
+        close(fd);
+        return slot;
+    }
+    s->files[slot] = (struct spill_file){.used = true,
+                                         .stream_id = stream_id,
+                                         .number = number,
+                                         .level = level,
+                                         .grown = (uint64_t)status.st_size / s->shape.record_bytes,
+                                         .blocks = (uint64_t)status.st_blocks * 512};
+    return slot;
+}
+
+/* Room for a record and some more behind it. */
+static int grow(struct spill *s, int slot, uint64_t record)
+{
+    struct spill_file *f = &s->files[slot];
+    uint64_t from = f->grown, bytes = s->shape.record_bytes;
+    uint64_t step = f->level ? SPILL_GROW_MERGED : SPILL_GROW_RECORDS;
+    uint64_t to = (record / step + 1) * step;
+    if (record < f->grown)
+        return 0;
+    if (s->limit && s->stat.bytes_disk + (to - from) * bytes > s->limit)
+        return -EDQUOT;
+    if (fallocate(s->disk.fd[slot], 0, (off_t)(from * bytes), (off_t)((to - from) * bytes)) &&
+        errno != EOPNOTSUPP)
+        return -errno;
+    f->grown = to;
+    account(s, f, slot);
+    return 0;
+}
+
+int spill_file_get(struct spill *s, const struct segment_place *place, bool write)
+{
+    uint64_t number = place->number / SPILL_FILE_RECORDS;
+    int slot = find_file(s, place->stream_id, place->level, number);
+    if (slot < 0)
+        slot = open_file(s, place->stream_id, place->level, number, write);
+    if (slot < 0)
+        return slot;
+    s->files[slot].touched = ++s->uses;
+    int code = write ? grow(s, slot, place->number % SPILL_FILE_RECORDS) : 0;
+    return code ? code : slot;
+}
+
+void spill_files_drop(struct spill *s, uint64_t stream_id)
+{
+    for (uint32_t i = 0; i < DISK_FILES_MAX; i++) {
+        if (!s->files[i].used || s->files[i].stream_id != stream_id)
+            continue;
+        disk_file_drop(&s->disk, i);
+        s->files[i].used = false;
+    }
+}
+
+/* ---- what is there ---- */
+
+struct found {
+    uint64_t bytes;
+    struct spill_range file[SEGMENT_LEVELS]; /* from the first to one past the last */
+};
+
+static int find_files(void *user, int folder, const char *name)
+{
+    struct found *found = user;
+    unsigned level;
+    uint64_t number;
+    char rest[8] = "";
+    add_blocks(&found->bytes, folder, name);
+    if (sscanf(name, "%u-%8" SCNx64 "%7s", &level, &number, rest) != 3 || strcmp(rest, ".seg") ||
+        level >= SEGMENT_LEVELS)
+        return 0;
+    struct spill_range *range = &found->file[level];
+    if (range->from == range->to)
+        *range = (struct spill_range){number, number + 1};
+    else if (number < range->from)
+        range->from = number;
+    else if (number >= range->to)
+        range->to = number + 1;
+    return 0;
+}
+
+/* Whether a record's header is what it should be. */
+static bool is_there(struct spill *s, struct spill_stream *stream, uint32_t level, uint64_t number)
+{
+    struct segment_place place = {.stream_id = stream->id,
+                                  .stream_epoch = stream->epoch,
+                                  .number = number,
+                                  .level = level,
+                                  .offset = spill_offset(s, number)};
+    int slot = spill_file_get(s, &place, false);
+    if (slot < 0)
+        return false;
+    struct disk_op op = {.kind = DISK_READ,
+                         .file = (uint32_t)slot,
+                         .bytes = s->page,
+                         .count = DISK_ALIGN,
+                         .offset = place.offset};
+    if (disk_run(&s->disk, &op) || op.done < op.count)
+        return false;
+    enum segment_fault fault = segment_check_header(&s->shape, s->page, &place);
+    if (fault && fault != SEGMENT_MISSING) {
+        pthread_mutex_lock(&s->lock);
+        spill_note_fault(s, stream, fault);
+        pthread_mutex_unlock(&s->lock);
+    }
+    return !fault;
+}
+
+static void scan_level(struct spill *s, struct spill_stream *stream, uint32_t level,
+                       struct spill_range files)
+{
+    struct spill_range *range = &stream->level[level];
+    uint64_t from = files.from * SPILL_FILE_RECORDS, to = files.to * SPILL_FILE_RECORDS;
+    while (from < to && !is_there(s, stream, level, from))
+        from++;
+    while (to > from && !is_there(s, stream, level, to - 1))
+        to--;
+    *range = (struct spill_range){from, to};
+}
+
+int spill_scan(struct spill *s, struct spill_stream *stream)
+{
+    char name[NAME_MAX_BYTES];
+    struct found found = {0};
+    stream_name(stream->id, name);
+    int fd = open_folder(s->folder_fd, name);
+    if (fd == -ENOENT)
+        return 0;
+    int code = fd < 0 ? fd : each_entry(fd, find_files, &found);
+    if (code)
+        return code;
+    stream->bytes = found.bytes;
+    for (uint32_t level = 0; level < SEGMENT_LEVELS; level++)
+        if (found.file[level].from < found.file[level].to)
+            scan_level(s, stream, level, found.file[level]);
+    return 0;
+}
+
+/* ---- what goes ---- */
+
+/* The whole file. */
+static int unlink_file(struct spill *s, int slot)
+{
+    struct spill_file *f = &s->files[slot];
+    char name[NAME_MAX_BYTES];
+    file_name(f->stream_id, f->level, f->number, name);
+    if (unlinkat(s->folder_fd, name, 0))
+        return -errno;
+    pthread_mutex_lock(&s->lock);
+    struct spill_stream *stream = spill_find(s, f->stream_id);
+    s->stat.bytes_disk -= f->blocks;
+    if (stream)
+        stream->bytes -= f->blocks;
+    pthread_mutex_unlock(&s->lock);
+    disk_file_drop(&s->disk, (uint32_t)slot);
+    f->used = false;
+    return 0;
+}
+
+static int punch_file(struct spill *s, int slot, uint64_t record, uint64_t count)
+{
+    struct spill_file *f = &s->files[slot];
+    if (fallocate(s->disk.fd[slot], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  (off_t)(record * s->shape.record_bytes), (off_t)(count * s->shape.record_bytes)))
+        return -errno;
+    if (record < f->grown && record + count >= f->grown)
+        f->grown = record; /* written again, it needs its blocks again */
+    account(s, f, slot);
+    return 0;
+}
+
+int spill_punch(struct spill *s, struct spill_stream *stream, uint32_t level, uint64_t from,
+                uint64_t to, bool oldest)
+{
+    int code = 0;
+    while (from < to && !code) {
+        struct segment_place place = {.stream_id = stream->id, .number = from, .level = level};
+        uint64_t record = from % SPILL_FILE_RECORDS, count = SPILL_FILE_RECORDS - record;
+        bool to_end = count <= to - from;
+        if (!to_end)
+            count = to - from;
+        from += count;
+        int slot = spill_file_get(s, &place, false);
+        if (slot == -ENOENT)
+            continue;
+        if (slot < 0)
+            code = slot;
+        else if (to_end && (oldest || !record))
+            code = unlink_file(s, slot);
+        else
+            code = punch_file(s, slot, record, count);
+    }
+    return code;
+}
+
+static int unlink_one(void *user, int folder, const char *name)
+{
+    add_blocks(user, folder, name);
+    return unlinkat(folder, name, 0) && errno != ENOENT ? -errno : 0;
+}
+
+int spill_unlink(struct spill *s, uint64_t stream_id)
+{
+    char name[NAME_MAX_BYTES];
+    uint64_t bytes = 0;
+    stream_name(stream_id, name);
+    int fd = open_folder(s->folder_fd, name);
+    if (fd == -ENOENT)
+        return 0;
+    int code = fd < 0 ? fd : each_entry(fd, unlink_one, &bytes);
+    pthread_mutex_lock(&s->lock);
+    s->stat.bytes_disk -= bytes < s->stat.bytes_disk ? bytes : s->stat.bytes_disk;
+    pthread_mutex_unlock(&s->lock);
+    if (!code && unlinkat(s->folder_fd, name, AT_REMOVEDIR))
+        code = -errno;
+    return code;
+}

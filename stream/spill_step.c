@@ -1,0 +1,214 @@
+/*
+ * The step thread's part: what waits is started, what has ended is looked at.
+ *
+ * The lock is held while states change, never while the disk works.
+ */
+#include "stream/spill.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- the end of an operation, under the lock ---- */
+
+static void end_write(struct spill *s, struct spill_io *io, int result)
+{
+    if (result) {
+        s->stat.segments_lost++;
+        s->stat.last_error = result;
+    } else {
+        s->stat.segments_written++;
+    }
+    io->state = IO_FREE;
+    pthread_cond_broadcast(&s->room);
+}
+
+static enum segment_fault fault_of(const struct spill *s, const struct spill_io *io, int result)
+{
+    if (result)
+        return result == -ENOENT ? SEGMENT_MISSING : SEGMENT_UNREADABLE;
+    if (io->op.done < SEGMENT_HEADER_BYTES)
+        return SEGMENT_MISSING; /* the file ends before it */
+    if (io->op.done < io->op.count)
+        return SEGMENT_TORN;
+    return segment_check(&s->shape, io->record, &io->place);
+}
+
+/* True: the fetch is complete and somebody waits for it. */
+static bool end_read(struct spill *s, struct spill_io *io, enum segment_fault fault)
+{
+    struct spill_fetch *f = io->fetch;
+    io->fault = fault;
+    io->state = IO_DONE;
+    if (fault)
+        spill_note_fault(s, &s->streams[io->stream], fault);
+    else
+        s->stat.segments_fetched++;
+    if (--f->left)
+        return false;
+    if (f->abandoned) {
+        f->used = false;
+        return false;
+    }
+    atomic_store(&f->done, true);
+    return true;
+}
+
+static bool end_io(struct spill *s, struct spill_io *io, int result)
+{
+    bool ready = false;
+    /* The check reads a whole record: done before the lock is taken. */
+    enum segment_fault fault = io->kind == SPILL_READ ? fault_of(s, io, result) : SEGMENT_FINE;
+    pthread_mutex_lock(&s->lock);
+    if (io->kind == SPILL_READ)
+        ready = end_read(s, io, fault);
+    else
+        end_write(s, io, result);
+    pthread_mutex_unlock(&s->lock);
+    return ready;
+}
+
+/* ---- its beginning ---- */
+
+/* A record is never read and written at the same time. Under the lock. */
+static bool is_read_now(const struct spill *s, const struct segment_place *place)
+{
+    for (uint32_t i = 0; i < s->options.fetches_max; i++) {
+        const struct spill_fetch *f = &s->fetches[i];
+        for (uint32_t j = 0; f->used && j < f->count; j++)
+            if (f->part[j].state == IO_FLYING && f->part[j].place.number == place->number &&
+                f->part[j].place.level == place->level &&
+                f->part[j].place.stream_id == place->stream_id)
+                return true;
+    }
+    return false;
+}
+
+/* The oldest record that waits for the disk, marked FLYING; reads first, a question waits for
+ * them. NULL: none. */
+static struct spill_io *next_io(struct spill *s, bool writes)
+{
+    struct spill_io *next = NULL;
+    pthread_mutex_lock(&s->lock);
+    for (uint32_t i = 0; i < s->options.fetches_max && !next; i++)
+        for (uint32_t j = 0; s->fetches[i].used && j < s->fetches[i].count && !next; j++)
+            if (s->fetches[i].part[j].state == IO_READY)
+                next = &s->fetches[i].part[j];
+    writes &= !next;
+    for (uint32_t i = 0; i < s->options.staging_max && writes; i++) {
+        struct spill_io *io = &s->staging[i];
+        if (io->state == IO_READY && (!next || io->order < next->order) &&
+            !is_read_now(s, &io->place))
+            next = io;
+    }
+    if (next)
+        next->state = IO_FLYING;
+    pthread_mutex_unlock(&s->lock);
+    return next;
+}
+
+static void put_back(struct spill *s, struct spill_io *io)
+{
+    pthread_mutex_lock(&s->lock);
+    io->state = IO_READY;
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Bytes that the segments waiting to be written will add. */
+static uint64_t growth(struct spill *s)
+{
+    uint64_t bytes = 0;
+    pthread_mutex_lock(&s->lock);
+    for (uint32_t i = 0; i < s->options.staging_max; i++)
+        if (s->staging[i].state == IO_READY)
+            bytes += s->shape.record_bytes;
+    pthread_mutex_unlock(&s->lock);
+    /* A file of this level and one of the next may each grow ahead. */
+    return bytes ? bytes + 2 * SPILL_GROW_RECORDS * s->shape.record_bytes : 0;
+}
+
+/* Starts one record. False: nothing waits, or no file slot is free. */
+static bool start_one(struct spill *s, bool writes, uint32_t *ended, bool *ready)
+{
+    struct spill_io *io = next_io(s, writes);
+    if (!io)
+        return false;
+    int slot = spill_file_get(s, &io->place, io->kind == SPILL_WRITE);
+    if (slot == -EMFILE && s->disk.flying) {
+        put_back(s, io);
+        return false;
+    }
+    if (slot < 0) {
+        *ready |= end_io(s, io, slot);
+        ++*ended;
+        return true;
+    }
+    io->op = (struct disk_op){.kind = io->kind == SPILL_WRITE ? DISK_WRITE : DISK_READ,
+                              .file = (uint32_t)slot,
+                              .bytes = io->record,
+                              .count = s->shape.record_bytes,
+                              .offset = io->place.offset,
+                              .user = io};
+    s->files[slot].users++;
+    disk_start(&s->disk, &io->op);
+    return true;
+}
+
+static uint32_t reap_some(struct spill *s, bool wait, bool *ready)
+{
+    struct disk_op *out[DISK_DEPTH];
+    uint32_t count = disk_reap(&s->disk, out, DISK_DEPTH, wait);
+    for (uint32_t i = 0; i < count; i++) {
+        s->files[out[i]->file].users--;
+        *ready |= end_io(s, out[i]->user, out[i]->result);
+    }
+    return count;
+}
+
+uint32_t spill_step(struct spill *s, bool wait)
+{
+    uint32_t ended = 0, n;
+    bool ready = false;
+    uint64_t rung, need = growth(s);
+    if (read(s->event_fd, &rung, sizeof rung) < 0)
+        assert(errno == EAGAIN || errno == EINTR);
+    if (need && s->limit && s->stat.bytes_disk + need > s->limit) {
+        /* Reads first: what they were promised may be merged away. */
+        while (start_one(s, false, &ended, &ready))
+            ;
+        while (!disk_idle(&s->disk))
+            ended += reap_some(s, true, &ready);
+        spill_make_room(s, need);
+    }
+    do {
+        while (start_one(s, true, &ended, &ready))
+            ;
+        n = reap_some(s, wait && !ended, &ready);
+        ended += n;
+    } while (n);
+    if (ready && s->options.fetched)
+        s->options.fetched(s->options.fetched_user);
+    return ended;
+}
+
+/* Something is put, read or written. */
+static bool busy(struct spill *s)
+{
+    bool found = false;
+    pthread_mutex_lock(&s->lock);
+    for (uint32_t i = 0; i < s->options.staging_max; i++)
+        found |= s->staging[i].state != IO_FREE;
+    for (uint32_t i = 0; i < s->options.fetches_max; i++)
+        found |= s->fetches[i].used && s->fetches[i].left;
+    pthread_mutex_unlock(&s->lock);
+    return found || !disk_idle(&s->disk);
+}
+
+void spill_drain(struct spill *s)
+{
+    while (busy(s))
+        if (!spill_step(s, true))
+            sched_yield(); /* a segment is just being copied */
+}
