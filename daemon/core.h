@@ -17,9 +17,11 @@ enum {
 };
 _Static_assert(REQUEST_BYTES_MAX >= FRAME_BYTES_MAX + ITEMS_MAX * 24 + 1024, "a frame always fits");
 
-/* A producer that was told to wait. */
+/* A producer that is owed an Ack: it was told to wait for room, or did not read the last one. */
 struct waiter {
     bool used;
+    bool for_room; /* the compute thread says when */
+    bool unsent;   /* the tick tries again */
     uint32_t record;
     uint64_t request_id, sequence, bytes_acked;
     struct wire_client client;

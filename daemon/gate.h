@@ -14,7 +14,7 @@
 
 enum {
     GATE_IN_MAX = 1,
-    GATE_OUT_MAX = 32,
+    GATE_OUT_MAX = 256, /* libzmq learns of what was read in halves of this, and late */
     /* One frame in the pipe, one being received, and the replies it has not read. */
     GATE_CLIENT_BYTES = (GATE_IN_MAX + 1) * FRAME_BYTES_HARD_MAX + GATE_OUT_MAX * REPLY_BYTES_MAX,
 };

@@ -99,9 +99,13 @@ void *keeper_main(void *argument)
 {
     struct keeper *keeper = argument;
 
-    while (!atomic_load(keeper->stopping) || atomic_load(&keeper->busy)) {
+    for (;;) {
+        bool stop = atomic_load(keeper->stopping);
+
         keeper_step(keeper);
-        doorbell_wait(&keeper->bell, atomic_load(&keeper->busy) ? 0 : -1);
+        if (stop && !atomic_load(&keeper->busy))
+            return NULL;
+        if (!stop)
+            doorbell_wait(&keeper->bell, -1);
     }
-    return NULL;
 }

@@ -429,5 +429,6 @@ void serve_tick(void *user)
 {
     struct core *core = user;
 
+    serve_owed_tick(core);
     serve_ask_tick(core);
 }

@@ -48,6 +48,7 @@ void stats_list(struct core *core, const struct wire_client *client, uint64_t id
 bool serve_same_client(const struct wire_client *a, const struct wire_client *b);
 void serve_send_opened(struct core *core, const struct wire_client *client, uint64_t id,
                        const struct record *record, bool created);
+void serve_owed_tick(struct core *core);
 /* A request has come back from the journal. */
 void serve_land(struct core *core, const struct wire_client *client, uint32_t bytes);
 /* A request on its way to the journal; flights bound what one client may have there. */

@@ -13,7 +13,7 @@
 #include "daemon/log.h"
 #include "daemon/serve.h"
 
-enum { TEXT_PIECE_MAX = 8 << 10 };
+enum { TEXT_PIECE_MAX = 4 << 10 };
 _Static_assert(TEXT_PIECE_MAX + 1024 <= REPLY_BYTES_MAX, "a piece of an answer fits a reply");
 
 static const struct sample_options sampling_default = {

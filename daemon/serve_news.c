@@ -10,34 +10,35 @@ enum { NEWS_PER_ROUND = 1024 };
 
 /* ---- news of the journal thread ---- */
 
-static void wait_for_room(struct core *core, const struct ingest_result *result)
+/* An Ack stands for all before it, so one entry a producer is enough. NULL: all are taken; it was
+ * told when to try again, or it will attach and learn. */
+static struct waiter *owe(struct core *core, const struct waiter *ack)
 {
-    struct waiter *free = NULL;
+    struct waiter *place = NULL;
+    bool for_room = false;
 
     for (uint32_t i = 0; i < WAITERS_MAX; i++) {
         struct waiter *waiter = &core->waiters[i];
 
-        if (waiter->used && waiter->record == result->record &&
-            serve_same_client(&waiter->client, &result->client) &&
-            strcmp(waiter->producer, result->producer) == 0) {
-            free = waiter;
+        if (waiter->used && waiter->record == ack->record &&
+            serve_same_client(&waiter->client, &ack->client) &&
+            strcmp(waiter->producer, ack->producer) == 0) {
+            place = waiter;
+            for_room = waiter->for_room;
             break;
         }
-        if (!waiter->used && !free)
-            free = waiter;
+        if (!waiter->used && !place)
+            place = waiter;
     }
-    if (!free)
-        return; /* it was told when to try again */
-    free->used = true;
-    free->record = result->record;
-    free->request_id = result->request_id;
-    free->sequence = result->sequence;
-    free->bytes_acked = result->bytes_acked;
-    free->client = result->client;
-    memcpy(free->producer, result->producer, sizeof free->producer);
+    if (!place)
+        return NULL;
+    *place = *ack;
+    place->used = true;
+    place->for_room = for_room;
+    return place;
 }
 
-static void send_ack(struct core *core, const struct waiter *waiter, uint64_t credit)
+static int send_ack(struct core *core, const struct waiter *waiter, uint64_t credit)
 {
     const struct record *record = &core->table.records[waiter->record];
     Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
@@ -55,7 +56,32 @@ static void send_ack(struct core *core, const struct waiter *waiter, uint64_t cr
     reply.id = waiter->request_id;
     reply.body_case = SILT__V1__REPLY__BODY_ACK;
     reply.ack = &ack;
-    reply_send(core, &waiter->client, &reply);
+    return reply_send(core, &waiter->client, &reply);
+}
+
+static uint64_t room_of(const struct core *core, const struct record *record)
+{
+    uint64_t lag = record->slot == SLOT_NONE ? 0 : slot_lag(&core->slots[record->slot]);
+
+    return lag < core->config.lag_tokens_max ? core->config.lag_tokens_max - lag : 0;
+}
+
+/* Sends what is owed, with the room there is now; where the client does not read, the tick tries
+ * again. */
+static void pay(struct core *core, struct waiter *waiter)
+{
+    const struct record *record = &core->table.records[waiter->record];
+
+    waiter->unsent = send_ack(core, waiter, room_of(core, record)) == -EAGAIN;
+    waiter->for_room = false;
+    waiter->used = waiter->unsent;
+}
+
+void serve_owed_tick(struct core *core)
+{
+    for (uint32_t i = 0; i < WAITERS_MAX; i++)
+        if (core->waiters[i].used && core->waiters[i].unsent)
+            pay(core, &core->waiters[i]);
 }
 
 static void send_attached(struct core *core, const struct ingest_result *result)
@@ -92,19 +118,20 @@ static void send_result_error(struct core *core, const struct ingest_result *res
 
 static void feed_result(struct core *core, const struct ingest_result *result)
 {
-    struct waiter once = {.record = result->record,
-                          .request_id = result->request_id,
-                          .sequence = result->sequence,
-                          .bytes_acked = result->bytes_acked,
-                          .client = result->client};
+    struct waiter ack = {.record = result->record,
+                         .request_id = result->request_id,
+                         .sequence = result->sequence,
+                         .bytes_acked = result->bytes_acked,
+                         .client = result->client};
+    struct waiter *owed;
 
-    if (result->credit_tokens == 0)
-        wait_for_room(core, result);
-    memcpy(once.producer, result->producer, sizeof once.producer);
+    memcpy(ack.producer, result->producer, sizeof ack.producer);
+    if (result->credit_tokens == 0 && (owed = owe(core, &ack)))
+        owed->for_room = true;
     if (result->error)
         send_result_error(core, result);
-    else
-        send_ack(core, &once, result->credit_tokens);
+    else if (send_ack(core, &ack, result->credit_tokens) == -EAGAIN && (owed = owe(core, &ack)))
+        owed->unsent = true;
 }
 
 static void create_result(struct core *core, const struct ingest_result *result)
@@ -195,17 +222,12 @@ static void journal_news(struct core *core, const struct ingest_result *result)
 
 static void credit_news(struct core *core, uint32_t slot_index)
 {
-    struct slot *slot = &core->slots[slot_index];
-    uint64_t lag = slot_lag(slot);
-    uint64_t room = lag < core->config.lag_tokens_max ? core->config.lag_tokens_max - lag : 0;
-
     for (uint32_t i = 0; i < WAITERS_MAX; i++) {
         struct waiter *waiter = &core->waiters[i];
 
-        if (!waiter->used || core->table.records[waiter->record].slot != slot_index)
-            continue;
-        send_ack(core, waiter, room);
-        waiter->used = false;
+        if (waiter->used && waiter->for_room &&
+            core->table.records[waiter->record].slot == slot_index)
+            pay(core, waiter);
     }
 }
 

@@ -7,6 +7,8 @@
 #include "daemon/log.h"
 #include "daemon/serve.h"
 
+enum { HEADS_SHOWN_MAX = (REPLY_BYTES_MAX - 2048) / 9 }; /* of 9 bytes each, beside all else */
+
 static const char *const tier_names[TIER_COUNT] = {
     [TIER_SINKS] = "sinks",     [TIER_SUMMARY] = "summary", [TIER_RING] = "ring",
     [TIER_PENDING] = "pending", [TIER_WINDOW] = "window",   [TIER_STATE] = "state",
@@ -47,7 +49,7 @@ static void fill_heads(const struct core *core, const struct slot *slot, struct 
     uint32_t heads = core->info.layer_count * core->info.kv_head_count;
     const struct slot_stat *stat = &slot->stat;
 
-    if (!stat->entries_chunks || heads > HEADS_MAX)
+    if (!stat->entries_chunks || heads > HEADS_SHOWN_MAX)
         return;
     for (uint32_t i = 0; i < heads; i++)
         parts->head_ratio[i] =
