@@ -25,22 +25,23 @@ uint32_t ccm_visible(const struct engine *e, const struct layout *l, const struc
 
 /* Start of the oldest ring chunk once `chunks` are finished; without a ring, of the previous chunk.
  */
-static int64_t ring_start(const struct engine *e, const struct state *state)
+int64_t ccm_ring_start(const struct engine *e, const struct state *state)
 {
     uint64_t previous = state->chunks ? state->chunks - 1 : 0;
     return (int64_t)((previous - state->ring_count) * e->shape.chunk);
 }
 
-/* Un-rotated keys of the summary go to f16 and are rotated to P - m + s; sinks to P - m - 8 + j, or
- * j while P = 0. */
-static void place_old_rows(struct stream *stream)
+/* Un-rotated keys of the summary go to f16 and are rotated to P - kn - m + s; sinks to
+ * P - kn - m - 8 + j, or j while P = 0. */
+void ccm_place_old_rows(struct stream *stream, uint32_t recalled)
 {
     struct engine *e = stream->engine;
     struct kernels *k = e->kernels;
     const struct layout *l = &stream->layout;
     const struct shape *s = &e->shape;
-    int64_t start = ring_start(e, stream->state);
-    int64_t summary_at = start - s->comp, sinks_at = start ? summary_at - s->sinks : 0;
+    int64_t start = ccm_ring_start(e, stream->state);
+    int64_t summary_at = start - (int64_t)recalled * s->chunk - s->comp;
+    int64_t sinks_at = start ? summary_at - s->sinks : 0;
     size_t dim = s->head_dim;
     for (uint32_t j = 0; j < s->sinks; j++)
         rotation_row(e, sinks_at + j, e->rotation + j * dim);
@@ -193,5 +194,5 @@ void ccm_close_chunk(struct stream *stream)
     memset(STATE_AT(state, l->count[state->open], uint32_t), 0, l->heads * sizeof(uint32_t));
     state->chunks++;
     state->chunk_tokens = 0;
-    place_old_rows(stream);
+    ccm_place_old_rows(stream, 0);
 }

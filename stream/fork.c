@@ -10,14 +10,6 @@
 #include <errno.h>
 #include <string.h>
 
-struct fork {
-    struct stream stream; /* over the copied state */
-    struct tail tail;
-    float *logits; /* [vocab] */
-    bool fed;
-    uint64_t position;
-};
-
 static size_t aligned(size_t bytes)
 {
     return (bytes + 63) & ~(size_t)63;
@@ -29,10 +21,17 @@ static size_t tail_bytes(const struct engine *e)
     return aligned((size_t)s->layers * s->kv_heads * FORK_TOKENS_MAX * s->head_dim * sizeof(f16));
 }
 
+static size_t recall_bytes(const struct engine *e)
+{
+    const struct shape *s = &e->shape;
+    return aligned((size_t)s->layers * s->kv_heads * STREAM_RECALL_MAX * s->comp * s->head_dim *
+                   sizeof(f16));
+}
+
 static size_t bytes_for(const struct engine *e, const struct layout *layout)
 {
     return aligned(sizeof(struct fork)) + aligned(layout->bytes) + 2 * tail_bytes(e) +
-           aligned(e->shape.vocab * sizeof(float));
+           2 * recall_bytes(e) + aligned(e->shape.vocab * sizeof(float));
 }
 
 size_t fork_bytes(const struct engine *engine, const struct stream_options *options)
@@ -55,7 +54,10 @@ int fork_open(struct fork **out, const struct stream *stream, void *memory, size
     at += aligned(stream->layout.bytes);
     f->tail.k = (void *)at;
     f->tail.v = (void *)(at + tail_bytes(e));
-    f->logits = (void *)(at + 2 * tail_bytes(e));
+    at += 2 * tail_bytes(e);
+    f->stream.recall_k = (void *)at;
+    f->stream.recall_v = (void *)(at + recall_bytes(e));
+    f->logits = (void *)(at + 2 * recall_bytes(e));
     f->position = stream->state->tokens + stream->state->pending_count;
     stream_compute_pending(&f->stream);
     *out = f;
@@ -91,6 +93,12 @@ int fork_feed(struct fork *f, const int32_t *tokens, uint32_t count)
         f->fed = true;
     }
     return 0;
+}
+
+void fork_rewind(struct fork *fork)
+{
+    fork->tail.count = 0;
+    fork->fed = false;
 }
 
 const float *fork_logits(struct fork *fork)

@@ -370,7 +370,8 @@ static void add_fixed(struct attend_job *job, const struct stream *stream, uint3
              to > from ? to - from : 0, l->head_dim);
 }
 
-/* Summary, sinks, ring; then the previous chunk and what the open one holds. */
+/* Summary, sinks, ring and what was recalled; then the previous chunk and what the open one holds.
+ */
 static void add_memory(struct attend_job *job, const struct forward_item *item, uint32_t index,
                        bool rewrites_last)
 {
@@ -389,6 +390,8 @@ static void add_memory(struct attend_job *job, const struct forward_item *item, 
     } else if (rows) {
         add_fixed(job, stream, index, e->shape.comp, sinks);
     }
+    add_span(job, stream->recall_k, stream->recall_v,
+             (size_t)index * STREAM_RECALL_MAX * e->shape.comp, stream->recall_rows, l->head_dim);
     uint32_t row = STATE_AT_CONST(state, l->row, uint32_t)[index];
     for (uint32_t i = 0; i < 2; i++) {
         uint32_t w = i ? state->open : !state->open;

@@ -157,6 +157,9 @@ struct stream {
     size_t memory_bytes;
     segment_leave_fn *leave;
     void *leave_user;
+    /* a fork's: cold segments brought back, rotated to where they act (recall.c) */
+    f16 *recall_k, *recall_v; /* [layers * kv_heads][STREAM_RECALL_MAX * comp][head_dim] */
+    uint32_t recall_rows;
     /* evaluation only */
     double rows_block[STREAM_BLOCK_TOKENS]; /* see stream_rows_block */
     uint32_t rows_block_count;
@@ -181,6 +184,15 @@ struct tail {
                               stream only */
     f16 *sink_k_raw, *sink_k, *sink_v; /* [layers * kv_heads][sinks][head_dim]; NULL: none */
     uint32_t sinks;                    /* rows of them attended */
+};
+
+/* A question in its own rows behind a copy of a stream's state. */
+struct fork {
+    struct stream stream; /* over the copied state */
+    struct tail tail;
+    float *logits; /* [vocab] */
+    bool fed;
+    uint64_t position;
 };
 
 struct forward_item {
@@ -231,6 +243,10 @@ void ccm_close_chunk(struct stream *stream);
 /* Rows of `fixed` that are attended: [*first, *first + result). */
 uint32_t ccm_visible(const struct engine *engine, const struct layout *layout,
                      const struct state *state, uint32_t *first);
+/* Start of the oldest ring chunk; without a ring, of the previous chunk. */
+int64_t ccm_ring_start(const struct engine *engine, const struct state *state);
+/* Summary and sinks to their places before the ring and `recalled` chunks. */
+void ccm_place_old_rows(struct stream *stream, uint32_t recalled);
 
 /* recall.c: f16 of the key by which recall finds a segment; the key of rows as segment_view has
  * them. */
