@@ -129,7 +129,7 @@ static float shape_scale(const struct shape *s)
 static void expect_gaps(struct check *c, const struct attend_job *job, uint32_t head_dim)
 {
     size_t width = (size_t)job->group * head_dim;
-    uint32_t pattern = 0x7f7f7f7f;
+    uint32_t pattern = UINT32_MAX;
     for (uint32_t i = 0; i < job->queries; i++)
         for (size_t at = width; at < job->out_stride; at++)
             case_same(c, "gap", job->out + i * job->out_stride + at, &pattern, 4);

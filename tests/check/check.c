@@ -35,7 +35,7 @@ enum { PATHS = sizeof paths / sizeof paths[0] };
 
 /* ---- buffers and cases ---- */
 
-enum { GUARD_BYTES = 256, BUFFERS_MAX = 64, GUARD_BYTE = 0xa5, FILL_BYTE = 0x7f };
+enum { GUARD_BYTES = 256, BUFFERS_MAX = 64, GUARD_BYTE = 0xa5, FILL_BYTE = 0xff };
 
 static struct {
     uint8_t *base;

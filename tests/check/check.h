@@ -42,7 +42,7 @@ void case_end(struct check *c);
 /* Marks the case as failed and says why; only the first reason of a case is printed. */
 void case_fail(struct check *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* 64-byte aligned, between guard bands that case_end looks at; filled with a pattern. */
+/* 64-byte aligned, between guard bands that case_end looks at; filled with NaN. */
 void *case_buffer(struct check *c, size_t bytes);
 float *case_floats(struct check *c, size_t count);
 
