@@ -234,6 +234,9 @@ def attend(q, keys, values, column):
     return out.unflatten(2, (group, rows)).permute(0, 3, 1, 2, 4).flatten(2)
 
 
+attention_function = attend     # or attention.attend, where that has been found to agree
+
+
 def core(q, k, v, log_a, log_keep, omega, tables):
     """Pooling, gathering of far rows, attention: q, k, v un-rotated -> [C, n+m, heads*dim]."""
     rows, chunks, n, m = tables.rows, tables.chunks, tables.n, tables.m
@@ -269,7 +272,7 @@ def core(q, k, v, log_a, log_keep, omega, tables):
     before = before.masked_fill(first, HIDDEN).flatten(0, 1)
     hidden = tables.hidden.flatten(0, 1)[:, None].expand(-1, kv_heads, -1)
     column = torch.cat([hidden, before, F.pad(visible, (0, m))], -1)
-    return attend(q, keys, values, column)
+    return attention_function(q, keys, values, column)
 
 
 def stream_layer(x, block, weights, ratio_bias, noise, width, quota, raw, tables, base_shape,
@@ -358,14 +361,14 @@ def plain_layer(x, block, table, base_shape):
     q, k, v = (h @ qkv_weight.t()).split([heads * dim, kv_heads * dim, kv_heads * dim], -1)
     q, k, v = (part.unflatten(-1, (-1, dim)) for part in (q, k, v))
     q, k = rotate(q, table), rotate(k, table)
-    group = heads // kv_heads
-    k, v = (part.repeat_interleave(group, 2).transpose(1, 2) for part in (k, v))
-    out = causal_attention(q.transpose(1, 2), k, v)
+    out = causal_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     x = x + out.transpose(1, 2).flatten(2) @ o_weight.t()
     return mlp(x, ffn_norm, gate_up, down, eps)
 
 
 def causal_attention(q, k, v):
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     if hasattr(F, "scaled_dot_product_attention"):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     score = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
