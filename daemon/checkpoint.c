@@ -46,7 +46,7 @@ static int make_folder(const struct checkpoints *at, uint64_t stream_id, char *f
     if (mkdir(at->folder, 0700) != 0 && errno != EEXIST)
         return -errno;
     if (mkdir(folder, 0700) == 0)
-        return disk_sync_folder(at->disk, at->folder);
+        return files_sync_folder(at->files, at->folder);
     return errno == EEXIST ? 0 : -errno;
 }
 
@@ -54,20 +54,20 @@ static int write_file(const struct checkpoints *at, const char *path,
                       const struct checkpoint_head *head, const void *state)
 {
     static const uint8_t padding[CHECKPOINT_HEAD_BYTES - sizeof *head];
-    const struct disk *disk = at->disk;
-    int fd = disk->open(disk->user, path, O_WRONLY | O_CREAT | O_TRUNC);
+    const struct files *files = at->files;
+    int fd = files->open(files->user, path, O_WRONLY | O_CREAT | O_TRUNC);
     int result, closed;
 
     if (fd < 0)
         return fd;
-    result = disk_write_all(disk, fd, head, sizeof *head, 0);
+    result = files_write_all(files, fd, head, sizeof *head, 0);
     if (!result)
-        result = disk_write_all(disk, fd, padding, sizeof padding, sizeof *head);
+        result = files_write_all(files, fd, padding, sizeof padding, sizeof *head);
     if (!result)
-        result = disk_write_all(disk, fd, state, head->state_bytes, CHECKPOINT_HEAD_BYTES);
+        result = files_write_all(files, fd, state, head->state_bytes, CHECKPOINT_HEAD_BYTES);
     if (!result)
-        result = disk->sync(disk->user, fd);
-    closed = disk->close(disk->user, fd);
+        result = files->sync(files->user, fd);
+    closed = files->close(files->user, fd);
     return result ? result : closed;
 }
 
@@ -93,10 +93,10 @@ int checkpoint_write(const struct checkpoints *at, uint64_t stream_id, uint64_t 
     snprintf(temporary, sizeof temporary, "%s.new", path);
     result = write_file(at, temporary, &head, state);
     if (!result)
-        result = at->disk->rename(at->disk->user, temporary, path);
+        result = at->files->rename(at->files->user, temporary, path);
     if (!result)
-        return disk_sync_folder(at->disk, folder);
-    at->disk->unlink(at->disk->user, temporary);
+        return files_sync_folder(at->files, folder);
+    at->files->unlink(at->files->user, temporary);
     return result;
 }
 
@@ -113,25 +113,25 @@ static bool head_valid(const struct checkpoints *at, const struct checkpoint_hea
 int checkpoint_read(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens, void *state,
                     size_t bytes_max, size_t *bytes)
 {
-    const struct disk *disk = at->disk;
+    const struct files *files = at->files;
     struct checkpoint_head head;
     char path[NAME_MAX_BYTES];
     int fd, result;
 
     path_of(at, stream_id, tokens, path);
-    fd = disk->open(disk->user, path, O_RDONLY);
+    fd = files->open(files->user, path, O_RDONLY);
     if (fd < 0)
         return fd;
-    result = disk_read_all(disk, fd, &head, sizeof head, 0);
+    result = files_read_all(files, fd, &head, sizeof head, 0);
     if (!result && (!head_valid(at, &head, stream_id, tokens) || head.state_bytes > bytes_max))
         result = -EBADMSG;
     if (!result)
-        result = disk_read_all(disk, fd, state, head.state_bytes, CHECKPOINT_HEAD_BYTES);
+        result = files_read_all(files, fd, state, head.state_bytes, CHECKPOINT_HEAD_BYTES);
     if (!result && XXH3_64bits(state, head.state_bytes) != head.state_hash)
         result = -EBADMSG;
     if (!result)
         *bytes = head.state_bytes;
-    disk->close(disk->user, fd);
+    files->close(files->user, fd);
     return result;
 }
 
@@ -194,7 +194,7 @@ void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id)
         char path[NAME_MAX_BYTES];
 
         path_of(at, stream_id, tokens[stale], path);
-        if (at->disk->unlink(at->disk->user, path) != 0)
+        if (at->files->unlink(at->files->user, path) != 0)
             return;
         count--;
         memmove(tokens + stale, tokens + stale + 1, (count - stale) * sizeof *tokens);
@@ -216,7 +216,7 @@ static int empty_folder(const struct checkpoints *at, const char *folder)
         if (entry->d_name[0] == '.')
             continue;
         snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
-        result = at->disk->unlink(at->disk->user, path);
+        result = at->files->unlink(at->files->user, path);
     }
     closedir(list);
     return result;
@@ -233,7 +233,7 @@ int checkpoint_remove(const struct checkpoints *at, uint64_t stream_id)
         return result;
     if (rmdir(folder) != 0)
         return errno == ENOENT ? 0 : -errno;
-    return disk_sync_folder(at->disk, at->folder);
+    return files_sync_folder(at->files, at->folder);
 }
 
 int checkpoint_sweep(const struct checkpoints *at, checkpoint_known_fn *known, void *user)

@@ -13,7 +13,7 @@
 #define SILT_DAEMON_CHECKPOINT_H
 
 #include "daemon/daemon.h"
-#include "daemon/disk.h"
+#include "daemon/files.h"
 
 enum {
     CHECKPOINT_TOKENS = 16384, /* computed between two of a stream: what recovery repeats at most */
@@ -24,7 +24,7 @@ enum {
 };
 
 struct checkpoints {
-    const struct disk *disk;
+    const struct files *files;
     char folder[PATH_BYTES_MAX];
     uint64_t model_fingerprint, adapter_fingerprint;
 };

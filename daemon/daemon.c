@@ -208,7 +208,7 @@ static void wire_keeper(struct core *core)
     struct keeper *keeper = &core->keeper;
 
     pthread_mutex_init(&keeper->lock, NULL);
-    keeper->at = (struct checkpoints){.disk = &disk_real,
+    keeper->at = (struct checkpoints){.files = &files_real,
                                       .model_fingerprint = core->info.model_fingerprint,
                                       .adapter_fingerprint = core->info.adapter_fingerprint};
     snprintf(keeper->at.folder, sizeof keeper->at.folder, "%.*s/checkpoints", PATH_BYTES_MAX - 16,

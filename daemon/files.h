@@ -1,14 +1,14 @@
-/* disk: the file calls that must be able to fail in a test. One table; disk_real is the kernel's.
+/* files: the file calls that must be able to fail in a test. One table; files_real is the kernel's.
  */
-#ifndef SILT_DAEMON_DISK_H
-#define SILT_DAEMON_DISK_H
+#ifndef SILT_DAEMON_FILES_H
+#define SILT_DAEMON_FILES_H
 
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
 /* As the system's calls of the same name, but a negative errno instead of -1. */
-struct disk {
+struct files {
     int (*open)(void *user, const char *path, int flags);
     ssize_t (*read)(void *user, int fd, void *bytes, size_t count, off_t at);
     ssize_t (*write)(void *user, int fd, const void *bytes, size_t count, off_t at);
@@ -18,12 +18,12 @@ struct disk {
     int (*unlink)(void *user, const char *path);
     void *user;
 };
-extern const struct disk disk_real;
+extern const struct files files_real;
 
 /* All of it: goes on after a short one. 0 or a negative errno; -EBADMSG: the file ends before. */
-int disk_read_all(const struct disk *disk, int fd, void *bytes, size_t count, off_t at);
-int disk_write_all(const struct disk *disk, int fd, const void *bytes, size_t count, off_t at);
+int files_read_all(const struct files *files, int fd, void *bytes, size_t count, off_t at);
+int files_write_all(const struct files *files, int fd, const void *bytes, size_t count, off_t at);
 /* Makes the names in a folder durable. */
-int disk_sync_folder(const struct disk *disk, const char *path);
+int files_sync_folder(const struct files *files, const char *path);
 
 #endif

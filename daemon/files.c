@@ -1,4 +1,4 @@
-#include "daemon/disk.h"
+#include "daemon/files.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -53,20 +53,20 @@ static int real_unlink(void *user, const char *path)
     return unlink(path) != 0 ? -errno : 0;
 }
 
-const struct disk disk_real = {.open = real_open,
-                               .read = real_read,
-                               .write = real_write,
-                               .sync = real_sync,
-                               .close = real_close,
-                               .rename = real_rename,
-                               .unlink = real_unlink};
+const struct files files_real = {.open = real_open,
+                                 .read = real_read,
+                                 .write = real_write,
+                                 .sync = real_sync,
+                                 .close = real_close,
+                                 .rename = real_rename,
+                                 .unlink = real_unlink};
 
-int disk_read_all(const struct disk *disk, int fd, void *bytes, size_t count, off_t at)
+int files_read_all(const struct files *files, int fd, void *bytes, size_t count, off_t at)
 {
     uint8_t *to = bytes;
 
     while (count) {
-        ssize_t n = disk->read(disk->user, fd, to, count, at);
+        ssize_t n = files->read(files->user, fd, to, count, at);
 
         if (n == -EINTR)
             continue;
@@ -81,12 +81,12 @@ int disk_read_all(const struct disk *disk, int fd, void *bytes, size_t count, of
     return 0;
 }
 
-int disk_write_all(const struct disk *disk, int fd, const void *bytes, size_t count, off_t at)
+int files_write_all(const struct files *files, int fd, const void *bytes, size_t count, off_t at)
 {
     const uint8_t *from = bytes;
 
     while (count) {
-        ssize_t n = disk->write(disk->user, fd, from, count, at);
+        ssize_t n = files->write(files->user, fd, from, count, at);
 
         if (n == -EINTR)
             continue;
@@ -99,14 +99,14 @@ int disk_write_all(const struct disk *disk, int fd, const void *bytes, size_t co
     return 0;
 }
 
-int disk_sync_folder(const struct disk *disk, const char *path)
+int files_sync_folder(const struct files *files, const char *path)
 {
-    int fd = disk->open(disk->user, path, O_RDONLY | O_DIRECTORY);
+    int fd = files->open(files->user, path, O_RDONLY | O_DIRECTORY);
     int result;
 
     if (fd < 0)
         return fd;
-    result = disk->sync(disk->user, fd);
-    disk->close(disk->user, fd);
+    result = files->sync(files->user, fd);
+    files->close(files->user, fd);
     return result;
 }
