@@ -177,8 +177,8 @@ static int parse(struct eval_options *o, int argc, char **argv)
         {"help", 0, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
-    int found;
-    while ((found = getopt_long(argc, argv, "h", options, NULL)) != -1) {
+    int found, index = 0;
+    while ((found = getopt_long(argc, argv, "h", options, &index)) != -1) {
         if (found == 'h')
             return -1;
         if (found == '?')
@@ -187,8 +187,11 @@ static int parse(struct eval_options *o, int argc, char **argv)
             o->join = true;
         else if (found == OPTION_JSON)
             o->json = true;
-        else if (!set_word(o, found, optarg) && !set_number(o, found, optarg))
-            return usage("this is not possible", argv[optind - 1]);
+        else if (!set_word(o, found, optarg) && !set_number(o, found, optarg)) {
+            fprintf(stderr, "silt-eval: --%s %s is not possible (--help explains)\n",
+                    options[index].name, optarg);
+            return 2;
+        }
     }
     if (optind < argc)
         return usage("one word too many", argv[optind]);

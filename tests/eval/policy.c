@@ -274,15 +274,17 @@ static int run_block(struct runner *r, const struct span *span, const struct doc
     double rows[BLOCK] = {0};
     uint32_t count = block_fill(r, span, at, tokens, targets);
     int result = 0;
-    if (r->options->policy == POLICY_CCM_SWAP)
-        result = feed_other(r, other, at);
-    if (!result && r->history && r->stream)
+    if (r->history && r->stream)
         result = stream_block(r, tokens, NULL, NULL, rows);
     double start = seconds();
     if (!result)
         result = r->history ? history_block(r, tokens, targets, count, at, nll, rows)
                             : stream_block(r, tokens, targets, nll, rows);
     out->seconds += seconds() - start;
+    /* The other goes last: fed first, it would have slid at a chunk's end before the block that
+     * still sees its ring. */
+    if (!result && r->options->policy == POLICY_CCM_SWAP)
+        result = feed_other(r, other, at);
     if (result)
         return result;
     for (uint32_t i = 0; i < count; i++)

@@ -1,0 +1,156 @@
+"""silt-eval on the tiny model: what its policies must agree on, and what it says when it cannot."""
+
+import json
+import subprocess
+
+import lib
+
+EVAL = lib.BUILD / "silt-eval"
+MAKE_TINY = lib.BUILD / "tests/make-tiny"
+WORDS = ["the", "keeper", "of", "lock", "12", "saw", "a", "boat", "at", "06:15,", "then", "rain"]
+
+
+class Trial:
+    """A folder with the tiny model, its adapter and texts."""
+
+    def __init__(self):
+        self.home = lib.folder()
+        subprocess.run([MAKE_TINY, self.home], check=True)
+
+    def run(self, text, policy, *args, code=0, adapter=True):
+        command = [EVAL, "--model", self.home / "tiny.gguf", "--text", text, "--policy", policy,
+                   "--json", *args]
+        if adapter:
+            command += ["--adapter", self.home / "tiny-adapter.gguf"]
+        done = subprocess.run([str(word) for word in command], capture_output=True, check=False,
+                              timeout=120 * lib.SLOW)
+        assert done.returncode == code, (command, done.returncode, done.stderr)
+        if code:
+            assert b"Traceback" not in done.stderr and len(done.stderr) > 20, done.stderr
+            return done.stderr.decode()
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def write(self, name, *texts):
+        path = self.home / name
+        if name.endswith(".txt"):
+            path.write_text(texts[0])
+        else:
+            path.write_text("".join(json.dumps({"id": f"d{i}", "kind": "test", "text": text}) + "\n"
+                                    for i, text in enumerate(texts)))
+        return path
+
+
+def story(seed, words):
+    out = []
+    for i in range(words):
+        seed = (seed * 1103515245 + 12345) % (1 << 31)
+        out.append(WORDS[(seed >> 16) % len(WORDS)] + (".\n" if i % 17 == 16 else ""))
+    return " ".join(out)
+
+
+def near(a, b, least=1e-6):
+    assert abs(a - b) <= least, (a, b)
+
+
+def test_what_a_line_says():
+    trial = Trial()
+    text = trial.write("two.jsonl", story(1, 900), story(2, 400))
+    first, second, total = trial.run(text, "full", "--context", 600)
+    assert (first["document"], first["kind"], first["policy"]) == ("d0", "test", "full")
+    assert total["total"] is True and "document" not in total
+    assert total["tokens"] == first["tokens"] + second["tokens"]
+    for line in (first, second):
+        assert line["tokens_scored"] == line["tokens"] - 1
+        near(sum(line["nll_quarters"]) / 4, line["nll"], 0.01)
+        assert line["dmc_ratio"] == 1 and line["tokens_per_second"] > 0
+    near((first["nll"] * first["tokens_scored"] + second["nll"] * second["tokens_scored"]) /
+         total["tokens_scored"], total["nll"], 1e-5)
+    n = first["tokens"]
+    assert n > 1200
+    near(first["kv_rows_mean"], (600 * 601 / 2 + (n - 600) * 600) / n, 1e-3)
+    assert first["kv_bytes_peak"] == 600 * 2 * 2 * 4 * 2 * 32
+    cut = trial.run(text, "full", "--tokens", 100, "--documents", 1)
+    assert len(cut) == 2 and cut[1]["tokens"] == 100
+
+
+def test_policies_agree_where_they_must():
+    trial = Trial()
+    same = story(3, 1500)
+    short = trial.write("short.jsonl", story(4, 150), story(5, 90))
+    full = trial.run(short, "full")[-1]
+    assert full["tokens"] < 1000
+    # Before anything is compressed, a stream without merging sees what a full context sees.
+    near(trial.run(short, "ccm", "--dmc", 1)[-1]["nll"], full["nll"], 2e-3)
+    twins = trial.write("twins.jsonl", same, same)
+    ccm = trial.run(twins, "ccm", "--dmc", 4)[-1]
+    assert ccm["tokens"] > 3000 and ccm["dmc_ratio"] > 2
+    # The memory of a document just like one's own is one's own.
+    near(trial.run(twins, "ccm-swap", "--dmc", 4)[-1]["nll"], ccm["nll"])
+    assert abs(trial.run(twins, "none", "--dmc", 4)[-1]["nll"] - ccm["nll"]) > 1e-3
+    others = trial.write("others.jsonl", same, story(6, 1500))
+    assert abs(trial.run(others, "ccm-swap", "--dmc", 4)[0]["nll"] - ccm["nll"]) > 1e-4
+    for policy in ("window", "window+lora"):
+        window = trial.run(twins, policy, "--dmc", 4)[-1]
+        near(window["kv_rows_mean"], ccm["kv_rows_mean"], 0.5)
+    near(trial.run(twins, "window", "--kv-rows", 300, adapter=False)[-1]["nll"],
+         trial.run(twins, "full", "--context", 300, adapter=False)[-1]["nll"])
+
+
+def test_blocks_are_independent():
+    trial = Trial()
+    text = trial.write("long.txt", story(7, 900))
+    total = trial.run(text, "full", "--block", 128)[-1]
+    blocks = total["tokens"] // 128
+    assert total["tokens"] == blocks * 128 and blocks > 5
+    assert total["tokens_scored"] == blocks * 63
+    near(total["kv_rows_mean"], 64.5)
+    # A block is as a document of its own: its first one, scored from the middle on.
+    one = trial.run(text, "full", "--block", 128, "--tokens", 128)[-1]
+    whole = trial.run(text, "full", "--tokens", 128)[-1]
+    near(one["nll"], sum(whole["nll_quarters"][2:]) / 2, 0.2)  # but for the token at 64
+
+
+def test_joined_and_packed_texts():
+    trial = Trial()
+    parts = [story(8, 200), story(9, 200)]
+    lines = trial.write("parts.jsonl", *parts)
+    joined = trial.run(lines, "full", "--join")
+    assert len(joined) == 2
+    plain = trial.run(trial.write("plain.txt", "\n\n".join(parts)), "full")
+    assert joined[-1]["tokens"] == plain[-1]["tokens"]
+    near(joined[-1]["nll"], plain[-1]["nll"])
+    packed = subprocess.run(["zstd", "-q", "-k", lines], check=False)
+    if packed.returncode == 0:
+        assert trial.run(str(lines) + ".zst", "full")[-1]["nll"] == \
+            trial.run(lines, "full")[-1]["nll"]
+    torn = trial.home / "torn.jsonl.zst"
+    torn.write_bytes(b"no zstd at all")
+    assert "zstd" in trial.run(torn, "full", code=1)
+
+
+def test_what_it_cannot_do_it_says():
+    trial = Trial()
+    text = trial.write("one.jsonl", story(10, 50))
+    for args, word, code in (((text, "ccm-swap"), "second document", 1),
+                             ((text, "full", "--context", "99999"), "--context", 1),
+                             ((text, "window", "--kv-rows", 3), "--kv-rows", 1),
+                             ((text, "full", "--block", 9000), "--block", 1),
+                             ((text, "ccm", "--dmc", 3), "3", 1),
+                             ((text, "ccm", "--ring", 9999), "--ring", 2),
+                             ((text, "ccm", "--tokens", "many"), "many", 2),
+                             ((text, "clever"), "clever", 2),
+                             ((trial.home / "absent.jsonl", "full"), "absent.jsonl", 1)):
+        said = trial.run(*args, code=code)
+        assert word in said, (args, said)
+    assert "--adapter" in trial.run(text, "ccm", "--adapter", "none", code=1, adapter=False)
+    bad = trial.home / "bad.jsonl"
+    bad.write_text('{"text": "good"}\n{"words": "bad"}\n')
+    assert "line 2" in trial.run(bad, "full", code=1)
+    tiny = trial.write("tiny.jsonl", "a", story(11, 20))
+    assert len(trial.run(tiny, "full")) == 2  # a single token has nothing to score
+    help_text = subprocess.run([EVAL, "--help"], capture_output=True, check=True).stdout
+    assert b"ccm-swap" in help_text and b"--block" in help_text
+
+
+if __name__ == "__main__":
+    lib.main(globals())
