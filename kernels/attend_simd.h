@@ -32,8 +32,7 @@ struct attend_work {
     _Alignas(64) float keys[TILE * DIMS];             /* [row][dims]; few: [dim][row] */
     _Alignas(64) float values[TILE * DIMS];           /* [row][dims] */
     _Alignas(64) float p[TILE * HEADS_MAX * LANES];   /* [row][head][query]; few: [head][row] */
-    vec top[HEADS_MAX], total[HEADS_MAX];             /* [query] */
-    float few_top[HEADS_MAX], few_total[HEADS_MAX];
+    vec top[HEADS_MAX], total[HEADS_MAX];             /* [query]; few: all lanes the same */
     const struct attend_job *job;
     uint32_t head, heads; /* of the group */
     uint32_t query, queries;
@@ -103,6 +102,23 @@ static uint32_t first_seen(const struct attend_work *w, uint32_t row)
     return seen;
 }
 
+/* Rows j.. of the tile that lie in one run of rows starting at row `base` of the job's list. */
+static uint32_t tile_fill(struct attend_work *w, uint32_t j, uint32_t base,
+                          const struct attend_span *span)
+{
+    uint32_t end = min_u32(base + span->rows, w->row + w->rows);
+    if (w->row + j >= end)
+        return j;
+    size_t offset = (size_t)(w->row + j - base) * w->head_dim;
+    const f16 *k = span->k + offset, *v = span->v + offset;
+    for (; w->row + j < end; j++, k += w->head_dim, v += w->head_dim) {
+        w->key_row[j] = k;
+        w->value_row[j] = v;
+        w->seen[j] = UINT32_MAX;
+    }
+    return j;
+}
+
 /* Rows at..at+rows of the job's row list: where they are and who sees them. */
 static void tile_find(struct attend_work *w, uint32_t at)
 {
@@ -110,26 +126,27 @@ static void tile_find(struct attend_work *w, uint32_t at)
     w->row = at;
     w->rows = min_u32(w->rows_end - at, TILE);
     w->plain = w->rows == TILE;
-    uint32_t least = 0, most = 0, base = 0, j = 0;
-    if (job->first && job->span_count > 0)
-        first_range(w, &least, &most);
+    uint32_t base = 0, j = 0;
     for (uint32_t s = 0; s < job->span_count && j < w->rows; base += job->span[s++].rows)
-        for (; j < w->rows && at + j < base + job->span[s].rows; j++) {
-            size_t offset = (size_t)(at + j - base) * w->head_dim;
-            w->key_row[j] = job->span[s].k + offset;
-            w->value_row[j] = job->span[s].v + offset;
-            bool hidden = s == 0 && at + j < most;
-            w->seen[j] = hidden ? first_seen(w, at + j) : UINT32_MAX;
-            w->plain = w->plain && !hidden;
+        j = tile_fill(w, j, base, &job->span[s]);
+    if (job->first && job->span_count > 0) {
+        uint32_t least, most;
+        first_range(w, &least, &most);
+        for (uint32_t i = 0; i < j && at + i < most; i++) {
+            w->seen[i] = first_seen(w, at + i);
+            w->plain = false;
         }
-    for (; j < w->rows; j++) {
-        uint32_t row = at + j - base;
-        assert(job->k_local && row < job->queries);
-        w->key_row[j] = job->k_local + (size_t)row * w->head_dim;
-        w->value_row[j] = job->v_local + (size_t)row * w->head_dim;
-        w->seen[j] = local_seen(w, row);
+    }
+    if (j < w->rows) { /* local rows, if the loop above has passed all spans */
+        uint32_t local = j;
+        struct attend_span span = {job->k_local, job->v_local, job->queries};
+        assert(job->k_local);
+        j = tile_fill(w, j, base, &span);
+        for (uint32_t i = local; i < j; i++)
+            w->seen[i] = local_seen(w, at + i - base);
         w->plain = false;
     }
+    assert(j == w->rows);
     for (; j < TILE; j++)
         w->seen[j] = 0;
 }
@@ -147,6 +164,15 @@ INLINE void row_widen(float *to, const f16 *from, uint32_t head_dim, uint32_t di
 INLINE vec over(vec a, vec total)
 {
     return v_div(a, v_select(v_is_zero(total), v_set(1.0f), total));
+}
+
+static void sums_clear(struct attend_work *w, uint32_t head_floats)
+{
+    memset(w->out, 0, (size_t)w->heads * head_floats * sizeof *w->out);
+    for (uint32_t h = 0; h < w->heads; h++) {
+        w->top[h] = v_set(-FLT_MAX);
+        w->total[h] = v_set(0.0f);
+    }
 }
 
 /* ---- many queries ---- */
@@ -168,11 +194,7 @@ static void many_load(struct attend_work *w)
             UNROLL for (uint32_t i = 0; i < LANES; i++)
                 v_store(w->q + (h * w->dims + c + i) * LANES, block[i]);
         }
-    memset(w->out, 0, (size_t)w->heads * w->dims * LANES * sizeof *w->out);
-    for (uint32_t h = 0; h < w->heads; h++) {
-        w->top[h] = v_set(-FLT_MAX);
-        w->total[h] = v_set(0.0f);
-    }
+    sums_clear(w, w->dims * LANES);
 }
 
 static void many_store(struct attend_work *w)
@@ -233,10 +255,10 @@ INLINE void many_softmax(struct attend_work *w, const uint32_t heads, uint32_t r
             }
         for (uint32_t j = 0; j < rows; j++)
             top = v_max(top, v_load(p + j * next));
-        vec shrink = v_exp(v_sub(w->top[h], top));
+        vec shrink = v_exp_low(v_sub(w->top[h], top));
         vec total = v_mul(w->total[h], shrink);
         for (uint32_t j = 0; j < rows; j++) {
-            vec e = v_exp(v_sub(v_load(p + j * next), top));
+            vec e = v_exp_low(v_sub(v_load(p + j * next), top));
             total = v_add(total, e);
             v_store(p + j * next, e);
         }
@@ -298,24 +320,32 @@ INLINE void many_run(struct attend_work *w, const uint32_t heads)
 
 /* ---- one query of few ---- */
 
-static void few_keys(struct attend_work *w)
+/* LANES rows from row j on, LANES dimensions from c on: rows become columns. */
+INLINE void few_block(struct attend_work *w, uint32_t j, uint32_t c, const bool whole)
 {
     vec block[LANES];
-    for (uint32_t j = 0; j < TILE; j += LANES)
-        for (uint32_t c = 0; c < w->dims; c += LANES) {
-            UNROLL for (uint32_t i = 0; i < LANES; i++)
-            {
-                /* rows past the end repeat the last; nobody sees them */
-                const f16 *from = w->key_row[min_u32(j + i, w->rows - 1)] + c;
-                if (c + LANES <= w->head_dim)
-                    block[i] = v_load_f16(from);
-                else
-                    block[i] = v_load_f16_part(from, w->head_dim - c);
-            }
-            v_transpose(block);
-            UNROLL for (uint32_t i = 0; i < LANES; i++)
-                v_store(w->keys + (c + i) * TILE + j, block[i]);
-        }
+    UNROLL for (uint32_t i = 0; i < LANES; i++)
+    {
+        /* rows past the end repeat the last; nobody sees them */
+        const f16 *from = w->key_row[min_u32(j + i, w->rows - 1)] + c;
+        block[i] = whole ? v_load_f16(from) : v_load_f16_part(from, w->head_dim - c);
+    }
+    v_transpose(block);
+    UNROLL for (uint32_t i = 0; i < LANES; i++)
+    {
+        v_store(w->keys + (c + i) * TILE + j, block[i]);
+    }
+}
+
+static void few_keys(struct attend_work *w)
+{
+    for (uint32_t j = 0; j < TILE; j += LANES) {
+        uint32_t c = 0;
+        for (; c + LANES <= w->head_dim; c += LANES)
+            few_block(w, j, c, true);
+        if (c < w->dims)
+            few_block(w, j, c, false);
+    }
 }
 
 INLINE void few_scores(struct attend_work *w, const float *q, const uint32_t heads)
@@ -337,53 +367,75 @@ INLINE void few_scores(struct attend_work *w, const float *q, const uint32_t hea
         v_store(w->p + i * LANES, v_mul(sum[i], v_set(w->scale)));
 }
 
-/* Scores of query `bit` to weights; out is scaled to the new top. */
-static void few_softmax(struct attend_work *w, float *out, uint32_t h, uint32_t bit)
+/* Scores to weights; what has been summed up of out and total is scaled to the new top. */
+static void few_softmax(struct attend_work *w, uint32_t h)
 {
     enum { PARTS = TILE / LANES };
-    float *p = w->p + h * TILE;
+    float *p = w->p + h * TILE, *out = w->out + h * w->dims;
     if (!w->plain)
         for (uint32_t j = 0; j < TILE; j++)
-            p[j] = w->seen[j] >> bit & 1 ? p[j] : -INFINITY;
-    vec top = v_set(w->few_top[h]);
-    UNROLL for (uint32_t i = 0; i < PARTS; i++) top = v_max(top, v_load(p + i * LANES));
-    float most = v_top(top);
-    float shrink[LANES];
-    v_store(shrink, v_exp(v_set(w->few_top[h] - most)));
+            p[j] = w->seen[j] & 1 ? p[j] : -INFINITY;
+    vec top = w->top[h];
     UNROLL for (uint32_t i = 0; i < PARTS; i++)
-        v_store(p + i * LANES, v_exp(v_sub(v_load(p + i * LANES), v_set(most))));
-    float total = w->few_total[h] * shrink[0];
-    for (uint32_t j = 0; j < w->rows; j++)
-        total += p[j];
-    if (most != w->few_top[h])
-        for (uint32_t c = 0; c < w->dims; c += LANES)
-            v_store(out + c, v_mul(v_load(out + c), v_set(shrink[0])));
-    w->few_top[h] = most;
-    w->few_total[h] = total;
+    {
+        top = v_max(top, v_load(p + i * LANES));
+    }
+    top = v_set(v_top(top));
+    UNROLL for (uint32_t i = 0; i < PARTS; i++)
+    {
+        v_store(p + i * LANES, v_exp_low(v_sub(v_load(p + i * LANES), top)));
+    }
+    if (v_equal(w->top[h], top)) /* shrink would be 1 */
+        return;
+    vec shrink = v_exp_low(v_sub(w->top[h], top));
+    w->total[h] = v_mul(w->total[h], shrink);
+    for (uint32_t c = 0; c < w->dims; c += LANES)
+        v_store(out + c, v_mul(v_load(out + c), shrink));
+    w->top[h] = top;
 }
 
-/* Four vectors of dimensions of all heads at a time. */
-INLINE void few_values(struct attend_work *w, float *out, const uint32_t heads,
-                       const uint32_t parts, uint32_t c)
+/* `parts` vectors of dimensions from c on, of all heads; the weights' total along with the first.
+ */
+INLINE void few_values(struct attend_work *w, const uint32_t heads, uint32_t c,
+                       const uint32_t parts, const bool whole)
 {
-    vec sum[HEADS_MAX * 4];
-    UNROLL for (uint32_t h = 0; h < heads; h++) UNROLL for (uint32_t i = 0; i < parts; i++)
-        sum[h * parts + i] = v_load(out + h * w->dims + c + i * LANES);
-    for (uint32_t j = 0; j < w->rows; j++) {
-        const f16 *v = w->value_row[j] + c;
+    vec sum[HEADS_MAX * 4], total[HEADS_MAX];
+    float *out = w->out + c;
+    UNROLL for (uint32_t h = 0; h < heads; h++)
+    {
+        total[h] = w->total[h];
         UNROLL for (uint32_t i = 0; i < parts; i++)
         {
-            vec value;
-            if (c + (i + 1) * LANES <= w->head_dim)
-                value = v_load_f16(v + i * LANES);
-            else
-                value = v_load_f16_part(v + i * LANES, w->head_dim - c - i * LANES);
-            UNROLL for (uint32_t h = 0; h < heads; h++) sum[h * parts + i] =
-                v_fma(value, v_set(w->p[h * TILE + j]), sum[h * parts + i]);
+            sum[h * parts + i] = v_load(out + h * w->dims + i * LANES);
         }
     }
-    UNROLL for (uint32_t h = 0; h < heads; h++) UNROLL for (uint32_t i = 0; i < parts; i++)
-        v_store(out + h * w->dims + c + i * LANES, sum[h * parts + i]);
+    for (uint32_t j = 0; j < w->rows; j++) {
+        const f16 *from = w->value_row[j] + c;
+        vec value[4];
+        UNROLL for (uint32_t i = 0; i < parts; i++)
+        {
+            value[i] =
+                whole ? v_load_f16(from + i * LANES) : v_load_f16_part(from, w->head_dim - c);
+        }
+        UNROLL for (uint32_t h = 0; h < heads; h++)
+        {
+            vec weight = v_set(w->p[h * TILE + j]);
+            total[h] = v_add(total[h], weight);
+            UNROLL for (uint32_t i = 0; i < parts; i++)
+            {
+                sum[h * parts + i] = v_fma(value[i], weight, sum[h * parts + i]);
+            }
+        }
+    }
+    UNROLL for (uint32_t h = 0; h < heads; h++)
+    {
+        if (c + parts * LANES >= w->dims) /* once a tile */
+            w->total[h] = total[h];
+        UNROLL for (uint32_t i = 0; i < parts; i++)
+        {
+            v_store(out + h * w->dims + i * LANES, sum[h * parts + i]);
+        }
+    }
 }
 
 INLINE void few_run(struct attend_work *w, const uint32_t heads)
@@ -391,26 +443,24 @@ INLINE void few_run(struct attend_work *w, const uint32_t heads)
     const struct attend_job *job = w->job;
     const float *q = job->q + w->query * job->stride + (size_t)w->head * w->head_dim;
     float *out = job->out + w->query * job->out_stride + (size_t)w->head * w->head_dim;
-    memset(w->out, 0, (size_t)heads * w->dims * sizeof *w->out);
-    for (uint32_t h = 0; h < heads; h++) {
-        w->few_top[h] = -FLT_MAX;
-        w->few_total[h] = 0.0f;
-    }
+    sums_clear(w, w->dims);
     for (uint32_t row = w->rows_first; row < w->rows_end; row += TILE) {
+        uint32_t c = 0;
         tile_find(w, row);
         few_keys(w);
         few_scores(w, q, heads);
         for (uint32_t h = 0; h < heads; h++)
-            few_softmax(w, w->out + h * w->dims, h, 0);
-        uint32_t c = 0;
-        for (; c + 4 * LANES <= w->dims; c += 4 * LANES)
-            few_values(w, w->out, heads, 4, c);
-        for (; c < w->dims; c += LANES)
-            few_values(w, w->out, heads, 1, c);
+            few_softmax(w, h);
+        for (; c + 4 * LANES <= w->head_dim; c += 4 * LANES)
+            few_values(w, heads, c, 4, true);
+        for (; c + LANES <= w->head_dim; c += LANES)
+            few_values(w, heads, c, 1, true);
+        if (c < w->dims)
+            few_values(w, heads, c, 1, false);
     }
     for (uint32_t h = 0; h < heads; h++)
         for (uint32_t c = 0; c < w->head_dim; c += LANES) {
-            vec sum = over(v_load(w->out + h * w->dims + c), v_set(w->few_total[h]));
+            vec sum = over(v_load(w->out + h * w->dims + c), w->total[h]);
             v_store_part(out + h * w->head_dim + c, sum, mask_first(w->head_dim - c));
         }
 }

@@ -346,13 +346,11 @@ INLINE void v_transpose(vec a[LANES])
 
 /*
  * e^x within 1.5 units in the last place: x = n ln 2 + r, e^r by a polynomial fitted for the least
- * relative error on |r| <= ln 2 / 2. e^0 is 1 exactly; under -104 it is 0, over 88.7 infinite.
+ * relative error on |r| <= ln 2 / 2. e^0 is 1 exactly; under -104 it is 0.
  */
-INLINE vec v_exp(vec x)
+INLINE vec v_exp_low(vec x) /* x <= 88 */
 {
-    /* Bounds keep n in range; they keep NaN too, since the second operand of max and min wins. */
-    x = v_max(v_set(-105.0f), x);
-    x = v_sub(v_set(0.0f), v_max(v_set(-89.5f), v_sub(v_set(0.0f), x)));
+    x = v_max(v_set(-105.0f), x); /* keeps n in range; and NaN, as the second operand does */
     vec n = v_round(v_mul(x, v_set(0x1.715476p+0f)));
     vec r = v_fma(n, v_set(-0x1.62e4p-1f), x);
     r = v_fma(n, v_set(-0x1.7f7d1cp-20f), r);
@@ -363,6 +361,11 @@ INLINE vec v_exp(vec x)
     p = v_fma(p, r, v_set(0x1.fffffcp-2f));
     p = v_fma(v_mul(p, r), r, r);
     return v_scale2(v_add(p, v_set(1.0f)), n);
+}
+/* The same for any x; over 88.7 it is infinite. */
+INLINE vec v_exp(vec x)
+{
+    return v_exp_low(v_sub(v_set(0.0f), v_max(v_set(-89.5f), v_sub(v_set(0.0f), x))));
 }
 
 /* f16 of part of a vector, by way of memory */
