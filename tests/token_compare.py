@@ -1,6 +1,6 @@
-"""Compares silt's tokenizer, token for token, with the `tokenizers` package (pip install tokenizers).
+"""Compares silt's tokenizer, token for token, with the `tokenizers` package (from PyPI).
 
-    python3 tests/token_compare.py MODEL.gguf [TEXT ...] [--fuzz N] [--seed S] [--dump build/tests/token-dump]
+    python3 tests/token_compare.py MODEL.gguf [TEXT ...] [--fuzz N] [--seed S]
 
 The reference is built from the GGUF's own tokens and merges.  Each TEXT (plain, .jsonl or .jsonl.zst
 with a "text" field) is compared document by document, then N fuzzed documents of random Unicode.
@@ -23,15 +23,16 @@ from tokenizers import Regex, models, pre_tokenizers
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "stream", "retrofit"))
 
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}"
+          r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
 def read_gguf(path):
     """The keys of a GGUF, arrays as lists: just enough of a reader for the tokenizer."""
     data = open(path, "rb").read(64 << 20)
     at = 4 + 4
-    sizes = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+    sizes = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q",
+             11: "<q", 12: "<d"}
 
     def take(form):
         nonlocal at
@@ -68,25 +69,29 @@ def reference(keys):
     merges = [tuple(merge.split(" ", 1)) for merge in keys["tokenizer.ggml.merges"]]
     rule = keys.get("tokenizer.ggml.pre", "default")
     out = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=rule == "llama-bpe"))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule not in ("llama-bpe", "qwen2"))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False,
+                                          use_regex=rule not in ("llama-bpe", "qwen2"))
     if rule in ("smollm", "starcoder"):
         first = pre_tokenizers.Digits(individual_digits=True)
     elif rule in ("llama-bpe", "qwen2"):
-        first = pre_tokenizers.Split(Regex(LLAMA3 % (3 if rule == "llama-bpe" else 1)), "isolated")
+        digits = 3 if rule == "llama-bpe" else 1
+        first = pre_tokenizers.Split(Regex(LLAMA3 % digits), "isolated")
     else:
         return out, byte_level
     return out, first, byte_level
 
 
 def dump(program, model, text, seed):
-    result = subprocess.run([program, model, *([str(seed)] if seed else [])], input=text, capture_output=True, check=True)
+    result = subprocess.run([program, model, *([str(seed)] if seed else [])], input=text,
+                            capture_output=True, check=True)
     return list(struct.unpack(f"<{len(result.stdout) // 4}i", result.stdout))
 
 
 def documents(path, limit):
     if path.endswith((".jsonl", ".jsonl.zst")):
-        raw = subprocess.run(["zstd", "-dqc", path], capture_output=True, check=True).stdout if path.endswith(".zst") \
-            else open(path, "rb").read()
+        packed = path.endswith(".zst")
+        command = ["zstd", "-dqc", path] if packed else ["cat", path]
+        raw = subprocess.run(command, capture_output=True, check=True).stdout
         for line in raw.splitlines():
             text = json.loads(line).get("text") or ""
             yield text[:limit]
@@ -98,19 +103,23 @@ def documents(path, limit):
 
 
 POOLS = [
-    [(0x20, 0x7e)], [(0x61, 0x7a)], [(0x30, 0x39)], [(0x20, 0x20), (0x9, 0xd)], [(0xa0, 0x2ff)], [(0x370, 0x58f)],
-    [(0x5d0, 0x74f)], [(0x900, 0xdff)], [(0x1680, 0x1680), (0x2000, 0x206f), (0x3000, 0x3000), (0x85, 0x85)],
-    [(0x2150, 0x218b), (0x2460, 0x249b), (0xb2, 0xb9), (0x660, 0x669)], [(0x3041, 0x30ff), (0x4e00, 0x4fff)],
-    [(0xac00, 0xadff)], [(0x1f300, 0x1f6ff)], [(0x300, 0x36f)], [(0x1d400, 0x1d7ff)], [(0x10000, 0x1ffff)], [(0x27, 0x27)],
+    [(0x20, 0x7e)], [(0x61, 0x7a)], [(0x30, 0x39)], [(0x20, 0x20), (0x9, 0xd)], [(0xa0, 0x2ff)],
+    [(0x370, 0x58f)], [(0x5d0, 0x74f)], [(0x900, 0xdff)],
+    [(0x1680, 0x1680), (0x2000, 0x206f), (0x3000, 0x3000), (0x85, 0x85)],
+    [(0x2150, 0x218b), (0x2460, 0x249b), (0xb2, 0xb9), (0x660, 0x669)],
+    [(0x3041, 0x30ff), (0x4e00, 0x4fff)], [(0xac00, 0xadff)], [(0x1f300, 0x1f6ff)],
+    [(0x300, 0x36f)], [(0x1d400, 0x1d7ff)], [(0x10000, 0x1ffff)], [(0x27, 0x27)],
     [(0xd, 0xd), (0xa, 0xa)],
 ]
+EDGES = ["'s", "'re", "'ll", " 'd", "'T", "\u2019s", "  ", " \n", "\n\n ", " 1", "\u00a0a", "x'",
+         "' r", "'l", "12 345"]
 
 
 def fuzzed(rng):
     out = []
     for _ in range(rng.randint(1, 400)):
         if rng.random() < 0.2:
-            out.append(rng.choice(["'s", "'re", "'ll", " 'd", "'T", "\u2019s", "  ", " \n", "\n\n ", " 1", "\u00a0a", "x'", "' r", "'l", "12 345"]))
+            out.append(rng.choice(EDGES))
             continue
         low, high = rng.choice(rng.choice(POOLS))
         out.extend(chr(rng.randint(low, high)) for _ in range(rng.choice([1, 1, 2, 3, 7])))
@@ -131,7 +140,8 @@ class Comparison:
 
     def clean(self, text):
         text = text.encode("utf-8", "replace").decode()
-        return "".join(c for c in text if unicodedata.category(c) != "Cn" and not self.missing.intersection(c.encode()))
+        return "".join(c for c in text if unicodedata.category(c) != "Cn" and
+                       not self.missing.intersection(c.encode()))
 
     def compare(self, text, name, seed):
         text = self.clean(text)
@@ -143,7 +153,8 @@ class Comparison:
         for cuts in (0, seed):
             got = dump(self.arguments.dump, self.arguments.model, raw, cuts)
             if got != wanted:
-                at = next((i for i, pair in enumerate(zip(got, wanted)) if pair[0] != pair[1]), min(len(got), len(wanted)))
+                at = next((i for i, (a, b) in enumerate(zip(got, wanted)) if a != b),
+                          min(len(got), len(wanted)))
                 tokens = self.keys["tokenizer.ggml.tokens"]
                 print(f"{name}: differs at token {at} (cuts {cuts}):")
                 print("  silt     ", [tokens[i] for i in got[max(0, at - 3):at + 5]])
@@ -162,7 +173,8 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--bytes-max", type=int, default=1 << 22, help="of each TEXT")
     parser.add_argument("--dump", default="build/tests/token-dump")
-    parser.add_argument("--write", metavar="IDS", help="write the reference's tokens of the one TEXT (tests/golden) and stop")
+    parser.add_argument("--write", metavar="IDS",
+                        help="write the reference's tokens of the one TEXT (tests/golden) and stop")
     arguments = parser.parse_args()
     comparison = Comparison(arguments)
     if arguments.write:
@@ -177,8 +189,9 @@ def main():
             good &= comparison.compare(text, f"{path} document {i}", i + 1)
     for plane in range(0, 0x110000, 0x1000):
         points = (chr(i) for i in range(plane, plane + 0x1000) if not 0xd800 <= i < 0xe000)
-        good &= comparison.compare("".join(f"a{c}b {c}!{c}{c} 1" for c in points if unicodedata.category(c) not in ("Cn", "Co")),
-                                   f"code points from {plane:x}", 0)
+        text = "".join(f"a{c}b {c}!{c}{c} 1" for c in points
+                       if unicodedata.category(c) not in ("Cn", "Co"))
+        good &= comparison.compare(text, f"code points from {plane:x}", 0)
     rng = random.Random(arguments.seed)
     for i in range(0, arguments.fuzz, 100):
         good &= comparison.compare("".join(fuzzed(rng) for _ in range(100)), f"fuzz {i}", i + 1)
