@@ -2,11 +2,12 @@
 
     python3 tests/token_compare.py MODEL.gguf [TEXT ...] [--fuzz N] [--seed S]
 
-The reference is built from the GGUF's own tokens and merges.  Each TEXT (plain, .jsonl or .jsonl.zst
-with a "text" field) is compared document by document, then N fuzzed documents of random Unicode.
-Every code point is
-also tried between letters, signs and blanks.  Left out, by name: code points that Python's Unicode
-does not know (libraries of different age class them differently), bytes the vocabulary has no token for (the reference drops them, silt marks the
+The reference is built from the GGUF's own tokens and merges.  Each TEXT (plain, .jsonl or
+.jsonl.zst with a "text" field) is compared document by document, then N fuzzed documents of random
+Unicode.  Every code point is also tried between letters, signs and blanks.
+
+Left out, by name: code points that Python's Unicode does not know (libraries of different age class
+them differently), bytes the vocabulary has no token for (the reference drops them, silt marks the
 place), and pre-tokens over 1,024 bytes, which silt cuts.  Exits 1 at a difference and prints it.
 """
 import argparse
@@ -195,8 +196,8 @@ def main():
     rng = random.Random(arguments.seed)
     for i in range(0, arguments.fuzz, 100):
         good &= comparison.compare("".join(fuzzed(rng) for _ in range(100)), f"fuzz {i}", i + 1)
-    print(f"{comparison.bytes} bytes, {comparison.tokens} tokens: {'equal' if good else 'DIFFERENT'}"
-          f" ({comparison.cut} documents with pre-tokens over 1,024 bytes left out)")
+    verdict = "equal" if good else "DIFFERENT"
+    print(f"{comparison.bytes} bytes, {comparison.tokens} tokens: {verdict} ({comparison.cut} documents with pre-tokens over 1,024 bytes left out)")
     return 0 if good else 1
 
 
