@@ -197,7 +197,8 @@ def main():
     for i in range(0, arguments.fuzz, 100):
         good &= comparison.compare("".join(fuzzed(rng) for _ in range(100)), f"fuzz {i}", i + 1)
     verdict = "equal" if good else "DIFFERENT"
-    print(f"{comparison.bytes} bytes, {comparison.tokens} tokens: {verdict} ({comparison.cut} documents with pre-tokens over 1,024 bytes left out)")
+    print(f"{comparison.bytes} bytes, {comparison.tokens} tokens: {verdict}"
+          f" ({comparison.cut} documents with pre-tokens over 1,024 bytes left out)")
     return 0 if good else 1
 
 
