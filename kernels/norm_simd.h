@@ -40,9 +40,11 @@ INLINE void quantize_row(void *q, const float *x, uint32_t row, uint32_t rows, u
         float inverse = most < QUANTIZE_TINY ? 0.0f : 127.0f / most;
         float scale = most < QUANTIZE_TINY ? 0.0f : most / 127.0f;
         int8_t *codes = t.codes + (b * t.rows + r) * KERNELS_BLOCK;
-        int32_t sum = 0;
-        UNROLL for (int i = 0; i < KERNELS_BLOCK / LANES; i++) sum +=
-            v_store_bytes(codes + i * LANES, v_mul(value[i], v_set(inverse)));
+        UNROLL for (int i = 0; i < KERNELS_BLOCK / LANES; i++)
+        {
+            value[i] = v_mul(value[i], v_set(inverse));
+        }
+        int32_t sum = v_store_bytes(codes, value);
         t.scale[b * t.rows + r] = scale;
         t.scaled_sum[b * t.rows + r] = scale * (float)sum;
         t.neg_sum[b * t.rows + r] = -sum;

@@ -141,12 +141,13 @@ INLINE vec v_round(vec a)
 {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-/* LANES numbers of magnitude up to 127 to the nearest bytes; returns their sum. */
-INLINE int32_t v_store_bytes(int8_t *to, vec a)
+/* A block of numbers of magnitude up to 127 to the nearest bytes; returns their sum. */
+INLINE int32_t v_store_bytes(int8_t *to, const vec a[KERNELS_BLOCK / LANES])
 {
-    __m512i whole = _mm512_cvtps_epi32(a);
-    _mm_storeu_si128((__m128i *)(void *)to, _mm512_cvtepi32_epi8(whole));
-    return _mm512_reduce_add_epi32(whole);
+    __m512i low = _mm512_cvtps_epi32(a[0]), high = _mm512_cvtps_epi32(a[1]);
+    _mm_storeu_si128((__m128i *)(void *)to, _mm512_cvtepi32_epi8(low));
+    _mm_storeu_si128((__m128i *)(void *)(to + 16), _mm512_cvtepi32_epi8(high));
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
 }
 
 /* Rows become columns. */
@@ -308,17 +309,19 @@ INLINE vec v_round(vec a)
 {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-INLINE int32_t v_store_bytes(int8_t *to, vec a)
+INLINE int32_t v_store_bytes(int8_t *to, const vec a[KERNELS_BLOCK / LANES])
 {
-    __m256i whole = _mm256_cvtps_epi32(a);
-    __m128i words =
-        _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-    _mm_storel_epi64((__m128i *)(void *)to, _mm_packs_epi16(words, words));
-    __m128i four = _mm_madd_epi16(words, _mm_set1_epi16(1));
+    /* Packing works within halves of a register: dwords 0 4 1 5 2 6 3 7 of the bytes come out. */
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i w0 = _mm256_packs_epi32(_mm256_cvtps_epi32(a[0]), _mm256_cvtps_epi32(a[1]));
+    __m256i w1 = _mm256_packs_epi32(_mm256_cvtps_epi32(a[2]), _mm256_cvtps_epi32(a[3]));
+    __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(w0, w1), order);
+    _mm256_storeu_si256((__m256i *)(void *)to, bytes);
+    __m256i eight = _mm256_madd_epi16(_mm256_add_epi16(w0, w1), _mm256_set1_epi16(1));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
 }
-
 INLINE void v_transpose(vec a[LANES])
 {
     __m256 t[LANES];
