@@ -24,16 +24,16 @@ INLINE __m256i broadcast4(const int8_t *from)
 }
 
 /* dot += weights * activations; for 4-bit codes without VNNI the lanes are int16 */
-INLINE __m256i dot_add(__m256i dot, __m256i w, const int8_t *x, const enum packed_layout layout)
+INLINE __m256i dot_add(__m256i dot, __m256i w, __m256i x, const enum packed_layout layout)
 {
 #if DOT_VNNI
     (void)layout;
-    return _mm256_dpbusd_avx_epi32(dot, w, broadcast4(x));
+    return _mm256_dpbusd_avx_epi32(dot, w, x);
 #else
     if (layout != PACKED_Q8_0)
-        return _mm256_add_epi16(dot, _mm256_maddubs_epi16(w, broadcast4(x)));
+        return _mm256_add_epi16(dot, _mm256_maddubs_epi16(w, x));
     w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(broadcast4(x), w));
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     return _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #endif
 }
@@ -51,60 +51,62 @@ INLINE __m256i dot_finish(__m256i dot, int32_t neg_sum, const enum packed_layout
     return dot;
 }
 
-/* One block: dot[] of `rows` rows against 8 columns. codes: this half of the panel's block. */
+/* One block: dot[h * rows + r] of `rows` rows against both halves of a panel, which share each
+ * broadcast of activations. */
 INLINE void block_dots(__m256i dot[], const uint8_t *codes, const int8_t *x, const int rows,
                        const enum packed_layout layout)
 {
-    UNROLL for (int r = 0; r < rows; r++) dot[r] = _mm256_setzero_si256();
-    if (layout == PACKED_Q8_0) {
-        UNROLL for (int g = 0; g < 8; g++)
-        {
-            __m256i w = _mm256_load_si256((const __m256i *)(const void *)(codes + g * 64));
-            UNROLL for (int r = 0; r < rows; r++) dot[r] =
-                dot_add(dot[r], w, x + r * KERNELS_BLOCK + g * 4, layout);
-        }
-        return;
-    }
     const __m256i low = _mm256_set1_epi8(15);
-    UNROLL for (int g = 0; g < 4; g++)
+    UNROLL for (int i = 0; i < 2 * rows; i++)
     {
-        __m256i both = _mm256_load_si256((const __m256i *)(const void *)(codes + g * 64));
-        __m256i a = _mm256_and_si256(both, low);
-        __m256i b = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+        dot[i] = _mm256_setzero_si256();
+    }
+    UNROLL for (int g = 0; g < 8; g++)
+    {
+        __m256i w[2];
+        bool nibbles = layout != PACKED_Q8_0;
+        UNROLL for (int h = 0; h < 2; h++)
+        {
+            const uint8_t *from = codes + (nibbles ? g % 4 : g) * 64 + h * 32;
+            w[h] = _mm256_load_si256((const __m256i *)(const void *)from);
+            if (nibbles)
+                w[h] = _mm256_and_si256(g < 4 ? w[h] : _mm256_srli_epi16(w[h], 4), low);
+        }
         UNROLL for (int r = 0; r < rows; r++)
         {
-            dot[r] = dot_add(dot[r], a, x + r * KERNELS_BLOCK + g * 4, layout);
-            dot[r] = dot_add(dot[r], b, x + r * KERNELS_BLOCK + g * 4 + 16, layout);
+            __m256i a = broadcast4(x + r * KERNELS_BLOCK + g * 4);
+            dot[r] = dot_add(dot[r], w[0], a, layout);
+            dot[rows + r] = dot_add(dot[rows + r], w[1], a, layout);
         }
     }
 }
 
-/* `rows` rows of a tile from r0 on against `halves` halves of a panel from `half` on. */
+/* sum[h * rows + r]: `rows` rows of a tile from r0 on against both halves of a panel. */
 INLINE void strip(__m256 sum[], const struct panel *panel, const struct tile *t, uint32_t r0,
-                  uint32_t blocks, uint32_t half, const int rows, const int halves,
-                  const enum packed_layout layout)
+                  uint32_t blocks, const int rows, const enum packed_layout layout)
 {
-    const size_t code_bytes = layout == PACKED_Q8_0 ? 512 : 256;
-    UNROLL for (int i = 0; i < rows * halves; i++) sum[i] = _mm256_setzero_ps();
+    UNROLL for (int i = 0; i < 2 * rows; i++)
+    {
+        sum[i] = _mm256_setzero_ps();
+    }
     for (size_t b = 0; b < blocks; b++) {
         size_t at = b * t->rows + r0;
-        UNROLL for (int h = 0; h < halves; h++)
+        __m256i dot[2 * STRIP_ROWS];
+        block_dots(dot, panel->codes + b * panel_code_bytes(layout), t->codes + at * KERNELS_BLOCK,
+                   rows, layout);
+        UNROLL for (int h = 0; h < 2; h++)
         {
-            __m256i dot[STRIP_ROWS];
-            size_t column = (half + (size_t)h) * 8;
-            block_dots(dot, panel->codes + b * code_bytes + column * 4,
-                       t->codes + at * KERNELS_BLOCK, rows, layout);
-            __m256 d = v_load_f16(panel->d + b * PANEL_COLS + column);
-            __m256 m = _mm256_setzero_ps();
+            __m256 d = v_load_f16(panel->d + b * PANEL_COLS + h * 8), m = _mm256_setzero_ps();
             if (layout == PACKED_Q4_1)
-                m = v_load_f16(panel->m + b * PANEL_COLS + column);
+                m = v_load_f16(panel->m + b * PANEL_COLS + h * 8);
             UNROLL for (int r = 0; r < rows; r++)
             {
-                __m256i whole = dot_finish(dot[r], t->neg_sum[at + (size_t)r], layout);
-                __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(t->scale[at + (size_t)r]));
+                const size_t i = at + (size_t)r;
+                __m256i whole = dot_finish(dot[h * rows + r], t->neg_sum[i], layout);
+                __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(t->scale[i]));
                 __m256 s = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), ds, sum[h * rows + r]);
                 if (layout == PACKED_Q4_1)
-                    s = _mm256_fmadd_ps(m, _mm256_set1_ps(t->scaled_sum[at + (size_t)r]), s);
+                    s = _mm256_fmadd_ps(m, _mm256_set1_ps(t->scaled_sum[i]), s);
                 sum[h * rows + r] = s;
             }
         }
@@ -132,16 +134,17 @@ INLINE void panels_layout(const struct panel_job *job, uint32_t panel_from, uint
         for (uint32_t tile = row_from / TILE_ROWS; tile * TILE_ROWS < row_to; tile++) {
             struct tile t = tile_at(job->q, job->rows, job->w->cols, tile);
             uint32_t r = 0, row = tile * TILE_ROWS, n = index * PANEL_COLS;
-            for (; r + STRIP_ROWS <= t.rows; r += STRIP_ROWS)
-                for (uint32_t half = 0; half < 2; half++) {
-                    __m256 sum[STRIP_ROWS];
-                    strip(sum, &panel, &t, r, blocks, half, STRIP_ROWS, 1, layout);
-                    UNROLL for (uint32_t i = 0; i < STRIP_ROWS; i++)
-                        store_columns(job, sum[i], row + r + i, n + half * 8);
+            for (; r + STRIP_ROWS <= t.rows; r += STRIP_ROWS) {
+                __m256 sum[2 * STRIP_ROWS];
+                strip(sum, &panel, &t, r, blocks, STRIP_ROWS, layout);
+                UNROLL for (uint32_t i = 0; i < 2 * STRIP_ROWS; i++)
+                {
+                    store_columns(job, sum[i], row + r + i % STRIP_ROWS, n + i / STRIP_ROWS * 8);
                 }
+            }
             for (; r < t.rows; r++) {
                 __m256 sum[2];
-                strip(sum, &panel, &t, r, blocks, 0, 1, 2, layout);
+                strip(sum, &panel, &t, r, blocks, 1, layout);
                 store_columns(job, sum[0], row + r, n);
                 store_columns(job, sum[1], row + r, n + 8);
             }
