@@ -217,14 +217,17 @@ double seconds_now(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-void bench_line(const struct kernels *k, const char *what, double seconds, double macs,
-                double bytes)
+void bench_line(const struct kernels *k, const char *what, double seconds, enum bound bound,
+                double amount)
 {
+    static const char *const unit[BOUND_COUNT] = {"", "GMAC/s int8", "GMAC/s fp32", "GB/s"};
     printf("%-12s %u  %-44s %10.2f us", k->name, k->threads, what, seconds * 1e6);
-    if (macs > 0)
-        printf("  %8.1f GMAC/s", macs / seconds * 1e-9);
-    if (bytes > 0)
-        printf("  %7.1f GB/s", bytes / seconds * 1e-9);
+    if (bound != BOUND_NONE) {
+        double rate = amount / seconds, limit = limit_of(k, bound);
+        printf("  %8.1f %-11s", rate * 1e-9, unit[bound]);
+        if (limit > 0.0)
+            printf(" %4.0f %%", 100.0 * rate / limit);
+    }
     printf("\n");
 }
 

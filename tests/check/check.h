@@ -95,8 +95,13 @@ double seconds_now(void);
         }                                                                                          \
     } while (0)
 
-/* One line: path, threads, what, microseconds, and rates where the counts are not 0. */
-void bench_line(const struct kernels *k, const char *what, double seconds, double macs,
-                double bytes);
+/* What bounds an op: the machine's multiply-adds of a kind, or the bytes that it reads. */
+enum bound { BOUND_NONE, BOUND_INT8, BOUND_FLOAT, BOUND_READ, BOUND_COUNT };
+/* What this machine does in a second at most with so many threads, on the path's instruction set.
+ * Measured at the first call. 0: not known. */
+double limit_of(const struct kernels *k, enum bound bound);
+/* One line: path, threads, what, microseconds, the rate of `amount` and its share of the limit. */
+void bench_line(const struct kernels *k, const char *what, double seconds, enum bound bound,
+                double amount);
 
 #endif

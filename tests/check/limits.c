@@ -15,18 +15,20 @@
 /* Twelve chains of one instruction, so that its latency does not show. Written as text, so that
  * this file needs no instruction set of its own. */
 #define CHAIN(op, r) op " %%" r "15, %%" r "14, %%" r
-#define CHAINS(op, r)                                                                                \
-    CHAIN(op, r)                                                                                     \
-    "0\n" CHAIN(op, r) "1\n" CHAIN(op, r) "2\n" CHAIN(op, r) "3\n" CHAIN(op, r) "4\n" CHAIN(         \
-        op,                                                                                          \
-        r) "5\n" CHAIN(op,                                                                           \
-                       r) "6\n" CHAIN(op,                                                            \
-                                      r) "7\n" CHAIN(op,                                             \
-                                                     r) "8\n" CHAIN(op,                              \
-                                                                    r) "9\n" CHAIN(op,               \
-                                                                                   r) "10"           \
-                                                                                      "\n" CHAIN(op, \
-                                                                                                 r) "11\n"
+#define CHAINS(op, r)                                                                              \
+    CHAIN(op, r)                                                                                   \
+    "0\n" CHAIN(op, r) "1\n" CHAIN(op, r) "2\n" CHAIN(op, r) "3\n" CHAIN(op, r) "4\n" CHAIN(       \
+        op,                                                                                        \
+        r) "5\n" CHAIN(op,                                                                         \
+                       r) "6\n" CHAIN(op,                                                          \
+                                      r) "7\n" CHAIN(op,                                           \
+                                                     r) "8\n" CHAIN(op,                            \
+                                                                    r) "9\n" CHAIN(op,             \
+                                                                                   r) "10"         \
+                                                                                      "\n" CHAIN(  \
+                                                                                          op,      \
+                                                                                          r) "11"  \
+                                                                                             "\n"
 #define CLOBBERS                                                                                   \
     "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",       \
         "xmm11", "xmm14", "xmm15"
@@ -48,35 +50,61 @@ PEAK(peak_fma_512, "vfmadd231ps", "zmm")
 PEAK(peak_vnni_512, "vpdpbusd", "zmm")
 PEAK(peak_bf16_512, "vdpbf16ps", "zmm")
 
+enum peak { PEAK_MADDUBS, PEAK_VNNI_256, PEAK_VNNI_512, PEAK_BF16, PEAK_FMA_256, PEAK_FMA_512 };
 static const struct {
     const char *name;
     uint32_t features;
     void (*run)(void);
     double macs; /* of one instruction */
 } peaks[] = {
-    {"int8  avx2 vpmaddubsw (without its adds)", FEATURE_AVX2, peak_maddubs_256, 32},
-    {"int8  avx-vnni vpdpbusd 256", FEATURE_AVX_VNNI, peak_vnni_256, 32},
-    {"int8  avx512-vnni vpdpbusd 512", FEATURE_AVX512_VNNI, peak_vnni_512, 64},
-    {"bf16  avx512-bf16 vdpbf16ps 512", FEATURE_AVX512_BF16, peak_bf16_512, 32},
-    {"fp32  fma 256", FEATURE_AVX2, peak_fma_256, 8},
-    {"fp32  avx512 512", FEATURE_AVX512, peak_fma_512, 16},
+    [PEAK_MADDUBS] = {"int8  vpmaddubsw 256 (without its adds)", FEATURE_AVX2, peak_maddubs_256,
+                      32},
+    [PEAK_VNNI_256] = {"int8  vpdpbusd 256", FEATURE_AVX_VNNI, peak_vnni_256, 32},
+    [PEAK_VNNI_512] = {"int8  vpdpbusd 512", FEATURE_AVX512_VNNI, peak_vnni_512, 64},
+    [PEAK_BF16] = {"bf16  vdpbf16ps 512", FEATURE_AVX512_BF16, peak_bf16_512, 32},
+    [PEAK_FMA_256] = {"fp32  fma 256", FEATURE_AVX2, peak_fma_256, 8},
+    [PEAK_FMA_512] = {"fp32  fma 512", FEATURE_AVX512, peak_fma_512, 16},
 };
+
+/* Multiply-adds a second of one thread; 0 where the machine cannot. */
+static double peak_macs(enum peak peak)
+{
+    double seconds;
+    if (!(kernels_features() & peaks[peak].features))
+        return 0.0;
+    BENCH_SECONDS(seconds, peaks[peak].run());
+    return PEAK_OPS * peaks[peak].macs / seconds;
+}
 
 static void bench_peaks(void)
 {
-    for (size_t i = 0; i < sizeof peaks / sizeof peaks[0]; i++) {
-        double seconds;
-        if (!(kernels_features() & peaks[i].features))
-            continue;
-        BENCH_SECONDS(seconds, peaks[i].run());
-        printf("limit  %-44s %8.1f GMAC/s a thread\n", peaks[i].name,
-               PEAK_OPS * peaks[i].macs / seconds * 1e-9);
+    for (enum peak i = 0; i < sizeof peaks / sizeof peaks[0]; i++) {
+        double macs = peak_macs(i);
+        if (macs > 0.0)
+            printf("limit  %-44s %8.1f GMAC/s a thread\n", peaks[i].name, macs * 1e-9);
     }
+}
+
+static double path_macs(const struct kernels *k, bool int8)
+{
+    if (strcmp(k->name, "avx512-vnni") == 0)
+        return peak_macs(int8 ? PEAK_VNNI_512 : PEAK_FMA_512);
+    if (strcmp(k->name, "avx-vnni") == 0)
+        return peak_macs(int8 ? PEAK_VNNI_256 : PEAK_FMA_256);
+    if (strcmp(k->name, "avx2") == 0)
+        return peak_macs(int8 ? PEAK_MADDUBS : PEAK_FMA_256);
+    return 0.0;
 }
 
 #else
 static void bench_peaks(void)
 {
+}
+static double path_macs(const struct kernels *k, bool int8)
+{
+    (void)k;
+    (void)int8;
+    return 0.0;
 }
 #endif
 
@@ -103,7 +131,8 @@ static void *reader_run(void *argument)
     return NULL;
 }
 
-static void bench_read(uint32_t threads)
+/* Bytes a second that so many threads read from memory. */
+static double read_bytes(uint32_t threads)
 {
     enum { BYTES = 256 << 20, THREADS_MAX = 64 };
     struct reader reader[THREADS_MAX];
@@ -112,7 +141,7 @@ static void bench_read(uint32_t threads)
     uint64_t *memory = malloc(BYTES);
     if (!memory || threads > THREADS_MAX) {
         free(memory);
-        return;
+        return 0.0;
     }
     memset(memory, 1, BYTES);
     double best = 0.0;
@@ -133,8 +162,25 @@ static void bench_read(uint32_t threads)
         best = BYTES / longest > best ? BYTES / longest : best;
     }
     free(memory);
-    printf("limit  read from memory, %u thread%s %37.1f GB/s\n", threads, threads == 1 ? " " : "s",
-           best * 1e-9);
+    return best;
+}
+
+double limit_of(const struct kernels *k, enum bound bound)
+{
+    static struct {
+        const char *path;
+        double limit[BOUND_COUNT];
+    } known[CHECK_THREADS + 1]; /* by threads */
+    if (k->threads > CHECK_THREADS)
+        return 0.0;
+    if (known[k->threads].path != k->name) {
+        double *limit = known[k->threads].limit;
+        known[k->threads].path = k->name;
+        limit[BOUND_INT8] = k->threads * path_macs(k, true);
+        limit[BOUND_FLOAT] = k->threads * path_macs(k, false);
+        limit[BOUND_READ] = read_bytes(k->threads);
+    }
+    return known[k->threads].limit[bound];
 }
 
 void bench_limits(void)
@@ -145,5 +191,6 @@ void bench_limits(void)
     bench_peaks();
     uint32_t cores = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
     for (uint32_t threads = 1; threads <= cores && threads <= 8; threads *= 2)
-        bench_read(threads);
+        printf("limit  read from memory, %u thread%s %37.1f GB/s\n", threads,
+               threads == 1 ? " " : "s", read_bytes(threads) * 1e-9);
 }

@@ -241,7 +241,11 @@ static void bench_shape(struct check *c, struct kernels *k, uint32_t type, uint3
     char what[80];
     snprintf(what, sizeof what, "matmul %s %ux%u batch %u%s", types[type].name, rows, cols, batch,
              copies > 1 ? " cold" : "");
-    bench_line(k, what, seconds, (double)rows * cols * batch, (double)bytes);
+    if (copies > 1)
+        bench_line(k, what, seconds, BOUND_READ, (double)bytes);
+    else
+        bench_line(k, what, seconds, types[type].quantized ? BOUND_INT8 : BOUND_FLOAT,
+                   (double)rows * cols * batch);
     case_end(c);
 }
 

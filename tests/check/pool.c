@@ -76,5 +76,5 @@ void bench_pool(struct check *c)
 {
     double seconds;
     BENCH_SECONDS(seconds, pool_run(c->two->pool, nothing_piece, NULL, 2));
-    bench_line(c->two, "pool_run of 2 empty pieces", seconds, 0, 0);
+    bench_line(c->two, "pool_run of 2 empty pieces", seconds, BOUND_NONE, 0);
 }
