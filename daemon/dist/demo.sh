@@ -38,7 +38,8 @@ show() {
 }
 # A number of `silt stat --json`.
 number() {
-    build/silt stat $stream --json | python3 -c "import json, sys; print(json.load(sys.stdin)['$1'])"
+    build/silt stat $stream --json |
+        python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"
 }
 
 step "Set-up: packages, build, model"

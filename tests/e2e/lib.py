@@ -162,7 +162,7 @@ class Daemon:
 def tiny():
     """The tiny random model with its adapter: same code, little work."""
     out = BUILD / "tests/tiny"
-    maker = BUILD / "tests/make-tiny"
+    maker = ROOT / "build/tests/make-tiny"
     if not list(out.glob("*.gguf")):
         if not maker.exists():
             raise Skip("no build/tests/make-tiny")
