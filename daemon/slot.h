@@ -73,14 +73,17 @@ struct slot {
     _Atomic uint64_t stream_id; /* 0: not known yet, or forgotten */
     _Atomic uint64_t tokens_acked;
     _Atomic uint64_t bytes_text;
-    _Atomic bool ready;         /* the compute thread has opened the stream and set the ring */
-    _Atomic bool behind;        /* the journal thread wants a ring when there is room */
-    _Atomic bool credit_wanted; /* a producer waits for room */
+    _Atomic uint64_t indexed_to; /* tokens in the text index; the search thread's */
+    _Atomic bool ready;          /* the compute thread has opened the stream and set the ring */
+    _Atomic bool behind;         /* the journal thread wants a ring when there is room */
+    _Atomic bool credit_wanted;  /* a producer waits for room */
 
     pthread_mutex_t stat_lock;
     struct slot_stat stat;
 
     struct ingest_slot ingest; /* the journal thread's */
+
+    struct spill *spill; /* where its cold segments go; NULL: nowhere */
 
     struct stream *stream; /* the compute thread's, as all below */
     uint64_t rate_us, rate_tokens;

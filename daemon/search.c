@@ -1,0 +1,534 @@
+/*
+ * One database a stream; a batch of chunks is one transaction, so a crash leaves whole chunks.
+ *
+ * The lock is held over each round: who forgets a stream waits for at most one batch.
+ */
+#include "daemon/search.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <sqlite3.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "daemon/journal.h"
+#include "daemon/log.h"
+
+enum { EXPRESSION_BYTES = SEARCH_WORDS_MAX * 48, CHUNK_TEXT_MAX = SEARCH_CHUNK_MAX * 24 };
+
+enum { ADD_CHUNK, ADD_WORDS, FIND, GET_TEXT, GET_END, STATEMENTS };
+static const char *const statement_text[STATEMENTS] = {
+    [ADD_CHUNK] = "REPLACE INTO chunks VALUES (?,?,?,?,?,?)",
+    [ADD_WORDS] = "INSERT INTO words (rowid, text) VALUES (?,?)",
+    [FIND] = "SELECT rowid, bm25(words) FROM words WHERE words MATCH ? AND rowid < ? "
+             "ORDER BY rank LIMIT ?",
+    [GET_TEXT] = "SELECT token_from, token_to, time_from_us, text FROM chunks WHERE chunk = ?",
+    [GET_END] = "SELECT max(chunk) FROM chunks",
+};
+static const char schema[] =
+    "CREATE TABLE IF NOT EXISTS chunks (chunk INTEGER PRIMARY KEY, token_from INTEGER,"
+    " token_to INTEGER, time_from_us INTEGER, time_to_us INTEGER, text TEXT);"
+    "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (text, content='chunks',"
+    " content_rowid='chunk', tokenize='porter unicode61 remove_diacritics 2');";
+
+/* An open database. */
+struct word_table {
+    uint64_t stream_id; /* 0: free */
+    uint64_t touched;
+    sqlite3 *db;
+    sqlite3_stmt *statement[STATEMENTS];
+};
+
+/* Where indexing of a live stream stands. */
+struct cursor {
+    uint64_t stream_id; /* 0: free */
+    struct reader_place place;
+    uint64_t chunk; /* being gathered */
+    uint32_t count; /* tokens of it */
+    uint64_t time_from_us, time_to_us;
+    bool failed; /* said once */
+    int32_t tokens[SEARCH_CHUNK_MAX];
+};
+
+struct search {
+    struct search_options options;
+    char folder[PATH_BYTES_MAX + 8];
+    pthread_mutex_t lock; /* of all below */
+    struct doorbell bell;
+    struct reader *reader;
+    struct word_table tables[SEARCH_OPEN_MAX];
+    struct search_job *jobs[SEARCH_JOBS_MAX];
+    uint32_t job_count, slot_next;
+    uint64_t uses;
+    char expression[EXPRESSION_BYTES];
+    uint8_t text[CHUNK_TEXT_MAX];
+    struct cursor cursors[]; /* [slot_count] */
+};
+
+/* ---- databases ---- */
+
+static void path_of(const struct search *s, uint64_t stream_id, const char *end, char *out)
+{
+    snprintf(out, PATH_BYTES_MAX + 48, "%s/%016" PRIx64 ".db%s", s->folder, stream_id, end);
+}
+
+static void close_table(struct word_table *t)
+{
+    for (int i = 0; i < STATEMENTS; i++)
+        sqlite3_finalize(t->statement[i]);
+    sqlite3_close(t->db);
+    memset(t, 0, sizeof *t);
+}
+
+static int unlink_table(const struct search *s, uint64_t stream_id)
+{
+    static const char *const ends[] = {"", "-wal", "-shm"};
+    char path[PATH_BYTES_MAX + 48];
+    int result = 0;
+
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        path_of(s, stream_id, ends[i], path);
+        if (unlink(path) != 0 && errno != ENOENT)
+            result = -errno;
+    }
+    return result;
+}
+
+/* The format and the chunk length a database was made with; another one is made again. */
+static int check_version(const struct search *s, struct word_table *t)
+{
+    int version = SEARCH_FORMAT << 16 | (int)s->options.chunk_tokens, found = 0;
+    sqlite3_stmt *get;
+    char text[64];
+    int code = sqlite3_prepare_v2(t->db, "PRAGMA user_version", -1, &get, NULL);
+
+    if (!code && sqlite3_step(get) == SQLITE_ROW)
+        found = sqlite3_column_int(get, 0);
+    sqlite3_finalize(get);
+    if (code || (found && found != version))
+        return -ESTALE;
+    snprintf(text, sizeof text, "PRAGMA user_version=%d", version);
+    return found || !sqlite3_exec(t->db, text, NULL, NULL, NULL) ? 0 : -EIO;
+}
+
+static int set_up(struct search *s, struct word_table *t)
+{
+    char path[PATH_BYTES_MAX + 48], pragmas[200];
+    int result;
+
+    path_of(s, t->stream_id, "", path);
+    if (sqlite3_open_v2(path, &t->db,
+                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL))
+        return -EIO;
+    snprintf(pragmas, sizeof pragmas,
+             "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-%d;"
+             "PRAGMA mmap_size=0; PRAGMA wal_autocheckpoint=512; PRAGMA journal_size_limit=0;",
+             SEARCH_CACHE_BYTES >> 10);
+    if (sqlite3_exec(t->db, pragmas, NULL, NULL, NULL))
+        return -EIO;
+    result = check_version(s, t);
+    if (!result && sqlite3_exec(t->db, schema, NULL, NULL, NULL))
+        result = -EIO;
+    for (int i = 0; i < STATEMENTS && !result; i++)
+        if (sqlite3_prepare_v3(t->db, statement_text[i], -1, SQLITE_PREPARE_PERSISTENT,
+                               &t->statement[i], NULL))
+            result = -EIO;
+    return result;
+}
+
+/* A stream's database; one that cannot be used is made anew, once. NULL: there is none. */
+static struct word_table *use_table(struct search *s, uint64_t stream_id)
+{
+    struct word_table *t = &s->tables[0];
+    int result;
+
+    for (int i = 0; i < SEARCH_OPEN_MAX; i++) {
+        if (s->tables[i].stream_id == stream_id) {
+            s->tables[i].touched = ++s->uses;
+            return &s->tables[i];
+        }
+        if (s->tables[i].touched < t->touched)
+            t = &s->tables[i];
+    }
+    close_table(t);
+    t->stream_id = stream_id;
+    t->touched = ++s->uses;
+    result = set_up(s, t);
+    if (result) {
+        say(SAY_WARN, "the text index of stream %llu cannot be used (%s): it is made again",
+            (unsigned long long)stream_id, t->db ? sqlite3_errmsg(t->db) : "no memory");
+        close_table(t);
+        unlink_table(s, stream_id);
+        t->stream_id = stream_id;
+        t->touched = ++s->uses;
+        result = set_up(s, t);
+    }
+    if (!result)
+        return t;
+    close_table(t);
+    return NULL;
+}
+
+/* ---- indexing ---- */
+
+/* Special tokens left out, whole characters only. */
+static uint32_t chunk_text(struct search *s, const struct cursor *c)
+{
+    uint32_t used = 0, from = 0;
+
+    for (uint32_t i = 0; i < c->count; i++) {
+        size_t bytes_count;
+        const uint8_t *bytes = token_bytes(s->options.tokenizer, c->tokens[i], &bytes_count);
+
+        if (token_is_special(s->options.tokenizer, c->tokens[i]))
+            continue;
+        if (bytes_count > CHUNK_TEXT_MAX - used)
+            break;
+        memcpy(s->text + used, bytes, bytes_count);
+        used += (uint32_t)bytes_count;
+    }
+    while (from < used && from < 3 && (s->text[from] & 0xc0) == 0x80)
+        from++; /* the rest of a character that began in the chunk before */
+    for (uint32_t back = 1; back <= 3 && back <= used - from; back++) {
+        uint8_t lead = s->text[used - back];
+        uint32_t need = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc0 ? 2 : 1;
+
+        if ((lead & 0xc0) == 0x80)
+            continue;
+        if (need > back)
+            used -= back;
+        break;
+    }
+    memmove(s->text, s->text + from, used - from);
+    return used - from;
+}
+
+static int run(sqlite3_stmt *s)
+{
+    int code = sqlite3_step(s);
+
+    sqlite3_reset(s);
+    sqlite3_clear_bindings(s);
+    return code == SQLITE_DONE ? 0 : -EIO;
+}
+
+static int add_chunk(struct search *s, struct word_table *t, const struct cursor *c)
+{
+    uint32_t bytes = chunk_text(s, c);
+    sqlite3_stmt *add = t->statement[ADD_CHUNK], *words = t->statement[ADD_WORDS];
+    int result;
+
+    sqlite3_bind_int64(add, 1, (int64_t)c->chunk);
+    sqlite3_bind_int64(add, 2, (int64_t)(c->chunk * s->options.chunk_tokens));
+    sqlite3_bind_int64(add, 3, (int64_t)((c->chunk + 1) * s->options.chunk_tokens));
+    sqlite3_bind_int64(add, 4, (int64_t)c->time_from_us);
+    sqlite3_bind_int64(add, 5, (int64_t)c->time_to_us);
+    sqlite3_bind_text(add, 6, (const char *)s->text, (int)bytes, SQLITE_STATIC);
+    result = run(add);
+    if (result)
+        return result;
+    sqlite3_bind_int64(words, 1, (int64_t)c->chunk);
+    sqlite3_bind_text(words, 2, (const char *)s->text, (int)bytes, SQLITE_STATIC);
+    return run(words);
+}
+
+/* Chunks that are in the index: it has no gaps. */
+static uint64_t chunks_of(struct word_table *t)
+{
+    sqlite3_stmt *s = t->statement[GET_END];
+    uint64_t end = 0;
+
+    if (sqlite3_step(s) == SQLITE_ROW && sqlite3_column_type(s, 0) != SQLITE_NULL)
+        end = (uint64_t)sqlite3_column_int64(s, 0) + 1;
+    sqlite3_reset(s);
+    return end;
+}
+
+static int start_cursor(struct search *s, struct cursor *c, struct word_table *t,
+                        uint64_t stream_id)
+{
+    memset(c, 0, offsetof(struct cursor, tokens));
+    c->chunk = chunks_of(t);
+    c->stream_id = stream_id;
+    return reader_seek(s->reader, &c->place, stream_id, c->chunk * s->options.chunk_tokens);
+}
+
+/* Puts tokens into chunks; those of chunks indexed before are skipped. Chunks finished, or error.
+ */
+static int gather(struct search *s, struct cursor *c, struct word_table *t, const int32_t *tokens,
+                  uint64_t first, int count, uint64_t time_us)
+{
+    uint64_t from = c->chunk * s->options.chunk_tokens + c->count;
+    int done = 0, result;
+
+    for (int i = 0; i < count; i++) {
+        if (first + (uint64_t)i < from)
+            continue;
+        if (!c->count)
+            c->time_from_us = time_us;
+        c->time_to_us = time_us;
+        c->tokens[c->count++] = tokens[i];
+        if (c->count < s->options.chunk_tokens)
+            continue;
+        result = add_chunk(s, t, c);
+        if (result)
+            return result;
+        c->chunk++;
+        c->count = 0;
+        done++;
+    }
+    return done;
+}
+
+/* One transaction. 1: there is more; 0: all that is in the journal is indexed. */
+static int index_batch(struct search *s, struct cursor *c, struct word_table *t)
+{
+    int done = 0, count = 1, result = 0;
+
+    if (sqlite3_exec(t->db, "BEGIN", NULL, NULL, NULL))
+        return -EIO;
+    while (!result && done < SEARCH_BATCH && count > 0) {
+        const int32_t *tokens;
+        uint64_t time_us, first = c->place.token;
+
+        count = reader_next(s->reader, &c->place, &tokens, &time_us);
+        result = count < 0 ? count : gather(s, c, t, tokens, first, count, time_us);
+        if (result > 0) {
+            done += result;
+            result = 0;
+        }
+    }
+    if (sqlite3_exec(t->db, result ? "ROLLBACK" : "COMMIT", NULL, NULL, NULL) && !result)
+        result = -EIO;
+    return result ? result : count > 0;
+}
+
+/* The slot's stream goes on being indexed. True: there is more to do now. */
+static bool index_slot(struct search *s, uint32_t index)
+{
+    struct slot *slot = &s->options.slots[index];
+    struct cursor *c = &s->cursors[index];
+    uint64_t stream_id = atomic_load(&slot->stream_id), chunk = s->options.chunk_tokens;
+    struct word_table *t;
+    int result = 0;
+
+    if (!stream_id)
+        return false;
+    if (c->stream_id == stream_id && atomic_load(&slot->tokens_acked) < (c->chunk + 1) * chunk)
+        return false;
+    t = use_table(s, stream_id);
+    if (!t)
+        return false;
+    if (c->stream_id != stream_id)
+        result = start_cursor(s, c, t, stream_id);
+    if (!result)
+        result = index_batch(s, c, t);
+    if (result < 0) {
+        if (!c->failed)
+            say(SAY_WARN, "stream %llu cannot be indexed at chunk %llu (%s): %s",
+                (unsigned long long)stream_id, (unsigned long long)c->chunk, strerror(-result),
+                sqlite3_errmsg(t->db));
+        close_table(t);
+        c->stream_id = 0; /* begins again from what is stored */
+        return false;
+    }
+    atomic_store(&slot->indexed_to, c->chunk * chunk);
+    return result > 0 && atomic_load(&slot->tokens_acked) >= (c->chunk + 1) * chunk;
+}
+
+/* ---- jobs ---- */
+
+static int find(struct search *s, struct word_table *t, struct search_job *job)
+{
+    sqlite3_stmt *f = t->statement[FIND];
+    size_t bytes =
+        search_expression(job->question, job->question_bytes, s->expression, EXPRESSION_BYTES);
+    int code = SQLITE_DONE;
+
+    job->hit_count = 0;
+    if (!bytes)
+        return 0;
+    sqlite3_bind_text(f, 1, s->expression, (int)bytes, SQLITE_STATIC);
+    sqlite3_bind_int64(f, 2, (int64_t)job->chunk_end);
+    sqlite3_bind_int(f, 3, SEARCH_HITS_MAX);
+    while (job->hit_count < SEARCH_HITS_MAX && (code = sqlite3_step(f)) == SQLITE_ROW)
+        job->hits[job->hit_count++] =
+            (struct search_hit){(uint64_t)sqlite3_column_int64(f, 0), -sqlite3_column_double(f, 1)};
+    sqlite3_reset(f);
+    sqlite3_clear_bindings(f);
+    return code == SQLITE_ROW || code == SQLITE_DONE ? 0 : -EIO;
+}
+
+static uint32_t cut_text(const uint8_t *text, uint32_t bytes, uint32_t bytes_max)
+{
+    if (bytes <= bytes_max)
+        return bytes;
+    while (bytes_max && (text[bytes_max] & 0xc0) == 0x80)
+        bytes_max--;
+    return bytes_max;
+}
+
+static void get_text(struct search *s, struct word_table *t, struct search_text *out)
+{
+    sqlite3_stmt *get = t->statement[GET_TEXT];
+
+    out->bytes = 0;
+    out->text[0] = '\0';
+    out->token_from = out->chunk * s->options.chunk_tokens;
+    out->token_to = out->token_from + s->options.chunk_tokens;
+    out->time_us = 0;
+    sqlite3_bind_int64(get, 1, (int64_t)out->chunk);
+    if (sqlite3_step(get) == SQLITE_ROW) {
+        const uint8_t *text = sqlite3_column_text(get, 3);
+
+        out->token_from = (uint64_t)sqlite3_column_int64(get, 0);
+        out->token_to = (uint64_t)sqlite3_column_int64(get, 1);
+        out->time_us = (uint64_t)sqlite3_column_int64(get, 2);
+        out->bytes = cut_text(text, (uint32_t)sqlite3_column_bytes(get, 3), SEARCH_TEXT_MAX - 1);
+        memcpy(out->text, text, out->bytes);
+        out->text[out->bytes] = '\0';
+    }
+    sqlite3_reset(get);
+}
+
+static void run_job(struct search *s, struct search_job *job)
+{
+    struct word_table *t = use_table(s, job->stream_id);
+
+    job->result = t ? 0 : -EIO;
+    job->hit_count = job->kind == SEARCH_FIND ? 0 : job->hit_count;
+    if (t && job->kind == SEARCH_FIND)
+        job->result = find(s, t, job);
+    for (uint32_t i = 0; t && job->kind == SEARCH_TEXTS && i < job->text_count; i++)
+        get_text(s, t, &job->text[i]);
+    atomic_store(&job->done, true);
+    if (s->options.done_bell)
+        doorbell_ring(s->options.done_bell);
+}
+
+/* ---- the thread ---- */
+
+bool search_step(struct search *s)
+{
+    bool more = false;
+
+    pthread_mutex_lock(&s->lock);
+    for (uint32_t i = 0; i < s->job_count; i++)
+        run_job(s, s->jobs[i]);
+    s->job_count = 0;
+    for (uint32_t i = 0; i < s->options.slot_count && !more; i++) {
+        uint32_t slot = (s->slot_next + i) % s->options.slot_count;
+
+        more = index_slot(s, slot);
+        if (more)
+            s->slot_next = (slot + 1) % s->options.slot_count;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return more;
+}
+
+void *search_main(void *search)
+{
+    struct search *s = search;
+
+    while (!atomic_load(s->options.stopping))
+        if (!search_step(s))
+            doorbell_wait(&s->bell, SEARCH_PERIOD_MS);
+    search_step(s); /* nobody waits for a job for ever */
+    return NULL;
+}
+
+void search_wake(struct search *s)
+{
+    doorbell_ring(&s->bell);
+}
+
+int search_submit(struct search *s, struct search_job *job)
+{
+    int result = -EAGAIN;
+
+    atomic_store(&job->done, false);
+    pthread_mutex_lock(&s->lock);
+    if (s->job_count < SEARCH_JOBS_MAX) {
+        s->jobs[s->job_count++] = job;
+        result = 0;
+    }
+    pthread_mutex_unlock(&s->lock);
+    doorbell_ring(&s->bell);
+    return result;
+}
+
+int search_forget(struct search *s, uint64_t stream_id)
+{
+    int result;
+
+    pthread_mutex_lock(&s->lock);
+    for (int i = 0; i < SEARCH_OPEN_MAX; i++)
+        if (s->tables[i].stream_id == stream_id)
+            close_table(&s->tables[i]);
+    for (uint32_t i = 0; i < s->options.slot_count; i++)
+        if (s->cursors[i].stream_id == stream_id)
+            s->cursors[i].stream_id = 0;
+    result = unlink_table(s, stream_id);
+    pthread_mutex_unlock(&s->lock);
+    return result;
+}
+
+size_t search_bytes(uint32_t slot_count, uint32_t item_tokens_max)
+{
+    size_t bytes = sizeof(struct search) + slot_count * sizeof(struct cursor);
+
+    return ((bytes + 63) & ~(size_t)63) + reader_bytes(item_tokens_max);
+}
+
+int search_open(struct search **out, const struct search_options *options, void *memory,
+                char *error, size_t error_bytes)
+{
+    struct search *s = memory;
+    size_t own = search_bytes(options->slot_count, 0) - reader_bytes(0);
+    int result;
+
+    *out = NULL;
+    memset(s, 0, own);
+    s->options = *options;
+    assert(options->chunk_tokens <= SEARCH_CHUNK_MAX);
+    snprintf(s->folder, sizeof s->folder, "%.*s/search", PATH_BYTES_MAX - 1, options->folder);
+    if (mkdir(s->folder, 0700) != 0 && errno != EEXIST) {
+        result = -errno;
+        snprintf(error, error_bytes, "%s cannot be made: %s", s->folder, strerror(errno));
+        return result;
+    }
+    result = doorbell_open(&s->bell);
+    if (result)
+        return result;
+    sqlite3_hard_heap_limit64(JOURNAL_HEAP_BYTES + SEARCH_HEAP_BYTES);
+    result = reader_open(&s->reader, options->folder, options->tokenizer, options->item_tokens_max,
+                         (char *)memory + own);
+    if (result) {
+        snprintf(error, error_bytes, "the journal in %s cannot be read for the text index",
+                 options->folder);
+        doorbell_close(&s->bell);
+        return result;
+    }
+    pthread_mutex_init(&s->lock, NULL);
+    *out = s;
+    return 0;
+}
+
+void search_close(struct search **search)
+{
+    struct search *s = *search;
+
+    if (!s)
+        return;
+    for (int i = 0; i < SEARCH_OPEN_MAX; i++)
+        close_table(&s->tables[i]);
+    reader_close(&s->reader);
+    doorbell_close(&s->bell);
+    pthread_mutex_destroy(&s->lock);
+    *search = NULL;
+}

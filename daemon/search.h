@@ -1,0 +1,108 @@
+/*
+ * search: which parts of a stream a question is about, by its words (SQLite FTS5, BM25).
+ *
+ * Every finished chunk is one row: its text, tokens and time, in a database of its stream's own
+ * (DATA/search), so that removing a stream is removing a file. The rows follow from the journal,
+ * which the search thread reads over its own connection at its own pace; lost or damaged, they are
+ * made again. Questions are put to the same thread as jobs.
+ * Limits: SEARCH_OPEN_MAX databases are open at a time; SQLite's memory grows by SEARCH_HEAP_BYTES.
+ */
+#ifndef SILT_DAEMON_SEARCH_H
+#define SILT_DAEMON_SEARCH_H
+
+#include "daemon/queue.h"
+#include "daemon/slot.h"
+
+enum {
+    SEARCH_FORMAT = 1,
+    SEARCH_OPEN_MAX = 4,
+    SEARCH_CACHE_BYTES = 2 << 20, /* of each */
+    SEARCH_HEAP_BYTES = SEARCH_OPEN_MAX * (SEARCH_CACHE_BYTES + (2 << 20)) + (4 << 20),
+    SEARCH_HITS_MAX = 32,
+    SEARCH_WORDS_MAX = 32,   /* of a question */
+    SEARCH_TEXT_MAX = 2048,  /* of a chunk, as a source shows it */
+    SEARCH_CHUNK_MAX = 1024, /* tokens */
+    SEARCH_BATCH = 16,       /* chunks of one transaction */
+    SEARCH_JOBS_MAX = FORKS_LIVE_MAX,
+    SEARCH_PERIOD_MS = 250, /* it looks for new tokens so often */
+};
+
+struct search_hit {
+    uint64_t chunk;
+    double score; /* larger is better */
+};
+struct search_text {
+    uint64_t chunk, token_from, token_to, time_us;
+    uint32_t bytes;
+    char text[SEARCH_TEXT_MAX]; /* whole UTF-8 characters, terminated */
+};
+
+enum search_kind { SEARCH_FIND, SEARCH_TEXTS };
+/* The caller's until it is done. */
+struct search_job {
+    enum search_kind kind;
+    _Atomic bool done;
+    uint64_t stream_id;
+    int result;
+    /* SEARCH_FIND: chunks below chunk_end that have words of the question, best first */
+    const uint8_t *question;
+    uint32_t question_bytes;
+    uint64_t chunk_end;
+    struct search_hit hits[SEARCH_HITS_MAX];
+    uint32_t hit_count;
+    /* SEARCH_TEXTS: text[i].chunk is given; what is not indexed comes back with 0 bytes */
+    struct search_text text[STREAM_RECALL_MAX];
+    uint32_t text_count;
+};
+
+struct search_options {
+    const char *folder; /* the data folder */
+    const struct tokenizer *tokenizer;
+    uint32_t chunk_tokens;
+    uint32_t item_tokens_max; /* that one item forms */
+    struct slot *slots;       /* [slot_count] */
+    uint32_t slot_count;
+    const struct doorbell *done_bell; /* rung when a job is done; NULL: none */
+    _Atomic bool *stopping;
+};
+
+struct search;
+size_t search_bytes(uint32_t slot_count, uint32_t item_tokens_max);
+/* In the caller's memory, 64-byte aligned. */
+int search_open(struct search **out, const struct search_options *options, void *memory,
+                char *error, size_t error_bytes);
+void search_close(struct search **search);
+void *search_main(void *search);
+/* One round: all jobs, one batch of chunks. True: there is more to index. */
+bool search_step(struct search *search);
+void search_wake(struct search *search);
+/* -EAGAIN: too many jobs. Any thread. */
+int search_submit(struct search *search, struct search_job *job);
+/* Its rows are gone when this returns, and none come. Any thread but search's. */
+int search_forget(struct search *search, uint64_t stream_id);
+
+/* search_query.c: the question as an FTS5 expression; 0: no word is in it. */
+size_t search_expression(const uint8_t *question, size_t bytes_count, char *out, size_t out_bytes);
+
+/* search_read.c: the tokens of a stream, out of the journal. */
+struct reader_place {
+    uint64_t stream_id, ordinal;
+    size_t offset;  /* bytes of a text item already taken */
+    uint64_t token; /* the next one formed here */
+    struct token_text text;
+};
+struct reader;
+/* tokens_max: of one item, at least SEARCH_TOKENS_MIN. */
+size_t reader_bytes(uint32_t tokens_max);
+int reader_open(struct reader **out, const char *folder, const struct tokenizer *tokenizer,
+                uint32_t tokens_max, void *memory);
+void reader_close(struct reader **reader);
+/* To the item in which a token begins; tokens before it come again and are to be skipped. */
+int reader_seek(struct reader *reader, struct reader_place *place, uint64_t stream_id,
+                uint64_t token);
+/* The next tokens, some of one item, valid until the next call; time_us is the item's. 0: none yet.
+ */
+int reader_next(struct reader *reader, struct reader_place *place, const int32_t **tokens,
+                uint64_t *time_us);
+
+#endif
