@@ -10,11 +10,14 @@
 
 #include <stdatomic.h>
 
+#include "daemon/search.h"
 #include "daemon/slot.h"
 #include "daemon/wire.h"
 
 enum ask_stage { ASK_FREE, ASK_RUNNING, ASK_KEEPING, ASK_ENDING };
-enum ask_phase { PHASE_IDLE, PHASE_WAIT, PHASE_PREFILL, PHASE_DECODE };
+enum ask_phase { PHASE_IDLE, PHASE_WAIT, PHASE_FIND, PHASE_FETCH, PHASE_PREFILL, PHASE_DECODE };
+/* Silt__V1__Ask__Recall */
+enum ask_recall { RECALL_AUTO, RECALL_NONE, RECALL_SEGMENTS, RECALL_TEXT };
 
 struct ask_end {
     uint64_t position;
@@ -32,6 +35,7 @@ struct ask {
     /* The loop's; the compute thread reads what stands before `stage`. */
     uint32_t slot;
     bool wait, keep;
+    enum ask_recall recall;
     uint32_t tokens_max;
     struct sample_options sampling;
     struct stop_strings stop;
@@ -60,6 +64,15 @@ struct ask {
     uint32_t answer_count, answer_bytes, answer_max;
     int32_t tokens[FORK_TOKENS_MAX]; /* prompt, then answer */
     uint64_t position, started_us, decode_us;
+    /* Recall: the job is the search thread's while it is under way; its texts are the answer's
+     * sources, which the loop thread reads once the answer has ended. */
+    struct search_job job;
+    bool searching;
+    struct spill_fetch *fetch;
+    uint64_t chunks[STREAM_RECALL_MAX]; /* chosen, best first */
+    uint32_t chunk_count;
+    uint64_t cold_chunks; /* chunks below have left the ring */
+    uint32_t recalled;    /* segments that came back */
 };
 
 #endif

@@ -50,6 +50,7 @@ void ask_begin(struct sched *sched, struct ask *ask)
     ask->prompt_count = ask->fed = 0;
     ask->answer_count = ask->answer_bytes = 0;
     ask->position = ask->started_us = ask->decode_us = 0;
+    ask->chunk_count = ask->recalled = ask->job.text_count = 0;
     ask->held = ask->stop;
     sampler_init(&ask->sampler, &ask->sampling);
 }
@@ -73,7 +74,7 @@ static int build_prompt(struct sched *sched, struct ask *ask)
     if (ask->system_bytes)
         result = add_turn(sched, ask, "system", ask->system, ask->system_bytes);
     if (!result)
-        result = add_turn(sched, ask, "user", ask->question, ask->question_bytes);
+        result = ask_recall_prompt(sched, ask);
     if (result)
         return result;
     n = token_turn_open(sched->tokenizer, "assistant", ask->tokens + ask->prompt_count,
@@ -93,7 +94,6 @@ static bool wait_over(const struct ask *ask, const struct slot *slot)
 static bool start(struct sched *sched, struct ask *ask)
 {
     struct slot *slot = &sched->slots[ask->slot];
-    uint32_t room;
     int result;
 
     if (!slot->stream || slot->stat.failed) {
@@ -103,12 +103,6 @@ static bool start(struct sched *sched, struct ask *ask)
     }
     if (!wait_over(ask, slot))
         return false;
-    result = build_prompt(sched, ask);
-    if (result) {
-        fail(sched, ask, SILT__V1__ERROR__CODE__TOO_LARGE,
-             "question and system text do not fit a fork: shorten them");
-        return true;
-    }
     result = fork_open(&ask->fork, slot->stream, ask->memory, ask->memory_bytes);
     if (result) {
         fail(sched, ask, SILT__V1__ERROR__CODE__NO_SPACE,
@@ -117,19 +111,37 @@ static bool start(struct sched *sched, struct ask *ask)
     }
     ask->started_us = clock_us();
     ask->position = fork_position(ask->fork);
+    if (!ask_find(sched, ask))
+        ask->phase = PHASE_PREFILL;
+    return true;
+}
+
+/* What it needs is in the fork: now it can be written down. False: it does not fit. */
+static bool begin_prefill(struct sched *sched, struct ask *ask)
+{
+    uint32_t room;
+
+    if (build_prompt(sched, ask)) {
+        fail(sched, ask, SILT__V1__ERROR__CODE__TOO_LARGE,
+             "question and system text do not fit a fork: shorten them");
+        return false;
+    }
     room = fork_room(ask->fork);
     room = room > ask->prompt_count ? room - ask->prompt_count : 0;
     ask->answer_max = ask->tokens_max < room ? ask->tokens_max : room;
-    ask->phase = PHASE_PREFILL;
     return true;
 }
 
 static void prefill(struct sched *sched, struct ask *ask)
 {
-    uint32_t left = ask->prompt_count - ask->fed;
-    uint32_t count = left < STREAM_BLOCK_TOKENS ? left : STREAM_BLOCK_TOKENS;
-    int result = fork_feed(ask->fork, ask->tokens + ask->fed, count);
+    uint32_t left, count;
+    int result;
 
+    if (!ask->prompt_count && !begin_prefill(sched, ask))
+        return;
+    left = ask->prompt_count - ask->fed;
+    count = left < STREAM_BLOCK_TOKENS ? left : STREAM_BLOCK_TOKENS;
+    result = fork_feed(ask->fork, ask->tokens + ask->fed, count);
     if (result) {
         fail(sched, ask, SILT__V1__ERROR__CODE__INTERNAL, "the question cannot be computed");
         return;
@@ -204,12 +216,17 @@ static void decode(struct sched *sched, struct ask *ask)
 bool ask_step(struct sched *sched, struct ask *ask)
 {
     if (atomic_load(&ask->cancelled)) {
+        if (!ask_recall_end(ask))
+            return false;
         finish(sched, ask, SILT__V1__DONE__FINISH__CANCELLED);
         return true;
     }
     switch (ask->phase) {
     case PHASE_WAIT:
         return start(sched, ask);
+    case PHASE_FIND:
+    case PHASE_FETCH:
+        return ask_recall_step(sched, ask);
     case PHASE_PREFILL:
         prefill(sched, ask);
         return true;

@@ -58,6 +58,12 @@ struct core {
     _Atomic bool disk_failed;
     _Atomic uint64_t disk_bytes, tokens_computed;
 
+    struct spill *spill;   /* cold segments; NULL: compression is off */
+    struct search *search; /* text index */
+    void *spill_memory, *search_memory;
+    pthread_t search_thread;
+    bool search_runs;
+
     /* The loop thread's. */
     struct loop loop;
     struct gate gate;

@@ -18,7 +18,7 @@
 #include "daemon/serve.h"
 
 enum {
-    THREAD_COUNT = 3, /* beside the loop: journal, compute, keeper */
+    THREAD_COUNT = 4, /* beside the loop: journal, compute, keeper, search */
     THREAD_STACK_BYTES = 1 << 20,
     LIBRARY_MARGIN_BYTES = 16 << 20, /* what libzmq, the C library and stacks grow by */
 };
@@ -116,6 +116,16 @@ static int open_engine(struct core *core, char *error, size_t error_bytes)
     return 0;
 }
 
+/* Streams left open are at most the default: the plan only lowers them. */
+static void measure_cold(struct core *core, struct plan_costs *costs)
+{
+    uint32_t streams = core->config.streams_max ? core->config.streams_max : PLAN_STREAMS_DEFAULT;
+    struct spill_options options = cold_options(core, streams);
+
+    costs->spill_bytes = core->info.adapter_fingerprint ? spill_bytes(core->engine, &options) : 0;
+    costs->search_bytes = search_bytes(streams, ingest_scratch_tokens(core->config.lag_tokens_max));
+}
+
 static int measure(struct core *core, struct plan_costs *costs, char *error, size_t error_bytes)
 {
     struct stream_options options = {0};
@@ -141,6 +151,7 @@ static int measure(struct core *core, struct plan_costs *costs, char *error, siz
         bytes = stream_bytes(core->engine, &options, error, error_bytes);
         costs->state_bytes = bytes > costs->state_bytes ? bytes : costs->state_bytes;
     }
+    measure_cold(core, costs);
     costs->library_bytes = LIBRARY_MARGIN_BYTES + THREAD_COUNT * THREAD_STACK_BYTES + files;
     if (anonymous > engine_bytes)
         costs->library_bytes += anonymous - engine_bytes;
@@ -271,7 +282,9 @@ int daemon_open(struct daemon **out, const struct config *config, char *error, s
         goto error;
     wire_threads(core);
     wire_keeper(core);
-    result = gate_open(&core->gate, config->listen, error, error_bytes);
+    result = cold_open(core, error, error_bytes);
+    if (!result)
+        result = gate_open(&core->gate, config->listen, error, error_bytes);
     if (!result)
         result = serve_start(core, error, error_bytes);
     if (result)
@@ -311,6 +324,13 @@ static void *run_keeper(void *user)
     struct core *core = user;
 
     return keeper_main(&core->keeper);
+}
+
+static void *run_search(void *user)
+{
+    struct core *core = user;
+
+    return search_main(core->search);
 }
 
 /* Signals belong to the loop thread. */
@@ -373,6 +393,9 @@ int daemon_run(struct daemon *daemon)
         result = start_thread(&core->keeper_thread, run_keeper, core);
     core->keeper_runs = core->compute_runs && result == 0;
     if (!result)
+        result = start_thread(&core->search_thread, run_search, core);
+    core->search_runs = core->keeper_runs && result == 0;
+    if (!result)
         result = loop_add_fd(&core->loop, core->stop_bell.fd, begin_stop, core);
     if (!result)
         result = loop_add_fd(&core->loop, core->loop_bell.fd, serve_news, core);
@@ -405,6 +428,10 @@ static void join_threads(struct core *core)
         doorbell_ring(&core->compute_bell);
         pthread_join(core->compute_thread, NULL);
     }
+    if (core->search_runs) {
+        search_wake(core->search);
+        pthread_join(core->search_thread, NULL);
+    }
     atomic_store(&core->keeper_stopping, true);
     if (core->keeper_runs) {
         doorbell_ring(&core->keeper.bell);
@@ -425,6 +452,7 @@ void daemon_close(struct daemon **daemon)
         fork_close(&core->asks[i].fork);
     for (uint32_t i = 0; core->slots && i < core->plan.streams_max; i++)
         stream_close(&core->slots[i].stream);
+    cold_close(core);
     journal_close(&core->journal);
     engine_close(&core->engine);
     arena_close(&core->arena);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "daemon/log.h"
+#include "daemon/search.h"
 #include "daemon/replay.h"
 
 enum { SLICE_BYTES = 4096 };
@@ -364,6 +365,8 @@ static void apply_remove(struct ingest *ingest, struct slot *slot,
     error = journal_stream_remove(ingest->journal, request->stream_id);
     if (!error && ingest->keeper)
         error = keeper_forget(ingest->keeper, request->stream_id, slot);
+    if (!error && ingest->search)
+        error = search_forget(ingest->search, request->stream_id);
     if (error)
         storage_failed(ingest, error);
 }

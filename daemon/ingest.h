@@ -68,6 +68,7 @@ struct item_place {
 };
 
 struct ingest {
+    struct search *search; /* forgets what is removed; NULL: none */
     struct journal *journal;
     const struct tokenizer *tokenizer;
     struct slot *slots; /* [slot_count] */

@@ -10,8 +10,9 @@
 
 #include "daemon/journal.h"
 #include "daemon/layout.h"
+#include "daemon/search.h"
 
-enum { STREAMS_DEFAULT = 16, FORKS_DEFAULT = 4, EXTENT_ALIGN = 64 };
+enum { FORKS_DEFAULT = 4, EXTENT_ALIGN = 64, COLD_ALIGN = 4096 /* the arena may skip as much */ };
 
 static void add(struct plan *plan, const char *name, const char *option, uint64_t count,
                 uint64_t each_bytes, bool in_arena)
@@ -48,6 +49,10 @@ static void add_lines(struct plan *plan, const struct config *config,
     add(plan, "forks (questions)", "forks-max", forks, fork, true);
     plan->state_bytes = align_up(costs->state_bytes);
     add(plan, "checkpoints on their way", NULL, 2, plan->state_bytes, true);
+    plan->spill_bytes = align_up(costs->spill_bytes);
+    add(plan, "cold segments on their way", NULL, 1, plan->spill_bytes + COLD_ALIGN, true);
+    plan->search_bytes = align_up(costs->search_bytes);
+    add(plan, "text index", NULL, 1, plan->search_bytes, true);
     add(plan, "token queues", "lag-tokens-max", streams, layout_ring_bytes(config->lag_tokens_max),
         true);
     add(plan, "stream and question records", "streams-max", 1,
@@ -58,13 +63,14 @@ static void add_lines(struct plan *plan, const struct config *config,
     add(plan, "messages on the wire", "clients-max", config->clients_max, LAYOUT_CLIENT_WIRE_BYTES,
         false);
     add(plan, "journal cache", NULL, 1, JOURNAL_HEAP_BYTES, false);
+    add(plan, "text index cache", NULL, 1, SEARCH_HEAP_BYTES, false);
     add(plan, "libraries and program", NULL, 1, costs->library_bytes, false);
 }
 
 /* Lowers what the user left open until the sum fits. */
 static void fit(struct plan *plan, const struct config *config, const struct plan_costs *costs)
 {
-    uint32_t streams = config->streams_max ? config->streams_max : STREAMS_DEFAULT;
+    uint32_t streams = config->streams_max ? config->streams_max : PLAN_STREAMS_DEFAULT;
     uint32_t forks = config->forks_max ? config->forks_max : FORKS_DEFAULT;
 
     add_lines(plan, config, costs, streams, forks);

@@ -10,7 +10,7 @@
 
 #include "daemon/config.h"
 
-enum { PLAN_LINES_MAX = 20 };
+enum { PLAN_LINES_MAX = 20, PLAN_STREAMS_DEFAULT = 16 };
 
 /* What the engine and the process cost, measured or asked. */
 struct plan_costs {
@@ -18,6 +18,8 @@ struct plan_costs {
     uint64_t stream_bytes; /* default options */
     uint64_t fork_bytes;   /* the largest over the ratios */
     uint64_t state_bytes;  /* so is this: of a checkpoint */
+    uint64_t spill_bytes;  /* cold segments on their way */
+    uint64_t search_bytes; /* text index, without SQLite's part */
     uint64_t heads;        /* layers * kv_heads */
     uint64_t vocab_count;
     uint64_t library_bytes; /* resident at start without the engine, with a margin */
@@ -33,7 +35,7 @@ struct plan {
     uint32_t line_count;
     uint64_t bytes, memory_bytes, arena_bytes;
     uint32_t streams_max, forks_max;
-    uint64_t pool_bytes, fork_bytes, state_bytes;
+    uint64_t pool_bytes, fork_bytes, state_bytes, spill_bytes, search_bytes;
 };
 /* 0, or -ENOSPC with the limit to lower. config's open limits are filled in the plan. */
 int plan_make(struct plan *plan, const struct config *config, const struct plan_costs *costs,

@@ -34,6 +34,8 @@ struct sched_message {
 };
 
 struct sched {
+    struct spill *spill;   /* NULL: no cold segments */
+    struct search *search; /* NULL: no text index */
     struct engine *engine;
     const struct tokenizer *tokenizer;
     struct engine_info info;
@@ -67,6 +69,18 @@ void sched_publish(struct sched *sched, struct slot *slot, uint32_t computed);
 
 /* ask_run.c: one slice of a question. False: it waits for ingest. */
 bool ask_step(struct sched *sched, struct ask *ask);
+/* cold.c: the stream just opened in a slot gives its cold segments. */
+void cold_watch(struct slot *slot);
+
+/* ask_recall.c: what a question needs of the far past, before it is computed. */
+/* Asks the index; false: there is nothing to find. */
+bool ask_find(struct sched *sched, struct ask *ask);
+/* One step of PHASE_FIND or PHASE_FETCH. False: it waits; else the phase has changed. */
+bool ask_recall_step(struct sched *sched, struct ask *ask);
+/* Nothing of the question is with other threads any more; false: not yet. */
+bool ask_recall_end(struct ask *ask);
+/* The question with its passages before it, as one turn. 0, -ENOSPC. */
+int ask_recall_prompt(struct sched *sched, struct ask *ask);
 /* Takes a new question in. */
 void ask_begin(struct sched *sched, struct ask *ask);
 

@@ -57,6 +57,7 @@ void sched_open(struct sched *sched, struct slot *slot, const struct sched_reque
     message.result =
         stream_open(&slot->stream, sched->engine, &slot->options, slot->memory, slot->memory_bytes);
     if (!message.result) {
+        cold_watch(slot);
         if (sched->keeper && request->stream_id)
             slot->checkpoint = keeper_restore(sched->keeper, request->stream_id, slot->stream,
                                               request->tokens_max);

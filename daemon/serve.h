@@ -20,6 +20,14 @@ void serve_slot_closed(struct core *core, uint32_t slot);
 /* Takes the record to where nobody holds it, as far as that is possible now. */
 void serve_leave(struct core *core, uint32_t record);
 
+/* cold.c: the far past of streams, on disk */
+struct spill_options cold_options(const struct core *core, uint32_t streams_max);
+int cold_open(struct core *core, char *error, size_t error_bytes);
+void cold_close(struct core *core);
+void cold_attach(struct core *core, uint64_t stream_id);
+void cold_detach(struct core *core, uint64_t stream_id);
+int cold_remove(struct core *core, uint64_t stream_id);
+
 /* serve_ask.c */
 void serve_ask(struct core *core, const struct wire_client *client,
                const struct wire_request *request);

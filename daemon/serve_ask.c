@@ -13,7 +13,7 @@
 #include "daemon/log.h"
 #include "daemon/serve.h"
 
-enum { TEXT_PIECE_MAX = 4 << 10 };
+enum { TEXT_PIECE_MAX = 4 << 10, SOURCE_TEXT_MAX = 800 };
 _Static_assert(TEXT_PIECE_MAX + 1024 <= REPLY_BYTES_MAX, "a piece of an answer fits a reply");
 
 static const struct sample_options sampling_default = {
@@ -31,6 +31,7 @@ static void fill_options(struct ask *ask, const Silt__V1__Ask *from)
 {
     ask->wait = from->wait;
     ask->keep = from->keep;
+    ask->recall = (enum ask_recall)from->recall;
     ask->tokens_max = from->tokens_max ? from->tokens_max : ANSWER_TOKENS_DEFAULT;
     ask->sampling = sampling_default;
     if (from->sampling) {
@@ -197,8 +198,38 @@ static bool send_text(struct core *core, struct ask *ask)
     return true;
 }
 
+/* What the answer had of the far past: chunks whose segment or text was put before it. */
+static size_t fill_sources(struct ask *ask, Silt__V1__Source *sources, Silt__V1__Source **list)
+{
+    size_t count = 0;
+
+    for (uint32_t i = 0; i < ask->job.text_count; i++) {
+        struct search_text *text = &ask->job.text[i];
+        Silt__V1__Source *source = &sources[count];
+
+        if (text->bytes > SOURCE_TEXT_MAX) {
+            text->bytes = SOURCE_TEXT_MAX;
+            while (text->bytes && ((uint8_t)text->text[text->bytes] & 0xc0) == 0x80)
+                text->bytes--;
+            text->text[text->bytes] = '\0';
+        }
+        silt__v1__source__init(source);
+        source->segment = text->chunk;
+        source->from = text->token_from;
+        source->to = text->token_to;
+        source->time_us = text->time_us;
+        if (wire_utf8_valid((const uint8_t *)text->text, text->bytes))
+            source->text = (char *)(uintptr_t)text->text;
+        list[count++] = source;
+    }
+    return count;
+}
+_Static_assert(STREAM_RECALL_MAX *(SOURCE_TEXT_MAX + 64) + 1024 <= REPLY_BYTES_MAX,
+               "all sources fit a reply");
+
 static bool send_done(struct core *core, struct ask *ask)
 {
+    Silt__V1__Source sources[STREAM_RECALL_MAX], *list[STREAM_RECALL_MAX];
     Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
     Silt__V1__Done done = SILT__V1__DONE__INIT;
     Silt__V1__Error error = SILT__V1__ERROR__INIT;
@@ -216,6 +247,8 @@ static bool send_done(struct core *core, struct ask *ask)
     done.question_tokens = ask->end.question_tokens;
     done.answer_tokens = ask->end.answer_tokens;
     done.finish = (Silt__V1__Done__Finish)ask->end.finish;
+    done.sources = list;
+    done.n_sources = fill_sources(ask, sources, list);
     done.wait_us = ask->end.wait_us;
     done.prefill_us = ask->end.prefill_us;
     done.decode_us = ask->end.decode_us;

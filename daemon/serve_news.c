@@ -140,6 +140,7 @@ static void create_result(struct core *core, const struct ingest_result *result)
 
     if (!result->error) {
         record->stream_id = result->stream_id;
+        cold_attach(core, record->stream_id);
         if (result->created)
             record->created_us = result->created_us;
         serve_send_opened(core, &result->client, result->request_id, record, result->created);
@@ -158,6 +159,8 @@ static void remove_result(struct core *core, const struct ingest_result *result)
     Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
     Silt__V1__Removed removed = SILT__V1__REMOVED__INIT;
 
+    if (!result->error && cold_remove(core, result->stream_id) != 0)
+        say(SAY_WARN, "cold segments of %s are left in the data folder", record->name);
     if (result->error) {
         send_result_error(core, result);
     } else {

@@ -89,6 +89,7 @@ static void give_slot(struct slot *slot, const struct record *record, uint32_t i
     slot->stat.failed = false;
     atomic_store(&slot->stream_id, record->stream_id);
     atomic_store(&slot->tokens_acked, record->tokens);
+    atomic_store(&slot->indexed_to, 0);
     atomic_store(&slot->ready, false);
     atomic_store(&slot->behind, false);
     atomic_store(&slot->credit_wanted, false);
@@ -121,7 +122,9 @@ int serve_wake(struct core *core, uint32_t index)
         return make_room(core);
     give_slot(slot, record, index, bytes);
     record->slot = place;
+    cold_attach(core, record->stream_id);
     if (record->stream_id && load(core, index) != 0) {
+        cold_detach(core, record->stream_id);
         extents_give(&core->pool, slot->memory);
         slot->used = false;
         record->slot = SLOT_NONE;
@@ -176,6 +179,7 @@ void serve_slot_closed(struct core *core, uint32_t slot_index)
 
     record->tokens = atomic_load(&slot->tokens_acked);
     record->bytes_text = atomic_load(&slot->bytes_text);
+    cold_detach(core, core->table.records[slot->record].stream_id);
     extents_give(&core->pool, slot->memory);
     slot->memory = NULL;
     slot->used = false;

@@ -19,7 +19,8 @@ struct stat_parts {
     Silt__V1__StreamStat stat;
     Silt__V1__Tier tiers[TIER_COUNT];
     Silt__V1__Tier *tier_list[TIER_COUNT];
-    char *degraded[2];
+    char *degraded[4];
+    char faults[160];
     double head_ratio[];
 };
 
@@ -71,6 +72,7 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
     out->lag_tokens = slot_lag(slot);
     out->bytes_text = atomic_load(&slot->bytes_text);
     out->bytes_plan = slot->memory_bytes;
+    out->indexed_to = atomic_load(&slot->indexed_to);
     pthread_mutex_lock(&slot->stat_lock);
     if (atomic_load(&slot->ready)) {
         const struct stream_stat *stat = &slot->stat.stream;
@@ -90,6 +92,25 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
     if (slot->stat.failed)
         parts->degraded[out->n_degraded++] = "not computed: see siltd's log";
     pthread_mutex_unlock(&slot->stat_lock);
+}
+
+/* Disk taken by cold segments, and those that could not be used. */
+static void fill_cold(struct core *core, uint64_t stream_id, struct stat_parts *parts)
+{
+    struct spill_stream_stat cold;
+    size_t used = 0;
+
+    if (!core->spill || spill_stream_stat(core->spill, stream_id, &cold) != 0)
+        return;
+    parts->stat.bytes_disk += cold.bytes_disk;
+    for (int i = SEGMENT_MISSING; i < SEGMENT_FAULTS && used < sizeof parts->faults; i++)
+        if (cold.faults[i])
+            used += (size_t)snprintf(
+                parts->faults + used, sizeof parts->faults - used, "%s%llu %s",
+                used ? ", " : "cold segments not used: ", (unsigned long long)cold.faults[i],
+                segment_fault_name((enum segment_fault)i));
+    if (used)
+        parts->degraded[parts->stat.n_degraded++] = parts->faults;
 }
 
 static void fill_stream(struct core *core, uint32_t index, struct stat_parts *parts,
@@ -116,6 +137,7 @@ static void fill_stream(struct core *core, uint32_t index, struct stat_parts *pa
         out->bytes_text = record->bytes_text;
     }
     out->bytes_disk = out->bytes_text;
+    fill_cold(core, record->stream_id, parts);
 }
 
 void stats_stream(struct core *core, const struct wire_client *client, uint64_t id, uint32_t record)
@@ -193,6 +215,12 @@ static void fill_process(struct core *core, Silt__V1__ProcessStat *out, Silt__V1
     out->n_tiers = core->plan.line_count;
     out->bytes_plan = core->plan.bytes;
     out->bytes_disk = atomic_load(&core->disk_bytes);
+    if (core->spill) {
+        struct spill_stat cold;
+
+        spill_stat(core->spill, &cold);
+        out->bytes_disk += cold.bytes_disk;
+    }
     out->bytes_resident = plan_resident_bytes();
     out->streams = core->table.count;
     out->streams_max = core->plan.streams_max;

@@ -1,0 +1,181 @@
+/*
+ * What a question needs of the far past: found by its words, fetched from disk, put where the
+ * question sees it.
+ *
+ * The index and the disk are other threads'; the question waits for them while ingest and other
+ * questions go on. Whatever they cannot give is left out: an answer from less is still an answer,
+ * and its sources say what it had.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/sched.h"
+
+enum {
+    PASSAGES_MAX = 3,          /* of text, read again before the question */
+    PASSAGE_TOKENS_MAX = 1100, /* all of them */
+    ANSWER_ROOM = 512,         /* that passages leave, where the question asks for as much */
+    PASSAGES_BYTES_MAX = PASSAGES_MAX * (SEARCH_TEXT_MAX + 8),
+};
+
+bool ask_find(struct sched *sched, struct ask *ask)
+{
+    struct slot *slot = &sched->slots[ask->slot];
+    struct stream_stat stat;
+    bool texts = ask->recall != RECALL_SEGMENTS;
+
+    ask->chunk_count = ask->recalled = 0;
+    ask->job.text_count = 0;
+    if (ask->recall == RECALL_NONE || !sched->search)
+        return false;
+    stream_stat(slot->stream, &stat);
+    ask->cold_chunks = stat.segments_cold;
+    /* The newest finished chunk is still there word by word. */
+    ask->job.chunk_end = texts ? stat.chunks - (stat.chunks > 0) : stat.segments_cold;
+    ask->job.kind = SEARCH_FIND;
+    ask->job.stream_id = atomic_load(&slot->stream_id);
+    ask->job.question = ask->question;
+    ask->job.question_bytes = ask->question_bytes;
+    if (!ask->job.chunk_end || !ask->job.stream_id || search_submit(sched->search, &ask->job) != 0)
+        return false;
+    ask->searching = true;
+    ask->phase = PHASE_FIND;
+    return true;
+}
+
+static void choose(struct ask *ask)
+{
+    uint32_t count = ask->job.hit_count;
+
+    if (count > STREAM_RECALL_MAX)
+        count = STREAM_RECALL_MAX;
+    for (uint32_t i = 0; i < count; i++)
+        ask->chunks[i] = ask->job.hits[i].chunk;
+    ask->chunk_count = count;
+}
+
+/* Segments from the disk and texts from the index, at the same time. */
+static void fetch(struct sched *sched, struct ask *ask)
+{
+    uint64_t cold[STREAM_RECALL_MAX];
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < ask->chunk_count; i++) {
+        ask->job.text[i].chunk = ask->chunks[i];
+        if (ask->chunks[i] < ask->cold_chunks)
+            cold[count++] = ask->chunks[i];
+    }
+    ask->job.kind = SEARCH_TEXTS;
+    ask->job.text_count = ask->chunk_count;
+    ask->searching = ask->chunk_count && search_submit(sched->search, &ask->job) == 0;
+    if (!ask->searching)
+        ask->job.text_count = 0;
+    if (count && sched->spill)
+        spill_fetch(sched->spill, ask->job.stream_id, cold, count, &ask->fetch);
+    ask->phase = PHASE_FETCH;
+}
+
+/* The segments go into the fork; the disk's buffers are free again. */
+static void recall(struct ask *ask)
+{
+    struct cold_segment segments[STREAM_RECALL_MAX];
+    uint32_t count;
+
+    if (!ask->fetch)
+        return;
+    count = spill_segments(ask->fetch, segments);
+    if (fork_recall(ask->fork, segments, count) == 0)
+        ask->recalled = count;
+    spill_release(&ask->fetch);
+}
+
+bool ask_recall_step(struct sched *sched, struct ask *ask)
+{
+    if (ask->searching && !atomic_load(&ask->job.done))
+        return false;
+    ask->searching = false;
+    if (ask->phase == PHASE_FIND) {
+        choose(ask);
+        fetch(sched, ask);
+        return true;
+    }
+    if (ask->fetch && !spill_fetched(ask->fetch))
+        return false;
+    recall(ask);
+    ask->phase = PHASE_PREFILL;
+    return true;
+}
+
+bool ask_recall_end(struct ask *ask)
+{
+    if (ask->searching && !atomic_load(&ask->job.done))
+        return false;
+    ask->searching = false;
+    spill_release(&ask->fetch);
+    return true;
+}
+
+/* Passages in the order of the text, a blank line behind each. Only those in mask. */
+static size_t join(const struct ask *ask, uint32_t mask, char *out)
+{
+    size_t used = 0;
+    uint64_t from = 0;
+
+    for (;;) {
+        const struct search_text *next = NULL;
+
+        for (uint32_t i = 0; i < ask->job.text_count; i++) {
+            const struct search_text *text = &ask->job.text[i];
+
+            if ((mask >> i & 1) && text->chunk >= from && (!next || text->chunk < next->chunk))
+                next = text;
+        }
+        if (!next)
+            return used;
+        memcpy(out + used, next->text, next->bytes);
+        used += next->bytes;
+        out[used++] = '\n';
+        out[used++] = '\n';
+        from = next->chunk + 1;
+    }
+}
+
+static int write_turn(struct sched *sched, struct ask *ask, uint32_t mask, char *text,
+                      uint32_t from, uint32_t to)
+{
+    size_t used = join(ask, mask, text);
+
+    if (from >= to)
+        return -ENOSPC;
+    memcpy(text + used, ask->question, ask->question_bytes);
+    return token_turn(sched->tokenizer, "user", (const uint8_t *)text, used + ask->question_bytes,
+                      ask->tokens + from, to - from);
+}
+
+/* Passages by rank as long as they fit beside the question and an answer. */
+int ask_recall_prompt(struct sched *sched, struct ask *ask)
+{
+    char text[PASSAGES_BYTES_MAX + QUESTION_BYTES_MAX];
+    uint32_t mask = 0, base = ask->prompt_count;
+    uint32_t passages = ask->recall == RECALL_SEGMENTS ? 0 : ask->job.text_count;
+    int tokens = write_turn(sched, ask, 0, text, base, FORK_TOKENS_MAX);
+    uint32_t limit, answer = ask->tokens_max + ANSWER_TOKENS_MIN;
+
+    if (tokens < 0)
+        return tokens;
+    limit = base + (uint32_t)tokens + PASSAGE_TOKENS_MAX;
+    answer = answer < ANSWER_ROOM ? answer : ANSWER_ROOM;
+    if (limit > FORK_TOKENS_MAX - answer)
+        limit = FORK_TOKENS_MAX - answer;
+    if (passages > PASSAGES_MAX)
+        passages = PASSAGES_MAX;
+    for (uint32_t i = 0; i < passages; i++)
+        if (ask->job.text[i].bytes && write_turn(sched, ask, mask | 1u << i, text, base, limit) > 0)
+            mask |= 1u << i;
+    /* The last try may have been one too many: once more, with what fits. */
+    tokens = write_turn(sched, ask, mask, text, base, FORK_TOKENS_MAX);
+    ask->prompt_count = base + (uint32_t)(tokens > 0 ? tokens : 0);
+    return tokens < 0 ? tokens : 0;
+}

@@ -1,0 +1,142 @@
+/*
+ * The far past of streams: cold segments and the text index, opened beside the engine.
+ *
+ * The loop thread is the spill's step thread. A segment leaves its ring on the compute thread,
+ * which copies it and goes on; only a full staging area makes it wait, and the wait is measured.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "daemon/log.h"
+#include "daemon/serve.h"
+
+enum {
+    STAGING_SEGMENTS = 8,
+    FETCHES = 2,               /* questions that read segments at the same time */
+    ATTACH_PATIENCE_MS = 1000, /* a stream's first segments may come before the loop knows its id */
+    EPOCH = 1,
+};
+
+struct spill_options cold_options(const struct core *core, uint32_t streams_max)
+{
+    return (struct spill_options){.folder = core->config.data,
+                                  .streams_max = streams_max,
+                                  .staging_max = STAGING_SEGMENTS,
+                                  .fetches_max = FETCHES,
+                                  .dtype = SEGMENT_F16};
+}
+
+static void fetched(void *user)
+{
+    struct core *core = user;
+
+    doorbell_ring(&core->compute_bell);
+}
+
+static void segment_leaves(void *user, const struct segment_view *segment)
+{
+    static const struct timespec pause = {.tv_nsec = 1000000};
+    struct slot *slot = user;
+    int result = -ENOENT;
+
+    for (int i = 0; i < ATTACH_PATIENCE_MS && result == -ENOENT; i++) {
+        uint64_t stream_id = atomic_load(&slot->stream_id);
+
+        if (i)
+            nanosleep(&pause, NULL);
+        if (!stream_id)
+            return; /* being removed */
+        result = spill_put_wait(slot->spill, stream_id, segment, 0, 0);
+    }
+    if (result)
+        say(SAY_WARN, "a segment of the stream in slot %u is not kept: %s", slot->index,
+            strerror(-result));
+}
+
+void cold_watch(struct slot *slot)
+{
+    if (slot->spill)
+        stream_on_segment_leave(slot->stream, segment_leaves, slot);
+}
+
+static void step(void *user)
+{
+    struct core *core = user;
+
+    spill_step(core->spill, false);
+}
+
+static int open_spill(struct core *core, char *error, size_t error_bytes)
+{
+    struct spill_options options = cold_options(core, core->plan.streams_max);
+    struct spill_stat stat;
+    int result;
+
+    if (!core->info.adapter_fingerprint)
+        return 0;
+    options.fetched = fetched;
+    options.fetched_user = core;
+    result = spill_open(&core->spill, core->engine, &options, core->spill_memory,
+                        core->plan.spill_bytes, error, error_bytes);
+    if (result)
+        return result;
+    spill_stat(core->spill, &stat);
+    if (strcmp(stat.engine_name, "io_uring") == 0)
+        say(SAY_INFO, "cold segments: io_uring, O_DIRECT");
+    else
+        say(SAY_WARN, "cold segments: plain reads and writes through the page cache: this kernel "
+                      "or file system refuses io_uring with O_DIRECT");
+    if (core->config.disk_bytes)
+        spill_limit(core->spill, core->config.disk_bytes);
+    for (uint32_t i = 0; i < core->plan.streams_max; i++)
+        core->slots[i].spill = core->spill;
+    core->sched.spill = core->spill;
+    return loop_add_fd(&core->loop, spill_fd(core->spill), step, core);
+}
+
+int cold_open(struct core *core, char *error, size_t error_bytes)
+{
+    struct search_options options = {.folder = core->config.data,
+                                     .tokenizer = engine_tokenizer(core->engine),
+                                     .chunk_tokens = core->info.chunk_tokens,
+                                     .item_tokens_max =
+                                         ingest_scratch_tokens(core->config.lag_tokens_max),
+                                     .slots = core->slots,
+                                     .slot_count = core->plan.streams_max,
+                                     .done_bell = &core->compute_bell,
+                                     .stopping = &core->stopping};
+    int result = open_spill(core, error, error_bytes);
+
+    if (!result)
+        result = search_open(&core->search, &options, core->search_memory, error, error_bytes);
+    core->sched.search = core->ingest.search = core->search;
+    return result;
+}
+
+void cold_close(struct core *core)
+{
+    spill_close(&core->spill);
+    search_close(&core->search);
+}
+
+void cold_attach(struct core *core, uint64_t stream_id)
+{
+    int result = core->spill && stream_id ? spill_attach(core->spill, stream_id, EPOCH) : 0;
+
+    if (result && result != -EEXIST)
+        say(SAY_WARN, "the cold segments of stream %llu cannot be used: %s",
+            (unsigned long long)stream_id, strerror(-result));
+}
+
+void cold_detach(struct core *core, uint64_t stream_id)
+{
+    if (core->spill)
+        spill_detach(core->spill, stream_id);
+}
+
+int cold_remove(struct core *core, uint64_t stream_id)
+{
+    return core->spill ? spill_remove(core->spill, stream_id) : 0;
+}
