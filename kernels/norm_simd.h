@@ -5,8 +5,9 @@
 #include "kernels/simd.h"
 #include "kernels/x86.h"
 
-/* Fewer elements than this are done before a second thread has woken. */
-enum { ELEMENTS_PER_PIECE = 4096 };
+/* Fewer elements than this are done as fast alone: what a second thread would save goes to its
+ * wake-up and to caches. */
+enum { ELEMENTS_SHARED = 32768 };
 
 struct row_job {
     float *out;
@@ -18,9 +19,9 @@ struct row_job {
 
 static void rows_run(struct kernels *k, range_task *task, struct row_job *job)
 {
-    uint32_t rows = ELEMENTS_PER_PIECE / job->cols + 1;
-    uint32_t step = pool_step(k, job->rows, 1, 2);
-    pool_ranges(k->pool, task, job, job->rows, step > rows ? step : rows);
+    bool alone = (size_t)job->rows * job->cols < ELEMENTS_SHARED;
+    uint32_t step = alone ? job->rows + 1 : pool_step(k, job->rows, 1, 2);
+    pool_ranges(k->pool, task, job, job->rows, step);
 }
 
 /* One row into its tile: for each block scale = max|x| / 127, the same arithmetic as the reference,

@@ -145,7 +145,8 @@ void panels_run(struct kernels *k, struct panel_job *job, panel_task *task, uint
     uint32_t panels = panel_count(job->w);
     size_t macs = (size_t)panels * PANEL_COLS * job->w->cols * job->rows;
     size_t least = job->w->quantized ? MACS_PER_PIECE_QUANTIZED : MACS_PER_PIECE_FLOAT;
-    size_t pieces = macs / least;
+    size_t bytes = panels * panel_bytes((enum packed_layout)job->w->layout, job->w->cols);
+    size_t pieces = macs / least + bytes / BYTES_PER_PIECE;
     if (k->threads == 1 || pieces < 2) {
         task(job, 0, panels, 0, job->rows);
         return;

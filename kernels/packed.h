@@ -124,8 +124,13 @@ struct panel_job {
     uint32_t panel_step, row_step, row_pieces;
 };
 
-/* Below this many multiply-adds a thread's share is not worth the microsecond of a wake-up. */
-enum { MACS_PER_PIECE_QUANTIZED = 1 << 18, MACS_PER_PIECE_FLOAT = 1 << 16 };
+/* A piece should take a thread about two microseconds at least, by what it computes and by what it
+ * reads: less is not worth a wake-up. */
+enum {
+    MACS_PER_PIECE_QUANTIZED = 1 << 19,
+    MACS_PER_PIECE_FLOAT = 1 << 18,
+    BYTES_PER_PIECE = 1 << 16
+};
 
 /* Cuts a job into pieces of panels, a multiple of panel_unit, and, where there are too few panels,
  * of rows in row_unit; runs task(job, panel from, to, row from, to) on each. */

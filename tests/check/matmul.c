@@ -196,7 +196,8 @@ void check_matmul(struct check *c)
     static const uint32_t shapes[][3] = {/* rows, cols, batch */
                                          {1, 32, 1},     {16, 32, 1},   {17, 64, 2},  {31, 96, 3},
                                          {33, 160, 5},   {48, 64, 16},  {50, 96, 17}, {15, 64, 31},
-                                         {192, 576, 32}, {64, 256, 33}, {96, 64, 64}};
+                                         {192, 576, 32}, {64, 256, 33}, {96, 64, 64}, {32, 576, 32},
+                                         {16, 1536, 64}};
     for (uint32_t type = 0; type < TYPES; type++) {
         for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
             matmul_case(c, type, shapes[s][0], shapes[s][1], shapes[s][2], FILL_NORMAL,

@@ -79,6 +79,7 @@ void check_norm(struct check *c)
         norm_case(c, (uint32_t)(i * 5 % 64) + 1, cols[i], FILL_NORMAL);
     for (enum fill fill = 0; fill < FILL_COUNT; fill++)
         norm_case(c, 7, 192, fill);
+    norm_case(c, 37, 1536, FILL_NORMAL); /* enough for two threads */
 }
 
 static void swiglu_case(struct check *c, uint32_t rows, uint32_t cols, enum fill fill)
@@ -122,6 +123,7 @@ void check_swiglu(struct check *c)
         swiglu_case(c, (uint32_t)(i * 9 % 40) + 1, cols[i], FILL_NORMAL);
     for (enum fill fill = 0; fill < FILL_COUNT; fill++)
         swiglu_case(c, 5, 64, fill);
+    swiglu_case(c, 37, 1536, FILL_NORMAL);
 }
 
 void bench_norm(struct check *c)
