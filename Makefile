@@ -103,6 +103,7 @@ $(O)/obj/%.c.o: %.c $(O)/flags
 # Rebuilds when the flags change.
 $(O)/flags: FORCE
 	@mkdir -p $(@D)
+	@pkg-config --exists $(PACKAGES) jansson || { echo 'make: packages are missing: run make deps' >&2; exit 1; }
 	@echo '$(CC) $(CPPFLAGS) $(CFLAGS)' | cmp -s - $@ || echo '$(CC) $(CPPFLAGS) $(CFLAGS)' > $@
 .PHONY: FORCE
 FORCE:
@@ -125,6 +126,8 @@ test:
 	$(Q)tests/run
 tidy:
 	$(Q)tests/tidy
+fuzz:
+	$(Q)tests/fuzz/run $(SECONDS_EACH)
 proto-check:
 	$(Q)tests/proto-check
 
@@ -139,7 +142,7 @@ help:
 #: make bench      speed of kernels and engine
 #: make soak       long runs: memory and time stay flat
 #: make quality    what compression costs, against windows of equal size
-#: make fuzz       hostile wire messages and files
+#: make fuzz       hostile files and text; SECONDS_EACH=60
 #: make format     clang-format all sources; make tidy checks the other rules of style
 #: make proto      C code from proto/silt.proto; make proto-check says if it is current
 #: make install    to PREFIX (/usr/local) under DESTDIR
@@ -155,4 +158,5 @@ format:
 	$(Q)clang-format -i $$(git ls-files '*.c' '*.h' '*.cu' | grep -v pb-c)
 
 clean:
-	$(Q)rm -rf build/obj build/tests build/check build/siltd build/silt build/silt-eval build/address build/undefined build/thread
+	$(Q)rm -rf build/obj build/tests build/check build/siltd build/silt build/silt-eval build/address* build/undefined \
+	             build/thread
