@@ -59,7 +59,7 @@ class BaseModel:
         """cos and sin for integer positions; the angle in double, as the engine does it."""
         half = self.head_dim // 2
         frequency = self.theta ** (-torch.arange(half, dtype=torch.float64) / half)
-        places = torch.as_tensor(np.asarray(positions)).to(device).double()
+        places = torch.as_tensor(positions).to(device).double()
         angle = places[..., None] * frequency.to(device)
         return angle.cos().float(), angle.sin().float()
 
