@@ -1,5 +1,5 @@
 /*
- * Attention over vectors (see simd.h), online softmax over tiles of 32 rows.
+ * Attention over vectors (see simd.h), online softmax over tiles of 64 rows.
  *
  * Many queries: a lane is a query, and keys and values are broadcast, so that nothing is ever
  * summed across lanes and a query's result cannot depend on its neighbours. The heads of a group
@@ -19,7 +19,7 @@
 #include "kernels/x86.h"
 
 enum {
-    TILE = 32,       /* rows of keys and values at a time */
+    TILE = 64,       /* rows of keys and values at a time */
     HEADS_MAX = 3,   /* of a group at a time; larger groups take several passes */
     FEW_QUERIES = 6, /* up to so many, one by one is quicker */
     DIMS = KERNELS_HEAD_DIM_MAX,
