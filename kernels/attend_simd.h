@@ -348,23 +348,37 @@ static void few_keys(struct attend_work *w)
     }
 }
 
+/* p = scale * q . k, four vectors of rows at a time. */
 INLINE void few_scores(struct attend_work *w, const float *q, const uint32_t heads)
 {
-    enum { PARTS = TILE / LANES };
-    vec sum[HEADS_MAX * PARTS];
-    UNROLL for (uint32_t i = 0; i < heads * PARTS; i++) sum[i] = v_set(0.0f);
-    for (uint32_t c = 0; c < w->head_dim; c++) {
-        vec key[PARTS];
-        UNROLL for (uint32_t p = 0; p < PARTS; p++) key[p] = v_load(w->keys + c * TILE + p * LANES);
+    enum { PARTS = 4 };
+    for (uint32_t j = 0; j < TILE; j += PARTS * LANES) {
+        vec sum[HEADS_MAX * PARTS];
+        UNROLL for (uint32_t i = 0; i < heads * PARTS; i++)
+        {
+            sum[i] = v_set(0.0f);
+        }
+        for (uint32_t c = 0; c < w->head_dim; c++) {
+            const float *key = w->keys + c * TILE + j;
+            UNROLL for (uint32_t h = 0; h < heads; h++)
+            {
+                vec one = v_set(q[h * w->head_dim + c]);
+                UNROLL for (uint32_t p = 0; p < PARTS; p++)
+                {
+                    vec *to = &sum[h * PARTS + p];
+                    *to = v_fma(v_load(key + p * LANES), one, *to);
+                }
+            }
+        }
         UNROLL for (uint32_t h = 0; h < heads; h++)
         {
-            vec one = v_set(q[h * w->head_dim + c]);
-            UNROLL for (uint32_t p = 0; p < PARTS; p++) sum[h * PARTS + p] =
-                v_fma(key[p], one, sum[h * PARTS + p]);
+            UNROLL for (uint32_t p = 0; p < PARTS; p++)
+            {
+                vec score = v_mul(sum[h * PARTS + p], v_set(w->scale));
+                v_store(w->p + h * TILE + j + p * LANES, score);
+            }
         }
     }
-    UNROLL for (uint32_t i = 0; i < heads * PARTS; i++)
-        v_store(w->p + i * LANES, v_mul(sum[i], v_set(w->scale)));
 }
 
 /* Scores to weights; what has been summed up of out and total is scaled to the new top. */
