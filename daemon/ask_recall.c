@@ -17,7 +17,7 @@ enum {
     PASSAGES_MAX = 3,          /* of text, read again before the question */
     PASSAGE_TOKENS_MAX = 1100, /* all of them */
     ANSWER_ROOM = 512,         /* that passages leave, where the question asks for as much */
-    PASSAGES_BYTES_MAX = PASSAGES_MAX * (SEARCH_TEXT_MAX + 8),
+    PASSAGES_BYTES_MAX = PASSAGES_MAX * (SEARCH_TEXT_MAX + 8) + 128,
 };
 
 bool ask_find(struct sched *sched, struct ask *ask)
@@ -117,47 +117,42 @@ bool ask_recall_end(struct ask *ask)
     return true;
 }
 
-/* Passages in the order of the text, a blank line behind each. Only those in mask. */
-static size_t join(const struct ask *ask, uint32_t mask, char *out)
+/* The words around a question are chosen by measurement: on the default model an answer comes from
+ * excerpts under such a line, and from whole chunks or a bare question behind them it does not. */
+static const char before_text[] = "Use this text to answer the question.\n\n";
+static const char before_question[] = "Question: ";
+
+static size_t append(char *out, size_t used, const void *bytes, size_t bytes_count)
 {
-    size_t used = 0;
-    uint64_t from = 0;
-
-    for (;;) {
-        const struct search_text *next = NULL;
-
-        for (uint32_t i = 0; i < ask->job.text_count; i++) {
-            const struct search_text *text = &ask->job.text[i];
-
-            if ((mask >> i & 1) && text->chunk >= from && (!next || text->chunk < next->chunk))
-                next = text;
-        }
-        if (!next)
-            return used;
-        memcpy(out + used, next->text, next->bytes);
-        used += next->bytes;
-        out[used++] = '\n';
-        out[used++] = '\n';
-        from = next->chunk + 1;
-    }
+    memcpy(out + used, bytes, bytes_count);
+    return used + bytes_count;
 }
 
+/* The question alone, or behind the passages in mask. Tokens from `from` on, or -ENOSPC. */
 static int write_turn(struct sched *sched, struct ask *ask, uint32_t mask, char *text,
                       uint32_t from, uint32_t to)
 {
-    size_t used = join(ask, mask, text);
+    size_t used = mask ? append(text, 0, before_text, sizeof before_text - 1) : 0;
 
     if (from >= to)
         return -ENOSPC;
-    memcpy(text + used, ask->question, ask->question_bytes);
-    return token_turn(sched->tokenizer, "user", (const uint8_t *)text, used + ask->question_bytes,
-                      ask->tokens + from, to - from);
+    for (uint32_t i = 0; i < ask->job.text_count; i++) {
+        if (!(mask >> i & 1))
+            continue;
+        used = append(text, used, ask->job.text[i].text, ask->job.text[i].bytes);
+        used = append(text, used, "\n\n", 2);
+    }
+    if (mask)
+        used = append(text, used, before_question, sizeof before_question - 1);
+    used = append(text, used, ask->question, ask->question_bytes);
+    return token_turn(sched->tokenizer, "user", (const uint8_t *)text, used, ask->tokens + from,
+                      to - from);
 }
 
 /* Passages by rank as long as they fit beside the question and an answer. */
 int ask_recall_prompt(struct sched *sched, struct ask *ask)
 {
-    char text[PASSAGES_BYTES_MAX + QUESTION_BYTES_MAX];
+    char text[PASSAGES_BYTES_MAX + QUESTION_BYTES_MAX]; /* one turn */
     uint32_t mask = 0, base = ask->prompt_count;
     uint32_t passages = ask->recall == RECALL_SEGMENTS ? 0 : ask->job.text_count;
     int tokens = write_turn(sched, ask, 0, text, base, FORK_TOKENS_MAX);

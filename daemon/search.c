@@ -20,13 +20,15 @@
 
 enum { EXPRESSION_BYTES = SEARCH_WORDS_MAX * 48, CHUNK_TEXT_MAX = SEARCH_CHUNK_MAX * 24 };
 
-enum { ADD_CHUNK, ADD_WORDS, FIND, GET_TEXT, GET_END, STATEMENTS };
+enum { ADD_CHUNK, ADD_WORDS, FIND, GET_TEXT, GET_EXCERPT, GET_END, STATEMENTS };
 static const char *const statement_text[STATEMENTS] = {
     [ADD_CHUNK] = "REPLACE INTO chunks VALUES (?,?,?,?,?,?)",
     [ADD_WORDS] = "INSERT INTO words (rowid, text) VALUES (?,?)",
     [FIND] = "SELECT rowid, bm25(words) FROM words WHERE words MATCH ? AND rowid < ? "
              "ORDER BY rank LIMIT ?",
     [GET_TEXT] = "SELECT token_from, token_to, time_from_us, text FROM chunks WHERE chunk = ?",
+    [GET_EXCERPT] = "SELECT snippet(words, 0, '', '', ' … ', ?) FROM words "
+                    "WHERE words MATCH ? AND rowid = ?",
     [GET_END] = "SELECT max(chunk) FROM chunks",
 };
 static const char schema[] =
@@ -51,6 +53,8 @@ struct cursor {
     uint32_t count; /* tokens of it */
     uint64_t time_from_us, time_to_us;
     bool failed; /* said once */
+    uint32_t before_count;
+    int32_t before[SEARCH_OVERLAP]; /* [before_count] the end of the chunk before */
     int32_t tokens[SEARCH_CHUNK_MAX];
 };
 
@@ -175,38 +179,6 @@ static struct word_table *use_table(struct search *s, uint64_t stream_id)
 
 /* ---- indexing ---- */
 
-/* Special tokens left out, whole characters only. */
-static uint32_t chunk_text(struct search *s, const struct cursor *c)
-{
-    uint32_t used = 0, from = 0;
-
-    for (uint32_t i = 0; i < c->count; i++) {
-        size_t bytes_count;
-        const uint8_t *bytes = token_bytes(s->options.tokenizer, c->tokens[i], &bytes_count);
-
-        if (token_is_special(s->options.tokenizer, c->tokens[i]))
-            continue;
-        if (bytes_count > CHUNK_TEXT_MAX - used)
-            break;
-        memcpy(s->text + used, bytes, bytes_count);
-        used += (uint32_t)bytes_count;
-    }
-    while (from < used && from < 3 && (s->text[from] & 0xc0) == 0x80)
-        from++; /* the rest of a character that began in the chunk before */
-    for (uint32_t back = 1; back <= 3 && back <= used - from; back++) {
-        uint8_t lead = s->text[used - back];
-        uint32_t need = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc0 ? 2 : 1;
-
-        if ((lead & 0xc0) == 0x80)
-            continue;
-        if (need > back)
-            used -= back;
-        break;
-    }
-    memmove(s->text, s->text + from, used - from);
-    return used - from;
-}
-
 static int run(sqlite3_stmt *s)
 {
     int code = sqlite3_step(s);
@@ -218,7 +190,8 @@ static int run(sqlite3_stmt *s)
 
 static int add_chunk(struct search *s, struct word_table *t, const struct cursor *c)
 {
-    uint32_t bytes = chunk_text(s, c);
+    struct search_tokens parts[] = {{c->before, c->before_count}, {c->tokens, c->count}};
+    size_t bytes = search_chunk_text(s->options.tokenizer, parts, 2, s->text, CHUNK_TEXT_MAX);
     sqlite3_stmt *add = t->statement[ADD_CHUNK], *words = t->statement[ADD_WORDS];
     int result;
 
@@ -251,10 +224,32 @@ static uint64_t chunks_of(struct word_table *t)
 static int start_cursor(struct search *s, struct cursor *c, struct word_table *t,
                         uint64_t stream_id)
 {
+    uint64_t from;
+
     memset(c, 0, offsetof(struct cursor, tokens));
     c->chunk = chunks_of(t);
     c->stream_id = stream_id;
-    return reader_seek(s->reader, &c->place, stream_id, c->chunk * s->options.chunk_tokens);
+    from = c->chunk * s->options.chunk_tokens;
+    return reader_seek(s->reader, &c->place, stream_id,
+                       from > SEARCH_OVERLAP ? from - SEARCH_OVERLAP : 0);
+}
+
+/* A token before the chunk being gathered. */
+static void note_before(struct cursor *c, int32_t token)
+{
+    if (c->before_count == SEARCH_OVERLAP)
+        memmove(c->before, c->before + 1, --c->before_count * sizeof *c->before);
+    c->before[c->before_count++] = token;
+}
+
+static void begin_chunk(struct cursor *c)
+{
+    uint32_t n = c->count < SEARCH_OVERLAP ? c->count : SEARCH_OVERLAP;
+
+    memcpy(c->before, c->tokens + c->count - n, n * sizeof *c->before);
+    c->before_count = n;
+    c->chunk++;
+    c->count = 0;
 }
 
 /* Puts tokens into chunks; those of chunks indexed before are skipped. Chunks finished, or error.
@@ -266,8 +261,10 @@ static int gather(struct search *s, struct cursor *c, struct word_table *t, cons
     int done = 0, result;
 
     for (int i = 0; i < count; i++) {
-        if (first + (uint64_t)i < from)
+        if (first + (uint64_t)i < from) {
+            note_before(c, tokens[i]);
             continue;
+        }
         if (!c->count)
             c->time_from_us = time_us;
         c->time_to_us = time_us;
@@ -277,8 +274,7 @@ static int gather(struct search *s, struct cursor *c, struct word_table *t, cons
         result = add_chunk(s, t, c);
         if (result)
             return result;
-        c->chunk++;
-        c->count = 0;
+        begin_chunk(c);
         done++;
     }
     return done;
@@ -372,6 +368,32 @@ static uint32_t cut_text(const uint8_t *text, uint32_t bytes, uint32_t bytes_max
     return bytes_max;
 }
 
+static void copy_text(struct search_text *out, sqlite3_stmt *from, int column)
+{
+    const uint8_t *text = sqlite3_column_text(from, column);
+
+    out->bytes = cut_text(text, (uint32_t)sqlite3_column_bytes(from, column), SEARCH_TEXT_MAX - 1);
+    if (out->bytes)
+        memcpy(out->text, text, out->bytes);
+    out->text[out->bytes] = '\0';
+}
+
+/* Around the question's words, where the chunk has any; s->expression is of that question. */
+static void get_excerpt(struct search *s, struct word_table *t, struct search_text *out)
+{
+    sqlite3_stmt *get = t->statement[GET_EXCERPT];
+
+    if (!s->expression[0])
+        return;
+    sqlite3_bind_int(get, 1, SEARCH_EXCERPT_WORDS);
+    sqlite3_bind_text(get, 2, s->expression, -1, SQLITE_STATIC);
+    sqlite3_bind_int64(get, 3, (int64_t)out->chunk);
+    if (sqlite3_step(get) == SQLITE_ROW)
+        copy_text(out, get, 0);
+    sqlite3_reset(get);
+    sqlite3_clear_bindings(get);
+}
+
 static void get_text(struct search *s, struct word_table *t, struct search_text *out)
 {
     sqlite3_stmt *get = t->statement[GET_TEXT];
@@ -383,16 +405,25 @@ static void get_text(struct search *s, struct word_table *t, struct search_text 
     out->time_us = 0;
     sqlite3_bind_int64(get, 1, (int64_t)out->chunk);
     if (sqlite3_step(get) == SQLITE_ROW) {
-        const uint8_t *text = sqlite3_column_text(get, 3);
-
         out->token_from = (uint64_t)sqlite3_column_int64(get, 0);
         out->token_to = (uint64_t)sqlite3_column_int64(get, 1);
         out->time_us = (uint64_t)sqlite3_column_int64(get, 2);
-        out->bytes = cut_text(text, (uint32_t)sqlite3_column_bytes(get, 3), SEARCH_TEXT_MAX - 1);
-        memcpy(out->text, text, out->bytes);
-        out->text[out->bytes] = '\0';
+        copy_text(out, get, 3);
     }
     sqlite3_reset(get);
+    if (out->bytes)
+        get_excerpt(s, t, out);
+}
+
+static int texts(struct search *s, struct word_table *t, struct search_job *job)
+{
+    size_t bytes =
+        search_expression(job->question, job->question_bytes, s->expression, EXPRESSION_BYTES);
+
+    s->expression[bytes] = '\0';
+    for (uint32_t i = 0; i < job->text_count; i++)
+        get_text(s, t, &job->text[i]);
+    return 0;
 }
 
 static void run_job(struct search *s, struct search_job *job)
@@ -403,8 +434,8 @@ static void run_job(struct search *s, struct search_job *job)
     job->hit_count = job->kind == SEARCH_FIND ? 0 : job->hit_count;
     if (t && job->kind == SEARCH_FIND)
         job->result = find(s, t, job);
-    for (uint32_t i = 0; t && job->kind == SEARCH_TEXTS && i < job->text_count; i++)
-        get_text(s, t, &job->text[i]);
+    if (t && job->kind == SEARCH_TEXTS)
+        job->result = texts(s, t, job);
     atomic_store(&job->done, true);
     if (s->options.done_bell)
         doorbell_ring(s->options.done_bell);

@@ -19,8 +19,10 @@ enum {
     SEARCH_CACHE_BYTES = 2 << 20, /* of each */
     SEARCH_HEAP_BYTES = SEARCH_OPEN_MAX * (SEARCH_CACHE_BYTES + (2 << 20)) + (4 << 20),
     SEARCH_HITS_MAX = 32,
-    SEARCH_WORDS_MAX = 32,   /* of a question */
-    SEARCH_TEXT_MAX = 2048,  /* of a chunk, as a source shows it */
+    SEARCH_WORDS_MAX = 32, /* of a question */
+    SEARCH_TEXT_MAX = 800, /* of a chunk, around the question's words */
+    SEARCH_EXCERPT_WORDS = 64,
+    SEARCH_OVERLAP = 32,     /* tokens of the chunk before that are indexed with a chunk */
     SEARCH_CHUNK_MAX = 1024, /* tokens */
     SEARCH_BATCH = 16,       /* chunks of one transaction */
     SEARCH_JOBS_MAX = FORKS_LIVE_MAX,
@@ -50,7 +52,8 @@ struct search_job {
     uint64_t chunk_end;
     struct search_hit hits[SEARCH_HITS_MAX];
     uint32_t hit_count;
-    /* SEARCH_TEXTS: text[i].chunk is given; what is not indexed comes back with 0 bytes */
+    /* SEARCH_TEXTS: text[i].chunk is given; of each the part that is about the question; what is
+     * not indexed comes back with 0 bytes */
     struct search_text text[STREAM_RECALL_MAX];
     uint32_t text_count;
 };
@@ -81,7 +84,15 @@ int search_submit(struct search *search, struct search_job *job);
 /* Its rows are gone when this returns, and none come. Any thread but search's. */
 int search_forget(struct search *search, uint64_t stream_id);
 
-/* search_query.c: the question as an FTS5 expression; 0: no word is in it. */
+/* search_query.c: tokens as text, special ones left out, whole characters only; at most bytes_max,
+ * its length. */
+struct search_tokens {
+    const int32_t *tokens; /* [count] */
+    uint32_t count;
+};
+size_t search_chunk_text(const struct tokenizer *tokenizer, const struct search_tokens *parts,
+                         uint32_t part_count, uint8_t *out, size_t bytes_max);
+/* The question as an FTS5 expression; 0: no word is in it. */
 size_t search_expression(const uint8_t *question, size_t bytes_count, char *out, size_t out_bytes);
 
 /* search_read.c: the tokens of a stream, out of the journal. */

@@ -1,4 +1,4 @@
-/* A question's words, quoted, any of them: FTS5 ranks by how many and how rare. */
+/* What is indexed and what is asked: tokens as text, a question's words as an FTS5 expression. */
 #include <ctype.h>
 #include <stdio.h>
 #include <string.h>
@@ -68,6 +68,7 @@ static size_t collect(const uint8_t *question, size_t bytes_count, bool all, str
     return count;
 }
 
+/* Any of the words, each quoted: FTS5 ranks by how many a chunk has and how rare they are. */
 size_t search_expression(const uint8_t *question, size_t bytes_count, char *out, size_t out_bytes)
 {
     struct word words[SEARCH_WORDS_MAX];
@@ -84,4 +85,44 @@ size_t search_expression(const uint8_t *question, size_t bytes_count, char *out,
                                  words[i].text);
     }
     return used;
+}
+
+static size_t add_token(const struct tokenizer *tokenizer, int32_t token, uint8_t *out, size_t used,
+                        size_t bytes_max)
+{
+    size_t bytes_count;
+    const uint8_t *bytes = token_bytes(tokenizer, token, &bytes_count);
+
+    if (token_is_special(tokenizer, token) || bytes_count > bytes_max - used)
+        return used;
+    memcpy(out + used, bytes, bytes_count);
+    return used + bytes_count;
+}
+
+/* Bytes at the end that begin a character and do not end it. */
+static size_t unfinished(const uint8_t *text, size_t bytes_count)
+{
+    for (size_t back = 1; back <= 3 && back <= bytes_count; back++) {
+        uint8_t lead = text[bytes_count - back];
+        size_t need = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc0 ? 2 : 1;
+
+        if ((lead & 0xc0) != 0x80)
+            return need > back ? back : 0;
+    }
+    return 0;
+}
+
+size_t search_chunk_text(const struct tokenizer *tokenizer, const struct search_tokens *parts,
+                         uint32_t part_count, uint8_t *out, size_t bytes_max)
+{
+    size_t used = 0, from = 0;
+
+    for (uint32_t i = 0; i < part_count; i++)
+        for (uint32_t j = 0; j < parts[i].count; j++)
+            used = add_token(tokenizer, parts[i].tokens[j], out, used, bytes_max);
+    while (from < used && from < 3 && (out[from] & 0xc0) == 0x80)
+        from++; /* the rest of a character that began before */
+    used -= unfinished(out + from, used - from);
+    memmove(out, out + from, used - from);
+    return used - from;
 }

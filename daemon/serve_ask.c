@@ -13,7 +13,7 @@
 #include "daemon/log.h"
 #include "daemon/serve.h"
 
-enum { TEXT_PIECE_MAX = 4 << 10, SOURCE_TEXT_MAX = 800 };
+enum { TEXT_PIECE_MAX = 4 << 10 };
 _Static_assert(TEXT_PIECE_MAX + 1024 <= REPLY_BYTES_MAX, "a piece of an answer fits a reply");
 
 static const struct sample_options sampling_default = {
@@ -199,20 +199,15 @@ static bool send_text(struct core *core, struct ask *ask)
 }
 
 /* What the answer had of the far past: chunks whose segment or text was put before it. */
-static size_t fill_sources(struct ask *ask, Silt__V1__Source *sources, Silt__V1__Source **list)
+static size_t fill_sources(const struct ask *ask, Silt__V1__Source *sources,
+                           Silt__V1__Source **list)
 {
     size_t count = 0;
 
     for (uint32_t i = 0; i < ask->job.text_count; i++) {
-        struct search_text *text = &ask->job.text[i];
+        const struct search_text *text = &ask->job.text[i];
         Silt__V1__Source *source = &sources[count];
 
-        if (text->bytes > SOURCE_TEXT_MAX) {
-            text->bytes = SOURCE_TEXT_MAX;
-            while (text->bytes && ((uint8_t)text->text[text->bytes] & 0xc0) == 0x80)
-                text->bytes--;
-            text->text[text->bytes] = '\0';
-        }
         silt__v1__source__init(source);
         source->segment = text->chunk;
         source->from = text->token_from;
@@ -224,7 +219,7 @@ static size_t fill_sources(struct ask *ask, Silt__V1__Source *sources, Silt__V1_
     }
     return count;
 }
-_Static_assert(STREAM_RECALL_MAX *(SOURCE_TEXT_MAX + 64) + 1024 <= REPLY_BYTES_MAX,
+_Static_assert(STREAM_RECALL_MAX *(SEARCH_TEXT_MAX + 64) + 1024 <= REPLY_BYTES_MAX,
                "all sources fit a reply");
 
 static bool send_done(struct core *core, struct ask *ask)
