@@ -1,0 +1,190 @@
+"""AsyncClient: one connection for asyncio. The blocking Client is this one on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+from typing import AsyncIterator, Callable, Optional, Sequence, Union
+
+from . import silt_pb2 as pb
+from ._errors import Error, Invalid, Lost, of_wire
+from ._feed import AsyncFeed
+from ._link import Link, pack
+from ._types import (PRODUCER_BYTES_MAX, STOP_MAX, Done, Opened, ProcessStat, Sampling, StreamStat,
+                     check_name, default_endpoint, done_of, opened_of, process_of, sampling_to,
+                     stream_of)
+
+LIST_PAGES_MAX = 1 << 16
+RECALL = {"auto": pb.Ask.AUTO, "none": pb.Ask.NONE, "segments": pb.Ask.SEGMENTS,
+          "text": pb.Ask.TEXT}
+
+
+class AsyncAnswer:
+    """An answer on its way: iterate its pieces, or await text(); then `done` says what it saw.
+
+    Leaving the loop early and closing (`async with`, or aclose()) cancels it: siltd stops, and a
+    question asked with keep is not kept.
+    """
+
+    def __init__(self, link: Link, ask: pb.Ask) -> None:
+        self.done: Optional[Done] = None
+        self._link = link
+        self._ask = ask
+        self._id = 0
+        self._epoch = 0
+        self._queue: Optional[asyncio.Queue[Union[pb.Reply, int]]] = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._ended = False
+
+    async def _start(self) -> None:
+        await self._link.start()
+        self._id = self._link.next_id()
+        frame = pack(self._id, {"ask": self._ask})
+        self._queue = self._link.expect(self._id)
+        try:
+            self._epoch = await self._link.send(frame)
+        except BaseException:
+            self._finish()
+            raise
+
+    def _finish(self) -> None:
+        self._ended = True
+        self._link.forget(self._id)
+
+    async def __aenter__(self) -> "AsyncAnswer":
+        return self
+
+    async def __aexit__(self, kind: object, value: object, trace: object) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        while not self._ended:
+            assert self._queue is not None
+            reply = await self._queue.get()
+            if isinstance(reply, int):
+                if reply < self._epoch:
+                    continue
+                self._finish()
+                raise Lost(f"siltd at {self._link.endpoint} went away before the end")
+            kind = reply.WhichOneof("body")
+            if kind == "error":
+                self._finish()
+                raise of_wire(reply.error)
+            if kind == "done":
+                self._finish()
+                self.done = done_of(reply.done)
+                rest = self._decoder.decode(b"", True)
+                if rest:
+                    return rest
+            elif kind == "token":
+                piece = self._decoder.decode(reply.token.text)
+                if piece:
+                    return piece
+        raise StopAsyncIteration
+
+    async def text(self) -> str:
+        """All that is still to come."""
+        return "".join([piece async for piece in self])
+
+    async def aclose(self) -> None:
+        if self._ended:
+            return
+        self._finish()
+        if self._link.connected and self._link.epoch == self._epoch:
+            try:
+                await self._link.send(pack(self._link.next_id(),
+                                           {"cancel": pb.Cancel(ask_id=self._id)}))
+            except Error:
+                pass  # it went away, and the question with it
+
+
+class AsyncClient:
+    """One connection to siltd, in one event loop.
+
+    connect_timeout: seconds to try to reach siltd; reconnect_timeout: the same once it had been
+    reached (math.inf: for ever); timeout: for an answer that needs no computing. on_link is called
+    with False when the connection goes and with True when it comes back.
+    """
+
+    def __init__(self, endpoint: Optional[str] = None, *, connect_timeout: float = 5.0,
+                 reconnect_timeout: float = 60.0, timeout: float = 30.0,
+                 on_link: Optional[Callable[[bool], None]] = None) -> None:
+        self.endpoint = endpoint or default_endpoint()
+        self._link = Link(self.endpoint, connect_timeout, reconnect_timeout, timeout, on_link)
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, kind: object, value: object, trace: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        for feed in list(self._link.listeners.values()):
+            assert isinstance(feed, AsyncFeed)
+            await feed.close()
+        await self._link.close()
+
+    async def open(self, stream: str, *, dmc: Union[int, str] = 0, ring: int = 0) -> Opened:
+        """Creates a stream or confirms one. dmc: 1, 2, 4, 8, "auto" or 0 for the default."""
+        if isinstance(dmc, str) and dmc != "auto":
+            raise Invalid(f'dmc is 1, 2, 4, 8 or "auto", not "{dmc}"')
+        reply = await self._link.call(open=pb.Open(
+            stream=check_name(stream), dmc_ratio=dmc if isinstance(dmc, int) else 0,
+            dmc_auto=dmc == "auto", ring_segments=ring))
+        return opened_of(reply.opened)
+
+    async def feed(self, stream: str, producer: str) -> AsyncFeed:
+        """Attaches to a stream that exists. `producer` names this source of text for ever: its
+        messages are numbered under it, and a program that starts anew goes on where it was."""
+        check_name(producer, "producer", PRODUCER_BYTES_MAX)
+        feed = AsyncFeed(self._link, check_name(stream), producer)
+        await feed._start()
+        return feed
+
+    async def ask(self, stream: str, question: str, *, recall: str = "auto", wait: bool = False,
+                  keep: bool = False, at: Optional[int] = None, tokens_max: int = 0,
+                  sampling: Optional[Sampling] = None, stop: Sequence[str] = (),
+                  system: str = "") -> AsyncAnswer:
+        """Asks what the stream has read. wait: first compute all that was acked by now; keep:
+        question and answer become turns of the stream; at: as it was at that token."""
+        check_name(stream)
+        if not question:
+            raise Invalid("the question is empty")
+        if recall not in RECALL:
+            raise Invalid(f'recall is none, segments, text or auto, not "{recall}"')
+        if len(stop) > STOP_MAX:
+            raise Invalid(f"at most {STOP_MAX} stop strings")
+        answer = AsyncAnswer(self._link, pb.Ask(
+            stream=stream, question=question, recall=RECALL[recall], wait=wait, keep=keep,
+            at_position=at or 0, at_given=at is not None, tokens_max=tokens_max,
+            sampling=sampling_to(sampling), stop=list(stop), system=system))
+        await answer._start()
+        return answer
+
+    async def stat(self, stream: str) -> StreamStat:
+        reply = await self._link.call(stat=pb.Stat(stream=check_name(stream)))
+        return stream_of(reply.stat.stream)
+
+    async def process(self) -> ProcessStat:
+        """siltd as a whole."""
+        reply = await self._link.call(stat=pb.Stat())
+        return process_of(reply.stat.process)
+
+    async def list(self) -> AsyncIterator[StreamStat]:
+        """All streams in order of name."""
+        after = ""
+        for _ in range(LIST_PAGES_MAX):
+            reply = await self._link.call(list=pb.List(after=after))
+            for stat in reply.list.streams:
+                yield stream_of(stat)
+                after = stat.stream
+            if not reply.list.more or not reply.list.streams:
+                return
+
+    async def remove(self, stream: str) -> None:
+        await self._link.call(remove=pb.Remove(stream=check_name(stream)))
+
+

@@ -1,0 +1,185 @@
+"""What calls return, apart from the wire: frozen, typed, and compared by value."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from typing import Iterable, Optional, Tuple
+
+from . import silt_pb2 as pb
+from ._errors import Invalid
+
+FRAME_BYTES_MAX = 1 << 20
+NAME_BYTES_MAX = 128
+PRODUCER_BYTES_MAX = 64
+STOP_MAX = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    stream: str
+    created: bool
+    dmc_ratio: int
+    ring_segments: int
+    bytes_plan: int
+    compression_off: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Tier:
+    name: str
+    bytes_plan: int
+    bytes_used: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamStat:
+    stream: str
+    tokens_acked: int
+    tokens_computed: int
+    lag_tokens: int
+    tokens_per_second: float
+    chunks: int
+    segments_ring: int
+    segments_cold: int
+    bytes_plan: int
+    bytes_disk: int
+    bytes_text: int
+    tiers: Tuple[Tier, ...]
+    memory_hash: str  # 16 hex digits
+    hash_chunk: int
+    indexed_to: int
+    dmc_ratio: float  # realised
+    dmc_ratio_asked: int
+    ring_segments: int
+    rows_mean: float
+    head_ratio: Tuple[float, ...]  # [layers * kv_heads]
+    layers: int
+    kv_heads: int
+    created_us: int
+    numerics_epoch: int
+    degraded: Tuple[str, ...]  # empty: well
+
+    @property
+    def memory_bytes_used(self) -> int:
+        return sum(tier.bytes_used for tier in self.tiers)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessStat:
+    version: str
+    model: str
+    adapter: str  # empty: compression is off
+    kernels: str
+    device: str
+    threads: int
+    uptime_us: int
+    streams: int
+    streams_max: int
+    forks: int
+    forks_max: int
+    tokens_computed: int
+    bytes_plan: int
+    bytes_used: int
+    bytes_disk: int
+    bytes_resident: int
+    tiers: Tuple[Tier, ...]
+    degraded: Tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    segment: int
+    start: int  # tokens, half-open
+    end: int
+    time_us: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """How an answer ended, and what it saw."""
+
+    position: int  # tokens of the stream that the answer saw
+    acked: int
+    question_tokens: int
+    answer_tokens: int
+    finish: str  # end, length, stop or cancelled
+    sources: Tuple[Source, ...]
+    wait_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    temperature: float = 0.2
+    top_p: float = 0.95
+    min_p: float = 0.0
+    top_k: int = 0
+    repeat_penalty: float = 1.1
+    seed: int = 1
+
+
+def default_endpoint() -> str:
+    """Where siltd listens and silt looks when nobody says otherwise."""
+    named = os.environ.get("SILT_ENDPOINT")
+    if named:
+        return named
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    folder = runtime if runtime.startswith("/") else f"/tmp/silt-{os.getuid()}"
+    return f"ipc://{folder}/silt.sock"
+
+
+def check_name(name: str, what: str = "stream", most: int = NAME_BYTES_MAX) -> str:
+    if len(name) > most or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise Invalid(f'"{name[:140]}" is not a {what}\'s name: use 1 to {most} of '
+                      "A-Z a-z 0-9 . _ - and no dot at the start")
+    return name
+
+
+def _tiers(tiers: Iterable[pb.Tier]) -> Tuple[Tier, ...]:
+    return tuple(Tier(t.name, t.bytes_plan, t.bytes_used) for t in tiers)
+
+
+def opened_of(wire: pb.Opened) -> Opened:
+    return Opened(wire.stream, wire.created, wire.dmc_ratio, wire.ring_segments, wire.bytes_plan,
+                  wire.compression_off)
+
+
+def stream_of(wire: pb.StreamStat) -> StreamStat:
+    return StreamStat(
+        stream=wire.stream, tokens_acked=wire.tokens_acked, tokens_computed=wire.tokens_computed,
+        lag_tokens=wire.lag_tokens, tokens_per_second=wire.tokens_per_second, chunks=wire.chunks,
+        segments_ring=wire.segments_ring, segments_cold=wire.segments_cold,
+        bytes_plan=wire.bytes_plan, bytes_disk=wire.bytes_disk, bytes_text=wire.bytes_text,
+        tiers=_tiers(wire.tiers), memory_hash=f"{wire.memory_hash:016x}",
+        hash_chunk=wire.hash_chunk, indexed_to=wire.indexed_to, dmc_ratio=wire.dmc_ratio,
+        dmc_ratio_asked=wire.dmc_ratio_asked, ring_segments=wire.ring_segments,
+        rows_mean=wire.rows_mean, head_ratio=tuple(wire.head_ratio), layers=wire.layers,
+        kv_heads=wire.kv_heads, created_us=wire.created_us, numerics_epoch=wire.numerics_epoch,
+        degraded=tuple(wire.degraded))
+
+
+def process_of(wire: pb.ProcessStat) -> ProcessStat:
+    return ProcessStat(
+        version=wire.version, model=wire.model, adapter=wire.adapter, kernels=wire.kernels,
+        device=wire.device, threads=wire.threads, uptime_us=wire.uptime_us, streams=wire.streams,
+        streams_max=wire.streams_max, forks=wire.forks, forks_max=wire.forks_max,
+        tokens_computed=wire.tokens_computed, bytes_plan=wire.bytes_plan,
+        bytes_used=wire.bytes_used, bytes_disk=wire.bytes_disk, bytes_resident=wire.bytes_resident,
+        tiers=_tiers(wire.tiers), degraded=tuple(wire.degraded))
+
+
+def done_of(wire: pb.Done) -> Done:
+    sources = (Source(s.segment, getattr(s, "from"), s.to, s.time_us, s.text)
+               for s in wire.sources)
+    names = ("end", "length", "stop", "cancelled")
+    return Done(wire.position, wire.acked, wire.question_tokens, wire.answer_tokens,
+                names[wire.finish] if wire.finish < len(names) else "end", tuple(sources),
+                wire.wait_us / 1e6, wire.prefill_us / 1e6, wire.decode_us / 1e6)
+
+
+def sampling_to(sampling: Optional[Sampling]) -> Optional[pb.Sampling]:
+    return None if sampling is None else pb.Sampling(**dataclasses.asdict(sampling))

@@ -1,0 +1,213 @@
+"""The Python package: the same wire as the C library, against siltd and one that breaks down."""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+
+import lib
+
+sys.path.insert(0, str(lib.ROOT / "clients/python"))
+# One pool of descriptors holds one silt.proto: the mock shall use the package's.
+import silt  # noqa: E402
+import silt.silt_pb2  # noqa: E402
+
+lib.wire = lambda: silt.silt_pb2
+import texts  # noqa: E402
+from mock import Mock  # noqa: E402
+
+EXAMPLES = lib.ROOT / "clients/python/examples"
+
+
+def siltd(*args):
+    return lib.Daemon(*lib.tiny(), args)
+
+
+@contextlib.contextmanager
+def refused(kind, text):
+    try:
+        yield
+    except kind as error:
+        assert text in str(error), error
+        return
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def settled(client, stream):
+    def check():
+        stat = client.stat(stream)
+        return stat if stat.tokens_computed == stat.tokens_acked else None
+    return lib.wait_until(f"{stream} is computed", check, 120)
+
+
+def test_same_memory_as_from_c():
+    data = texts.text(20_000)
+    with siltd() as daemon, silt.Client(daemon.endpoint) as client:
+        path = daemon.home / "text"
+        path.write_bytes(data)
+        lib.silt(daemon.endpoint, "feed", "c", path)
+        assert client.open("py").created and not client.open("py").created
+        with client.feed("py", "p") as feed:
+            for piece in texts.cuts(data, seed=7):
+                feed.write(piece)
+            feed.end()
+            feed.drain()
+            assert feed.bytes_acked == len(data) and feed.unacked == 0
+        stats = [settled(client, name) for name in ("c", "py")]
+        assert stats[0].memory_hash == stats[1].memory_hash != "0" * 16
+        assert stats[0].tokens_acked == stats[1].tokens_acked > 5000
+        seen = lib.stat(daemon.endpoint, "py")
+        for field in ("tokens_acked", "chunks", "segments_ring", "memory_hash", "hash_chunk",
+                      "bytes_plan", "dmc_ratio_asked"):
+            assert getattr(stats[1], field) == seen[field], field
+        assert [s.stream for s in client.list()] == ["c", "py"]
+        process = client.process()
+        assert process.streams == 2 and process.bytes_plan >= process.bytes_resident > 0
+        client.remove("c")
+        assert [s.stream for s in client.list()] == ["py"]
+
+
+def test_ask_streams_keeps_and_cancels():
+    with siltd() as daemon, silt.Client(daemon.endpoint) as client:
+        client.open("s")
+        with client.feed("s", "p") as feed:
+            feed.turn("system", "Be brief.")
+            feed.write(texts.text(3000))
+        answer = client.ask("s", "What?", wait=True, tokens_max=24)
+        pieces = list(answer)
+        assert len(pieces) > 3 and answer.done.finish in ("length", "end")
+        assert answer.done.position == client.stat("s").tokens_acked == answer.done.acked
+        again = client.ask("s", "What?", wait=True, tokens_max=24).text()
+        assert again == "".join(pieces)
+        before = client.stat("s").tokens_acked
+        with client.ask("s", "Much?", tokens_max=1000, keep=True) as long:
+            next(long)
+        client.ask("s", "What?", tokens_max=1).text()
+        assert client.stat("s").tokens_acked == before  # cancelled: not kept
+        kept = client.ask("s", "Keep?", tokens_max=8, keep=True)
+        kept.text()
+        assert client.stat("s").tokens_acked > before + kept.done.answer_tokens
+
+
+def test_errors_are_named():
+    with siltd() as daemon, silt.Client(daemon.endpoint) as client:
+        with refused(silt.NotFound, "no stream"):
+            client.stat("none")
+        with refused(silt.Invalid, "not a stream"):
+            client.open("../etc")
+        client.open("s", dmc=4)
+        with refused(silt.Exists, "s"):
+            client.open("s", dmc=2)
+        with refused(silt.Invalid, "recall"):
+            client.ask("s", "what", recall="all")
+        with refused(silt.TooLarge, "message"):
+            with client.feed("s", "p") as feed:
+                feed.turn("user", b"x" * (1 << 20))
+        with client.feed("s", "p"), refused(silt.Exists, "already"):
+            client.feed("s", "p")
+    with refused(silt.Unreachable, "no siltd answers"):
+        silt.Client(f"ipc://{daemon.home}/none", connect_timeout=0.3).process()
+    with refused(silt.Invalid, "looks like"):
+        silt.Client("nonsense").process()
+
+
+def test_feed_through_cuts_and_little_credit():
+    data = texts.text(200_000)
+    mock = Mock(credit=9000)
+    links = []
+    with silt.Client(mock.endpoint, on_link=links.append) as client:
+        client.open("s")
+        mock.busy = 2
+        for feeds, when in ((5, "before"), (25, "after"), (60, "after")):
+            mock.die_at = feeds, when
+            feed_part(client, mock, data[:len(data) * feeds // 60])
+        assert mock.text("s") == data and mock.unacked_max <= 9000, mock.unacked_max
+        assert links and not all(links) and links[-1]
+
+
+def feed_part(client, mock, data):
+    """Feeds what is missing up to data, while a thread brings the siltd back whenever it dies."""
+    over = threading.Event()
+
+    def revive():
+        while not over.wait(0.05):
+            if not mock.thread.is_alive():
+                mock.die_at = None
+                mock.start()
+
+    thread = threading.Thread(target=revive)
+    thread.start()
+    try:
+        with client.feed("s", "p") as feed:
+            rest = data[feed.bytes_acked:]
+            for at in range(0, len(rest), 1500):
+                feed.write(rest[at:at + 1500])
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_feed_survives_kill():
+    data = texts.text(60_000)
+    with siltd() as daemon, silt.Client(daemon.endpoint) as client:
+        client.open("s")
+        with client.feed("s", "p") as feed:
+            for number, at in enumerate(range(0, len(data), 600)):
+                feed.write(data[at:at + 600])
+                if number in (20, 60):
+                    daemon.kill()
+                    daemon.start(ready=False)
+        stat = settled(client, "s")
+        assert stat.bytes_text == len(data)
+        with siltd() as other, silt.Client(other.endpoint) as calm:
+            calm.open("s")
+            with calm.feed("s", "p") as feed:
+                feed.write(data)
+            assert settled(calm, "s").memory_hash == stat.memory_hash
+
+
+def test_async_many_at_once():
+    async def one(client, name, data):
+        await client.open(name)
+        async with await client.feed(name, "p") as feed:
+            for piece in texts.cuts(data, seed=len(name)):
+                await feed.write(piece)
+        answer = await client.ask(name, "What?", wait=True, tokens_max=6)
+        return await answer.text(), answer.done.position
+
+    async def all_of(endpoint):
+        async with silt.AsyncClient(endpoint) as client:
+            done = await asyncio.gather(*(one(client, f"s{i}", texts.text(3000, seed=i))
+                                          for i in range(4)))
+            names = [stat.stream async for stat in client.list()]
+        return done, names
+
+    with siltd("--forks-max", "4") as daemon:
+        done, names = asyncio.run(all_of(daemon.endpoint))
+        assert names == ["s0", "s1", "s2", "s3"] and all(position > 0 for _, position in done)
+
+
+def example(name, daemon, *args, stdin):
+    env = dict(os.environ, PYTHONPATH=str(EXAMPLES.parent))
+    done = subprocess.run([sys.executable, EXAMPLES / name, "-c", daemon.endpoint, *args],
+                          input=stdin, env=env, capture_output=True, timeout=120 * lib.SLOW,
+                          check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode(errors="replace")
+
+
+def test_examples():
+    with siltd() as daemon:
+        said = b"Ada: the pump failed at nine\nBo: who fixed it?\n?What failed?\n"
+        assert "tokens)" in example("live_transcript.py", daemon, "talk", stdin=said)
+        assert lib.stat(daemon.endpoint, "talk")["tokens_acked"] > 20
+        example("agent_loop.py", daemon, "agent", "How full is /?", stdin=b"")
+        before = lib.stat(daemon.endpoint, "agent")["tokens_acked"]
+        example("agent_loop.py", daemon, "agent", "And now?", stdin=b"")
+        assert lib.stat(daemon.endpoint, "agent")["tokens_acked"] > before > 20
+
+
+if __name__ == "__main__":
+    lib.main(globals())
