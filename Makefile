@@ -114,6 +114,7 @@ proto: proto/silt.pb-c.c
 proto/silt.pb-c.c: proto/silt.proto
 	$(call say,PROTO,$<)
 	$(Q)cd proto && protoc-c --c_out=. silt.proto
+	$(Q)protoc --proto_path=proto --python_out=clients/python/silt --pyi_out=clients/python/silt silt.proto
 
 # Set-up and whole runs are scripts: they work before anything is installed.
 deps:
