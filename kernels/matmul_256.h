@@ -1,6 +1,6 @@
 /*
- * Quantised matmul with 256-bit registers: half a panel, 8 columns, at a time. Included with DOT
- * set to what the instruction set offers:
+ * Quantised matmul with 256-bit registers: 4 rows against a panel, two registers wide. Included
+ * with DOT_VNNI set to what the instruction set offers:
  *
  *   DOT_VNNI 1   vpdpbusd: bytes to int32 in one instruction
  *   DOT_VNNI 0   vpmaddubsw adds pairs of products in int16, which saturates. 4-bit codes cannot
@@ -8,7 +8,8 @@
  *                ones could, so there the weight is made |w| <= 128, its sign moved over to the
  *                activation, and each group is widened by itself: 2 * 128 * 127 = 32,512.
  *
- * The integer sums are exact, so both give the same bits.
+ * The integer sums are exact, so both give the same bits. Seen on a Zen 5: 68 % of the dot-product
+ * peak with VNNI; without it 40 % of what vpmaddubsw alone could do, whose sums cost as much again.
  */
 #include "kernels/packed.h"
 #include "kernels/simd.h"
@@ -57,23 +58,23 @@ INLINE void block_dots(__m256i dot[], const uint8_t *codes, const int8_t *x, con
                        const enum packed_layout layout)
 {
     const __m256i low = _mm256_set1_epi8(15);
-    UNROLL for (int i = 0; i < 2 * rows; i++)
-    {
+    UNROLL
+    for (int i = 0; i < 2 * rows; i++) {
         dot[i] = _mm256_setzero_si256();
     }
-    UNROLL for (int g = 0; g < 8; g++)
-    {
+    UNROLL
+    for (int g = 0; g < 8; g++) {
         __m256i w[2];
         bool nibbles = layout != PACKED_Q8_0;
-        UNROLL for (int h = 0; h < 2; h++)
-        {
+        UNROLL
+        for (int h = 0; h < 2; h++) {
             const uint8_t *from = codes + (nibbles ? g % 4 : g) * 64 + h * 32;
             w[h] = _mm256_load_si256((const __m256i *)(const void *)from);
             if (nibbles)
                 w[h] = _mm256_and_si256(g < 4 ? w[h] : _mm256_srli_epi16(w[h], 4), low);
         }
-        UNROLL for (int r = 0; r < rows; r++)
-        {
+        UNROLL
+        for (int r = 0; r < rows; r++) {
             __m256i a = broadcast4(x + r * KERNELS_BLOCK + g * 4);
             dot[r] = dot_add(dot[r], w[0], a, layout);
             dot[rows + r] = dot_add(dot[rows + r], w[1], a, layout);
@@ -85,8 +86,8 @@ INLINE void block_dots(__m256i dot[], const uint8_t *codes, const int8_t *x, con
 INLINE void strip(__m256 sum[], const struct panel *panel, const struct tile *t, uint32_t r0,
                   uint32_t blocks, const int rows, const enum packed_layout layout)
 {
-    UNROLL for (int i = 0; i < 2 * rows; i++)
-    {
+    UNROLL
+    for (int i = 0; i < 2 * rows; i++) {
         sum[i] = _mm256_setzero_ps();
     }
     for (size_t b = 0; b < blocks; b++) {
@@ -94,13 +95,13 @@ INLINE void strip(__m256 sum[], const struct panel *panel, const struct tile *t,
         __m256i dot[2 * STRIP_ROWS];
         block_dots(dot, panel->codes + b * panel_code_bytes(layout), t->codes + at * KERNELS_BLOCK,
                    rows, layout);
-        UNROLL for (int h = 0; h < 2; h++)
-        {
+        UNROLL
+        for (int h = 0; h < 2; h++) {
             __m256 d = v_load_f16(panel->d + b * PANEL_COLS + h * 8), m = _mm256_setzero_ps();
             if (layout == PACKED_Q4_1)
                 m = v_load_f16(panel->m + b * PANEL_COLS + h * 8);
-            UNROLL for (int r = 0; r < rows; r++)
-            {
+            UNROLL
+            for (int r = 0; r < rows; r++) {
                 const size_t i = at + (size_t)r;
                 __m256i whole = dot_finish(dot[h * rows + r], t->neg_sum[i], layout);
                 __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(t->scale[i]));
@@ -137,8 +138,8 @@ INLINE void panels_layout(const struct panel_job *job, uint32_t panel_from, uint
             for (; r + STRIP_ROWS <= t.rows; r += STRIP_ROWS) {
                 __m256 sum[2 * STRIP_ROWS];
                 strip(sum, &panel, &t, r, blocks, STRIP_ROWS, layout);
-                UNROLL for (uint32_t i = 0; i < 2 * STRIP_ROWS; i++)
-                {
+                UNROLL
+                for (uint32_t i = 0; i < 2 * STRIP_ROWS; i++) {
                     store_columns(job, sum[i], row + r + i % STRIP_ROWS, n + i / STRIP_ROWS * 8);
                 }
             }

@@ -21,18 +21,26 @@ INLINE void float_strip(const struct panel_job *job, uint32_t index, uint32_t ro
     const size_t bytes = panel_bytes(layout, job->w->cols);
     const uint8_t *panel = (const uint8_t *)job->w->data + index * bytes;
     const float *x = job->x + row * job->x_stride;
-    UNROLL for (int i = 0; i < rows * halves; i++) sum[i] = _mm256_setzero_ps();
+    UNROLL
+    for (int i = 0; i < rows * halves; i++)
+        sum[i] = _mm256_setzero_ps();
     for (size_t c = 0; c < job->w->cols; c++) {
-        UNROLL for (int h = 0; h < halves; h++)
-        {
+        UNROLL
+        for (int h = 0; h < halves; h++) {
             size_t at = c * PANEL_COLS + (size_t)(h % 2) * 8;
             __m256 w = float_load(panel + (size_t)(h / 2) * bytes, at, layout);
-            UNROLL for (int r = 0; r < rows; r++) sum[h * rows + r] = _mm256_fmadd_ps(
-                _mm256_set1_ps(x[(size_t)r * job->x_stride + c]), w, sum[h * rows + r]);
+            UNROLL
+            for (int r = 0; r < rows; r++)
+                sum[h * rows + r] = _mm256_fmadd_ps(
+                    _mm256_set1_ps(x[(size_t)r * job->x_stride + c]), w, sum[h * rows + r]);
         }
     }
-    UNROLL for (int h = 0; h < halves; h++) UNROLL for (int r = 0; r < rows; r++) store_columns(
-        job, sum[h * rows + r], row + (uint32_t)r, index * PANEL_COLS + (uint32_t)h * 8);
+    UNROLL
+    for (int h = 0; h < halves; h++)
+        UNROLL
+    for (int r = 0; r < rows; r++)
+        store_columns(job, sum[h * rows + r], row + (uint32_t)r,
+                      index * PANEL_COLS + (uint32_t)h * 8);
 }
 
 INLINE void floats_layout(const struct panel_job *job, uint32_t panel_from, uint32_t panel_to,

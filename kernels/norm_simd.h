@@ -32,8 +32,8 @@ INLINE void quantize_row(void *q, const float *x, uint32_t row, uint32_t rows, u
     size_t r = row % TILE_ROWS;
     for (size_t b = 0; b < cols / KERNELS_BLOCK; b++, x += KERNELS_BLOCK) {
         vec value[KERNELS_BLOCK / LANES], top = v_set(0.0f);
-        UNROLL for (int i = 0; i < KERNELS_BLOCK / LANES; i++)
-        {
+        UNROLL
+        for (int i = 0; i < KERNELS_BLOCK / LANES; i++) {
             value[i] = v_load(x + i * LANES);
             top = v_max(top, v_abs(value[i]));
         }
@@ -41,8 +41,8 @@ INLINE void quantize_row(void *q, const float *x, uint32_t row, uint32_t rows, u
         float inverse = most < QUANTIZE_TINY ? 0.0f : 127.0f / most;
         float scale = most < QUANTIZE_TINY ? 0.0f : most / 127.0f;
         int8_t *codes = t.codes + (b * t.rows + r) * KERNELS_BLOCK;
-        UNROLL for (int i = 0; i < KERNELS_BLOCK / LANES; i++)
-        {
+        UNROLL
+        for (int i = 0; i < KERNELS_BLOCK / LANES; i++) {
             value[i] = v_mul(value[i], v_set(inverse));
         }
         int32_t sum = v_store_bytes(codes, value);

@@ -154,27 +154,27 @@ INLINE int32_t v_store_bytes(int8_t *to, const vec a[KERNELS_BLOCK / LANES])
 INLINE void v_transpose(vec a[LANES])
 {
     __m512 t[LANES];
-    UNROLL for (int i = 0; i < 16; i += 2)
-    {
+    UNROLL
+    for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
         t[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
     }
-    UNROLL for (int i = 0; i < 16; i += 4)
-    {
+    UNROLL
+    for (int i = 0; i < 16; i += 4) {
         a[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
         a[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
         a[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
         a[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
-    UNROLL for (int i = 0; i < 4; i++)
-    {
+    UNROLL
+    for (int i = 0; i < 4; i++) {
         t[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
         t[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
         t[i + 8] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
         t[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xdd);
     }
-    UNROLL for (int i = 0; i < 8; i++)
-    {
+    UNROLL
+    for (int i = 0; i < 8; i++) {
         a[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
         a[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
     }
@@ -325,24 +325,26 @@ INLINE int32_t v_store_bytes(int8_t *to, const vec a[KERNELS_BLOCK / LANES])
 INLINE void v_transpose(vec a[LANES])
 {
     __m256 t[LANES];
-    UNROLL for (int i = 0; i < 8; i += 2)
-    {
+    UNROLL
+    for (int i = 0; i < 8; i += 2) {
         t[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
         t[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
     }
-    UNROLL for (int i = 0; i < 8; i += 4)
-    {
+    UNROLL
+    for (int i = 0; i < 8; i += 4) {
         a[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
         a[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
         a[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
         a[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
-    UNROLL for (int i = 0; i < 4; i++)
-    {
+    UNROLL
+    for (int i = 0; i < 4; i++) {
         t[i] = _mm256_permute2f128_ps(a[i], a[i + 4], 0x20);
         t[i + 4] = _mm256_permute2f128_ps(a[i], a[i + 4], 0x31);
     }
-    UNROLL for (int i = 0; i < 8; i++) a[i] = t[i];
+    UNROLL
+    for (int i = 0; i < 8; i++)
+        a[i] = t[i];
 }
 
 #endif
