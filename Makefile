@@ -103,7 +103,7 @@ $(O)/obj/%.c.o: %.c $(O)/flags
 # Rebuilds when the flags change.
 $(O)/flags: FORCE
 	@mkdir -p $(@D)
-	@pkg-config --exists $(PACKAGES) jansson || { echo 'make: packages are missing: run make deps' >&2; exit 1; }
+	@pkg-config --exists $(PACKAGES) jansson libzstd || { echo 'make: packages are missing: run make deps' >&2; exit 1; }
 	@echo '$(CC) $(CPPFLAGS) $(CFLAGS)' | cmp -s - $@ || echo '$(CC) $(CPPFLAGS) $(CFLAGS)' > $@
 .PHONY: FORCE
 FORCE:
@@ -127,6 +127,8 @@ test:
 	$(Q)tests/run
 tidy:
 	$(Q)tests/tidy
+quality: $(O)/silt-eval
+	$(Q)python3 tests/eval/quality.py $(QUALITY)
 fuzz:
 	$(Q)tests/fuzz/run $(SECONDS_EACH)
 proto-check:
