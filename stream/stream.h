@@ -80,7 +80,9 @@ struct token_text {
 /* Most tokens that feeding `bytes` more bytes to a text can form. */
 size_t token_count_max(const struct token_text *text, size_t bytes);
 /* Feeds bytes; writes the tokens of every pre-token that is finished, the rest waits in text. Never
- * forms special tokens. out has room for token_count_max. Returns the tokens written. */
+ * forms special tokens. A byte that the vocabulary has no token for is read as U+FFFD; all else,
+ * invalid UTF-8 included, comes back from token_bytes as it was. out has room for token_count_max.
+ * Returns the tokens written. */
 size_t token_feed(const struct tokenizer *tokenizer, struct token_text *text, const uint8_t *bytes,
                   size_t bytes_count, int32_t *out);
 /* A mark: what waits becomes tokens now. Returns the tokens written. */
