@@ -9,7 +9,7 @@
 
 enum {
     SPILL_FILE_RECORDS = 256, /* of one file */
-    SPILL_GROW_RECORDS = 16,  /* a file grows by as many, so that writes need no new extents */
+    SPILL_GROW_RECORDS = 16,  /* a file grows by as many at least: writes need no new extents */
     SPILL_GROW_MERGED = 4,    /* the same of higher levels, which are written seldom */
     SPILL_MERGE_BATCH = 8,    /* pairs merged for one sync */
     SPILL_PATH_MAX = 1024,

@@ -181,14 +181,28 @@ static int open_file(struct spill *s, uint64_t stream_id, uint32_t level, uint64
     return slot;
 }
 
+/* Records to grow by. ext4 lets all writes of a file end before it grows, so a file doubles where
+ * the quota leaves room: five times growing, not sixteen. */
+static uint64_t growth(const struct spill *s, const struct spill_file *f)
+{
+    uint64_t step = f->level ? SPILL_GROW_MERGED : SPILL_GROW_RECORDS;
+    while (!f->level && step < f->grown &&
+           (!s->limit ||
+            s->stat.bytes_disk + (2 * step + 4 * SPILL_GROW_RECORDS) * s->shape.record_bytes <=
+                s->limit))
+        step *= 2;
+    return step;
+}
+
 /* Room for a record and some more behind it. */
 static int grow(struct spill *s, int slot, uint64_t record)
 {
     struct spill_file *f = &s->files[slot];
-    uint64_t from = f->grown, bytes = s->shape.record_bytes;
-    uint64_t step = f->level ? SPILL_GROW_MERGED : SPILL_GROW_RECORDS;
+    uint64_t from = f->grown, bytes = s->shape.record_bytes, step = growth(s, f);
     uint64_t to = (record / step + 1) * step;
-    if (record < f->grown)
+    if (to > SPILL_FILE_RECORDS)
+        to = SPILL_FILE_RECORDS;
+    if (record < from)
         return 0;
     if (s->limit && s->stat.bytes_disk + (to - from) * bytes > s->limit)
         return -EDQUOT;
