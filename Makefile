@@ -55,8 +55,9 @@ $(O)/bench-%: $(O)/obj/tests/bench/%.c.o $(STREAM) $(KERNELS)
 check: $(O)/check
 	$(Q)$(O)/check
 
-bench: $(O)/bench-engine $(O)/check
+bench: $(O)/bench-engine $(O)/bench-disk $(O)/check
 	$(Q)BUILD=$(O) tests/bench/run
+	$(Q)BUILD=$(O) tests/bench/disk || [ $$? = 77 ]
 
 $(O)/endless: $(call objects,soak/endless.c soak/siltd.c) $(CLIENT) $(PROTO)
 soak: $(O)/endless $(O)/siltd
@@ -142,7 +143,7 @@ help:
 #: make demo       all of the above, then silt at work on text of this machine
 #: make test       all that CI runs; TESTS=WORD runs those whose name has WORD in it
 #: make check      each kernel against its reference
-#: make bench      speed of kernels and engine
+#: make bench      speed of kernels, engine and disk
 #: make soak       long runs: memory and time stay flat
 #: make quality    what compression costs, against windows of equal size
 #: make fuzz       hostile files and text; SECONDS_EACH=60
