@@ -19,8 +19,8 @@ from ._types import Done, Opened, ProcessStat, Sampling, Source, StreamStat, Tie
 __version__ = "0.1.0"
 
 __all__ = [
-    "Answer", "AsyncAnswer", "AsyncClient", "AsyncFeed", "Busy", "Client", "Denied", "Done", "Error",
-    "Exists", "Feed", "Gap", "InternalError", "Invalid", "Lost", "NoSpace", "NotFound", "Opened",
+    "Answer", "AsyncAnswer", "AsyncClient", "AsyncFeed", "Busy", "Client", "Denied", "Done",
+    "Error", "Exists", "Feed", "Gap", "InternalError", "Invalid", "Lost", "NoSpace", "NotFound", "Opened",
     "ProcessStat", "Sampling", "ShuttingDown", "Silent", "Source", "StreamStat", "Tier", "TooLarge",
     "Unreachable", "Unsupported",
 ]

@@ -1,4 +1,4 @@
-"""AsyncClient: one connection for asyncio. The blocking Client is this one on a thread of its own."""
+"""AsyncClient: one connection, for asyncio. Client is the same on a thread of its own."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Blocking calls: an AsyncClient on a thread of its own, so that acks and reconnects go on while the
-caller does other things. May be used from several threads."""
+"""Blocking calls: an AsyncClient on a thread of its own, so that acks and reconnects go on while
+the caller does other things. May be used from several threads."""
 
 from __future__ import annotations
 
