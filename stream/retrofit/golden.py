@@ -40,8 +40,8 @@ def make(path, base, adapter, tokens, ratio, fingerprint):
                                 keep=True)
     nll = evaluate.nll(hidden, base.head, ids)[0].numpy()
     count = len(tokens)
-    places = [0, 1, 31, 32, n - 1, n, n + 1, 2 * n - 1, 2 * n, 3 * n + 32, 4 * n - 1, 4 * n,
-              5 * n - 1, 5 * n, 5 * n + 120, count - 1]
+    places = [0, 1, 31, 32, n - 1, n, n + 1, 2 * n - 1, 2 * n, 3 * n + n // 8, 4 * n - 1, 4 * n,
+              5 * n - 1, 5 * n, 5 * n + n * 15 // 32, count - 1]
     chosen = segment_layers(base.layers)
     segments = np.stack([np.stack([part.numpy() for part in seen["segments"][layer]], 3)
                          for layer in chosen])                  # [L][T, m, kv, 2, dim]

@@ -220,8 +220,6 @@ def run_step(silt, teacher, head_function, batch, ratio, goal, width, options):
 def main():
     options = parse()
     device = options.device
-    if device == "cpu":
-        torch.set_num_threads(2)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     torch.manual_seed(options.seed)
     ratios = [int(part) for part in options.ratios.split(",")]
