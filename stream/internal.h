@@ -60,6 +60,7 @@ struct engine {
     struct gguf *model, *adapter;
     struct engine_info info;
     struct shape shape;
+    bool exact; /* fp32 throughout, see engine_options */
     struct layer layer[LAYERS_MAX];
     const float *output_norm;            /* [dim] */
     struct projection head;              /* [vocab][dim] */
@@ -189,6 +190,7 @@ struct tail {
 /* A question in its own rows behind a copy of a stream's state. */
 struct fork {
     struct stream stream; /* over the copied state */
+    float *queries;       /* [layers][heads * head_dim], summed over what was fed (recall.c) */
     struct tail tail;
     float *logits; /* [vocab] */
     bool fed;
@@ -204,6 +206,7 @@ struct forward_item {
     uint32_t rows;
     int64_t position; /* of the first row; unused by COMP */
     f16 *segment;     /* COMP: out, [layers * kv_heads][comp][2][head_dim] */
+    float *queries;   /* RAW: adds the rows' un-rotated queries, [layers][heads * head_dim]; NULL */
     bool dmc_lora;    /* RAW: with the DMC LoRA, for a baseline */
     uint32_t row;     /* set by forward_run: first row in the batch */
 };

@@ -43,6 +43,7 @@ struct engine_options {
     enum device device;
     uint32_t threads;      /* 0: as many as the process may use */
     uint32_t feature_mask; /* UINT32_MAX: all that the machine has */
+    bool exact; /* fp32 weights and activations, slow and large: what int8 is measured by */
 };
 
 struct engine_info {

@@ -94,13 +94,34 @@ static int load_floats(struct loader *l, const float **out, const struct gguf *f
     return 0;
 }
 
+/* The exact engine's weights: fp32, from whatever the file holds. */
+static int pack_exact(struct loader *l, struct weight *out, void *memory, const void *rows_data,
+                      enum tensor_type type, uint32_t rows, uint32_t cols)
+{
+    const struct kernels *k = l->engine->kernels;
+    size_t row_bytes = tensor_row_bytes(type, cols);
+    float *exact = malloc((size_t)rows * cols * sizeof *exact);
+    if (!exact)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < rows; i++)
+        tensor_row(exact + (size_t)i * cols, (const char *)rows_data + i * row_bytes, type, cols);
+    int code = k->weight_pack(k, out, memory, exact, TENSOR_F32, rows, cols);
+    free(exact);
+    return code;
+}
+
 static int pack(struct loader *l, struct weight *out, const void *rows_data, enum tensor_type type,
                 uint32_t rows, uint32_t cols)
 {
     const struct kernels *k = l->engine->kernels;
-    void *memory = loader_take(l, k->weight_bytes(k, type, rows, cols));
+    enum tensor_type as = l->engine->exact ? TENSOR_F32 : type;
+    void *memory = loader_take(l, k->weight_bytes(k, as, rows, cols));
     *out = (struct weight){.rows = rows, .cols = cols};
-    return memory ? k->weight_pack(k, out, memory, rows_data, type, rows, cols) : 0;
+    if (!memory)
+        return 0;
+    if (as != type)
+        return pack_exact(l, out, memory, rows_data, type, rows, cols);
+    return k->weight_pack(k, out, memory, rows_data, type, rows, cols);
 }
 
 /* Stacks tensors of one type into one matrix; false where their types differ or a row cannot be
@@ -393,6 +414,7 @@ int weights_load(struct engine *e, const struct engine_options *options, char *e
                  size_t error_bytes)
 {
     size_t bytes;
+    e->exact = options->exact;
     int code = gguf_open(&e->model, options->model_path, error, error_bytes);
     if (code)
         return code;
