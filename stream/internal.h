@@ -275,7 +275,8 @@ size_t history_bytes(const struct history *history);
 /* Evaluation: ring and summary are not attended (the sinks are). */
 void stream_hide_memory(struct stream *stream, bool hide);
 /* Evaluation: ring and summary are read from other, which must be at the same position with the
- * same options: feed both in lockstep, other first or last, a block each. NULL: back to its own. */
+ * same options: feed both in lockstep, a block each, other last (fed first, it has already slid at
+ * a chunk's end). NULL: back to its own. */
 void stream_swap_memory(struct stream *stream, const struct stream *other);
 /* KV rows that the last token fed in a block attended, itself included: mean over layers and heads.
  */
