@@ -97,6 +97,22 @@ static void push_or_busy(struct core *core, const struct ingest_request *request
 
 /* ---- requests ---- */
 
+static void refuse_place(struct core *core, const struct wire_client *client, uint64_t id,
+                         int result)
+{
+    if (result == -EBUSY)
+        reply_busy(core, client, id, "the stream is changing places: send this again in a moment");
+    else if (result == -EAGAIN)
+        reply_error(core, client, id, SILT__V1__ERROR__CODE__BUSY,
+                    "all %u places for live streams are at work: send this again, or start siltd "
+                    "with a larger --streams-max",
+                    core->plan.streams_max);
+    else
+        reply_error(core, client, id, SILT__V1__ERROR__CODE__NO_SPACE,
+                    "the stream alone is larger than all places for live streams together: start "
+                    "siltd with a larger --streams-max");
+}
+
 /* The record of a stream that is there and awake, or RECORD_NONE and the client is told. */
 static uint32_t wanted(struct core *core, const struct wire_client *client, uint64_t id,
                        const char *name)
@@ -113,13 +129,7 @@ static uint32_t wanted(struct core *core, const struct wire_client *client, uint
     result = serve_wake(core, record);
     if (!result)
         return record;
-    if (result == -EBUSY)
-        reply_busy(core, client, id, "the stream is changing places: send this again in a moment");
-    else
-        reply_error(core, client, id, SILT__V1__ERROR__CODE__NO_SPACE,
-                    "all %u places for live streams are in use: try again when one is idle, or "
-                    "start siltd with a larger --streams-max",
-                    core->plan.streams_max);
+    refuse_place(core, client, id, result);
     return RECORD_NONE;
 }
 
@@ -244,14 +254,7 @@ static void open_new(struct core *core, const struct wire_client *client,
     result = serve_wake(core, index);
     if (result) {
         table_drop(&core->table, index);
-        if (result == -EBUSY) {
-            reply_busy(core, client, request->id, "an idle stream makes room: try again");
-            return;
-        }
-        reply_error(core, client, request->id, SILT__V1__ERROR__CODE__NO_SPACE,
-                    "no room for another live stream of %zu bytes: remove one, try again when one "
-                    "is idle, or start siltd with a larger --streams-max",
-                    bytes);
+        refuse_place(core, client, request->id, result);
         return;
     }
     out = new_request(core, INGEST_CREATE, client, request->id, index);

@@ -14,7 +14,8 @@ void serve_tick(void *core);
 /* serve_stream.c: live and parked */
 /* Puts every stream of the journal in the table and brings as many as fit to life. */
 int serve_start(struct core *core, char *error, size_t error_bytes);
-/* The record's slot, waking it where it is parked. 0, -EBUSY: on its way out; -ENOSPC: no slot. */
+/* The record's slot, waking it where it is parked. 0; -EBUSY: something is on its way out, so soon;
+ * -EAGAIN: every place is at work; -ENOSPC: it can never fit. */
 int serve_wake(struct core *core, uint32_t record);
 void serve_slot_closed(struct core *core, uint32_t slot);
 /* Takes the record to where nobody holds it, as far as that is possible now. */

@@ -52,7 +52,7 @@ static bool idle(const struct core *core, const struct record *record)
            slot_lag(&core->slots[record->slot]) == 0;
 }
 
-/* Starts to park the stream that was idle longest. -EBUSY: one is on its way out; -ENOSPC: none is
+/* Starts to park the stream that was idle longest. -EBUSY: one is on its way out; -EAGAIN: none is
  * idle. */
 static int make_room(struct core *core)
 {
@@ -71,7 +71,7 @@ static int make_room(struct core *core)
             oldest = record;
     }
     if (!oldest)
-        return -ENOSPC;
+        return -EAGAIN;
     request.client = nobody;
     request.slot = oldest->slot;
     request.record = (uint32_t)(oldest - core->table.records);
