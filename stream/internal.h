@@ -190,7 +190,6 @@ struct tail {
 /* A question in its own rows behind a copy of a stream's state. */
 struct fork {
     struct stream stream; /* over the copied state */
-    float *queries;       /* [layers][heads * head_dim], summed over what was fed (recall.c) */
     struct tail tail;
     float *logits; /* [vocab] */
     bool fed;
@@ -206,7 +205,6 @@ struct forward_item {
     uint32_t rows;
     int64_t position; /* of the first row; unused by COMP */
     f16 *segment;     /* COMP: out, [layers * kv_heads][comp][2][head_dim] */
-    float *queries;   /* RAW: adds the rows' un-rotated queries, [layers][heads * head_dim]; NULL */
     bool dmc_lora;    /* RAW: with the DMC LoRA, for a baseline */
     uint32_t row;     /* set by forward_run: first row in the batch */
 };
@@ -250,11 +248,6 @@ uint32_t ccm_visible(const struct engine *engine, const struct layout *layout,
 int64_t ccm_ring_start(const struct engine *engine, const struct state *state);
 /* Summary and sinks to their places before the ring and `recalled` chunks. */
 void ccm_place_old_rows(struct stream *stream, uint32_t recalled);
-
-/* recall.c: f16 of the key by which recall finds a segment; the key of rows as segment_view has
- * them. */
-uint32_t recall_key_count(const struct engine *engine);
-void recall_key(const struct engine *engine, const f16 *rows, f16 *key);
 
 /* stream.c: the pending tokens as a partial block; only in a fork's own copy. */
 void stream_compute_pending(struct stream *stream);

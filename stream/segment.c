@@ -1,7 +1,6 @@
 /* Records of cold segments: written once, believed only when everything matches. */
 #include "stream/segment.h"
 
-#include <assert.h>
 #include <math.h>
 #include <string.h>
 #include <xxhash.h>
@@ -26,14 +25,12 @@ void segment_shape_make(struct segment_shape *out, const struct engine *engine,
                                   .head_dim = s->head_dim,
                                   .model_fingerprint = engine->info.model_fingerprint,
                                   .adapter_fingerprint = engine->info.adapter_fingerprint,
-                                  .dtype = dtype,
-                                  .key_count = recall_key_count(engine)};
+                                  .dtype = dtype};
     out->values = (size_t)s->layers * s->kv_heads * s->comp * 2 * s->head_dim;
     out->payload_bytes = dtype == SEGMENT_INT8
                              ? out->values + (out->values / s->head_dim) * sizeof(float)
                              : out->values * sizeof(f16);
     out->record_bytes = SEGMENT_HEADER_BYTES + blocks(out->payload_bytes);
-    assert(out->key_count <= SEGMENT_KEY_MAX);
 }
 
 size_t segment_buffer_bytes(const struct segment_shape *shape)
@@ -124,14 +121,12 @@ void segment_seal(const struct segment_shape *shape, uint8_t *record,
     h.kv_heads = shape->kv_heads;
     h.slots = shape->slots;
     h.head_dim = shape->head_dim;
-    h.key_count = shape->key_count;
+    h.reserved = 0;
     h.payload_bytes = shape->payload_bytes;
     h.offset = place->offset;
     h.payload_hash = payload_hash(shape, record);
     memcpy(record, &h, sizeof h);
-    memset(record + sizeof h, 0, SEGMENT_KEY_AT - sizeof h);
-    size_t key_end = SEGMENT_KEY_AT + shape->key_count * sizeof(f16);
-    memset(record + key_end, 0, SEGMENT_HEADER_BYTES - key_end);
+    memset(record + sizeof h, 0, SEGMENT_HEADER_BYTES - sizeof h);
     h.header_hash = header_hash(record);
     memcpy(record + offsetof(struct segment_header, header_hash), &h.header_hash,
            sizeof h.header_hash);
@@ -144,7 +139,7 @@ static bool same_kind(const struct segment_shape *shape, const struct segment_he
            h->adapter_fingerprint == shape->adapter_fingerprint && h->dtype == shape->dtype &&
            h->layers == shape->layers && h->kv_heads == shape->kv_heads &&
            h->slots == shape->slots && h->head_dim == shape->head_dim &&
-           h->key_count == shape->key_count && h->payload_bytes == shape->payload_bytes;
+           h->payload_bytes == shape->payload_bytes;
 }
 
 enum segment_fault segment_check_header(const struct segment_shape *shape, const uint8_t *record,

@@ -15,8 +15,6 @@
 enum {
     SEGMENT_VERSION = 1,
     SEGMENT_HEADER_BYTES = DISK_ALIGN,
-    SEGMENT_KEY_AT = 256, /* in the header page: the key that recall compares questions with */
-    SEGMENT_KEY_MAX = (SEGMENT_HEADER_BYTES - SEGMENT_KEY_AT) / 2, /* f16 */
     SEGMENT_LEVELS = 8, /* a segment of level l averages 2^l chunks */
 };
 #define SEGMENT_MAGIC 0x31474553544c4953u /* "SILTSEG1" */
@@ -32,21 +30,20 @@ struct segment_header {
     uint64_t token_from, token_to;
     uint64_t time_from_us, time_to_us; /* wall clock, 0: not known */
     uint32_t layers, kv_heads, slots, head_dim;
-    uint32_t weight; /* chunks averaged in it */
-    uint32_t key_count;
+    uint32_t weight;   /* chunks averaged in it */
+    uint32_t reserved; /* 0 */
     uint64_t payload_bytes;
     uint64_t offset; /* of this record in its file */
     uint64_t payload_hash;
     uint64_t header_hash; /* of the whole page with this field 0 */
 };
-_Static_assert(sizeof(struct segment_header) <= SEGMENT_KEY_AT, "the key has its own part");
+_Static_assert(sizeof(struct segment_header) <= SEGMENT_HEADER_BYTES, "a header is one page");
 
 /* What all records of one data folder share. */
 struct segment_shape {
     uint32_t layers, kv_heads, slots, head_dim;
     uint64_t model_fingerprint, adapter_fingerprint;
     enum segment_dtype dtype;
-    uint32_t key_count;   /* f16 of a key, recall.c */
     size_t values;        /* f16 of the rows: layers * kv_heads * slots * 2 * head_dim */
     size_t payload_bytes; /* of dtype */
     size_t record_bytes;  /* whole blocks; the f16 rows fit behind the header page */
@@ -69,7 +66,7 @@ const f16 *segment_take_rows(const struct segment_shape *shape, uint8_t *record)
 /* A record buffer that can also hold its rows as f16. */
 size_t segment_buffer_bytes(const struct segment_shape *shape);
 
-/* Fills in what is known of the header and both hashes, after rows and key are in place. */
+/* Fills in what is known of the header and both hashes, after the rows are in place. */
 void segment_seal(const struct segment_shape *shape, uint8_t *record,
                   const struct segment_place *place, const struct segment_header *covers);
 /* The header page alone; then the whole record. 0: it is what was asked for. */

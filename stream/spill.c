@@ -107,7 +107,7 @@ int spill_open(struct spill **out, const struct engine *engine, const struct spi
     segment_shape_make(&shape, engine, o->dtype);
     uint8_t *at = (uint8_t *)memory + buffers_bytes(o, &shape);
     struct spill *s = (void *)at;
-    *s = (struct spill){.shape = shape, .options = *o, .engine = engine, .event_fd = -1};
+    *s = (struct spill){.shape = shape, .options = *o, .event_fd = -1};
     s->folder_fd = -1;
     at += up(sizeof *s, 64);
     s->engine_memory = at;
@@ -325,8 +325,6 @@ static void fill(struct spill *s, struct spill_io *io, const struct segment_view
                                     .time_to_us = time_to_us,
                                     .weight = 1};
     segment_put_rows(&s->shape, io->record, segment->rows);
-    if (s->shape.key_count)
-        recall_key(s->engine, segment->rows, (f16 *)(void *)(io->record + SEGMENT_KEY_AT));
     segment_seal(&s->shape, io->record, &io->place, &covers);
 }
 

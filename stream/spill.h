@@ -88,7 +88,6 @@ struct spill {
     uint64_t uses, orders;
     uint64_t limit;
     struct spill_stat stat;
-    const struct engine *engine;
 };
 
 /* spill_files.c; all of the step thread. */

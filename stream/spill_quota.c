@@ -109,8 +109,6 @@ static int merge_pair(struct spill *s, struct spill_stream *stream, uint32_t lev
     f16 *mean = has_a ? rows[0] : rows[1];
     struct segment_place place = place_of(s, stream, level + 1, number);
     segment_put_rows(&s->shape, s->merge[2], mean);
-    if (s->shape.key_count)
-        recall_key(s->engine, mean, (f16 *)(void *)(s->merge[2] + SEGMENT_KEY_AT));
     segment_seal(&s->shape, s->merge[2], &place, covers);
     return transfer(s, DISK_WRITE, &place, s->merge[2]);
 }
