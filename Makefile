@@ -41,11 +41,15 @@ EVAL := $(call objects,$(wildcard tests/eval/*.c))
 UNIT := $(patsubst tests/unit/%.c,$(O)/tests/%,$(wildcard tests/unit/test_*.c))
 
 .PHONY: all help deps model test check bench demo soak fuzz quality clean format tidy proto proto-check install
-all: $(O)/siltd $(O)/silt $(O)/silt-eval
+all: $(O)/siltd $(O)/silt $(O)/silt-eval $(O)/silt-gateway
 
 $(O)/siltd: $(O)/obj/daemon/main.c.o $(DAEMON) $(STREAM) $(KERNELS) $(PROTO)
 $(O)/silt: $(SILT) $(CLIENT) $(PROTO)
 $(O)/silt: private LDLIBS += $(shell pkg-config --libs jansson 2>/dev/null)
+GATEWAY := $(call objects,$(wildcard clients/gateway/*.c))
+$(O)/silt-gateway: $(GATEWAY) $(CLIENT) $(PROTO)
+$(O)/silt-gateway: private LDLIBS += $(shell pkg-config --libs libmicrohttpd jansson 2>/dev/null)
+$(O)/obj/clients/gateway/page.c.o: $(wildcard clients/gateway/web/*)
 $(O)/silt-eval: $(EVAL) $(STREAM) $(KERNELS)
 $(O)/silt-eval: private LDLIBS += $(shell pkg-config --libs jansson libzstd 2>/dev/null)
 $(O)/check: $(call objects,$(wildcard tests/check/*.c)) $(KERNELS)
@@ -63,7 +67,7 @@ $(O)/endless: $(call objects,soak/endless.c soak/siltd.c) $(CLIENT) $(PROTO)
 soak: $(O)/endless $(O)/siltd
 	$(Q)BUILD=$(O) soak/run
 
-$(O)/siltd $(O)/silt $(O)/silt-eval $(O)/check $(O)/endless:
+$(O)/siltd $(O)/silt $(O)/silt-eval $(O)/silt-gateway $(O)/check $(O)/endless:
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
@@ -137,7 +141,7 @@ proto-check:
 
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
-#: make            build/siltd, build/silt and build/silt-eval
+#: make            build/siltd, build/silt, build/silt-eval and build/silt-gateway
 #: make deps       install what the build and the tests need (Debian packages)
 #: make model      fetch the default model, 98 MB, to build/models
 #: make demo       all of the above, then silt at work on text of this machine
@@ -162,5 +166,5 @@ format:
 	$(Q)clang-format -i $$(git ls-files '*.c' '*.h' '*.cu' | grep -v pb-c)
 
 clean:
-	$(Q)rm -rf build/obj build/tests build/check build/siltd build/silt build/silt-eval build/address* build/undefined \
+	$(Q)rm -rf build/obj build/tests build/check build/siltd build/silt build/silt-eval build/silt-gateway build/address* build/undefined \
 	             build/thread

@@ -12,7 +12,8 @@
 volatile sig_atomic_t silt_stop;
 
 static const struct command *const commands[] = {
-    &command_feed, &command_ask, &command_stat, &command_ls, &command_open, &command_rm,
+    &command_feed, &command_ask, &command_stat,    &command_ls,
+    &command_open, &command_rm,  &command_gateway,
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof *commands };
 

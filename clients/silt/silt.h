@@ -37,7 +37,7 @@ struct command {
 };
 
 extern const struct command command_open, command_feed, command_ask, command_stat, command_ls,
-    command_rm;
+    command_rm, command_gateway;
 
 /* Set by Ctrl-C and SIGTERM. */
 extern volatile sig_atomic_t silt_stop;

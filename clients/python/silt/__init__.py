@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Answer", "AsyncAnswer", "AsyncClient", "AsyncFeed", "Busy", "Client", "Denied", "Done",
-    "Error", "Exists", "Feed", "Gap", "InternalError", "Invalid", "Lost", "NoSpace", "NotFound", "Opened",
-    "ProcessStat", "Sampling", "ShuttingDown", "Silent", "Source", "StreamStat", "Tier", "TooLarge",
-    "Unreachable", "Unsupported",
+    "Error", "Exists", "Feed", "Gap", "InternalError", "Invalid", "Lost", "NoSpace", "NotFound",
+    "Opened", "ProcessStat", "Sampling", "ShuttingDown", "Silent", "Source", "StreamStat", "Tier",
+    "TooLarge", "Unreachable", "Unsupported",
 ]

@@ -1,0 +1,352 @@
+"""silt gateway: OpenAI's chat without sending anything twice, metrics, and who is let in."""
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import urllib.parse
+
+import lib
+import texts
+
+GATEWAY = lib.BUILD / "silt-gateway"
+
+
+class Gateway:
+    """A siltd with a gateway before it."""
+
+    def __init__(self, *args, endpoint=None, siltd_args=()):
+        if not GATEWAY.exists():
+            raise lib.Skip("no build/silt-gateway")
+        self.siltd = None if endpoint else lib.Daemon(*lib.tiny(), siltd_args)
+        self.home = lib.folder()
+        self.endpoint = endpoint or self.siltd.endpoint
+        self.args = args
+        self.start()
+
+    def start(self):
+        self.process = lib.spawn(lib.SILT, "-c", self.endpoint, "gateway", "--listen",
+                                 "127.0.0.1:0", "--state", self.home / "state", *self.args,
+                                 stdout=subprocess.PIPE)
+        self.url = self.process.stdout.readline().decode().strip()
+        assert self.url.startswith("http://127.0.0.1:"), self.url
+        self.address = urllib.parse.urlparse(self.url).netloc
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, trace):
+        lib.reap(self.process)
+        if self.siltd:
+            self.siltd.__exit__(kind, value, trace)
+
+    def call(self, method, path, body=None, headers=None, raw=False):
+        link = http.client.HTTPConnection(self.address, timeout=60 * lib.SLOW)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        base = {"Content-Type": "application/json"} if data else {}
+        link.request(method, path, data, {**base, **(headers or {})})
+        response = link.getresponse()
+        text = response.read()
+        link.close()
+        if raw:
+            return response.status, text.decode(), response.headers
+        try:
+            return response.status, json.loads(text)
+        except ValueError:
+            return response.status, text.decode()
+
+    def chat(self, messages, stream="s", headers=None, **more):
+        return self.call("POST", "/v1/chat/completions", {
+            "model": "silt", "user": stream, "max_tokens": 8,
+            "messages": [{"role": role, "content": text} for role, text in messages], **more},
+            headers)
+
+    def healthy(self):
+        try:
+            return self.call("GET", "/healthz")[0] == 200
+        except OSError:
+            return False
+
+    def tokens(self, stream="s"):
+        return lib.stat(self.endpoint, stream)["tokens_acked"]
+
+
+def refused(answer, status, text):
+    assert answer[0] == status and text in answer[1]["error"]["message"], answer
+
+
+def words(answer):
+    assert answer[0] == 200, answer
+    return answer[1]["choices"][0]["message"]["content"]
+
+
+def test_history_is_sent_once():
+    with Gateway() as gateway:
+        history = [("system", "Be brief."), ("user", "One?")]
+        for turn in range(6):
+            answer = gateway.chat(history)
+            reply = words(answer)
+            silt = answer[1]["silt"]
+            assert silt["messages_known"] == (0 if not turn else len(history) - 1), silt
+            assert silt["messages_new"] == (2 if not turn else 1)
+            assert answer[1]["usage"]["completion_tokens"] <= 8
+            history += [("assistant", reply), ("user", f"And {turn}?")]
+            if turn == 2:  # what the gateway knows outlives it
+                gateway.process.terminate()
+                assert gateway.process.wait(20) == 0
+                gateway.start()
+        sizes = [gateway.tokens()]
+        words(gateway.chat(history))
+        sizes.append(gateway.tokens())
+        assert 4 < sizes[1] - sizes[0] < 60, sizes  # a turn's worth, not a history's
+
+
+def test_edited_history_is_refused():
+    with Gateway() as gateway:
+        history = [("user", "One?")]
+        reply = words(gateway.chat(history))
+        history += [("assistant", f"  {reply.strip()}\n"), ("user", "Two?")]  # trimmed is the same
+        reply = words(gateway.chat(history))
+        before = gateway.tokens()
+        history += [("assistant", reply), ("user", "Three?")]
+        edited = [("user", "Other?"), *history[1:]]
+        refused(gateway.chat(edited), 409, "message 0 is not what stream s holds")
+        refused(gateway.chat(history[:1]), 409, "message 1")
+        refused(gateway.chat([*history[:3], ("assistant", "forged"), history[4]]), 409, "message 3")
+        assert gateway.tokens() == before
+        adopted = gateway.chat(edited, headers={"X-Silt-History": "adopt"})
+        edited += [("assistant", words(adopted)), ("user", "Four?")]
+        assert gateway.chat(edited)[1]["silt"]["messages_known"] == len(edited) - 1
+        alone = gateway.chat([("user", "Five?")], headers={"X-Silt-History": "append"})
+        assert alone[1]["silt"]["messages_new"] == 1
+        # A stream that was removed and made again knows nothing.
+        lib.silt(gateway.endpoint, "rm", "s")
+        assert gateway.chat([("user", "One?")])[1]["silt"]["messages_known"] == 0
+
+
+def test_cut_off_request_is_known():
+    with Gateway() as gateway:
+        history = [("user", "One?")]
+        history += [("assistant", words(gateway.chat(history))), ("user", "Two?")]
+        chain = gateway.home / "state/s.chain"
+        data = bytearray(chain.read_bytes())
+        data[16] = 1  # begun and not ended
+        data[24:32] = gateway.tokens().to_bytes(8, "little")
+        chain.write_bytes(data)
+        history += [("assistant", words(gateway.chat(history))), ("user", "Three?")]
+        data = bytearray(chain.read_bytes())
+        data[16] = 1  # and siltd has more than it had then
+        chain.write_bytes(data)
+        refused(gateway.chat(history), 409, "not known")
+        words(gateway.chat(history, headers={"X-Silt-History": "adopt"}))
+
+
+def events(text):
+    return [json.loads(line[6:]) for line in text.split("\n\n")
+            if line.startswith("data: ") and line != "data: [DONE]"]
+
+
+def test_events():
+    with Gateway() as gateway:
+        body = {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+                "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 12}
+        status, text, headers = gateway.call("POST", "/v1/chat/completions", body,
+                                             {"X-Silt-Stream": "ev"}, raw=True)
+        assert status == 200 and headers["Content-Type"] == "text/event-stream", text
+        assert text.endswith("data: [DONE]\n\n")
+        chunks = events(text)
+        deltas = [c["choices"][0]["delta"] for c in chunks if c["choices"]]
+        assert deltas[0]["role"] == "assistant" and len(deltas) > 2
+        assert chunks[-2]["choices"][0]["finish_reason"] in ("length", "stop")
+        assert chunks[-1]["usage"]["completion_tokens"] == 12 or chunks[-1]["usage"]
+        reply = "".join(d.get("content", "") for d in deltas)
+        answer = gateway.chat([("user", "Hi"), ("assistant", reply), ("user", "More")], "ev")
+        assert answer[1]["silt"]["messages_known"] == 2, answer
+        status, text, _ = gateway.call("POST", "/api/ask", {"stream": "ev", "question": "What?",
+                                                            "max_tokens": 5}, raw=True)
+        assert status == 200 and events(text)[-1]["done"]["stream"] == "ev"
+        before = gateway.tokens("ev")
+        link = socket.create_connection(gateway.address.split(":"))
+        body = json.dumps({"user": "ev", "stream": True, "messages": [
+            {"role": "user", "content": "All?"}]}).encode()
+        link.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+                     b"X-Silt-History: append\r\nContent-Type: application/json\r\n"
+                     b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        link.recv(1)
+        link.close()  # nobody reads: cancelled, or kept where it was done before that was seen
+        lib.wait_until("the question ends", lambda: "silt_gateway_questions 0\n" in gateway.call(
+            "GET", "/metrics")[1])
+        assert gateway.tokens("ev") >= before
+
+
+def test_refusals():
+    with Gateway("--body", "20000", "--connections", "8") as gateway:
+        messages = [{"role": "user", "content": "x"}]
+
+        def post(body, headers=None):
+            return gateway.call("POST", "/v1/chat/completions", body, headers)
+
+        refused(post({"messages": messages}), 400, "name the stream")
+        refused(post({"messages": messages, "user": "../x"}), 400, "not a stream's name")
+        refused(post({"messages": [], "user": "s"}), 400, "messages")
+        refused(post({"messages": messages, "user": "s", "n": 2}), 400, "n must be 1")
+        refused(post({"messages": messages, "user": "s", "tools": [{}]}), 400, "tools")
+        refused(post({"messages": messages, "user": "s", "temperature": 9}), 400, "temperature")
+        refused(post({"messages": [{"role": "king", "content": ""}], "user": "s"}), 400, "role")
+        refused(post(b"{", None), 400, "not JSON")
+        refused(post(b"[" * 15000), 400, "JSON")
+        refused(post(b"x" * 30000), 413, "at most 20000 bytes")
+        refused(post({"messages": messages}, {"Content-Type": "text/plain"}), 415, "JSON")
+        refused(post({"messages": messages}, {"Host": "evil.example:80"}), 403, "this machine")
+        refused(gateway.call("GET", "/etc/passwd"), 404, "nothing here")
+        refused(gateway.call("DELETE", "/v1/models"), 405, "GET")
+        refused(gateway.call("GET", "/api/streams/none"), 404, "no stream")
+        refused(gateway.call("POST", "/api/ask", {"stream": "none", "question": "?"}), 404,
+                "no stream")
+        held = [socket.create_connection(gateway.address.split(":")) for _ in range(20)]
+        for link in held:
+            link.close()
+        lib.wait_until("it serves again", gateway.healthy)
+
+
+def test_keys_and_other_machines():
+    home = lib.folder()
+    key = home / "key"
+    key.write_text("correct horse battery\n")
+    run = [lib.SILT, "gateway", "--listen", "0.0.0.0:0"]
+    done = subprocess.run(run, capture_output=True, check=False)
+    assert done.returncode == 2 and b"--key-file" in done.stderr, done.stderr
+    os.chmod(key, 0o644)
+    done = subprocess.run([*run, "--key-file", key], capture_output=True, check=False)
+    assert done.returncode == 2 and b"chmod 600" in done.stderr, done.stderr
+    os.chmod(key, 0o600)
+    with Gateway("--key-file", key) as gateway:
+        refused(gateway.call("GET", "/v1/models"), 401, "key")
+        refused(gateway.call("GET", "/metrics", headers={"Authorization": "Bearer corr"}), 401, "")
+        assert gateway.call("GET", "/healthz")[0] == 200
+        right = {"Authorization": "Bearer correct horse battery"}
+        assert gateway.call("GET", "/v1/models", headers=right)[1]["data"][0]["id"] == "silt"
+
+
+def test_metrics_and_page():
+    with Gateway() as gateway:
+        path = gateway.home / "text"
+        path.write_bytes(texts.text(8000))
+        lib.silt(gateway.endpoint, "feed", "log", path)
+        words(gateway.chat([("user", "One?")]))
+        status, text, headers = gateway.call("GET", "/metrics", raw=True)
+        assert status == 200 and headers["Content-Type"].startswith("text/plain")
+        check_metrics(text)
+        seen = lib.wait_until("log is computed", lambda: settled(gateway.endpoint, "log"))
+        text = gateway.call("GET", "/metrics")[1]
+        assert f'silt_stream_tokens_acked_total{{stream="log"}} {seen["tokens_acked"]}\n' in text
+        assert re.search(r'silt_stream_memory_used_bytes\{stream="log",tier="ring"\} [1-9]', text)
+        assert 'silt_gateway_questions_total{result="answered"} 1\n' in text
+        page = gateway.call("GET", "/", raw=True)
+        assert page[0] == 200 and "<title>silt</title>" in page[1]
+        assert "default-src 'self'" in page[2]["Content-Security-Policy"]
+        for part in ("/app.js", "/style.css"):
+            assert gateway.call("GET", part)[0] == 200
+        names = [s["stream"] for s in gateway.call("GET", "/api/status")[1]["streams"]]
+        assert names == ["log", "s"]
+        one = gateway.call("GET", "/api/streams/log")[1]
+        assert one["memory_hash"] == seen["memory_hash"] and one["tiers"]
+        gateway.siltd.kill()
+        assert gateway.call("GET", "/healthz")[0] == 503
+        assert "silt_up 0\n" in gateway.call("GET", "/metrics")[1]
+        gateway.siltd.start()
+        assert gateway.call("GET", "/healthz")[0] == 200
+
+
+def settled(endpoint, stream):
+    stat = lib.stat(endpoint, stream)
+    return stat if stat["tokens_computed"] == stat["tokens_acked"] else None
+
+
+def check_metrics(text):
+    """Each name has help and type before it, its samples stand together, counters end in _total."""
+    seen, current = {}, None
+    for line in text.splitlines():
+        if line.startswith("# TYPE "):
+            _, _, current, kind = line.split()
+            assert current not in seen, current
+            assert (kind == "counter") == current.endswith("_total"), line
+            seen[current] = kind
+        elif not line.startswith("# HELP "):
+            name = re.fullmatch(r'([a-z_]+)(\{([a-z]+="([^"\\\n]|\\.)*",?)*\})? '
+                                r'(NaN|[-+0-9.e]+)', line)
+            assert name, line
+            base = re.sub(r"_(bucket|sum|count)$", "", name[1])
+            assert current in (name[1], base), line
+
+
+def test_one_at_a_time_and_many():
+    with Gateway(siltd_args=("--forks-max", "4")) as gateway:
+        results = []
+
+        def ask(stream, tokens):
+            results.append(gateway.chat([("user", "Hi")], stream, max_tokens=tokens))
+
+        threads = [threading.Thread(target=ask, args=("one", 200)) for _ in range(4)]
+        threads += [threading.Thread(target=ask, args=(f"s{i}", 8)) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        codes = sorted(r[0] for r in results if r[1].get("silt", {}).get("stream") != "one"
+                       or r[0] != 200)
+        assert set(codes) <= {200, 409, 429}, results
+        assert sum(r[0] == 200 and r[1]["silt"]["stream"] == "one" for r in results) == 1, results
+
+
+def openai_client(home):
+    """The official client, from PyPI."""
+    site = home / "site"
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", site,
+                           "--disable-pip-version-check", "openai"], capture_output=True,
+                          check=False)
+    if done.returncode:
+        raise lib.Skip("openai cannot be installed: no network?")
+    sys.path.insert(0, str(site))
+    import openai
+    return openai
+
+
+def test_openai_client_over_many_turns():
+    if not os.environ.get("SILT_OPENAI"):
+        raise lib.Skip("needs the network: SILT_OPENAI=1 runs 200 turns with PyPI's openai")
+    openai = openai_client(lib.folder())
+    with Gateway() as gateway:
+        client = openai.OpenAI(base_url=f"{gateway.url}v1", api_key="none", max_retries=0)
+        assert client.models.list().data[0].id == "silt"
+        history = [{"role": "system", "content": "Be brief."}]
+        grown = []
+        for turn in range(200):
+            history.append({"role": "user", "content": f"Question {turn}?"})
+            before = gateway.tokens("agent") if turn else 0
+            if turn % 2:
+                answer = client.chat.completions.create(model="silt", messages=history,
+                                                        user="agent", max_tokens=6)
+                reply = answer.choices[0].message.content
+            else:
+                reply = "".join(
+                    chunk.choices[0].delta.content or "" for chunk in
+                    client.chat.completions.create(model="silt", messages=history, user="agent",
+                                                   max_tokens=6, stream=True) if chunk.choices)
+            history.append({"role": "assistant", "content": reply})
+            grown.append(gateway.tokens("agent") - before)
+        assert max(grown[1:]) < 80, grown
+        try:
+            client.chat.completions.create(model="silt", messages=history[1:], user="agent")
+        except openai.ConflictError as error:
+            assert "cannot be edited" in str(error)
+        else:
+            raise AssertionError("an edited history was taken")
+
+
+if __name__ == "__main__":
+    lib.main(globals())
