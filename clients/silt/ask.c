@@ -30,7 +30,7 @@ static const char help[] =
     "  -q, --quiet        the answer alone\n"
     "  --json             one JSON object at the end: answer, position, acked, sources, timings\n";
 
-enum { STOP_MAX = 8, UNSAID = -1 };
+enum { STOP_MAX = 8, SOURCES_SHOWN = 4, UNSAID = -1 };
 
 struct question {
     struct client_ask ask;
@@ -226,8 +226,10 @@ static void answer_print(const struct client_answer *answer)
                                               : "");
     if (answer->source_count)
         puts("sources");
-    for (size_t i = 0; i < answer->source_count; i++)
+    for (size_t i = 0; i < answer->source_count && i < SOURCES_SHOWN; i++)
         source_print(&answer->sources[i]);
+    if (answer->source_count > SOURCES_SHOWN)
+        printf("  and %zu more: --json names all\n", answer->source_count - SOURCES_SHOWN);
 }
 
 static int ask(struct silt *silt, struct question *q)
