@@ -84,7 +84,8 @@ INLINE void block_dots(__m256i dot[], const uint8_t *codes, const int8_t *x, con
 
 /* sum[h * rows + r]: `rows` rows of a tile from r0 on against both halves of a panel. */
 INLINE void strip(__m256 sum[], const struct panel *panel, const struct tile *t, uint32_t r0,
-                  uint32_t blocks, const int rows, const enum packed_layout layout)
+                  uint32_t blocks, struct ahead ahead, const int rows,
+                  const enum packed_layout layout)
 {
     UNROLL
     for (int i = 0; i < 2 * rows; i++) {
@@ -93,6 +94,9 @@ INLINE void strip(__m256 sum[], const struct panel *panel, const struct tile *t,
     for (size_t b = 0; b < blocks; b++) {
         size_t at = b * t->rows + r0;
         __m256i dot[2 * STRIP_ROWS];
+        for (size_t i = 0; i < ahead.step; i += 64)
+            _mm_prefetch(ahead.from + i, _MM_HINT_T1);
+        ahead.from += ahead.step;
         block_dots(dot, panel->codes + b * panel_code_bytes(layout), t->codes + at * KERNELS_BLOCK,
                    rows, layout);
         UNROLL
@@ -137,7 +141,9 @@ INLINE void panels_layout(const struct panel_job *job, uint32_t panel_from, uint
             uint32_t r = 0, row = tile * TILE_ROWS, n = index * PANEL_COLS;
             for (; r + STRIP_ROWS <= t.rows; r += STRIP_ROWS) {
                 __m256 sum[2 * STRIP_ROWS];
-                strip(sum, &panel, &t, r, blocks, STRIP_ROWS, layout);
+                struct ahead ahead =
+                    ahead_of(job, layout, index, 1, (row + r) / STRIP_ROWS, STRIP_ROWS);
+                strip(sum, &panel, &t, r, blocks, ahead, STRIP_ROWS, layout);
                 UNROLL
                 for (uint32_t i = 0; i < 2 * STRIP_ROWS; i++) {
                     store_columns(job, sum[i], row + r + i % STRIP_ROWS, n + i / STRIP_ROWS * 8);
@@ -145,7 +151,7 @@ INLINE void panels_layout(const struct panel_job *job, uint32_t panel_from, uint
             }
             for (; r < t.rows; r++) {
                 __m256 sum[2];
-                strip(sum, &panel, &t, r, blocks, 1, layout);
+                strip(sum, &panel, &t, r, blocks, (struct ahead){0}, 1, layout);
                 store_columns(job, sum[0], row + r, n);
                 store_columns(job, sum[1], row + r, n + 8);
             }

@@ -6,7 +6,8 @@
  *
  * How far from the limit: a block of 32 costs 8 vpdpbusd, a multiplication and two fused
  * multiply-adds (one without m), all on the same two pipes, so that of the dot-product peak 73 %
- * can be had (80 % without m). Seen on a Zen 5: 65 to 68 % (70 %); one thread reads a cold weight
+ * can be had (80 % without m). Seen on a Zen 5: 65 to 68 % (70 %); a weight that comes from
+ * memory costs blocks of rows nothing more, since it is fetched a panel ahead, and one row reads it
  * at the speed of memory. Float weights reach 95 % of the fp32 peak.
  *
  * Every variant does the same operations in the same order on an output, so a row's result does not
@@ -73,9 +74,11 @@ INLINE void block_dots(__m512i dot[], const struct panel panel[], size_t b, cons
     }
 }
 
+enum { PASS_ROWS = 8 };
+
 /* `rows` rows of a tile from row r0 on, against `panels` panels; both constant where inlined. */
 INLINE void strip(__m512 sum[], const struct panel panel[], const struct tile *t, uint32_t r0,
-                  uint32_t blocks, const int rows, const int panels,
+                  uint32_t blocks, struct ahead ahead, const int rows, const int panels,
                   const enum packed_layout layout)
 {
     UNROLL
@@ -84,6 +87,9 @@ INLINE void strip(__m512 sum[], const struct panel panel[], const struct tile *t
     for (size_t b = 0; b < blocks; b++) {
         size_t at = b * t->rows + r0;
         __m512i dot[16];
+        for (size_t i = 0; i < ahead.step; i += 64)
+            _mm_prefetch(ahead.from + i, _MM_HINT_T1);
+        ahead.from += ahead.step;
         block_dots(dot, panel, b, t->codes + at * KERNELS_BLOCK, t->neg_sum + at, rows, panels,
                    layout);
         UNROLL
@@ -120,7 +126,11 @@ INLINE void strip_store(const struct panel_job *job, const struct panel panel[],
                         const int panels, const enum packed_layout layout)
 {
     __m512 sum[16];
-    strip(sum, panel, t, r0, job->w->cols / KERNELS_BLOCK, rows, panels, layout);
+    uint32_t blocks = job->w->cols / KERNELS_BLOCK;
+    struct ahead ahead = {0};
+    if (rows == PASS_ROWS)
+        ahead = ahead_of(job, layout, index, (uint32_t)panels, (row + r0) / PASS_ROWS, PASS_ROWS);
+    strip(sum, panel, t, r0, blocks, ahead, rows, panels, layout);
     UNROLL
     for (int p = 0; p < panels; p++) {
         UNROLL
@@ -139,8 +149,8 @@ INLINE void panels_pass(const struct panel_job *job, uint32_t index, const int p
     for (uint32_t row = row_from; row < row_to; row += TILE_ROWS) {
         struct tile t = tile_at(job->q, job->rows, job->w->cols, row / TILE_ROWS);
         uint32_t r = 0;
-        for (; t.rows - r >= 8; r += 8)
-            strip_store(job, panel, index, &t, row, r, 8, panels, layout);
+        for (; t.rows - r >= PASS_ROWS; r += PASS_ROWS)
+            strip_store(job, panel, index, &t, row, r, PASS_ROWS, panels, layout);
         if (t.rows - r >= 4) {
             strip_store(job, panel, index, &t, row, r, 4, panels, layout);
             r += 4;

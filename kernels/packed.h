@@ -124,6 +124,24 @@ struct panel_job {
     uint32_t panel_step, row_step, row_pieces;
 };
 
+/* The weight comes from memory on the first pass of rows over a panel and from cache after it, so
+ * each pass asks for its share of the panels that come next. */
+struct ahead {
+    const char *from;
+    size_t step; /* bytes a block of 32; the last panel's run past the end, as a prefetch may */
+};
+
+static inline struct ahead ahead_of(const struct panel_job *job, enum packed_layout layout,
+                                    uint32_t index, uint32_t panels, uint32_t pass,
+                                    uint32_t pass_rows)
+{
+    size_t bytes = panel_bytes(layout, job->w->cols), blocks = job->w->cols / KERNELS_BLOCK;
+    size_t passes = (job->rows + pass_rows - 1) / pass_rows;
+    size_t step = round_up(panels * bytes / (passes * blocks), 64);
+    const char *next = (const char *)job->w->data + (index + panels) * bytes;
+    return (struct ahead){next + pass * step * blocks, step};
+}
+
 /* A piece should take a thread about two microseconds at least, by what it computes and by what it
  * reads: less is not worth a wake-up. */
 enum {
