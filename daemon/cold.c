@@ -4,11 +4,16 @@
  * The loop thread is the spill's step thread. A segment leaves its ring on the compute thread,
  * which copies it and goes on; only a full staging area makes it wait, and the wait is measured.
  */
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "daemon/clock.h"
 #include "daemon/log.h"
 #include "daemon/serve.h"
 
@@ -17,6 +22,8 @@ enum {
     FETCHES = 2,               /* questions that read segments at the same time */
     ATTACH_PATIENCE_MS = 1000, /* a stream's first segments may come before the loop knows its id */
     EPOCH = 1,
+    COLD_PERIOD_US = 2000000,       /* the folder is measured so often */
+    DISK_RESERVE_BYTES = 256 << 10, /* what a commit and the index may add meanwhile */
 };
 
 struct spill_options cold_options(const struct core *core, uint32_t streams_max)
@@ -88,8 +95,6 @@ static int open_spill(struct core *core, char *error, size_t error_bytes)
     else
         say(SAY_WARN, "cold segments: plain reads and writes through the page cache: this kernel "
                       "or file system refuses io_uring with O_DIRECT");
-    if (core->config.disk_bytes)
-        spill_limit(core->spill, core->config.disk_bytes);
     for (uint32_t i = 0; i < core->plan.streams_max; i++)
         core->slots[i].spill = core->spill;
     core->sched.spill = core->spill;
@@ -113,6 +118,56 @@ int cold_open(struct core *core, char *error, size_t error_bytes)
         result = search_open(&core->search, &options, core->search_memory, error, error_bytes);
     core->sched.search = core->ingest.search = core->search;
     return result;
+}
+
+/* ---- the quota ---- */
+
+/* Disk taken by a folder and what is in it, but for one entry. */
+static uint64_t folder_bytes(int at, const char *name, const char *without, int depth)
+{
+    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *folder = fd < 0 ? NULL : fdopendir(fd);
+    const struct dirent *entry;
+    struct stat status;
+    uint64_t sum = 0;
+
+    while (folder && (entry = readdir(folder))) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
+            (without && strcmp(entry->d_name, without) == 0) ||
+            fstatat(fd, entry->d_name, &status, AT_SYMLINK_NOFOLLOW) != 0)
+            continue;
+        sum += (uint64_t)status.st_blocks * 512;
+        if (S_ISDIR(status.st_mode) && depth)
+            sum += folder_bytes(fd, entry->d_name, NULL, depth - 1);
+    }
+    if (folder)
+        closedir(folder);
+    else if (fd >= 0)
+        close(fd);
+    return sum;
+}
+
+/* Everything under --data counts: what journal, index and checkpoints take, segments cannot have;
+ * where these alone fill it, nothing more is acked. */
+void cold_tick(struct core *core)
+{
+    uint64_t now = clock_us(), most = core->config.disk_bytes, others;
+    bool full;
+
+    if (now < core->cold_next_us)
+        return;
+    core->cold_next_us = now + COLD_PERIOD_US;
+    others = folder_bytes(AT_FDCWD, core->config.data, "segments", 2);
+    atomic_store(&core->disk_others, others);
+    if (!most)
+        return;
+    full = others + DISK_RESERVE_BYTES > most;
+    if (core->spill)
+        spill_limit(core->spill, full ? 1 : most - others);
+    if (full != atomic_exchange(&core->disk_full, full))
+        say(full ? SAY_ERROR : SAY_INFO,
+            full ? "--disk is full: nothing is acked until streams are removed or it is raised"
+                 : "--disk has room again");
 }
 
 void cold_close(struct core *core)

@@ -63,6 +63,9 @@ struct core {
     void *spill_memory, *search_memory;
     pthread_t search_thread;
     bool search_runs;
+    _Atomic bool disk_full;       /* --disk: what cannot be dropped fills it */
+    _Atomic uint64_t disk_others; /* bytes under --data without segments */
+    uint64_t cold_next_us;
 
     /* The loop thread's. */
     struct loop loop;

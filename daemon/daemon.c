@@ -247,6 +247,7 @@ static void wire_threads(struct core *core)
     sched->stopping = ingest->stopping = &core->stopping;
     ingest->disk_failed = &core->disk_failed;
     ingest->disk_bytes = &core->disk_bytes;
+    ingest->disk_full = &core->disk_full;
     sched->engine = core->engine;
     sched->info = core->info;
     sched->asks = core->asks;

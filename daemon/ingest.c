@@ -7,8 +7,8 @@
 #include <string.h>
 
 #include "daemon/log.h"
-#include "daemon/search.h"
 #include "daemon/replay.h"
+#include "daemon/search.h"
 
 enum { SLICE_BYTES = 4096 };
 _Static_assert((int)SLICE_BYTES >= (int)PRETOKEN_BYTES_MAX, "a slice holds a pre-token");
@@ -243,6 +243,12 @@ static bool take_items(struct ingest *ingest, struct slot *slot,
         refuse(result, SILT__V1__ERROR__CODE__BUSY,
                "the stream has as many tokens waiting as it may: an Ack follows when there is "
                "room, then send this again");
+        return false;
+    }
+    if (ingest->disk_full && atomic_load(ingest->disk_full)) {
+        refuse(result, SILT__V1__ERROR__CODE__NO_SPACE,
+               "the data folder is as large as --disk allows: remove streams or raise it, then "
+               "send this again");
         return false;
     }
     if (!begin(ingest))

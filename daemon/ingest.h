@@ -78,6 +78,7 @@ struct ingest {
     struct keeper *keeper; /* NULL: no checkpoints */
     _Atomic bool *stopping;
     _Atomic bool *disk_failed; /* the last commit did not work */
+    _Atomic bool *disk_full;   /* --disk is used up: nothing is taken; NULL: no such bound */
     _Atomic uint64_t *disk_bytes;
     int32_t *scratch; /* [scratch_max] tokens of one request or item */
     uint32_t scratch_max;

@@ -434,4 +434,5 @@ void serve_tick(void *user)
 
     serve_owed_tick(core);
     serve_ask_tick(core);
+    cold_tick(core);
 }

@@ -214,7 +214,7 @@ static void fill_process(struct core *core, Silt__V1__ProcessStat *out, Silt__V1
     out->tiers = tier_list;
     out->n_tiers = core->plan.line_count;
     out->bytes_plan = core->plan.bytes;
-    out->bytes_disk = atomic_load(&core->disk_bytes);
+    out->bytes_disk = atomic_load(&core->disk_others);
     if (core->spill) {
         struct spill_stat cold;
 
@@ -243,7 +243,7 @@ void stats_process(struct core *core, const struct wire_client *client, uint64_t
     Silt__V1__ProcessStat process = SILT__V1__PROCESS_STAT__INIT;
     Silt__V1__Tier tiers[PLAN_LINES_MAX];
     Silt__V1__Tier *tier_list[PLAN_LINES_MAX];
-    char *degraded[3];
+    char *degraded[4];
 
     fill_process(core, &process, tiers, tier_list);
     process.degraded = degraded;
@@ -251,6 +251,8 @@ void stats_process(struct core *core, const struct wire_client *client, uint64_t
         degraded[process.n_degraded++] = "compression is off: no adapter for this model";
     if (atomic_load(&core->disk_failed))
         degraded[process.n_degraded++] = "the journal cannot be written: nothing is acked";
+    if (atomic_load(&core->disk_full))
+        degraded[process.n_degraded++] = "--disk is full: nothing is acked";
     if (atomic_load(&core->keeper.failed))
         degraded[process.n_degraded++] = "checkpoints cannot be written: recovery takes longer";
     stat.process = &process;
