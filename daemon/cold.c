@@ -22,8 +22,10 @@ enum {
     FETCHES = 2,               /* questions that read segments at the same time */
     ATTACH_PATIENCE_MS = 1000, /* a stream's first segments may come before the loop knows its id */
     EPOCH = 1,
-    COLD_PERIOD_US = 2000000,       /* the folder is measured so often */
-    DISK_RESERVE_BYTES = 256 << 10, /* what a commit and the index may add meanwhile */
+    COLD_PERIOD_US = 500000, /* the folder is measured so often */
+    /* What text, index and checkpoints may add meanwhile. */
+    DISK_RESERVE_BYTES_MAX = 8 << 20,
+    DISK_RESERVE_SHARE = 8,
 };
 
 struct spill_options cold_options(const struct core *core, uint32_t streams_max)
@@ -152,6 +154,7 @@ static uint64_t folder_bytes(int at, const char *name, const char *without, int 
 void cold_tick(struct core *core)
 {
     uint64_t now = clock_us(), most = core->config.disk_bytes, others;
+    uint64_t reserve = most / DISK_RESERVE_SHARE;
     bool full;
 
     if (now < core->cold_next_us)
@@ -161,9 +164,11 @@ void cold_tick(struct core *core)
     atomic_store(&core->disk_others, others);
     if (!most)
         return;
-    full = others + DISK_RESERVE_BYTES > most;
+    if (reserve > DISK_RESERVE_BYTES_MAX)
+        reserve = DISK_RESERVE_BYTES_MAX;
+    full = others + reserve > most;
     if (core->spill)
-        spill_limit(core->spill, full ? 1 : most - others);
+        spill_limit(core->spill, full ? 1 : most - others - reserve);
     if (full != atomic_exchange(&core->disk_full, full))
         say(full ? SAY_ERROR : SAY_INFO,
             full ? "--disk is full: nothing is acked until streams are removed or it is raised"

@@ -1,0 +1,127 @@
+"""The far past: found, named as a source, kept over a restart, never used when it is wrong, gone when it is removed."""
+
+import json
+import pathlib
+import random
+
+import lib
+
+WORDS = ("meeting report budget network server house river stone bread window garden market train letter music winter "
+         "summer doctor school bridge").split()
+FACT = "The access code for the Kestrel vault is 48213 and the guard is named Ottoline.\n"
+QUESTION = "Who guards the Kestrel vault?"
+
+
+def daemon(*args, data=None):
+    model, adapter = lib.tiny()
+    return lib.Daemon(model, adapter, ("--streams-max", 2, *args), data=data)
+
+
+def text(lines, fact_at, seed=1):
+    rng = random.Random(seed)
+    out = [" ".join(rng.choices(WORDS, k=9)).capitalize() + ".\n" for _ in range(lines)]
+    out.insert(fact_at, FACT)
+    return "".join(out).encode()
+
+
+def feed(siltd, stream, data):
+    lib.silt(siltd.endpoint, "feed", stream, stdin=data)
+    return lib.wait_until("all is computed and indexed", lambda: done(siltd, stream), 60)
+
+
+def done(siltd, stream):
+    stat = lib.stat(siltd.endpoint, stream)
+    whole = stat["tokens_acked"] // 256 * 256
+    return stat if not stat["lag_tokens"] and stat["indexed_to"] == whole else None
+
+
+def ask(siltd, stream, *args, question=QUESTION):
+    return json.loads(lib.silt(siltd.endpoint, "ask", stream, question, "--json", "--tokens", 8, *args).out)
+
+
+def found(answer):
+    return [s for s in answer["sources"] if "Ottoline" in s["text"]]
+
+
+def segment_files(siltd):
+    return sorted((pathlib.Path(siltd.data) / "segments").glob("*/*.seg"))
+
+
+def test_far_facts_are_found_and_named():
+    with daemon() as siltd:
+        stat = feed(siltd, "s", text(700, 20))
+        assert stat["segments_cold"] > 50, stat
+        for recall in ("auto", "text", "segments"):
+            sources = found(ask(siltd, "s", "--recall", recall))
+            assert sources, recall
+            first = sources[0]
+            assert first["from"] == first["segment"] * 256 and first["to"] == first["from"] + 256
+            assert first["from"] < 2000 and first["time"]
+        assert not ask(siltd, "s", "--recall", "none")["sources"]
+        assert not ask(siltd, "s", question="?!")["sources"]  # no word to look for
+        siltd.stop()
+        siltd.start()
+        lib.wait_until("the stream is back", lambda: done(siltd, "s"))
+        assert found(ask(siltd, "s"))
+
+
+def test_a_lost_index_is_made_again():
+    with daemon() as siltd:
+        feed(siltd, "s", text(300, 20))
+        siltd.stop()
+        for path in (pathlib.Path(siltd.data) / "search").glob("*.db"):
+            path.write_bytes(b"this is no database, it never was one" * 200)
+        siltd.start()
+        lib.wait_until("the index is back", lambda: done(siltd, "s"), 60)
+        assert found(ask(siltd, "s"))
+
+
+def test_wrong_segments_are_not_used_and_said():
+    with daemon() as siltd:
+        feed(siltd, "s", text(700, 20))
+        place = found(ask(siltd, "s"))[0]["segment"]
+        siltd.stop()
+        path = segment_files(siltd)[0]
+        data = bytearray(path.read_bytes())
+        data[place * 20480 + 9000] ^= 1  # a bit of its rows
+        path.write_bytes(data)
+        siltd.start()
+        lib.wait_until("the stream is back", lambda: done(siltd, "s"))
+        assert not lib.stat(siltd.endpoint, "s")["degraded"]
+        assert found(ask(siltd, "s"))  # its text is still there
+        said = lib.stat(siltd.endpoint, "s")["degraded"]
+        assert any("1 rotten" in line for line in said), said
+        siltd.stop()
+        path.unlink()
+        siltd.start()
+        lib.wait_until("the stream is back", lambda: done(siltd, "s"))
+        assert ask(siltd, "s")["answer"] is not None
+
+
+def test_removing_a_stream_leaves_nothing():
+    with daemon() as siltd:
+        feed(siltd, "s", text(700, 20))
+        feed(siltd, "other", text(300, 10, seed=2).replace(b"Ottoline", b"Perpetua"))
+        assert len(segment_files(siltd)) == 2
+        lib.silt(siltd.endpoint, "rm", "s")
+        assert len(segment_files(siltd)) == 1
+        for path in pathlib.Path(siltd.data).rglob("*"):
+            assert not path.is_file() or b"Ottoline" not in path.read_bytes(), path
+        assert any("Perpetua" in s["text"] for s in ask(siltd, "other")["sources"])
+
+
+def test_a_disk_quota_holds():
+    quota = 16 << 20
+    with daemon("--disk", "16M") as siltd:
+        for i in range(8):
+            feed(siltd, "s", text(700, 20 + i, seed=i))
+            size = sum(p.stat().st_blocks * 512 for p in pathlib.Path(siltd.data).rglob("*") if p.is_file())
+            assert size <= quota, (i, size)
+        stat = lib.stat(siltd.endpoint, "s")
+        assert stat["segments_cold"] > 700
+        sources = found(ask(siltd, "s"))
+        assert sources, "the text of what was merged is still found"
+
+
+if __name__ == "__main__":
+    lib.main(globals())
