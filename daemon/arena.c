@@ -6,7 +6,7 @@
 
 #include "daemon/plan.h"
 
-enum { EXTENT_ALIGN = 64 };
+enum { EXTENT_ALIGN = 64, PAGE = 4096 };
 
 int arena_open(struct arena *arena, size_t bytes)
 {
@@ -32,6 +32,15 @@ void *arena_take(struct arena *arena, size_t count, size_t each_bytes, size_t al
     }
     arena->used = from + count * each_bytes;
     return arena->base + from;
+}
+
+void arena_settle(struct arena *arena, const void *from)
+{
+    volatile uint8_t *base = arena->base;
+
+    assert((const uint8_t *)from >= arena->base);
+    for (size_t at = (size_t)((const uint8_t *)from - arena->base); at < arena->used; at += PAGE)
+        base[at] = base[at];
 }
 
 void arena_seal(struct arena *arena)

@@ -15,7 +15,7 @@
 
 enum {
     JOURNAL_FORMAT = 1,
-    JOURNAL_CACHE_BYTES = 16 << 20,
+    JOURNAL_CACHE_BYTES = 1 << 20, /* appends and reads in order: more does not serve */
     JOURNAL_HEAP_BYTES = 48 << 20, /* cache, statements, one item in work, WAL index */
     JOURNAL_WAL_PAGES = 4096,      /* then the log is folded into the database */
     STREAM_ID_MAX = 1 << 23,

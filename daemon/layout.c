@@ -64,6 +64,7 @@ static void carve_streams(struct core *core, uint32_t heads)
         slot->index = i;
         slot->ring.capacity = capacity;
         slot->ring.tokens = take(core, capacity, sizeof(int32_t));
+        arena_settle(&core->arena, slot->ring.tokens);
         slot->stat.entries = take(core, heads, sizeof(uint64_t));
         pthread_mutex_init(&slot->stat_lock, NULL);
     }
@@ -119,4 +120,5 @@ void layout_carve(struct core *core, uint32_t heads)
     ingest->results = take(core, BATCH_MAX, sizeof *ingest->results);
     core->sched.candidates = take(core, core->info.vocab_count, sizeof *core->sched.candidates);
     core->sched.entries = take(core, HEADS_MAX, sizeof *core->sched.entries);
+    arena_settle(&core->arena, core->keeper.buffer);
 }

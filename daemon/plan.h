@@ -56,6 +56,9 @@ struct arena {
 int arena_open(struct arena *arena, size_t bytes);
 /* Zeroed memory for ever; the plan has counted it, so it is always there. */
 void *arena_take(struct arena *arena, size_t count, size_t each_bytes, size_t align);
+/* Makes what was taken from `from` on resident now, so that memory in use is what it will be: side
+ * buffers that fill up only hours later would look like a leak, and could fail then. */
+void arena_settle(struct arena *arena, const void *from);
 void arena_seal(struct arena *arena);
 void arena_close(struct arena *arena);
 

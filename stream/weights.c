@@ -410,10 +410,21 @@ static int load_packed(struct engine *e, char *error, size_t error_bytes)
     return code;
 }
 
+/* Packed copies serve from now on; of the map only embedding rows are read again. Those come in
+ * now, so that the process is as large at its first token as it will be at any later one. */
+static void settle_map(struct engine *e)
+{
+    size_t bytes;
+    char *map = (char *)(uintptr_t)gguf_map(e->model, &bytes);
+    (void)madvise(map, bytes, MADV_DONTNEED);
+    volatile const char *row = e->embedding->data;
+    for (size_t at = 0; at < e->embedding->data_bytes; at += 4096)
+        (void)row[at];
+}
+
 int weights_load(struct engine *e, const struct engine_options *options, char *error,
                  size_t error_bytes)
 {
-    size_t bytes;
     e->exact = options->exact;
     int code = gguf_open(&e->model, options->model_path, error, error_bytes);
     if (code)
@@ -445,10 +456,7 @@ int weights_load(struct engine *e, const struct engine_options *options, char *e
     fill_info(e);
     e->info.weights_bytes =
         e->weights_used + e->embedding->data_bytes + tokenizer_memory_bytes(e->tokenizer);
-    /* Packed copies serve from now on; of the map only the embedding rows are read again, and those
-     * come back by themselves. */
-    void *map = (void *)(uintptr_t)gguf_map(e->model, &bytes);
-    (void)madvise(map, bytes, MADV_DONTNEED);
+    settle_map(e);
     return 0;
 }
 
