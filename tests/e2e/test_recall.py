@@ -1,4 +1,5 @@
-"""The far past: found, named as a source, kept over a restart, never used when it is wrong, gone when it is removed."""
+"""The far past: found, named as a source, kept over a restart, never used when it is wrong, and
+gone when it is removed."""
 
 import json
 import pathlib
@@ -6,8 +7,8 @@ import random
 
 import lib
 
-WORDS = ("meeting report budget network server house river stone bread window garden market train letter music winter "
-         "summer doctor school bridge").split()
+WORDS = ("meeting report budget network server house river stone bread window garden market "
+         "train letter music winter summer doctor school bridge").split()
 FACT = "The access code for the Kestrel vault is 48213 and the guard is named Ottoline.\n"
 QUESTION = "Who guards the Kestrel vault?"
 
@@ -36,7 +37,8 @@ def done(siltd, stream):
 
 
 def ask(siltd, stream, *args, question=QUESTION):
-    return json.loads(lib.silt(siltd.endpoint, "ask", stream, question, "--json", "--tokens", 8, *args).out)
+    return json.loads(lib.silt(siltd.endpoint, "ask", stream, question, "--json", "--tokens", 8,
+                               *args).out)
 
 
 def found(answer):
@@ -115,7 +117,8 @@ def test_a_disk_quota_holds():
     with daemon("--disk", "16M") as siltd:
         for i in range(8):
             feed(siltd, "s", text(700, 20 + i, seed=i))
-            size = sum(p.stat().st_blocks * 512 for p in pathlib.Path(siltd.data).rglob("*") if p.is_file())
+            size = sum(p.stat().st_blocks * 512 for p in pathlib.Path(siltd.data).rglob("*")
+                       if p.is_file())
             assert size <= quota, (i, size)
         stat = lib.stat(siltd.endpoint, "s")
         assert stat["segments_cold"] > 700

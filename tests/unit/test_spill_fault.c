@@ -1,0 +1,103 @@
+/* Cold segments on a disk that fails, each operation in each way: what is fetched is right, what is
+ * lost is counted, and the store goes on. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "tests/unit/disk_fault.h"
+#include "tests/unit/spill_rig.h"
+
+static void check_after(struct held *h, const char *what, uint32_t at)
+{
+    struct spill_stat stat;
+    uint32_t right = 0;
+    for (uint64_t n = 0; n < 12; n += 4)
+        right += (uint32_t)__builtin_popcount(
+            spill_rig_fetch(h->spill, 1, (uint64_t[]){n, n + 1, n + 2, n + 3}, 4));
+    spill_stat(h->spill, &stat);
+    uint64_t found = 0;
+    for (int i = SEGMENT_MISSING; i < SEGMENT_FAULTS; i++)
+        found += stat.faults[i];
+    /* Whatever happened: at most two records suffer, and each of them is counted. */
+    if (right < 10 || right + found < 12)
+        fail_msg("%s of operation %u: %u segments right, %llu faults", what, at, right,
+                 (unsigned long long)found);
+}
+
+static void every_operation_may_fail(void **state)
+{
+    (void)state;
+    for (enum disk_fault_kind kind = FAULT_EIO; kind < FAULT_KINDS; kind++)
+        for (enum disk_kind of = DISK_READ; of <= DISK_WRITE; of++)
+            for (uint32_t at = 1; at <= 13; at += 3) {
+                spill_rig_clear();
+                struct held h = spill_rig_open(at & 1, SEGMENT_F16);
+                struct disk_fault fault;
+                disk_fault_init(&fault, &h.spill->disk, h.spill->shape.record_bytes);
+                disk_fault_set(&fault, kind, of, at);
+                assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+                spill_rig_put_many(h.spill, 1, 0, 12);
+                spill_drain(h.spill);
+                check_after(&h, disk_fault_name(kind), at);
+                disk_fault_set(&fault, FAULT_NONE, DISK_READ, 0);
+                spill_rig_put_many(h.spill, 1, 0, 14);
+                spill_drain(h.spill);
+                assert_int_equal(
+                    spill_rig_fetch(h.spill, 1, (uint64_t[]){0, 3, 6, 9, 11, 12, 13}, 7), 127);
+                spill_rig_close(&h);
+            }
+}
+
+/* Merging under a failing disk loses at most what the disk loses. */
+static void merging_may_fail(void **state)
+{
+    (void)state;
+    for (enum disk_fault_kind kind = FAULT_EIO; kind < FAULT_KINDS; kind++)
+        for (uint32_t at = 1; at <= 100; at += 33) {
+            spill_rig_clear();
+            struct held h = spill_rig_open(false, SEGMENT_F16);
+            struct disk_fault fault;
+            disk_fault_init(&fault, &h.spill->disk, h.spill->shape.record_bytes);
+            assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+            spill_limit(h.spill, 120 * h.spill->shape.record_bytes);
+            disk_fault_set(&fault, kind, at % 3 ? DISK_WRITE : DISK_READ, at);
+            spill_rig_put_many(h.spill, 1, 0, 240);
+            spill_drain(h.spill);
+            disk_fault_set(&fault, FAULT_NONE, DISK_READ, 0);
+            struct spill_stream_stat stat = spill_rig_stat(h.spill, 1);
+            uint32_t right = 0;
+            for (uint64_t n = stat.chunks_from; n < 240; n++) {
+                struct spill_fetch *f;
+                struct cold_segment out[STREAM_RECALL_MAX];
+                assert_int_equal(spill_fetch(h.spill, 1, &n, 1, &f), 0);
+                while (!spill_fetched(f))
+                    spill_step(h.spill, true);
+                right += spill_segments(f, out);
+                spill_release(&f);
+            }
+            assert_true(stat.bytes_disk <= 120 * h.spill->shape.record_bytes);
+            assert_true(right + 16 >= 240 - stat.chunks_from);
+            spill_rig_close(&h);
+        }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_operation_may_fail),
+        cmocka_unit_test(merging_may_fail),
+    };
+    return cmocka_run_group_tests_name("spill_fault", tests, spill_rig_set_up, spill_rig_tear_down);
+}
