@@ -1,0 +1,249 @@
+/* The text index: a question's words, chunks as text, tokens read again from the journal. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/search.h"
+#include "tests/unit/rig.h"
+
+enum { CHUNK = 256, TEXT_MAX = 64 << 10 };
+
+static const char *expression(const char *question)
+{
+    static char out[2048];
+    size_t bytes = search_expression((const uint8_t *)question, strlen(question), out, sizeof out);
+
+    assert_true(bytes < sizeof out);
+    out[bytes] = '\0';
+    return out;
+}
+
+static void words_of_questions(void **state)
+{
+    char small[20], long_word[400];
+
+    (void)state;
+    assert_string_equal(expression("What is the code of the Kestrel vault?"),
+                        "\"code\" OR \"kestrel\" OR \"vault\"");
+    assert_string_equal(expression("Who was it?"), "\"who\" OR \"was\" OR \"it\"");
+    assert_string_equal(expression("VAULT vault, Vault!"), "\"vault\"");
+    assert_string_equal(expression("\" OR NEAR(a*) : x^2 -y \"\""), "\"near\" OR \"2\"");
+    assert_string_equal(expression("Grüße aus Köln"), "\"grüße\" OR \"aus\" OR \"köln\"");
+    assert_string_equal(expression(" ?!. \n"), "");
+    assert_int_equal(search_expression((const uint8_t *)"abc defghijklmnopq", 18, small, 12), 5);
+    memset(long_word, 'x', sizeof long_word - 1);
+    long_word[sizeof long_word - 1] = '\0';
+    assert_true(strlen(expression(long_word)) < 60);
+}
+
+static void chunks_as_text(void **state)
+{
+    const struct tokenizer *tokenizer = engine_tokenizer(rig_engine());
+    const char *text = "Köln am Rhein ";
+    struct token_text held = {0};
+    int32_t tokens[256];
+    uint8_t out[256];
+    size_t count, bytes;
+
+    (void)state;
+    count = token_feed(tokenizer, &held, (const uint8_t *)text, strlen(text), tokens);
+    count += token_flush(tokenizer, &held, tokens + count);
+    for (uint32_t from = 0; from < count; from++)
+        for (uint32_t to = from; to <= count; to++) {
+            struct search_tokens parts[] = {{tokens + from, 0}, {tokens + from, to - from}};
+
+            bytes = search_chunk_text(tokenizer, parts, 2, out, sizeof out);
+            assert_true(wire_utf8_valid(out, bytes));
+        }
+    bytes = search_chunk_text(tokenizer, &(struct search_tokens){tokens, (uint32_t)count}, 1, out,
+                              sizeof out);
+    assert_int_equal(bytes, strlen(text));
+    assert_memory_equal(out, text, bytes);
+    bytes =
+        search_chunk_text(tokenizer, &(struct search_tokens){tokens, (uint32_t)count}, 1, out, 5);
+    assert_true(bytes <= 5);
+}
+
+struct parts {
+    char folder[128];
+    struct rig rig;
+    struct search *search;
+    void *memory;
+    _Atomic bool stopping;
+};
+
+static void open_search(struct parts *p)
+{
+    struct search_options options = {.folder = p->folder,
+                                     .tokenizer = engine_tokenizer(rig_engine()),
+                                     .chunk_tokens = CHUNK,
+                                     .item_tokens_max = 1 << 17,
+                                     .slots = p->rig.slots,
+                                     .slot_count = 2,
+                                     .stopping = &p->stopping};
+    size_t bytes = (search_bytes(2, options.item_tokens_max) + 63) / 64 * 64;
+    char error[400] = "";
+
+    p->memory = aligned_alloc(64, bytes);
+    if (search_open(&p->search, &options, p->memory, error, sizeof error))
+        fail_msg("%s", error);
+}
+
+static struct parts *open_parts(void)
+{
+    struct parts *p = calloc(1, sizeof *p);
+    struct rig_options options = {.slots = 2, .asks = 1, .lag_tokens_max = 1 << 16};
+
+    rig_folder(p->folder, sizeof p->folder);
+    assert_int_equal(rig_open(&p->rig, p->folder, &options), 0);
+    rig_stream(&p->rig, 0, "s", 4);
+    rig_settle(&p->rig);
+    open_search(p);
+    return p;
+}
+
+static void close_search(struct parts *p)
+{
+    search_close(&p->search);
+    free(p->memory);
+}
+
+static void close_parts(struct parts *p)
+{
+    close_search(p);
+    rig_close(&p->rig);
+    rig_folder_drop(p->folder);
+    free(p);
+}
+
+static void feed(struct parts *p, uint64_t sequence, const char *text)
+{
+    rig_text(&p->rig, 0, "p", sequence, text, strlen(text));
+    rig_settle(&p->rig);
+}
+
+static void index_all(struct parts *p)
+{
+    while (search_step(p->search))
+        ;
+}
+
+/* Chunks with the question's words, best first; their texts in the job. */
+static void look(struct parts *p, struct search_job *job, const char *question)
+{
+    memset(job, 0, sizeof *job);
+    job->stream_id = atomic_load(&p->rig.slots[0].stream_id);
+    job->question = (const uint8_t *)question;
+    job->question_bytes = (uint32_t)strlen(question);
+    job->chunk_end = UINT32_MAX;
+    assert_int_equal(search_submit(p->search, job), 0);
+    search_step(p->search);
+    assert_true(atomic_load(&job->done));
+    assert_int_equal(job->result, 0);
+    job->kind = SEARCH_TEXTS;
+    for (job->text_count = 0;
+         job->text_count < job->hit_count && job->text_count < STREAM_RECALL_MAX; job->text_count++)
+        job->text[job->text_count].chunk = job->hits[job->text_count].chunk;
+    assert_int_equal(search_submit(p->search, job), 0);
+    search_step(p->search);
+    assert_true(atomic_load(&job->done));
+}
+
+static void filler(char *out, uint32_t seed, size_t bytes)
+{
+    static const char *const words[] = {"river ", "stone ", "bread ", "market ", "train. "};
+    size_t used = 0;
+
+    while (used + 8 < bytes) {
+        seed = seed * 1664525 + 1013904223;
+        used += (size_t)sprintf(out + used, "%s", words[seed >> 24 & 3]);
+    }
+}
+
+/* Wherever a sentence lies in the chunks, and over a new start in the middle of them. */
+static void sentences_are_found(void **state)
+{
+    static char text[TEXT_MAX];
+    struct parts *p = open_parts();
+    struct search_job *job = malloc(sizeof *job);
+    char question[64], fact[64];
+
+    (void)state;
+    for (uint32_t i = 0; i < 12; i++) {
+        filler(text, i, 2000 + i * 211);
+        snprintf(fact, sizeof fact, "The keeper of gate%u is person%u. ", i, i);
+        strcat(text, fact);
+        feed(p, i + 1, text);
+        if (i % 4 == 1) {
+            search_step(p->search);
+            close_search(p);
+            open_search(p);
+        }
+    }
+    filler(text, 99, 4000);
+    feed(p, 13, text);
+    index_all(p);
+    assert_int_equal(atomic_load(&p->rig.slots[0].indexed_to),
+                     atomic_load(&p->rig.slots[0].tokens_acked) / CHUNK * CHUNK);
+    for (uint32_t i = 0; i < 12; i++) {
+        snprintf(question, sizeof question, "Who keeps gate%u?", i);
+        snprintf(fact, sizeof fact, "gate%u is person%u", i, i);
+        look(p, job, question);
+        assert_true(job->hit_count >= 1);
+        assert_non_null(strstr(job->text[0].text, fact));
+        assert_true(job->text[0].bytes < SEARCH_TEXT_MAX);
+        assert_int_equal(job->text[0].token_from, job->text[0].chunk * CHUNK);
+    }
+    look(p, job, "Zeppelin?");
+    assert_int_equal(job->hit_count, 0);
+    free(job);
+    close_parts(p);
+}
+
+static bool index_has(const struct parts *p, const char *word)
+{
+    char command[300];
+
+    snprintf(command, sizeof command, "grep -rqa %s %s/search", word, p->folder);
+    return system(command) == 0;
+}
+
+static void what_is_forgotten_is_gone(void **state)
+{
+    static char text[TEXT_MAX];
+    struct parts *p = open_parts();
+
+    (void)state;
+    filler(text, 1, 3000);
+    strcat(text, "Ottoline. ");
+    filler(text + strlen(text), 2, 3000);
+    feed(p, 1, text);
+    index_all(p);
+    assert_true(index_has(p, "Ottoline"));
+    uint64_t id = atomic_exchange(&p->rig.slots[0].stream_id, 0);
+    assert_int_equal(search_forget(p->search, id), 0);
+    assert_false(index_has(p, "Ottoline"));
+    index_all(p);
+    assert_false(index_has(p, "Ottoline"));
+    close_parts(p);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(words_of_questions),
+        cmocka_unit_test(chunks_as_text),
+        cmocka_unit_test(sentences_are_found),
+        cmocka_unit_test(what_is_forgotten_is_gone),
+    };
+
+    return cmocka_run_group_tests_name("search", tests, NULL, NULL);
+}
