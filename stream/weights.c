@@ -324,14 +324,22 @@ static int load_ratios(struct loader *l)
     uint32_t *whole = loader_take(l, (size_t)ratios * heads * sizeof *whole);
     if (code || !whole)
         return code;
-    for (uint32_t i = 0; i < ratios * heads; i++) {
-        uint32_t ratio = e->info.ratio[1 + i / heads];
-        float most = (float)(2 * s->chunk / ratio < s->chunk ? 2 * s->chunk / ratio : s->chunk);
-        if (!(quota[i] >= 1 && quota[i] <= most))
+    for (uint32_t r = 0; r < ratios; r++) {
+        uint32_t ratio = e->info.ratio[1 + r];
+        uint64_t sum = 0, most = (uint64_t)heads * 2 * s->chunk / ratio;
+        for (uint32_t i = r * heads; i < (r + 1) * heads; i++) {
+            if (!(quota[i] >= 1 && quota[i] <= (float)s->chunk))
+                return fail_with(l->error, l->error_bytes, -EBADMSG,
+                                 "adapter: dmc.quota holds %g, outside 1..%u", (double)quota[i],
+                                 s->chunk);
+            whole[i] = (uint32_t)quota[i];
+            sum += whole[i];
+        }
+        if (sum > most)
             return fail_with(l->error, l->error_bytes, -EBADMSG,
-                             "adapter: dmc.quota holds %g, outside 1..%g at ratio %ux",
-                             (double)quota[i], (double)most, ratio);
-        whole[i] = (uint32_t)quota[i];
+                             "adapter: the quotas of %ux add up to %llu entries a chunk, over the "
+                             "%llu that the ratio allows",
+                             ratio, (unsigned long long)sum, (unsigned long long)most);
     }
     e->quota = whole;
     return 0;
