@@ -102,7 +102,7 @@ void text_add(struct text *text, const void *data, size_t bytes);
 void text_addf(struct text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void text_free(struct text *text);
 
-/* Takes bytes as they come and gives valid UTF-8: what is none becomes U+FFFD. */
+/* Takes bytes as they come and gives valid UTF-8: what is none, and U+0000, becomes U+FFFD. */
 struct utf8 {
     uint8_t held[4];
     unsigned have, need;

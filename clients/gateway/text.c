@@ -68,7 +68,7 @@ static size_t replacement(char *out)
 static unsigned length_of(uint8_t lead)
 {
     if (lead < 0x80)
-        return 1;
+        return lead != 0; /* JSON's readers, ours too, refuse U+0000 */
     if (lead >= 0xc2 && lead <= 0xdf)
         return 2;
     if (lead >= 0xe0 && lead <= 0xef)
