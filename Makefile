@@ -153,14 +153,19 @@ help:
 #: make fuzz       hostile files and text; SECONDS_EACH=60
 #: make format     clang-format all sources; make tidy checks the other rules of style
 #: make proto      C code from proto/silt.proto; make proto-check says if it is current
-#: make install    to PREFIX (/usr/local) under DESTDIR
+#: make install    to PREFIX (/usr/local) under DESTDIR; make uninstall takes it away again
+#: make deb        a Debian package in build/deb
 #: make clean      forget objects and programs, keep the model
 #: Variables: CI=1 warnings are errors; SANITIZER=address|undefined|thread; V=1 shows commands
 
 PREFIX ?= /usr/local
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 755 $(O)/siltd $(O)/silt $(O)/silt-eval $(DESTDIR)$(PREFIX)/bin
+	$(Q)O='$(O)' PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' daemon/dist/install.sh install
+uninstall:
+	$(Q)O='$(O)' PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' daemon/dist/install.sh uninstall
+deb:
+	$(Q)daemon/dist/deb.sh
+.PHONY: uninstall deb
 
 format:
 	$(Q)clang-format -i $$(git ls-files '*.c' '*.h' '*.cu' | grep -v pb-c)

@@ -11,7 +11,6 @@
 
 #define MODEL_FILE   "smollm2-135m-instruct-q4_1.gguf"
 #define ADAPTER_FILE "smollm2-135m-instruct.gguf"
-#define SHARE_DIR    "/usr/share/silt"
 
 enum { CLIENTS_DEFAULT = 32, CLIENTS_LIMIT = 4096, THREADS_LIMIT = 1024 };
 
@@ -100,12 +99,15 @@ static void source_tree(char *out, size_t out_bytes)
 /* TREE/inside where that file exists, else the installed one where that exists, else the first. */
 static void default_file(char *out, const char *tree, const char *inside, const char *installed)
 {
+    static const char *const shares[] = {"/usr/local/share/silt", "/usr/share/silt"};
     char place[PATH_BYTES_MAX];
 
     snprintf(out, PATH_BYTES_MAX, "%s%s%s", tree, tree[0] ? "/" : "", inside);
-    snprintf(place, sizeof place, SHARE_DIR "/%s", installed);
-    if (access(out, F_OK) != 0 && access(place, F_OK) == 0)
-        snprintf(out, PATH_BYTES_MAX, "%s", place);
+    for (size_t i = 0; i < 2 && access(out, F_OK) != 0; i++) {
+        snprintf(place, sizeof place, "%s/%s", shares[i], installed);
+        if (access(place, F_OK) == 0)
+            snprintf(out, PATH_BYTES_MAX, "%s", place);
+    }
 }
 
 void config_defaults(struct config *config)
