@@ -49,6 +49,9 @@ struct client_options {
     const volatile sig_atomic_t *interrupted; /* NULL, or a flag a signal handler sets */
     /* Called when the connection goes (up false) and comes back; NULL: nobody cares. */
     void (*on_link)(void *user, bool up);
+    /* Called when siltd's disk or plan is full; producers then wait and try again. NULL: they fail
+     * with -ENOSPC. */
+    void (*on_full)(void *user, const struct client_error *why);
     void *user;
 };
 

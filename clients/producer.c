@@ -18,6 +18,7 @@ enum {
     ACK_ASK_MS = 5000,      /* no ack for so long */
     WAIT_MS = 200,
     BUSY_MS = 200,
+    FULL_MS = 1000,
 };
 
 struct held {
@@ -147,13 +148,19 @@ static void on_error(struct producer *p, const Silt__V1__Error *wire)
     struct client_error error;
     int r = client_fail_wire(&error, wire);
 
+    bool full = r == -ENOSPC && p->client->options.on_full;
+
     p->attaching = false;
-    if (r == -EBUSY || r == -ESHUTDOWN || r == -EILSEQ) {
+    if (full && client_now_us() >= p->retry_us)
+        p->client->options.on_full(p->client->options.user, &error);
+    if (r == -EBUSY || r == -ESHUTDOWN || r == -EILSEQ || full) {
         /* All of it again from where siltd says it is, after the pause it asks for. */
         uint64_t pause_us = wire->retry_us ? wire->retry_us : BUSY_MS * 1000;
 
         if (p->epoch)
             p->epoch = UINT64_MAX;
+        if (full && pause_us < FULL_MS * 1000)
+            pause_us = FULL_MS * 1000;
         p->retry_us = client_now_us() + (int64_t)pause_us;
         return;
     }

@@ -277,17 +277,13 @@ static int feed_stdin(struct feed *feed)
     r = feed->turn ? stdin_turn(feed, producer) : stdin_pump(feed, producer);
     if (!r && !feed->turn)
         r = producer_send(producer, &end, 1, 0, error);
-    if (!r && feed_drain(feed, producer) == EXIT_STOPPED)
-        r = -EINTR;
-    if (r == -EINTR || silt_stop)
-        r = feed_stop(feed, producer, NULL);
-    else if (r) {
-        if (!error->code) {
-            error->code = r;
-            snprintf(error->text, sizeof error->text, "cannot read stdin: %s", strerror(-r));
-        }
-        r = silt_fail(feed->silt);
+    if (r && !error->code) {
+        error->code = r;
+        snprintf(error->text, sizeof error->text, "cannot read stdin: %s", strerror(-r));
     }
+    r = r ? silt_fail(feed->silt) : feed_drain(feed, producer);
+    if (r == EXIT_STOPPED || silt_stop)
+        r = feed_stop(feed, producer, NULL);
     producer_close(&producer);
     return r;
 }

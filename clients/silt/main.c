@@ -9,6 +9,8 @@
 
 #include "clients/silt/silt.h"
 
+enum { FULL_SAY_US = 60000000 };
+
 volatile sig_atomic_t silt_stop;
 
 static const struct command *const commands[] = {
@@ -132,6 +134,18 @@ static void on_link(void *user, bool up)
         silt_say("siltd at %s went away: trying again", client_endpoint(silt->client));
 }
 
+/* A feed without end outlasts a full disk. */
+static void on_full(void *user, const struct client_error *why)
+{
+    struct silt *silt = user;
+    int64_t now = silt_now_us();
+
+    if (silt->full_us && now - silt->full_us < FULL_SAY_US)
+        return;
+    silt->full_us = now;
+    silt_say("waiting: %s", why->text);
+}
+
 int silt_connect(struct silt *silt, int reconnect_ms)
 {
     struct client_options options = {
@@ -139,6 +153,7 @@ int silt_connect(struct silt *silt, int reconnect_ms)
         .reconnect_ms = reconnect_ms,
         .interrupted = &silt_stop,
         .on_link = reconnect_ms ? on_link : NULL, /* others do not go on */
+        .on_full = reconnect_ms == CLIENT_WAIT_FOREVER ? on_full : NULL,
         .user = silt,
     };
 

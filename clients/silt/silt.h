@@ -27,6 +27,7 @@ struct silt {
     const char *command;
     struct client *client;
     struct client_error error;
+    int64_t full_us; /* when it was last said that siltd is full */
 };
 
 struct command {

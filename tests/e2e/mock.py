@@ -25,6 +25,7 @@ class Mock:
         self.turns = []
         self.feeds = 0
         self.busy = 0  # so many feeds are told to come again
+        self.full = False  # every feed is told that the disk is
         self.die_at = None  # this feed's connection dies: "before" it is stored or "after"
         self.unacked_max = 0
         self.asks = []
@@ -125,6 +126,9 @@ class Mock:
         if feed.sequence > expected:
             self.error(who, request, pb.Error.GAP, f"expected {expected}",
                        expected_sequence=expected)
+            return
+        if self.full:
+            self.error(who, request, pb.Error.NO_SPACE, "the disk is full", retry_us=1000)
             return
         if self.busy and feed.sequence == expected:
             self.busy -= 1

@@ -275,6 +275,22 @@ def test_follow_survives_siltd():
     follow.stop()
 
 
+def test_full_disk():
+    mock = Mock()
+    path = file_of(mock.home, "log", b"one\n")
+    follow = Follow(mock, path)
+    lib.wait_until("one", has(mock, b"one\n"))
+    mock.full = True
+    refused = lib.silt(mock.endpoint, "feed", "s", stdin=b"x", code=1)
+    assert b"the disk is full" in refused.err
+    append(path, b"two\n")
+    time.sleep(1.5)
+    assert mock.text("s") == b"one\n" and follow.process.poll() is None
+    mock.full = False
+    lib.wait_until("two", has(mock, b"one\ntwo\n"))
+    assert "waiting: the disk is full" in follow.stop()
+
+
 def test_ask():
     mock = Mock()
     lib.silt(mock.endpoint, "open", "s")

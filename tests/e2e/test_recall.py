@@ -110,6 +110,16 @@ def test_removing_a_stream_leaves_nothing():
         for path in pathlib.Path(siltd.data).rglob("*"):
             assert not path.is_file() or b"Ottoline" not in path.read_bytes(), path
         assert any("Perpetua" in s["text"] for s in ask(siltd, "other")["sources"])
+        siltd.stop()
+        # As if the power had gone between the journal's commit and the rest.
+        left = [pathlib.Path(siltd.data) / "segments/00000000000000aa",
+                pathlib.Path(siltd.data) / "search/00000000000000aa.db"]
+        left[0].mkdir()
+        (left[0] / "0-00000000.seg").write_bytes(b"x" * 20480)
+        left[1].write_bytes(b"x")
+        siltd.start()
+        assert not any(path.exists() for path in left)
+        assert len(segment_files(siltd)) == 1
 
 
 def test_a_disk_quota_holds():
