@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -120,6 +121,44 @@ int cold_open(struct core *core, char *error, size_t error_bytes)
         result = search_open(&core->search, &options, core->search_memory, error, error_bytes);
     core->sched.search = core->ingest.search = core->search;
     return result;
+}
+
+/* Calls remove for each stream that has something in a folder of --data and is not known. */
+static void sweep(struct core *core, const char *folder, bool (*known)(void *, uint64_t),
+                  void (*remove)(struct core *, uint64_t))
+{
+    char path[PATH_BYTES_MAX + 16];
+    struct dirent *entry;
+    DIR *list;
+
+    snprintf(path, sizeof path, "%s/%s", core->config.data, folder);
+    list = opendir(path);
+    while (list && (entry = readdir(list))) {
+        char *end;
+        uint64_t stream_id = strtoull(entry->d_name, &end, 16);
+
+        if (end - entry->d_name == 16 && (*end == '\0' || strncmp(end, ".db", 3) == 0) &&
+            !(known && known(core, stream_id)))
+            remove(core, stream_id);
+    }
+    if (list)
+        closedir(list);
+}
+
+static void remove_segments(struct core *core, uint64_t stream_id)
+{
+    cold_remove(core, stream_id);
+}
+
+static void remove_words(struct core *core, uint64_t stream_id)
+{
+    search_forget(core->search, stream_id);
+}
+
+void cold_sweep(struct core *core, bool (*known)(void *core, uint64_t stream_id))
+{
+    sweep(core, "segments", core->config.rebuild ? NULL : known, remove_segments);
+    sweep(core, "search", known, remove_words);
 }
 
 /* ---- the quota ---- */

@@ -226,6 +226,7 @@ int serve_start(struct core *core, char *error, size_t error_bytes)
         return result;
     }
     checkpoint_sweep(&core->keeper.at, core->config.rebuild ? NULL : known, core);
+    cold_sweep(core, known);
     for (uint32_t i = 0; i < core->table.count && woken < core->plan.streams_max; i++)
         woken += serve_wake(core, core->table.order[i]) == 0;
     if (core->table.count)
