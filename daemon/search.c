@@ -426,10 +426,32 @@ static int texts(struct search *s, struct word_table *t, struct search_job *job)
     return 0;
 }
 
+/* All chunks that the question may see are in the index before it is asked, so that the same
+ * question at the same position finds the same; one far behind is asked as it is. */
+static void catch_up(struct search *s, const struct search_job *job)
+{
+    for (uint32_t i = 0; i < s->options.slot_count; i++) {
+        struct cursor *c = &s->cursors[i];
+
+        if (atomic_load(&s->options.slots[i].stream_id) != job->stream_id)
+            continue;
+        for (int n = 0; n < SEARCH_CATCH_UP; n++) {
+            if (c->stream_id == job->stream_id && c->chunk >= job->chunk_end)
+                return;
+            index_slot(s, i);
+            if (c->stream_id != job->stream_id)
+                return; /* it cannot be indexed */
+        }
+    }
+}
+
 static void run_job(struct search *s, struct search_job *job)
 {
-    struct word_table *t = use_table(s, job->stream_id);
+    struct word_table *t;
 
+    if (job->kind == SEARCH_FIND)
+        catch_up(s, job);
+    t = use_table(s, job->stream_id);
     job->result = t ? 0 : -EIO;
     job->hit_count = job->kind == SEARCH_FIND ? 0 : job->hit_count;
     if (t && job->kind == SEARCH_FIND)

@@ -25,6 +25,7 @@ enum {
     SEARCH_OVERLAP = 32,     /* tokens of the chunk before that are indexed with a chunk */
     SEARCH_CHUNK_MAX = 1024, /* tokens */
     SEARCH_BATCH = 16,       /* chunks of one transaction */
+    SEARCH_CATCH_UP = 64,    /* batches indexed at most before a question is asked */
     SEARCH_JOBS_MAX = FORKS_LIVE_MAX,
     SEARCH_PERIOD_MS = 250, /* it looks for new tokens so often */
 };
