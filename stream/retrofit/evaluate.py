@@ -3,8 +3,7 @@
     python3 evaluate.py --model BASE.gguf --adapter ADAPTER.gguf --text DEV --out FIGURES.json
 
 The same parallel forward that trains serves here with hard decisions, in fp32: equal to feeding the
-stream token by token.  `window` holds at every token as many rows as ccm does.  Baselines with
-eviction (TOVA, H2O) are in evict.py.
+stream token by token.  `window` holds at every token as many rows as ccm does.
 """
 import argparse
 import json

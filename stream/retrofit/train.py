@@ -18,9 +18,11 @@ import torch
 import attention
 import calibrate
 import data
+import export
 import loss as loss_file
 import model as model_file
 import plan as plan_file
+import silt_adapter
 
 PART_BYTES = 15 << 20       # checkpoints are cut into files that travel anywhere
 
@@ -51,6 +53,9 @@ def parse():
     parser.add_argument("--ramp", type=float, default=0.12, help="share of the schedule")
     parser.add_argument("--noise", default="1.0,0.2", help="width at the start and at the end")
     parser.add_argument("--loss-chunk", type=int, default=8192)
+    parser.add_argument("--start", help="an adapter file to begin from: weights only, no moments")
+    parser.add_argument("--cap", choices=("each", "sum"), default="each",
+                        help="bound each head's appends by 2n/ratio (FORMAT.md), or only their sum")
     parser.add_argument("--calibrate", type=int, default=0,
                         help="held-out rows to set ratio bias and quotas on at the end")
     parser.add_argument("--recompute", action="store_true")
@@ -197,7 +202,8 @@ def run_step(silt, teacher, head_function, batch, ratio, goal, width, options):
     """Forward, loss, backward.  Returns the figures as tensors: no wait for the GPU."""
     base = silt.base
     if ratio > 1:       # the cap rises with the goal, or the ramp would start at a forced 2n/ratio
-        silt.quotas[silt.parameters.ratios.index(ratio)] = min(options.n, int(2 * options.n / goal))
+        cap = options.n if options.cap == "sum" else min(options.n, int(2 * options.n / goal))
+        silt.quotas[silt.parameters.ratios.index(ratio)] = cap
     device, dtype = base.embd.device, base.embd.dtype
     tokens, weight, raw = (torch.from_numpy(part).to(device, non_blocking=True)
                            for part in batch[:3])
@@ -240,6 +246,11 @@ def main():
     else:
         parameters = model_file.AdapterParameters(base, options.m, options.comp_rank,
                                                   options.dmc_rank, ratios).to(device)
+        if options.start:
+            adapter = silt_adapter.read(options.start)
+            parameters = export.from_adapter(base, adapter)[0].to(device)
+            if parameters.ratios != tuple(ratios) or adapter.comp_tokens != options.m:
+                raise SystemExit("%s has other ratios or another m" % options.start)
         quotas = default_quotas(base, options, ratios)
         optimizer = make_optimizer(parameters, options)
         state = {"step": 0, "seconds": 0.0, "tokens": 0, "history": [], "ratios": ratios,
@@ -293,7 +304,8 @@ def main():
     if options.calibrate:
         maker = data.RowMaker(options.shards, options.chunks * options.n, 99, held_out=True)
         plain = model_file.SiltModel(base, parameters, silt.quotas)
-        calibrate.calibrate(plain, calibrate.held_out_rows(maker, options.calibrate), constants)
+        calibrate.calibrate(plain, calibrate.held_out_rows(maker, options.calibrate), constants,
+                            cap_sum=options.cap == "sum")
     save_checkpoint(options.out, parameters, silt.quotas, optimizer, state)
     draw(os.path.join(options.out, "loss.svg"), state["history"])
     if device == "cuda":
