@@ -82,6 +82,12 @@ $(UNIT): $(O)/tests/%: $(O)/obj/tests/unit/%.c.o $(O)/parts.a
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 
+# The daemon's core under made-up schedules; the fake engine stands before the real one.
+$(O)/sim: $(call objects,$(wildcard tests/sim/*.c)) $(O)/parts.a
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
 # Small programs for scripts: the tiny model, and the tokens of a text.
 $(O)/tests/make-tiny: $(call objects,tests/make_tiny.c tests/unit/tiny_model.c) $(KERNELS)
 $(O)/tests/token-dump: $(call objects,tests/token_dump.c stream/gguf.c stream/pretoken.c stream/token.c stream/vocab.c)

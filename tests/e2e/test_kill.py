@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """siltd killed at random moments, over and over, while it reads, answers, parks and checkpoints.
 
-What was acked is there after every kill, and at the end the memory is that of a siltd that was never
-killed. SILT_KILLS=300 SILT_SEED=7 tests/e2e/test_kill.py: more of it, from another seed.
+What was acked is there after every kill, and at the end the memory is that of a siltd that was
+never killed. SILT_KILLS=300 SILT_SEED=7 tests/e2e/test_kill.py: more of it, from another seed.
 """
 
 import os

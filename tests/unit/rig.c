@@ -365,8 +365,10 @@ static void take_news(struct rig *rig)
     while ((news = queue_front(&rig->loop_queue, &bytes_count))) {
         if (*news == LOOP_SCHED)
             take_compute_news(rig, (const struct sched_message *)(news + 1));
-        else if (rig->result_count < RIG_RESULTS_MAX)
+        else if (rig->result_count < RIG_RESULTS_MAX) {
+            rig->batches[rig->result_count] = rig->batch;
             rig->results[rig->result_count++] = *(const struct ingest_result *)(news + 1);
+        }
         queue_pop(&rig->loop_queue);
     }
 }
@@ -375,6 +377,7 @@ bool rig_ingest(struct rig *rig)
 {
     bool more = ingest_step(&rig->ingest);
 
+    rig->batch++;
     take_news(rig);
     return more;
 }

@@ -38,6 +38,8 @@ struct rig {
     size_t request_bytes;
 
     struct ingest_result results[RIG_RESULTS_MAX]; /* since rig_forget */
+    uint64_t batches[RIG_RESULTS_MAX];             /* the step each came from */
+    uint64_t batch;
     uint32_t result_count;
     uint32_t credits, closed, opened; /* news of the compute part */
     struct ask_end ends[RIG_ASKS_MAX];

@@ -1,0 +1,335 @@
+/*
+ * The engine's face with nothing behind it: a stream's memory is a hash of the tokens it was fed.
+ *
+ * What siltd's core must get right (which tokens, in which order, none twice, none lost, state
+ * there and back) shows in the hash; what a model would add is left out, so a schedule takes
+ * milliseconds. A pre-token is a run of bytes up to a space, 24 at most; its tokens are groups of
+ * three bytes, so that text cut at the wrong place gives other tokens.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "daemon/sched.h"
+
+enum { VOCAB = 64, TOKEN_START = 0, TOKEN_END = 1, TOKEN_FIRST = 4, CHUNK = 256, RUN_MAX = 24 };
+
+struct engine {
+    int nothing;
+};
+struct tokenizer {
+    int nothing;
+};
+struct stream {
+    uint64_t magic, computed, hash;
+    uint32_t pending_count, ratio;
+    int32_t pending[STREAM_BLOCK_TOKENS];
+};
+struct fork {
+    uint64_t hash, position;
+    uint32_t fed;
+    float logits[VOCAB];
+};
+
+static struct engine the_engine;
+static struct tokenizer the_tokenizer;
+
+int engine_open(struct engine **out, const struct engine_options *options, char *error,
+                size_t error_bytes)
+{
+    (void)options, (void)error, (void)error_bytes;
+    *out = &the_engine;
+    return 0;
+}
+
+void engine_close(struct engine **engine)
+{
+    *engine = NULL;
+}
+
+void engine_info(const struct engine *engine, struct engine_info *out)
+{
+    (void)engine;
+    *out = (struct engine_info){.model_name = "fake",
+                                .model_fingerprint = 1,
+                                .adapter_fingerprint = 2,
+                                .layer_count = 1,
+                                .kv_head_count = 1,
+                                .vocab_count = VOCAB,
+                                .chunk_tokens = CHUNK,
+                                .ring_segments = 4,
+                                .kernels_name = "fake",
+                                .threads = 1};
+}
+
+const struct tokenizer *engine_tokenizer(const struct engine *engine)
+{
+    (void)engine;
+    return &the_tokenizer;
+}
+
+/* ---- text ---- */
+
+size_t token_count_max(const struct token_text *text, size_t bytes)
+{
+    return text->held_bytes + bytes;
+}
+
+static size_t finish_run(struct token_text *text, int32_t *out)
+{
+    size_t count = 0;
+
+    for (uint32_t i = 0; i < text->held_bytes; i += 3) {
+        uint32_t n = text->held_bytes - i < 3 ? text->held_bytes - i : 3;
+
+        out[count++] =
+            TOKEN_FIRST + (int32_t)(XXH3_64bits(text->held + i, n) % (VOCAB - TOKEN_FIRST));
+    }
+    text->held_bytes = 0;
+    return count;
+}
+
+size_t token_feed(const struct tokenizer *tokenizer, struct token_text *text, const uint8_t *bytes,
+                  size_t bytes_count, int32_t *out)
+{
+    size_t count = 0;
+
+    (void)tokenizer;
+    for (size_t i = 0; i < bytes_count; i++) {
+        text->held[text->held_bytes++] = bytes[i];
+        if (bytes[i] == ' ' || text->held_bytes == RUN_MAX)
+            count += finish_run(text, out + count);
+    }
+    return count;
+}
+
+size_t token_flush(const struct tokenizer *tokenizer, struct token_text *text, int32_t *out)
+{
+    (void)tokenizer;
+    return finish_run(text, out);
+}
+
+const uint8_t *token_bytes(const struct tokenizer *tokenizer, int32_t id, size_t *bytes_count)
+{
+    static const uint8_t text[] = "abc ";
+
+    (void)tokenizer, (void)id;
+    *bytes_count = 4;
+    return text;
+}
+
+bool token_is_special(const struct tokenizer *tokenizer, int32_t id)
+{
+    (void)tokenizer;
+    return id < TOKEN_FIRST;
+}
+
+bool token_is_end(const struct tokenizer *tokenizer, int32_t id)
+{
+    (void)tokenizer;
+    return id == TOKEN_END;
+}
+
+int token_turn(const struct tokenizer *tokenizer, const char *role, const uint8_t *bytes,
+               size_t bytes_count, int32_t *out, size_t out_max)
+{
+    struct token_text text = {0};
+    size_t count = 0;
+
+    if (out_max < bytes_count + 4 + RUN_MAX)
+        return -ENOSPC;
+    out[count++] = TOKEN_START;
+    out[count++] = TOKEN_FIRST + role[0] % 8;
+    count += token_feed(tokenizer, &text, bytes, bytes_count, out + count);
+    count += token_flush(tokenizer, &text, out + count);
+    out[count++] = TOKEN_END;
+    return (int)count;
+}
+
+int token_turn_open(const struct tokenizer *tokenizer, const char *role, int32_t *out,
+                    size_t out_max)
+{
+    (void)tokenizer;
+    if (out_max < 2)
+        return -ENOSPC;
+    out[0] = TOKEN_START;
+    out[1] = TOKEN_FIRST + role[0] % 8;
+    return 2;
+}
+
+/* ---- streams ---- */
+
+size_t stream_bytes(const struct engine *engine, const struct stream_options *options, char *error,
+                    size_t error_bytes)
+{
+    (void)engine, (void)options, (void)error, (void)error_bytes;
+    return sizeof(struct stream);
+}
+
+int stream_open(struct stream **out, struct engine *engine, const struct stream_options *options,
+                void *memory, size_t memory_bytes)
+{
+    (void)engine, (void)memory_bytes;
+    *out = memory;
+    memset(*out, 0, sizeof **out);
+    (*out)->magic = 0x51175117;
+    (*out)->ratio = options->dmc_ratio;
+    return 0;
+}
+
+void stream_close(struct stream **stream)
+{
+    *stream = NULL;
+}
+
+void stream_on_segment_leave(struct stream *stream, segment_leave_fn *leave, void *user)
+{
+    (void)stream, (void)leave, (void)user;
+}
+
+int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (tokens[i] < 0 || tokens[i] >= VOCAB)
+            return -EINVAL;
+    for (uint32_t i = 0; i < count; i++) {
+        stream->pending[stream->pending_count++] = tokens[i];
+        if (stream->pending_count == STREAM_BLOCK_TOKENS) {
+            stream->hash = XXH3_64bits_withSeed(stream->pending, sizeof stream->pending,
+                                                stream->hash ^ stream->computed);
+            stream->computed += STREAM_BLOCK_TOKENS;
+            stream->pending_count = 0;
+            memset(stream->pending, 0, sizeof stream->pending);
+        }
+    }
+    return 0;
+}
+
+uint32_t stream_block_room(const struct stream *stream)
+{
+    return STREAM_BLOCK_TOKENS - stream->pending_count;
+}
+
+void stream_stat(const struct stream *stream, struct stream_stat *out)
+{
+    *out = (struct stream_stat){.tokens_computed = stream->computed,
+                                .tokens_pending = stream->pending_count,
+                                .chunks = stream->computed / CHUNK,
+                                .memory_hash = stream->hash};
+}
+
+uint64_t stream_entries(const struct stream *stream, uint64_t *counts)
+{
+    counts[0] = stream->computed;
+    return stream->computed / CHUNK;
+}
+
+const void *stream_state(const struct stream *stream, size_t *bytes)
+{
+    *bytes = sizeof *stream;
+    return stream;
+}
+
+int stream_restore(struct stream *stream, const void *state, size_t bytes)
+{
+    const struct stream *from = state;
+
+    if (bytes != sizeof *stream || from->magic != stream->magic || from->ratio != stream->ratio)
+        return -EINVAL;
+    memcpy(stream, state, bytes);
+    return 0;
+}
+
+/* ---- forks ---- */
+
+size_t fork_bytes(const struct engine *engine, const struct stream_options *options)
+{
+    (void)engine, (void)options;
+    return sizeof(struct fork);
+}
+
+int fork_open(struct fork **out, const struct stream *stream, void *memory, size_t memory_bytes)
+{
+    (void)memory_bytes;
+    *out = memory;
+    memset(*out, 0, sizeof **out);
+    (*out)->hash = XXH3_64bits(stream, sizeof *stream);
+    (*out)->position = stream->computed + stream->pending_count;
+    return 0;
+}
+
+void fork_close(struct fork **fork)
+{
+    *fork = NULL;
+}
+
+int fork_feed(struct fork *fork, const int32_t *tokens, uint32_t count)
+{
+    if (fork->fed + count > FORK_TOKENS_MAX)
+        return -ENOSPC;
+    for (uint32_t i = 0; i < count; i++)
+        fork->hash = XXH3_64bits_withSeed(&tokens[i], sizeof *tokens, fork->hash);
+    fork->fed += count;
+    for (uint32_t i = 0; i < VOCAB; i++)
+        fork->logits[i] = (float)(XXH3_64bits_withSeed(&i, sizeof i, fork->hash) % 1000) / 100;
+    return 0;
+}
+
+const float *fork_logits(struct fork *fork)
+{
+    return fork->logits;
+}
+
+int fork_recall(struct fork *fork, const struct cold_segment *segments, uint32_t count)
+{
+    (void)fork, (void)segments, (void)count;
+    return 0;
+}
+
+void fork_rewind(struct fork *fork)
+{
+    fork->fed = 0;
+}
+
+uint64_t fork_position(const struct fork *fork)
+{
+    return fork->position;
+}
+
+uint32_t fork_room(const struct fork *fork)
+{
+    return FORK_TOKENS_MAX - fork->fed;
+}
+
+/* ---- no far past ---- */
+
+void cold_watch(struct slot *slot)
+{
+    (void)slot;
+}
+
+int spill_fetch(struct spill *spill, uint64_t stream_id, const uint64_t *chunks, uint32_t count,
+                struct spill_fetch **out)
+{
+    (void)spill, (void)stream_id, (void)chunks, (void)count, (void)out;
+    return -EAGAIN;
+}
+
+bool spill_fetched(const struct spill_fetch *fetch)
+{
+    (void)fetch;
+    return true;
+}
+
+uint32_t spill_segments(struct spill_fetch *fetch, struct cold_segment *out)
+{
+    (void)fetch, (void)out;
+    return 0;
+}
+
+void spill_release(struct spill_fetch **fetch)
+{
+    *fetch = NULL;
+}
