@@ -45,7 +45,7 @@ all: $(O)/siltd $(O)/silt $(O)/silt-eval $(O)/silt-gateway
 
 $(O)/siltd: $(O)/obj/daemon/main.c.o $(DAEMON) $(STREAM) $(KERNELS) $(PROTO)
 $(O)/silt: $(SILT) $(CLIENT) $(PROTO)
-$(O)/silt: private LDLIBS += $(shell pkg-config --libs jansson 2>/dev/null)
+$(O)/silt: private LDLIBS += $(shell pkg-config --libs jansson ncursesw 2>/dev/null)
 GATEWAY := $(call objects,$(wildcard clients/gateway/*.c))
 $(O)/silt-gateway: $(GATEWAY) $(CLIENT) $(PROTO)
 $(O)/silt-gateway: private LDLIBS += $(shell pkg-config --libs libmicrohttpd jansson 2>/dev/null)

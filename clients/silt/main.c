@@ -15,7 +15,7 @@ volatile sig_atomic_t silt_stop;
 
 static const struct command *const commands[] = {
     &command_feed, &command_ask, &command_stat,    &command_ls,
-    &command_open, &command_rm,  &command_gateway,
+    &command_open, &command_rm,  &command_gateway, &command_top,
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof *commands };
 

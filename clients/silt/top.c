@@ -1,0 +1,549 @@
+/* top: the streams live, and one stream's memory as a strip. */
+#include <curses.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <locale.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "clients/silt/silt.h"
+
+static const char help[] =
+    "silt top [STREAM] [--delay SECONDS]\n"
+    "\n"
+    "Shows the streams live: tokens, rate, lag, memory of its plan. Enter shows one stream's "
+    "memory\n"
+    "as a strip, oldest first, as questions read it: cold on disk, sinks, summary, ring, window.\n"
+    "\n"
+    "  silt top              all streams\n"
+    "  silt top log          that one's memory\n"
+    "\n"
+    "  --delay SECONDS   between two looks (1)\n"
+    "\n"
+    "Keys: up and down choose, Enter opens, Backspace goes back, s sorts by the next column, q "
+    "ends.\n";
+
+enum { ROWS_MAX = 10000, HEADER_LINES = 4, ESCAPE_MS = 50 };
+enum paint {
+    PAINT_COLD = 1,
+    PAINT_SINKS,
+    PAINT_SUMMARY,
+    PAINT_RING,
+    PAINT_WINDOW,
+    PAINT_LAG,
+    PAINT_BAD
+};
+enum sort { BY_NAME, BY_TOKENS, BY_RATE, BY_LAG, BY_MEMORY, SORT_COUNT };
+static const char *const sort_names[] = {"name", "tokens", "rate", "lag", "memory"};
+
+struct row {
+    char stream[132];
+    uint64_t acked, computed, lag, used, plan, disk, cold;
+    double rate, ratio;
+    bool degraded;
+};
+struct rows {
+    struct row *list; /* [room], by name */
+    size_t count, room;
+    int64_t taken_us;
+};
+struct top {
+    struct silt *silt;
+    struct rows now, before;
+    size_t *order; /* [now.room] rows as they are shown */
+    struct client_process_stat process;
+    struct client_stream_stat stream; /* of the open one */
+    char chosen[132];
+    bool open, away;
+    enum sort sort;
+    size_t first; /* shown */
+};
+
+/* ---- looking ---- */
+
+static int row_add(void *user, const struct client_stream_stat *stat)
+{
+    struct top *top = user;
+    struct rows *rows = &top->now;
+    struct row *row;
+
+    if (rows->count == rows->room) {
+        size_t room = rows->room ? rows->room * 2 : 64;
+        struct row *list = realloc(rows->list, room * sizeof *list);
+
+        if (!list)
+            return -ENOMEM;
+        rows->list = list;
+        rows->room = room;
+    }
+    row = &rows->list[rows->count++];
+    *row = (struct row){.acked = stat->tokens_acked,
+                        .computed = stat->tokens_computed,
+                        .lag = stat->lag_tokens,
+                        .used = stat->bytes_used,
+                        .plan = stat->bytes_plan,
+                        .disk = stat->bytes_disk,
+                        .cold = stat->segments_cold,
+                        .ratio = stat->dmc_ratio,
+                        .degraded = stat->degraded_count > 0};
+    memcpy(row->stream, stat->stream, sizeof row->stream);
+    return rows->count == ROWS_MAX;
+}
+
+/* Both are by name, so one walk finds each row's former self. */
+static void rates(struct top *top)
+{
+    double seconds = (double)(top->now.taken_us - top->before.taken_us) / 1e6;
+    size_t j = 0;
+
+    for (size_t i = 0; i < top->now.count; i++) {
+        struct row *row = &top->now.list[i];
+
+        while (j < top->before.count && strcmp(top->before.list[j].stream, row->stream) < 0)
+            j++;
+        if (j < top->before.count && !strcmp(top->before.list[j].stream, row->stream) &&
+            row->computed >= top->before.list[j].computed && seconds > 0)
+            row->rate = (double)(row->computed - top->before.list[j].computed) / seconds;
+    }
+}
+
+static struct top *sorted; /* qsort has no argument for it */
+
+static int by_more(double a, double b)
+{
+    return a < b ? 1 : a > b ? -1 : 0;
+}
+
+static int compare(const void *left, const void *right)
+{
+    const struct row *a = &sorted->now.list[*(const size_t *)left];
+    const struct row *b = &sorted->now.list[*(const size_t *)right];
+    int r = 0;
+
+    switch (sorted->sort) {
+    case BY_TOKENS:
+        r = by_more((double)a->acked, (double)b->acked);
+        break;
+    case BY_RATE:
+        r = by_more(a->rate, b->rate);
+        break;
+    case BY_LAG:
+        r = by_more((double)a->lag, (double)b->lag);
+        break;
+    case BY_MEMORY:
+        r = by_more((double)a->used, (double)b->used);
+        break;
+    case BY_NAME:
+    case SORT_COUNT:
+        break;
+    }
+    return r ? r : strcmp(a->stream, b->stream);
+}
+
+static int order_rows(struct top *top)
+{
+    size_t *order = realloc(top->order, (top->now.count + 1) * sizeof *order);
+
+    if (!order)
+        return -ENOMEM;
+    top->order = order;
+    for (size_t i = 0; i < top->now.count; i++)
+        order[i] = i;
+    sorted = top;
+    qsort(order, top->now.count, sizeof *order, compare);
+    return 0;
+}
+
+static int look(struct top *top)
+{
+    struct silt *silt = top->silt;
+    struct client_process_stat process;
+    struct rows before = top->before;
+    int r = client_process_stat(silt->client, &process, &silt->error);
+
+    if (r)
+        return r;
+    client_process_stat_free(&top->process);
+    top->process = process;
+    top->before = top->now;
+    top->now = before;
+    top->now.count = 0;
+    top->now.taken_us = silt_now_us();
+    r = client_list(silt->client, row_add, top, &silt->error);
+    if (r < 0)
+        return r;
+    rates(top);
+    if (top->open) {
+        struct client_stream_stat stream;
+
+        r = client_stat(silt->client, top->chosen, &stream, &silt->error);
+        if (r == -ENOENT)
+            top->open = false; /* removed */
+        else if (r)
+            return r;
+        client_stat_free(&top->stream);
+        top->stream = stream;
+    }
+    return order_rows(top);
+}
+
+/* ---- drawing ---- */
+
+static void painted(enum paint paint, bool on)
+{
+    if (on)
+        attr_on(has_colors() ? (attr_t)COLOR_PAIR(paint) : A_REVERSE, NULL);
+    else
+        attr_off(has_colors() ? (attr_t)COLOR_PAIR(paint) : A_REVERSE, NULL);
+}
+
+static void draw_head(const struct top *top)
+{
+    const struct client_process_stat *p = &top->process;
+    char used[TEXT_BYTES], plan[TEXT_BYTES], resident[TEXT_BYTES], disk[TEXT_BYTES],
+        tokens[TEXT_BYTES];
+
+    mvprintw(0, 0, "siltd %s  %s, %s, %u threads%s", p->version, p->model, p->kernels, p->threads,
+             p->adapter[0] ? "" : "  COMPRESSION IS OFF");
+    mvprintw(1, 0,
+             "memory %s of %s planned, resident %s   disk %s   tokens %s   questions %u of %u",
+             text_bytes(used, p->bytes_used), text_bytes(plan, p->bytes_plan),
+             text_bytes(resident, p->bytes_resident), text_bytes(disk, p->bytes_disk),
+             text_count(tokens, p->tokens_computed), p->forks, p->forks_max);
+    move(2, 0);
+    painted(PAINT_BAD, true);
+    if (top->away)
+        printw("%.*s", COLS - 1, top->silt->error.text);
+    else if (p->degraded_count)
+        printw("%.*s", COLS - 1, p->degraded[0]);
+    painted(PAINT_BAD, false);
+}
+
+static void draw_row(const struct row *row, int line, bool chosen)
+{
+    char acked[TEXT_BYTES], rate[TEXT_BYTES], lag[TEXT_BYTES], used[TEXT_BYTES], plan[TEXT_BYTES],
+        disk[TEXT_BYTES], cold[TEXT_BYTES];
+
+    if (chosen)
+        attr_on(A_REVERSE, NULL);
+    mvprintw(line, 0, "%-24.24s %14s %9s %10s %5.1fx %10s %10s %7s %10s%s", row->stream,
+             text_count(acked, row->acked), text_count(rate, (uint64_t)llround(row->rate)),
+             text_count(lag, row->lag), row->ratio, text_bytes(used, row->used),
+             text_bytes(plan, row->plan), text_count(cold, row->cold), text_bytes(disk, row->disk),
+             row->degraded ? "  degraded" : "");
+    if (chosen)
+        attr_off(A_REVERSE, NULL);
+    else if (row->lag)
+        mvchgat(line, 50, 10, A_NORMAL, PAINT_LAG, NULL);
+}
+
+static size_t chosen_at(const struct top *top)
+{
+    for (size_t i = 0; i < top->now.count; i++)
+        if (!strcmp(top->now.list[top->order[i]].stream, top->chosen))
+            return i;
+    return 0;
+}
+
+static void draw_table(struct top *top)
+{
+    size_t room = LINES > HEADER_LINES ? (size_t)(LINES - HEADER_LINES) : 1;
+    size_t chosen = chosen_at(top);
+
+    attr_on(A_BOLD, NULL);
+    mvprintw(3, 0, "%-24s %14s %9s %10s %6s %10s %10s %7s %10s  by %s", "stream", "tokens",
+             "rate/s", "lag", "ratio", "memory", "plan", "cold", "disk", sort_names[top->sort]);
+    attr_off(A_BOLD, NULL);
+    if (chosen < top->first)
+        top->first = chosen;
+    if (chosen >= top->first + room)
+        top->first = chosen - room + 1;
+    for (size_t i = 0; i < room && top->first + i < top->now.count; i++)
+        draw_row(&top->now.list[top->order[top->first + i]], HEADER_LINES + (int)i,
+                 top->first + i == chosen);
+    if (!top->now.count)
+        mvprintw(HEADER_LINES, 0, "no streams yet: silt feed NAME FILE");
+}
+
+static const struct client_tier *tier_of(const struct client_stream_stat *stat, const char *name)
+{
+    static const struct client_tier none;
+
+    for (size_t i = 0; i < stat->tier_count; i++)
+        if (!strcmp(stat->tiers[i].name, name))
+            return &stat->tiers[i];
+    return &none;
+}
+
+/* `filled` of `width` cells in a colour, the rest as dots. */
+static void draw_part(enum paint paint, int width, int filled)
+{
+    for (int i = 0; i < width; i++) {
+        painted(paint, i < filled);
+        addch(i < filled ? ' ' : '.');
+        painted(paint, false);
+    }
+    addch(' ');
+}
+
+static int share(uint64_t part, uint64_t whole, int width)
+{
+    int cells = whole ? (int)((double)part / (double)whole * width + 0.5) : 0;
+
+    return cells > width ? width : cells;
+}
+
+/* Parts are as wide as their plans; cold ones by the logarithm of their number. */
+static void draw_strip(const struct client_stream_stat *stat, int line)
+{
+    static const struct {
+        const char *name;
+        enum paint paint;
+    } parts[] = {{"sinks", PAINT_SINKS}, {"summary", PAINT_SUMMARY}, {"window", PAINT_WINDOW}};
+    int width = COLS - 24 > 20 ? COLS - 24 : 20;
+    int cold = stat->segments_cold ? 2 + (int)log2((double)stat->segments_cold) : 0;
+    const struct client_tier *ring = tier_of(stat, "ring");
+    uint64_t plan = ring->bytes_plan;
+
+    for (int i = 0; i < 3; i++)
+        plan += tier_of(stat, parts[i].name)->bytes_plan;
+    move(line, 0);
+    if (cold)
+        draw_part(PAINT_COLD, cold, cold);
+    for (int i = 0; i < 3; i++) {
+        const struct client_tier *tier = tier_of(stat, parts[i].name);
+        int cells = share(tier->bytes_plan, plan, width);
+
+        if (i == 2) { /* the ring stands before the window */
+            int segments = (int)stat->ring_segments;
+            int each = share(ring->bytes_plan, plan, width) / (segments ? segments : 1);
+
+            for (int s = 0; s < segments; s++)
+                draw_part(PAINT_RING, each > 1 ? each - 1 : 1,
+                          (uint64_t)s < stat->segments_ring ? each > 1 ? each - 1 : 1 : 0);
+        }
+        draw_part(parts[i].paint, cells ? cells : 1,
+                  share(tier->bytes_used, tier->bytes_plan, cells ? cells : 1));
+    }
+    move(line + 1, 0);
+    for (enum paint paint = PAINT_COLD; paint <= PAINT_WINDOW; paint++) {
+        static const char *const names[] = {"", "cold", "sinks", "summary", "ring", "window"};
+
+        draw_part(paint, 2, 2);
+        printw("%s   ", names[paint]);
+    }
+}
+
+/* A digit for each head: how many tokens an entry stands for. */
+static void draw_heads(const struct client_stream_stat *stat, int line)
+{
+    if (!stat->head_ratio_count || stat->head_ratio_count < (size_t)stat->layers * stat->kv_heads)
+        return;
+    mvprintw(line, 0,
+             "tokens an entry stands for, a row for each KV head, a column for each layer");
+    for (uint32_t h = 0; h < stat->kv_heads && line + 1 + (int)h < LINES; h++)
+        for (uint32_t l = 0; l < stat->layers && (int)l < COLS; l++) {
+            double ratio = stat->head_ratio[(size_t)l * stat->kv_heads + h];
+
+            mvaddch(line + 1 + (int)h, (int)l,
+                    ratio > 9.5 ? '+' : (chtype)('0' + (int)(ratio + 0.5)));
+        }
+}
+
+static void draw_stream(const struct client_stream_stat *stat)
+{
+    char acked[TEXT_BYTES], lag[TEXT_BYTES], cold[TEXT_BYTES], chunks[TEXT_BYTES], used[TEXT_BYTES],
+        plan[TEXT_BYTES];
+    int line = HEADER_LINES + 6;
+
+    attr_on(A_BOLD, NULL);
+    mvprintw(3, 0, "%s", stat->stream);
+    attr_off(A_BOLD, NULL);
+    printw("   %s tokens, %s behind, %s chunks, %s cold segments, %.1fx merged, hash %016" PRIx64,
+           text_count(acked, stat->tokens_acked), text_count(lag, stat->lag_tokens),
+           text_count(chunks, stat->chunks), text_count(cold, stat->segments_cold), stat->dmc_ratio,
+           stat->memory_hash);
+    draw_strip(stat, HEADER_LINES + 1);
+    if (stat->degraded_count) {
+        painted(PAINT_BAD, true);
+        mvprintw(HEADER_LINES + 4, 0, "%.*s", COLS - 1, stat->degraded[0]);
+        painted(PAINT_BAD, false);
+    }
+    for (size_t i = 0; i < stat->tier_count; i++) {
+        const struct client_tier *tier = &stat->tiers[i];
+
+        mvprintw(line++, 0, "%-10s %10s of %10s", tier->name, text_bytes(used, tier->bytes_used),
+                 text_bytes(plan, tier->bytes_plan));
+    }
+    mvprintw(line++, 0, "%-10s %10s of %10s", "all", text_bytes(used, stat->bytes_used),
+             text_bytes(plan, stat->bytes_plan));
+    mvprintw(line++, 0, "%-10s %10s", "disk", text_bytes(used, stat->bytes_disk));
+    draw_heads(stat, line + 1);
+}
+
+static void draw(struct top *top)
+{
+    erase();
+    if (top->process.version)
+        draw_head(top);
+    if (top->open && top->stream.stream[0])
+        draw_stream(&top->stream);
+    else
+        draw_table(top);
+    refresh();
+}
+
+/* ---- keys ---- */
+
+static void choose(struct top *top, long step)
+{
+    long at = (long)chosen_at(top) + step, last = (long)top->now.count - 1;
+
+    if (last < 0)
+        return;
+    at = at < 0 ? 0 : at > last ? last : at;
+    memcpy(top->chosen, top->now.list[top->order[at]].stream, sizeof top->chosen);
+}
+
+/* True: look again at once. False with silt_stop: the end. */
+static bool key_take(struct top *top, int key)
+{
+    switch (key) {
+    case 'q':
+        silt_stop = 1;
+        return false;
+    case KEY_UP:
+    case 'k':
+    case KEY_DOWN:
+    case 'j':
+        choose(top, key == KEY_UP || key == 'k' ? -1 : 1);
+        return top->open;
+    case KEY_PPAGE:
+    case KEY_NPAGE:
+        choose(top, (key == KEY_PPAGE ? -1L : 1L) * (LINES - HEADER_LINES));
+        return top->open;
+    case '\n':
+    case '\r':
+    case KEY_ENTER:
+    case KEY_RIGHT:
+        choose(top, 0); /* the first one where none was chosen */
+        top->open = top->now.count > 0;
+        return true;
+    case KEY_BACKSPACE:
+    case KEY_LEFT:
+    case 127:
+    case 27:
+        top->open = false;
+        return false;
+    case 's':
+        top->sort = (enum sort)((top->sort + 1) % SORT_COUNT);
+        order_rows(top);
+        return false;
+    default:
+        return false;
+    }
+}
+
+static void screen_open(void)
+{
+    static const short colors[] = {COLOR_BLUE, COLOR_RED, COLOR_YELLOW, COLOR_GREEN, COLOR_MAGENTA};
+
+    initscr();
+    cbreak();
+    noecho();
+    keypad(stdscr, TRUE);
+    nodelay(stdscr, TRUE);
+    set_escdelay(ESCAPE_MS);
+    curs_set(0);
+    if (!has_colors())
+        return;
+    start_color();
+    use_default_colors();
+    for (short i = PAINT_COLD; i <= PAINT_WINDOW; i++)
+        init_pair(i, COLOR_WHITE, colors[i - 1]);
+    init_pair(PAINT_LAG, COLOR_YELLOW, -1);
+    init_pair(PAINT_BAD, COLOR_RED, -1);
+}
+
+/* Until the time is over or a key asks for a new look. */
+static void wait_for(struct top *top, int64_t until_us)
+{
+    while (!silt_stop) {
+        int64_t left_ms = (until_us - silt_now_us()) / 1000;
+        int key;
+
+        if (left_ms <= 0)
+            return;
+        client_poll(top->silt->client, STDIN_FILENO, (int)left_ms);
+        while ((key = getch()) != ERR) {
+            if (key_take(top, key))
+                return;
+            draw(top);
+        }
+    }
+}
+
+static void watch(struct top *top, double delay)
+{
+    while (!silt_stop) {
+        int64_t until_us = silt_now_us() + (int64_t)(delay * 1e6);
+
+        top->away = look(top) < 0;
+        if (silt_stop)
+            break;
+        draw(top);
+        wait_for(top, until_us);
+    }
+}
+
+static int run(struct silt *silt, int argc, char **argv)
+{
+    static const struct option longs[] = {{"delay", required_argument, NULL, 'd'}, SILT_OPTIONS};
+    struct top top = {.silt = silt};
+    float delay = 1;
+    int option, r;
+
+    while ((option = getopt_long(argc, argv, "c:hd:", longs, NULL)) != -1) {
+        r = option == 'd' ? silt_real(silt, "--delay", optarg, 0.1, 3600, &delay)
+                          : silt_option(silt, &command_top, option);
+        if (r > 0 || (option != 'd' && r == 0))
+            return r;
+    }
+    if (argc - optind > 1)
+        return silt_usage(silt, "top shows one stream or all");
+    if (!isatty(STDIN_FILENO) || !isatty(STDOUT_FILENO))
+        return silt_usage(silt, "top needs a terminal; silt ls and silt stat print");
+    if (optind < argc) {
+        snprintf(top.chosen, sizeof top.chosen, "%s", argv[optind]);
+        top.open = true;
+    }
+    r = silt_connect(silt, 0);
+    if (r)
+        return r;
+    if (look(&top)) {
+        r = silt_fail(silt);
+    } else if (optind < argc && !top.open) {
+        silt_say("no stream is called \"%s\": silt ls lists them", argv[optind]);
+        r = EXIT_REFUSED;
+    } else {
+        setlocale(LC_CTYPE, "");
+        screen_open();
+        watch(&top, delay);
+        endwin();
+    }
+    client_process_stat_free(&top.process);
+    client_stat_free(&top.stream);
+    free(top.now.list);
+    free(top.before.list);
+    free(top.order);
+    return r;
+}
+
+const struct command command_top = {
+    .name = "top",
+    .summary = "watch the streams and their memory",
+    .help = help,
+    .run = run,
+};
