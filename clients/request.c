@@ -178,7 +178,8 @@ static int stream_stat_copy(struct client_stream_stat *out, const Silt__V1__Stre
         client_stat_free(out);
         return -ENOMEM;
     }
-    memcpy(out->head_ratio, stat->head_ratio, stat->n_head_ratio * sizeof *out->head_ratio);
+    if (stat->n_head_ratio)
+        memcpy(out->head_ratio, stat->head_ratio, stat->n_head_ratio * sizeof *out->head_ratio);
     return 0;
 }
 
