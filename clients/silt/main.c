@@ -53,7 +53,7 @@ static void help_all(FILE *out)
 {
     fputs(help_head, out);
     for (int i = 0; i < COMMAND_COUNT; i++)
-        fprintf(out, "  %-6s %s\n", commands[i]->name, commands[i]->summary);
+        fprintf(out, "  %-7s %s\n", commands[i]->name, commands[i]->summary);
     fputs(help_tail, out);
 }
 
