@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import evaluate
+import evict
 import export
 import gguf
 import golden
@@ -88,7 +89,7 @@ def check_gradients():
 
 
 def check_window(folder):
-    """A window wider than the stream is the plain causal model."""
+    """A window wider than the stream, and a cache with room, are the plain causal model."""
     base = model_file.BaseModel(os.path.join(folder, "tiny.gguf"))
     adapter = silt_adapter.read(os.path.join(folder, "tiny.adapter.gguf"))
     parameters, quotas = export.from_adapter(base, adapter)
@@ -97,8 +98,9 @@ def check_window(folder):
     wide = evaluator.window(tokens, 1000, block=128)
     plain = evaluate.nll(model_file.PlainModel(base).forward(torch.from_numpy(tokens)), base.head,
                          torch.from_numpy(tokens))
-    error = (wide - plain).abs().max().item()
-    print("wide window == plain model: NLL within %.1e" % error)
+    cached = evict.stream_nll(base, tokens, 1000, evict.keep_tova)
+    error = max((wide - plain).abs().max().item(), (cached - plain).abs().max().item())
+    print("wide window, roomy eviction cache == plain model: NLL within %.1e" % error)
     return error < 1e-3
 
 
