@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "daemon/config.h"
 #include "daemon/log.h"
@@ -29,6 +30,17 @@ static void catch_signals(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
+/* A client is a file descriptor: as many as the system lets us have. */
+static void raise_file_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int main(int argc, char **argv)
 {
     struct config config;
@@ -51,6 +63,7 @@ int main(int argc, char **argv)
     }
     if (config.debug)
         say_level_set(SAY_DEBUG);
+    raise_file_limit();
     if (daemon_open(&running, &config, error, sizeof error) != 0) {
         fprintf(stderr, "siltd: %s\n", error[0] ? error : "cannot start");
         return 1;

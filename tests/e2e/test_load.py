@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Many clients, and some that do wrong by the others: bounded memory, and the others hardly notice."""
+
+import resource
+import statistics
+import time
+
+import zmq
+
+import lib
+import raw
+
+pb = raw.pb
+
+CLIENTS = 1000
+STREAMS = 8
+SLOWER_MAX = 50  # times a stat's median may grow while somebody floods, beyond 20 ms
+
+
+def resident(siltd):
+    pages = int(open(f"/proc/{siltd.process.pid}/statm").read().split()[1])
+    return pages * resource.getpagesize()
+
+
+def latency(probe, count=100):
+    """Median seconds of a small request of somebody who has nothing to do with it."""
+    took = []
+    for _ in range(count):
+        start = time.monotonic()
+        probe.call(stat=pb.Stat(stream="probe"))
+        took.append(time.monotonic() - start)
+    return statistics.median(took)
+
+
+class Crowd:
+    """Plain sockets that share one context."""
+
+    def __init__(self, endpoint, count):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard < 4 * count:
+            raise lib.Skip(f"only {hard} open files allowed")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.context = zmq.Context()
+        self.context.set(zmq.MAX_SOCKETS, 4 * count)
+        self.sockets = [self.connect(endpoint) for _ in range(count)]
+
+    def connect(self, endpoint):
+        socket = self.context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(endpoint)
+        return socket
+
+    def send(self, socket, **body):
+        try:
+            socket.send(pb.Request(id=1, **body).SerializeToString(), zmq.DONTWAIT)
+            return True
+        except zmq.Again:
+            return False
+
+    def go(self):
+        for socket in self.sockets:
+            socket.close()
+
+
+def test_a_thousand_clients():
+    model, adapter = lib.tiny()
+    with lib.Daemon(model, adapter, ("--streams-max", STREAMS + 1)) as siltd:
+        probe = raw.Raw(siltd.endpoint)
+        probe.open("probe")
+        quiet = latency(probe)
+        crowd = Crowd(siltd.endpoint, CLIENTS)
+        for i, socket in enumerate(crowd.sockets):
+            crowd.send(socket, open=pb.Open(stream=f"s{i % STREAMS}"))
+        for socket in crowd.sockets:
+            assert socket.poll(30_000 * lib.SLOW), "a client without an answer"
+            assert pb.Reply.FromString(socket.recv()).WhichOneof("body") == "opened"
+        plan = probe.call(stat=pb.Stat()).process.bytes_plan
+        peak = resident(siltd)
+        # All send more than may wait, and read nothing.
+        feed = raw.feed("s0", "x", 1, b"a " * 30_000)
+        for socket in crowd.sockets:
+            for _ in range(3):
+                crowd.send(socket, feed=feed)
+        worst = 0
+        for _ in range(5):
+            peak, worst = max(peak, resident(siltd)), max(worst, latency(probe, 20))
+        # One asks for lists without end and reads none.
+        for _ in range(20_000):
+            if not crowd.send(crowd.sockets[0], list=pb.List()):
+                break
+        for _ in range(5):
+            peak, worst = max(peak, resident(siltd)), max(worst, latency(probe, 20))
+        # All vanish, in the middle of whatever they were at.
+        crowd.go()
+        peak, worst = max(peak, resident(siltd)), max(worst, latency(probe))
+        assert peak <= plan, (peak, plan)
+        assert worst < 0.02 * lib.SLOW + SLOWER_MAX * quiet, (quiet, worst)
+        print(f"{CLIENTS} clients: resident {peak / 2**20:.1f} MiB at most, plan "
+              f"{plan / 2**20:.1f}; a stat took {quiet * 1e3:.2f} ms, {worst * 1e3:.2f} at worst")
+        siltd.stop()
+
+
+def test_many_parked_streams():
+    count = 300
+    model, adapter = lib.tiny()
+    with lib.Daemon(model, adapter, ("--streams-max", 4)) as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        start = time.monotonic()
+        for i in range(count):
+            patient(wire, open=pb.Open(stream=f"s{i:04}"))
+            patient(wire, feed=raw.feed(f"s{i:04}", "p", 1, b"a few words of stream %d\n" % i))
+        took = time.monotonic() - start
+        names, after = [], ""
+        while True:
+            page = wire.call(list=pb.List(after=after))
+            names += [stream.stream for stream in page.streams]
+            if not page.more:
+                break
+            after = names[-1]
+        assert names == [f"s{i:04}" for i in range(count)]
+        siltd.kill()
+        siltd.start()
+        wire = raw.Raw(siltd.endpoint)
+        for i in (0, 7, count - 1):
+            state = patient(wire, attach=pb.Attach(stream=f"s{i:04}", producer="p"))
+            assert state.next_sequence == 2
+        print(f"{count} streams in 4 places, {took / count * 1e3:.1f} ms each")
+
+
+def patient(wire, **body):
+    """A call that is tried again while a stream changes places."""
+    end = time.monotonic() + 30 * lib.SLOW
+    while True:
+        try:
+            return wire.call(**body)
+        except raw.Refused as error:
+            if error.code != pb.Error.BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.002)
+
+
+if __name__ == "__main__":
+    lib.main(globals())
