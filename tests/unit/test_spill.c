@@ -245,6 +245,13 @@ static uint64_t disk_use(void)
     return kib * 512;
 }
 
+/* What spill says it takes is what its files take, but for the blocks in which the file system
+ * notes where the pieces of a file lie: it needs some once holes have been punched. */
+static void check_disk(uint64_t bytes_said)
+{
+    assert_in_range(disk_use(), bytes_said, bytes_said + 16 * 4096);
+}
+
 static void removing_and_cutting(void **state)
 {
     (void)state;
@@ -262,12 +269,12 @@ static void removing_and_cutting(void **state)
     spill_drain(h.spill);
     assert_int_equal(spill_rig_fetch(h.spill, 1, (uint64_t[]){9, 10, 11, 12}, 4), 7);
     spill_stat(h.spill, &stat);
-    assert_int_equal(stat.bytes_disk, disk_use());
+    check_disk(stat.bytes_disk);
     assert_int_equal(spill_remove(h.spill, 1), 0);
     assert_int_equal(spill_stream_stat(h.spill, 1, &(struct spill_stream_stat){0}), -ENOENT);
     assert_int_equal(spill_rig_fetch(h.spill, 2, (uint64_t[]){9, 39}, 2), 3);
     spill_stat(h.spill, &stat);
-    assert_int_equal(stat.bytes_disk, disk_use());
+    check_disk(stat.bytes_disk);
     assert_int_equal(spill_remove(h.spill, 2), 0);
     assert_int_equal(disk_use(), 0);
     spill_rig_close(&h);
@@ -317,7 +324,7 @@ static void a_quota_holds(void **state)
     assert_int_equal(stat.segments_lost, 0);
     assert_int_equal(stat.last_error, 0);
     assert_true(before.chunks_from < 500);
-    assert_int_equal(stat.bytes_disk, disk_use());
+    check_disk(stat.bytes_disk);
     spill_rig_close(&h);
     h = spill_rig_open(true, SEGMENT_F16); /* the other engine reads the same files */
     assert_int_equal(spill_attach(h.spill, 1, 1), 0);
