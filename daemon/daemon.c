@@ -17,9 +17,14 @@
 #include "daemon/log.h"
 #include "daemon/serve.h"
 
+#ifdef __SANITIZE_THREAD__
+enum { THREAD_STACK_BYTES = 4 << 20 }; /* the sanitizer takes most of a megabyte for itself */
+#else
+enum { THREAD_STACK_BYTES = 1 << 20 };
+#endif
+
 enum {
-    THREAD_COUNT = 4, /* beside the loop: journal, compute, keeper, search */
-    THREAD_STACK_BYTES = 1 << 20,
+    THREAD_COUNT = 4,                /* beside the loop: journal, compute, keeper, search */
     LIBRARY_MARGIN_BYTES = 16 << 20, /* what libzmq, the C library and stacks grow by */
 };
 
