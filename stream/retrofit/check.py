@@ -129,8 +129,8 @@ def check_training(folder):
     base_path = os.path.join(folder, "tiny.gguf")
     command = [sys.executable, os.path.join(here, "train.py"), "--model", base_path, "--shards",
                shards, "--out", run, "--rows", "1", "--chunks", "5", "--ring", "2",
-               "--n", "64", "--m", "4", "--comp-rank", "4", "--dmc-rank", "4", "--no-compile", "--workers", "1",
-               "--device", "cpu", "--steps"]
+               "--n", "64", "--m", "4", "--comp-rank", "4", "--dmc-rank", "4", "--no-compile",
+               "--workers", "1", "--device", "cpu", "--steps"]
     subprocess.run(command + ["3"], check=True)
     subprocess.run(command + ["1", "--calibrate", "1"], check=True)
     base = model_file.BaseModel(base_path)

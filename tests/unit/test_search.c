@@ -164,8 +164,16 @@ static void filler(char *out, uint32_t seed, size_t bytes)
 
     while (used + 8 < bytes) {
         seed = seed * 1664525 + 1013904223;
-        used += (size_t)sprintf(out + used, "%s", words[seed >> 24 & 3]);
+        used += (size_t)snprintf(out + used, bytes - used, "%s", words[seed >> 24 & 3]);
     }
+}
+
+/* Appends to a text of TEXT_MAX. */
+static void add(char *text, const char *more)
+{
+    size_t used = strlen(text);
+
+    snprintf(text + used, TEXT_MAX - used, "%s", more);
 }
 
 /* Wherever a sentence lies in the chunks, and over a new start in the middle of them. */
@@ -180,7 +188,7 @@ static void sentences_are_found(void **state)
     for (uint32_t i = 0; i < 12; i++) {
         filler(text, i, 2000 + i * 211);
         snprintf(fact, sizeof fact, "The keeper of gate%u is person%u. ", i, i);
-        strcat(text, fact);
+        add(text, fact);
         feed(p, i + 1, text);
         if (i % 4 == 1) {
             search_step(p->search);
@@ -223,7 +231,7 @@ static void what_is_forgotten_is_gone(void **state)
 
     (void)state;
     filler(text, 1, 3000);
-    strcat(text, "Ottoline. ");
+    add(text, "Ottoline. ");
     filler(text + strlen(text), 2, 3000);
     feed(p, 1, text);
     index_all(p);
