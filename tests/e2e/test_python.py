@@ -75,11 +75,11 @@ def test_ask_streams_keeps_and_cancels():
         with client.feed("s", "p") as feed:
             feed.turn("system", "Be brief.")
             feed.write(texts.text(3000))
-        answer = client.ask("s", "What?", wait=True, tokens_max=24)
+        answer = client.ask("s", "What?", wait=True, recall="none", tokens_max=24)
         pieces = list(answer)
         assert len(pieces) > 3 and answer.done.finish in ("length", "end")
         assert answer.done.position == client.stat("s").tokens_acked == answer.done.acked
-        again = client.ask("s", "What?", wait=True, tokens_max=24).text()
+        again = client.ask("s", "What?", wait=True, recall="none", tokens_max=24).text()
         assert again == "".join(pieces)
         before = client.stat("s").tokens_acked
         with client.ask("s", "Much?", tokens_max=1000, keep=True) as long:
