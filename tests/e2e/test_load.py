@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Many clients, and some that do wrong by the rest: bounded memory, and the rest hardly notice."""
+"""Many clients, and some that do wrong by the others: memory is bounded, the rest hardly notice."""
 
 import resource
 import statistics
