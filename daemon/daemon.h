@@ -53,7 +53,6 @@ enum {
     LAG_TOKENS_DEFAULT = 65536,
     LAG_TOKENS_MIN = 4096,
     LAG_TOKENS_LIMIT = 1 << 22,
-    DMC_RATIO_DEFAULT = 4,
     ANSWER_TOKENS_DEFAULT = 256,
     ANSWER_TOKENS_MIN = 16, /* room a question must leave */
     ANSWER_BYTES_MAX = 32 << 10,

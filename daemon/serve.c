@@ -137,8 +137,8 @@ static uint32_t wanted(struct core *core, const struct wire_client *client, uint
 static uint32_t default_ratio(const struct core *core)
 {
     for (uint32_t i = 0; i < core->info.ratio_count; i++)
-        if (core->info.ratio[i] == DMC_RATIO_DEFAULT)
-            return DMC_RATIO_DEFAULT;
+        if (core->info.ratio[i] == STREAM_RATIO_DEFAULT)
+            return STREAM_RATIO_DEFAULT;
     return 1;
 }
 

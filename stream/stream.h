@@ -28,6 +28,7 @@ enum {
     STREAM_SINK_TOKENS_MAX = 16, /* an adapter may ask for fewer */
     STREAM_RING_MAX = 256,
     STREAM_RATIO_MAX = 8,
+    STREAM_RATIO_DEFAULT = 2, /* the highest whose loss the shipped adapter's card can defend */
     STREAM_RATIOS_MAX = 8,
     STREAM_RECALL_MAX = 8, /* cold segments a question may bring back */
     FORK_TOKENS_MAX = 1920,
@@ -106,8 +107,8 @@ int token_turn_open(const struct tokenizer *tokenizer, const char *role, int32_t
 /* ---- stream ---- */
 
 struct stream_options {
-    uint32_t
-        dmc_ratio; /* 1, or one of the adapter's; 0: 4, or 1 where the adapter has no DMC part */
+    uint32_t dmc_ratio;     /* 1, or one of the adapter's; 0: STREAM_RATIO_DEFAULT, or 1 where the
+                             * adapter has no     DMC part */
     uint32_t ring_segments; /* 0: the adapter's */
 };
 

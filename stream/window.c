@@ -32,7 +32,7 @@ static int pick_ratio(struct layout *l, const struct engine *e, uint32_t asked, 
     const struct engine_info *i = &e->info;
     l->ratio = asked ? asked : 1;
     for (uint32_t r = 1; !asked && r < i->ratio_count; r++)
-        if (i->ratio[r] <= 4)
+        if (i->ratio[r] <= STREAM_RATIO_DEFAULT)
             l->ratio = i->ratio[r];
     for (uint32_t r = 0; r < i->ratio_count; r++) {
         if (i->ratio[r] == l->ratio) {

@@ -395,7 +395,7 @@ static void options_are_checked(void **state)
         0);
     assert_non_null(strstr(error, "ring"));
     struct held a = stream_of(engine, 0, 0);
-    assert_int_equal(stat_of(&a).dmc_ratio, 4);
+    assert_int_equal(stat_of(&a).dmc_ratio, STREAM_RATIO_DEFAULT);
     assert_int_equal(stream_feed(a.stream, (int32_t[]){1, 1 << 30}, 2), -EINVAL);
     assert_int_equal(stat_of(&a).tokens_pending, 0);
     drop(&a);
