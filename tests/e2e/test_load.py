@@ -93,7 +93,8 @@ def test_a_thousand_clients():
         # All vanish, in the middle of whatever they were at.
         crowd.go()
         peak, worst = max(peak, resident(siltd)), max(worst, latency(probe))
-        assert peak <= plan, (peak, plan)
+        if lib.BUILD.name == "build":  # a sanitizer's memory is not siltd's
+            assert peak <= plan, (peak, plan)
         assert worst < 0.02 * lib.SLOW + SLOWER_MAX * quiet, (quiet, worst)
         print(f"{CLIENTS} clients: resident {peak / 2**20:.1f} MiB at most, plan "
               f"{plan / 2**20:.1f}; a stat took {quiet * 1e3:.2f} ms, {worst * 1e3:.2f} at worst")
