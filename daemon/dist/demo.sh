@@ -92,7 +92,7 @@ tokens=$(number tokens_acked)
 
 step "Ask when all of it is read (--wait: what was acked first)"
 show ask $stream "What is this text about?" --wait --tokens 48
-show ask $stream "Which licence did you read?" --tokens 32
+show ask $stream "What does the license permit you to do?" --tokens 32
 
 step "The memory: full attention over the same text would hold every token's keys and values"
 show stat $stream
