@@ -24,9 +24,9 @@ enum {
     ATTACH_PATIENCE_MS = 1000, /* a stream's first segments may come before the loop knows its id */
     EPOCH = 1,
     COLD_PERIOD_US = 500000, /* the folder is measured so often */
-    /* What text, index and checkpoints may add meanwhile. */
+    /* What text, index, their logs and a checkpoint may add meanwhile. */
     DISK_RESERVE_BYTES_MAX = 8 << 20,
-    DISK_RESERVE_SHARE = 8,
+    DISK_RESERVE_SHARE = 4,
 };
 
 struct spill_options cold_options(const struct core *core, uint32_t streams_max)
