@@ -97,12 +97,10 @@ static void keep_sinks(struct history *h)
 {
     struct engine *e = h->engine;
     struct tail *t = &h->tail;
-    uint32_t sinks = e->shape.sinks, half = e->shape.head_dim / 2;
+    uint32_t sinks = e->shape.sinks;
     size_t dim = e->shape.head_dim;
-    for (uint32_t j = 0; j < sinks; j++) {
+    for (uint32_t j = 0; j < sinks; j++)
         rotation_row(e, -(int64_t)j, e->rotation + j * dim);
-        (void)half;
-    }
     for (uint32_t i = 0; i < heads_of(e); i++) {
         e->kernels->rotate(e->kernels, t->sink_k_raw + (size_t)i * sinks * dim,
                            t->k + (size_t)i * t->capacity * dim, e->rotation, sinks,
