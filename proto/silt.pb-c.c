@@ -1222,6 +1222,96 @@ void   silt__v1__removed__free_unpacked
   assert(message->base.descriptor == &silt__v1__removed__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   silt__v1__forget__init
+                     (Silt__V1__Forget         *message)
+{
+  static const Silt__V1__Forget init_value = SILT__V1__FORGET__INIT;
+  *message = init_value;
+}
+size_t silt__v1__forget__get_packed_size
+                     (const Silt__V1__Forget *message)
+{
+  assert(message->base.descriptor == &silt__v1__forget__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t silt__v1__forget__pack
+                     (const Silt__V1__Forget *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &silt__v1__forget__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t silt__v1__forget__pack_to_buffer
+                     (const Silt__V1__Forget *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &silt__v1__forget__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Silt__V1__Forget *
+       silt__v1__forget__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Silt__V1__Forget *)
+     protobuf_c_message_unpack (&silt__v1__forget__descriptor,
+                                allocator, len, data);
+}
+void   silt__v1__forget__free_unpacked
+                     (Silt__V1__Forget *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &silt__v1__forget__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   silt__v1__forgotten__init
+                     (Silt__V1__Forgotten         *message)
+{
+  static const Silt__V1__Forgotten init_value = SILT__V1__FORGOTTEN__INIT;
+  *message = init_value;
+}
+size_t silt__v1__forgotten__get_packed_size
+                     (const Silt__V1__Forgotten *message)
+{
+  assert(message->base.descriptor == &silt__v1__forgotten__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t silt__v1__forgotten__pack
+                     (const Silt__V1__Forgotten *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &silt__v1__forgotten__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t silt__v1__forgotten__pack_to_buffer
+                     (const Silt__V1__Forgotten *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &silt__v1__forgotten__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Silt__V1__Forgotten *
+       silt__v1__forgotten__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Silt__V1__Forgotten *)
+     protobuf_c_message_unpack (&silt__v1__forgotten__descriptor,
+                                allocator, len, data);
+}
+void   silt__v1__forgotten__free_unpacked
+                     (Silt__V1__Forgotten *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &silt__v1__forgotten__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   silt__v1__error__init
                      (Silt__V1__Error         *message)
 {
@@ -1267,7 +1357,7 @@ void   silt__v1__error__free_unpacked
   assert(message->base.descriptor == &silt__v1__error__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor silt__v1__request__field_descriptors[9] =
+static const ProtobufCFieldDescriptor silt__v1__request__field_descriptors[10] =
 {
   {
     "id",
@@ -1377,12 +1467,25 @@ static const ProtobufCFieldDescriptor silt__v1__request__field_descriptors[9] =
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "forget",
+    10,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Silt__V1__Request, body_case),
+    offsetof(Silt__V1__Request, forget),
+    &silt__v1__forget__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__request__field_indices_by_name[] = {
   4,   /* field[4] = ask */
   2,   /* field[2] = attach */
   5,   /* field[5] = cancel */
   3,   /* field[3] = feed */
+  9,   /* field[9] = forget */
   0,   /* field[0] = id */
   7,   /* field[7] = list */
   1,   /* field[1] = open */
@@ -1392,7 +1495,7 @@ static const unsigned silt__v1__request__field_indices_by_name[] = {
 static const ProtobufCIntRange silt__v1__request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 9 }
+  { 0, 10 }
 };
 const ProtobufCMessageDescriptor silt__v1__request__descriptor =
 {
@@ -1402,14 +1505,14 @@ const ProtobufCMessageDescriptor silt__v1__request__descriptor =
   "Silt__V1__Request",
   "silt.v1",
   sizeof(Silt__V1__Request),
-  9,
+  10,
   silt__v1__request__field_descriptors,
   silt__v1__request__field_indices_by_name,
   1,  silt__v1__request__number_ranges,
   (ProtobufCMessageInit) silt__v1__request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor silt__v1__reply__field_descriptors[10] =
+static const ProtobufCFieldDescriptor silt__v1__reply__field_descriptors[11] =
 {
   {
     "id",
@@ -1531,12 +1634,25 @@ static const ProtobufCFieldDescriptor silt__v1__reply__field_descriptors[10] =
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "forgotten",
+    11,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Silt__V1__Reply, body_case),
+    offsetof(Silt__V1__Reply, forgotten),
+    &silt__v1__forgotten__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__reply__field_indices_by_name[] = {
   3,   /* field[3] = ack */
   2,   /* field[2] = attached */
   5,   /* field[5] = done */
   9,   /* field[9] = error */
+  10,   /* field[10] = forgotten */
   0,   /* field[0] = id */
   7,   /* field[7] = list */
   1,   /* field[1] = opened */
@@ -1547,7 +1663,7 @@ static const unsigned silt__v1__reply__field_indices_by_name[] = {
 static const ProtobufCIntRange silt__v1__reply__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 10 }
+  { 0, 11 }
 };
 const ProtobufCMessageDescriptor silt__v1__reply__descriptor =
 {
@@ -1557,7 +1673,7 @@ const ProtobufCMessageDescriptor silt__v1__reply__descriptor =
   "Silt__V1__Reply",
   "silt.v1",
   sizeof(Silt__V1__Reply),
-  10,
+  11,
   silt__v1__reply__field_descriptors,
   silt__v1__reply__field_indices_by_name,
   1,  silt__v1__reply__number_ranges,
@@ -2666,7 +2782,7 @@ const ProtobufCMessageDescriptor silt__v1__token__descriptor =
   (ProtobufCMessageInit) silt__v1__token__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor silt__v1__source__field_descriptors[5] =
+static const ProtobufCFieldDescriptor silt__v1__source__field_descriptors[6] =
 {
   {
     "segment",
@@ -2728,18 +2844,31 @@ static const ProtobufCFieldDescriptor silt__v1__source__field_descriptors[5] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "time_to_us",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Source, time_to_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__source__field_indices_by_name[] = {
   1,   /* field[1] = from */
   0,   /* field[0] = segment */
   4,   /* field[4] = text */
+  5,   /* field[5] = time_to_us */
   3,   /* field[3] = time_us */
   2,   /* field[2] = to */
 };
 static const ProtobufCIntRange silt__v1__source__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 5 }
+  { 0, 6 }
 };
 const ProtobufCMessageDescriptor silt__v1__source__descriptor =
 {
@@ -2749,7 +2878,7 @@ const ProtobufCMessageDescriptor silt__v1__source__descriptor =
   "Silt__V1__Source",
   "silt.v1",
   sizeof(Silt__V1__Source),
-  5,
+  6,
   silt__v1__source__field_descriptors,
   silt__v1__source__field_indices_by_name,
   1,  silt__v1__source__number_ranges,
@@ -2788,7 +2917,7 @@ const ProtobufCEnumDescriptor silt__v1__done__finish__descriptor =
   silt__v1__done__finish__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
-static const ProtobufCFieldDescriptor silt__v1__done__field_descriptors[9] =
+static const ProtobufCFieldDescriptor silt__v1__done__field_descriptors[10] =
 {
   {
     "position",
@@ -2898,6 +3027,18 @@ static const ProtobufCFieldDescriptor silt__v1__done__field_descriptors[9] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "rebuilding_to",
+    10,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Done, rebuilding_to),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__done__field_indices_by_name[] = {
   1,   /* field[1] = acked */
@@ -2907,13 +3048,14 @@ static const unsigned silt__v1__done__field_indices_by_name[] = {
   0,   /* field[0] = position */
   7,   /* field[7] = prefill_us */
   2,   /* field[2] = question_tokens */
+  9,   /* field[9] = rebuilding_to */
   5,   /* field[5] = sources */
   6,   /* field[6] = wait_us */
 };
 static const ProtobufCIntRange silt__v1__done__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 9 }
+  { 0, 10 }
 };
 const ProtobufCMessageDescriptor silt__v1__done__descriptor =
 {
@@ -2923,7 +3065,7 @@ const ProtobufCMessageDescriptor silt__v1__done__descriptor =
   "Silt__V1__Done",
   "silt.v1",
   sizeof(Silt__V1__Done),
-  9,
+  10,
   silt__v1__done__field_descriptors,
   silt__v1__done__field_indices_by_name,
   1,  silt__v1__done__number_ranges,
@@ -3070,7 +3212,7 @@ const ProtobufCMessageDescriptor silt__v1__tier__descriptor =
   (ProtobufCMessageInit) silt__v1__tier__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor silt__v1__stream_stat__field_descriptors[25] =
+static const ProtobufCFieldDescriptor silt__v1__stream_stat__field_descriptors[34] =
 {
   {
     "stream",
@@ -3372,16 +3514,128 @@ static const ProtobufCFieldDescriptor silt__v1__stream_stat__field_descriptors[2
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "first_position",
+    26,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, first_position),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "rebuilding_to",
+    27,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, rebuilding_to),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "segments_merged",
+    28,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, segments_merged),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "segments_dropped",
+    29,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, segments_dropped),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "segments_repaired",
+    30,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, segments_repaired),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "segments_approximate",
+    31,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, segments_approximate),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "bytes_segments",
+    32,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, bytes_segments),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "bytes_checkpoints",
+    33,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, bytes_checkpoints),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "bytes_index",
+    34,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, bytes_index),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__stream_stat__field_indices_by_name[] = {
+  32,   /* field[32] = bytes_checkpoints */
   8,   /* field[8] = bytes_disk */
+  33,   /* field[33] = bytes_index */
   6,   /* field[6] = bytes_plan */
+  31,   /* field[31] = bytes_segments */
   22,   /* field[22] = bytes_text */
   3,   /* field[3] = chunks */
   23,   /* field[23] = created_us */
   15,   /* field[15] = degraded */
   12,   /* field[12] = dmc_ratio */
   13,   /* field[13] = dmc_ratio_asked */
+  25,   /* field[25] = first_position */
   10,   /* field[10] = hash_chunk */
   17,   /* field[17] = head_ratio */
   11,   /* field[11] = indexed_to */
@@ -3390,9 +3644,14 @@ static const unsigned silt__v1__stream_stat__field_indices_by_name[] = {
   18,   /* field[18] = layers */
   9,   /* field[9] = memory_hash */
   24,   /* field[24] = numerics_epoch */
+  26,   /* field[26] = rebuilding_to */
   14,   /* field[14] = ring_segments */
   16,   /* field[16] = rows_mean */
+  30,   /* field[30] = segments_approximate */
   5,   /* field[5] = segments_cold */
+  28,   /* field[28] = segments_dropped */
+  27,   /* field[27] = segments_merged */
+  29,   /* field[29] = segments_repaired */
   4,   /* field[4] = segments_ring */
   0,   /* field[0] = stream */
   7,   /* field[7] = tiers */
@@ -3403,7 +3662,7 @@ static const unsigned silt__v1__stream_stat__field_indices_by_name[] = {
 static const ProtobufCIntRange silt__v1__stream_stat__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 25 }
+  { 0, 34 }
 };
 const ProtobufCMessageDescriptor silt__v1__stream_stat__descriptor =
 {
@@ -3413,7 +3672,7 @@ const ProtobufCMessageDescriptor silt__v1__stream_stat__descriptor =
   "Silt__V1__StreamStat",
   "silt.v1",
   sizeof(Silt__V1__StreamStat),
-  25,
+  34,
   silt__v1__stream_stat__field_descriptors,
   silt__v1__stream_stat__field_indices_by_name,
   1,  silt__v1__stream_stat__number_ranges,
@@ -3893,6 +4152,147 @@ const ProtobufCMessageDescriptor silt__v1__removed__descriptor =
   silt__v1__removed__field_indices_by_name,
   1,  silt__v1__removed__number_ranges,
   (ProtobufCMessageInit) silt__v1__removed__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor silt__v1__forget__field_descriptors[3] =
+{
+  {
+    "stream",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Forget, stream),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "from",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Forget, from),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "to",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Forget, to),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned silt__v1__forget__field_indices_by_name[] = {
+  1,   /* field[1] = from */
+  0,   /* field[0] = stream */
+  2,   /* field[2] = to */
+};
+static const ProtobufCIntRange silt__v1__forget__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor silt__v1__forget__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "silt.v1.Forget",
+  "Forget",
+  "Silt__V1__Forget",
+  "silt.v1",
+  sizeof(Silt__V1__Forget),
+  3,
+  silt__v1__forget__field_descriptors,
+  silt__v1__forget__field_indices_by_name,
+  1,  silt__v1__forget__number_ranges,
+  (ProtobufCMessageInit) silt__v1__forget__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor silt__v1__forgotten__field_descriptors[4] =
+{
+  {
+    "stream",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Forgotten, stream),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "from",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Forgotten, from),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "to",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Forgotten, to),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "tokens",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Forgotten, tokens),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned silt__v1__forgotten__field_indices_by_name[] = {
+  1,   /* field[1] = from */
+  0,   /* field[0] = stream */
+  2,   /* field[2] = to */
+  3,   /* field[3] = tokens */
+};
+static const ProtobufCIntRange silt__v1__forgotten__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor silt__v1__forgotten__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "silt.v1.Forgotten",
+  "Forgotten",
+  "Silt__V1__Forgotten",
+  "silt.v1",
+  sizeof(Silt__V1__Forgotten),
+  4,
+  silt__v1__forgotten__field_descriptors,
+  silt__v1__forgotten__field_indices_by_name,
+  1,  silt__v1__forgotten__number_ranges,
+  (ProtobufCMessageInit) silt__v1__forgotten__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCEnumValue silt__v1__error__code__enum_values_by_number[11] =

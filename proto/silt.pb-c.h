@@ -42,6 +42,8 @@ typedef struct Silt__V1__List Silt__V1__List;
 typedef struct Silt__V1__ListReply Silt__V1__ListReply;
 typedef struct Silt__V1__Remove Silt__V1__Remove;
 typedef struct Silt__V1__Removed Silt__V1__Removed;
+typedef struct Silt__V1__Forget Silt__V1__Forget;
+typedef struct Silt__V1__Forgotten Silt__V1__Forgotten;
 typedef struct Silt__V1__Error Silt__V1__Error;
 
 
@@ -111,7 +113,8 @@ typedef enum {
   SILT__V1__REQUEST__BODY_CANCEL = 6,
   SILT__V1__REQUEST__BODY_STAT = 7,
   SILT__V1__REQUEST__BODY_LIST = 8,
-  SILT__V1__REQUEST__BODY_REMOVE = 9
+  SILT__V1__REQUEST__BODY_REMOVE = 9,
+  SILT__V1__REQUEST__BODY_FORGET = 10
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SILT__V1__REQUEST__BODY__CASE)
 } Silt__V1__Request__BodyCase;
 
@@ -132,6 +135,7 @@ struct  Silt__V1__Request
     Silt__V1__Stat *stat;
     Silt__V1__List *list;
     Silt__V1__Remove *remove;
+    Silt__V1__Forget *forget;
   };
 };
 #define SILT__V1__REQUEST__INIT \
@@ -149,7 +153,8 @@ typedef enum {
   SILT__V1__REPLY__BODY_STAT = 7,
   SILT__V1__REPLY__BODY_LIST = 8,
   SILT__V1__REPLY__BODY_REMOVED = 9,
-  SILT__V1__REPLY__BODY_ERROR = 10
+  SILT__V1__REPLY__BODY_ERROR = 10,
+  SILT__V1__REPLY__BODY_FORGOTTEN = 11
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SILT__V1__REPLY__BODY__CASE)
 } Silt__V1__Reply__BodyCase;
 
@@ -168,6 +173,7 @@ struct  Silt__V1__Reply
     Silt__V1__ListReply *list;
     Silt__V1__Removed *removed;
     Silt__V1__Error *error;
+    Silt__V1__Forgotten *forgotten;
   };
 };
 #define SILT__V1__REPLY__INIT \
@@ -448,12 +454,19 @@ struct  Silt__V1__Source
    */
   uint64_t from;
   uint64_t to;
+  /*
+   * wall clock of its first text
+   */
   uint64_t time_us;
   char *text;
+  /*
+   * and of its last
+   */
+  uint64_t time_to_us;
 };
 #define SILT__V1__SOURCE__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__source__descriptor) \
-    , 0, 0, 0, 0, (char *)protobuf_c_empty_string }
+    , 0, 0, 0, 0, (char *)protobuf_c_empty_string, 0 }
 
 
 struct  Silt__V1__Done
@@ -478,10 +491,14 @@ struct  Silt__V1__Done
   uint64_t wait_us;
   uint64_t prefill_us;
   uint64_t decode_us;
+  /*
+   * the stream is computed again up to here and the answer saw less of it; 0: no
+   */
+  uint64_t rebuilding_to;
 };
 #define SILT__V1__DONE__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__done__descriptor) \
-    , 0, 0, 0, 0, SILT__V1__DONE__FINISH__END, 0,NULL, 0, 0, 0 }
+    , 0, 0, 0, 0, SILT__V1__DONE__FINISH__END, 0,NULL, 0, 0, 0, 0 }
 
 
 struct  Silt__V1__Cancel
@@ -562,10 +579,37 @@ struct  Silt__V1__StreamStat
   uint64_t bytes_text;
   uint64_t created_us;
   uint64_t numerics_epoch;
+  /*
+   * text before it was trimmed away
+   */
+  uint64_t first_position;
+  /*
+   * it is computed again up to here; 0: no
+   */
+  uint64_t rebuilding_to;
+  /*
+   * cold, for the quota's sake, since siltd started
+   */
+  uint64_t segments_merged;
+  uint64_t segments_dropped;
+  /*
+   * found unfit, and computed again as they were
+   */
+  uint64_t segments_repaired;
+  /*
+   * the same, from their neighbours
+   */
+  uint64_t segments_approximate;
+  /*
+   * parts of bytes_disk
+   */
+  uint64_t bytes_segments;
+  uint64_t bytes_checkpoints;
+  uint64_t bytes_index;
 };
 #define SILT__V1__STREAM_STAT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__stream_stat__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 
 struct  Silt__V1__ProcessStat
@@ -657,6 +701,41 @@ struct  Silt__V1__Removed
 #define SILT__V1__REMOVED__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__removed__descriptor) \
     , (char *)protobuf_c_empty_string }
+
+
+/*
+ * Removes tokens [from, to) of a stream and whatever was derived from them; later tokens move down. The reply comes when
+ * their text, segments, checkpoints and index entries are gone from disk; the stream then computes again what follows.
+ */
+struct  Silt__V1__Forget
+{
+  ProtobufCMessage base;
+  char *stream;
+  uint64_t from;
+  uint64_t to;
+};
+#define SILT__V1__FORGET__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&silt__v1__forget__descriptor) \
+    , (char *)protobuf_c_empty_string, 0, 0 }
+
+
+struct  Silt__V1__Forgotten
+{
+  ProtobufCMessage base;
+  char *stream;
+  uint64_t from;
+  /*
+   * as they were
+   */
+  uint64_t to;
+  /*
+   * what the stream holds now
+   */
+  uint64_t tokens;
+};
+#define SILT__V1__FORGOTTEN__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&silt__v1__forgotten__descriptor) \
+    , (char *)protobuf_c_empty_string, 0, 0, 0 }
 
 
 struct  Silt__V1__Error
@@ -1188,6 +1267,44 @@ Silt__V1__Removed *
 void   silt__v1__removed__free_unpacked
                      (Silt__V1__Removed *message,
                       ProtobufCAllocator *allocator);
+/* Silt__V1__Forget methods */
+void   silt__v1__forget__init
+                     (Silt__V1__Forget         *message);
+size_t silt__v1__forget__get_packed_size
+                     (const Silt__V1__Forget   *message);
+size_t silt__v1__forget__pack
+                     (const Silt__V1__Forget   *message,
+                      uint8_t             *out);
+size_t silt__v1__forget__pack_to_buffer
+                     (const Silt__V1__Forget   *message,
+                      ProtobufCBuffer     *buffer);
+Silt__V1__Forget *
+       silt__v1__forget__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   silt__v1__forget__free_unpacked
+                     (Silt__V1__Forget *message,
+                      ProtobufCAllocator *allocator);
+/* Silt__V1__Forgotten methods */
+void   silt__v1__forgotten__init
+                     (Silt__V1__Forgotten         *message);
+size_t silt__v1__forgotten__get_packed_size
+                     (const Silt__V1__Forgotten   *message);
+size_t silt__v1__forgotten__pack
+                     (const Silt__V1__Forgotten   *message,
+                      uint8_t             *out);
+size_t silt__v1__forgotten__pack_to_buffer
+                     (const Silt__V1__Forgotten   *message,
+                      ProtobufCBuffer     *buffer);
+Silt__V1__Forgotten *
+       silt__v1__forgotten__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   silt__v1__forgotten__free_unpacked
+                     (Silt__V1__Forgotten *message,
+                      ProtobufCAllocator *allocator);
 /* Silt__V1__Error methods */
 void   silt__v1__error__init
                      (Silt__V1__Error         *message);
@@ -1290,6 +1407,12 @@ typedef void (*Silt__V1__Remove_Closure)
 typedef void (*Silt__V1__Removed_Closure)
                  (const Silt__V1__Removed *message,
                   void *closure_data);
+typedef void (*Silt__V1__Forget_Closure)
+                 (const Silt__V1__Forget *message,
+                  void *closure_data);
+typedef void (*Silt__V1__Forgotten_Closure)
+                 (const Silt__V1__Forgotten *message,
+                  void *closure_data);
 typedef void (*Silt__V1__Error_Closure)
                  (const Silt__V1__Error *message,
                   void *closure_data);
@@ -1329,6 +1452,8 @@ extern const ProtobufCMessageDescriptor silt__v1__list__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__list_reply__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__remove__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__removed__descriptor;
+extern const ProtobufCMessageDescriptor silt__v1__forget__descriptor;
+extern const ProtobufCMessageDescriptor silt__v1__forgotten__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__error__descriptor;
 extern const ProtobufCEnumDescriptor    silt__v1__error__code__descriptor;
 

@@ -85,7 +85,7 @@ class Cancel(_message.Message):
     def __init__(self, ask_id: _Optional[int] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ["acked", "answer_tokens", "decode_us", "finish", "position", "prefill_us", "question_tokens", "sources", "wait_us"]
+    __slots__ = ["acked", "answer_tokens", "decode_us", "finish", "position", "prefill_us", "question_tokens", "rebuilding_to", "sources", "wait_us"]
     class Finish(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = []
     ACKED_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,7 @@ class Done(_message.Message):
     POSITION_FIELD_NUMBER: _ClassVar[int]
     PREFILL_US_FIELD_NUMBER: _ClassVar[int]
     QUESTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REBUILDING_TO_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     STOP: Done.Finish
     WAIT_US_FIELD_NUMBER: _ClassVar[int]
@@ -108,9 +109,10 @@ class Done(_message.Message):
     position: int
     prefill_us: int
     question_tokens: int
+    rebuilding_to: int
     sources: _containers.RepeatedCompositeFieldContainer[Source]
     wait_us: int
-    def __init__(self, position: _Optional[int] = ..., acked: _Optional[int] = ..., question_tokens: _Optional[int] = ..., answer_tokens: _Optional[int] = ..., finish: _Optional[_Union[Done.Finish, str]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., wait_us: _Optional[int] = ..., prefill_us: _Optional[int] = ..., decode_us: _Optional[int] = ...) -> None: ...
+    def __init__(self, position: _Optional[int] = ..., acked: _Optional[int] = ..., question_tokens: _Optional[int] = ..., answer_tokens: _Optional[int] = ..., finish: _Optional[_Union[Done.Finish, str]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., wait_us: _Optional[int] = ..., prefill_us: _Optional[int] = ..., decode_us: _Optional[int] = ..., rebuilding_to: _Optional[int] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ["code", "expected_sequence", "message", "retry_us"]
@@ -150,6 +152,26 @@ class Feed(_message.Message):
     stream: str
     time_us: int
     def __init__(self, stream: _Optional[str] = ..., producer: _Optional[str] = ..., sequence: _Optional[int] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., time_us: _Optional[int] = ...) -> None: ...
+
+class Forget(_message.Message):
+    __slots__ = ["stream", "to"]
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    stream: str
+    to: int
+    def __init__(self, stream: _Optional[str] = ..., to: _Optional[int] = ..., **kwargs) -> None: ...
+
+class Forgotten(_message.Message):
+    __slots__ = ["stream", "to", "tokens"]
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    stream: str
+    to: int
+    tokens: int
+    def __init__(self, stream: _Optional[str] = ..., to: _Optional[int] = ..., tokens: _Optional[int] = ..., **kwargs) -> None: ...
 
 class Item(_message.Message):
     __slots__ = ["mark", "text", "tokens", "turn"]
@@ -269,11 +291,12 @@ class Removed(_message.Message):
     def __init__(self, stream: _Optional[str] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ["ack", "attached", "done", "error", "id", "list", "opened", "removed", "stat", "token"]
+    __slots__ = ["ack", "attached", "done", "error", "forgotten", "id", "list", "opened", "removed", "stat", "token"]
     ACK_FIELD_NUMBER: _ClassVar[int]
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
@@ -284,20 +307,22 @@ class Reply(_message.Message):
     attached: Attached
     done: Done
     error: Error
+    forgotten: Forgotten
     id: int
     list: ListReply
     opened: Opened
     removed: Removed
     stat: StatReply
     token: Token
-    def __init__(self, id: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., stat: _Optional[_Union[StatReply, _Mapping]] = ..., list: _Optional[_Union[ListReply, _Mapping]] = ..., removed: _Optional[_Union[Removed, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., stat: _Optional[_Union[StatReply, _Mapping]] = ..., list: _Optional[_Union[ListReply, _Mapping]] = ..., removed: _Optional[_Union[Removed, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., forgotten: _Optional[_Union[Forgotten, _Mapping]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ["ask", "attach", "cancel", "feed", "id", "list", "open", "remove", "stat"]
+    __slots__ = ["ask", "attach", "cancel", "feed", "forget", "id", "list", "open", "remove", "stat"]
     ASK_FIELD_NUMBER: _ClassVar[int]
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     FEED_FIELD_NUMBER: _ClassVar[int]
+    FORGET_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -307,12 +332,13 @@ class Request(_message.Message):
     attach: Attach
     cancel: Cancel
     feed: Feed
+    forget: Forget
     id: int
     list: List
     open: Open
     remove: Remove
     stat: Stat
-    def __init__(self, id: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., feed: _Optional[_Union[Feed, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., stat: _Optional[_Union[Stat, _Mapping]] = ..., list: _Optional[_Union[List, _Mapping]] = ..., remove: _Optional[_Union[Remove, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., feed: _Optional[_Union[Feed, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., stat: _Optional[_Union[Stat, _Mapping]] = ..., list: _Optional[_Union[List, _Mapping]] = ..., remove: _Optional[_Union[Remove, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ["min_p", "repeat_penalty", "seed", "temperature", "top_k", "top_p"]
@@ -331,17 +357,19 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., top_k: _Optional[int] = ..., repeat_penalty: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Source(_message.Message):
-    __slots__ = ["segment", "text", "time_us", "to"]
+    __slots__ = ["segment", "text", "time_to_us", "time_us", "to"]
     FROM_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    TIME_TO_US_FIELD_NUMBER: _ClassVar[int]
     TIME_US_FIELD_NUMBER: _ClassVar[int]
     TO_FIELD_NUMBER: _ClassVar[int]
     segment: int
     text: str
+    time_to_us: int
     time_us: int
     to: int
-    def __init__(self, segment: _Optional[int] = ..., to: _Optional[int] = ..., time_us: _Optional[int] = ..., text: _Optional[str] = ..., **kwargs) -> None: ...
+    def __init__(self, segment: _Optional[int] = ..., to: _Optional[int] = ..., time_us: _Optional[int] = ..., text: _Optional[str] = ..., time_to_us: _Optional[int] = ..., **kwargs) -> None: ...
 
 class Stat(_message.Message):
     __slots__ = ["stream"]
@@ -358,15 +386,19 @@ class StatReply(_message.Message):
     def __init__(self, process: _Optional[_Union[ProcessStat, _Mapping]] = ..., stream: _Optional[_Union[StreamStat, _Mapping]] = ...) -> None: ...
 
 class StreamStat(_message.Message):
-    __slots__ = ["bytes_disk", "bytes_plan", "bytes_text", "chunks", "created_us", "degraded", "dmc_ratio", "dmc_ratio_asked", "hash_chunk", "head_ratio", "indexed_to", "kv_heads", "lag_tokens", "layers", "memory_hash", "numerics_epoch", "ring_segments", "rows_mean", "segments_cold", "segments_ring", "stream", "tiers", "tokens_acked", "tokens_computed", "tokens_per_second"]
+    __slots__ = ["bytes_checkpoints", "bytes_disk", "bytes_index", "bytes_plan", "bytes_segments", "bytes_text", "chunks", "created_us", "degraded", "dmc_ratio", "dmc_ratio_asked", "first_position", "hash_chunk", "head_ratio", "indexed_to", "kv_heads", "lag_tokens", "layers", "memory_hash", "numerics_epoch", "rebuilding_to", "ring_segments", "rows_mean", "segments_approximate", "segments_cold", "segments_dropped", "segments_merged", "segments_repaired", "segments_ring", "stream", "tiers", "tokens_acked", "tokens_computed", "tokens_per_second"]
+    BYTES_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     BYTES_DISK_FIELD_NUMBER: _ClassVar[int]
+    BYTES_INDEX_FIELD_NUMBER: _ClassVar[int]
     BYTES_PLAN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     BYTES_TEXT_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     CREATED_US_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     DMC_RATIO_ASKED_FIELD_NUMBER: _ClassVar[int]
     DMC_RATIO_FIELD_NUMBER: _ClassVar[int]
+    FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
     HASH_CHUNK_FIELD_NUMBER: _ClassVar[int]
     HEAD_RATIO_FIELD_NUMBER: _ClassVar[int]
     INDEXED_TO_FIELD_NUMBER: _ClassVar[int]
@@ -375,23 +407,32 @@ class StreamStat(_message.Message):
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_HASH_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REBUILDING_TO_FIELD_NUMBER: _ClassVar[int]
     RING_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     ROWS_MEAN_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_APPROXIMATE_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_COLD_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_MERGED_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_REPAIRED_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_RING_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_ACKED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_COMPUTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    bytes_checkpoints: int
     bytes_disk: int
+    bytes_index: int
     bytes_plan: int
+    bytes_segments: int
     bytes_text: int
     chunks: int
     created_us: int
     degraded: _containers.RepeatedScalarFieldContainer[str]
     dmc_ratio: float
     dmc_ratio_asked: int
+    first_position: int
     hash_chunk: int
     head_ratio: _containers.RepeatedScalarFieldContainer[float]
     indexed_to: int
@@ -400,16 +441,21 @@ class StreamStat(_message.Message):
     layers: int
     memory_hash: int
     numerics_epoch: int
+    rebuilding_to: int
     ring_segments: int
     rows_mean: float
+    segments_approximate: int
     segments_cold: int
+    segments_dropped: int
+    segments_merged: int
+    segments_repaired: int
     segments_ring: int
     stream: str
     tiers: _containers.RepeatedCompositeFieldContainer[Tier]
     tokens_acked: int
     tokens_computed: int
     tokens_per_second: float
-    def __init__(self, stream: _Optional[str] = ..., tokens_acked: _Optional[int] = ..., tokens_computed: _Optional[int] = ..., chunks: _Optional[int] = ..., segments_ring: _Optional[int] = ..., segments_cold: _Optional[int] = ..., bytes_plan: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ..., bytes_disk: _Optional[int] = ..., memory_hash: _Optional[int] = ..., hash_chunk: _Optional[int] = ..., indexed_to: _Optional[int] = ..., dmc_ratio: _Optional[float] = ..., dmc_ratio_asked: _Optional[int] = ..., ring_segments: _Optional[int] = ..., degraded: _Optional[_Iterable[str]] = ..., rows_mean: _Optional[float] = ..., head_ratio: _Optional[_Iterable[float]] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., lag_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., bytes_text: _Optional[int] = ..., created_us: _Optional[int] = ..., numerics_epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, stream: _Optional[str] = ..., tokens_acked: _Optional[int] = ..., tokens_computed: _Optional[int] = ..., chunks: _Optional[int] = ..., segments_ring: _Optional[int] = ..., segments_cold: _Optional[int] = ..., bytes_plan: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ..., bytes_disk: _Optional[int] = ..., memory_hash: _Optional[int] = ..., hash_chunk: _Optional[int] = ..., indexed_to: _Optional[int] = ..., dmc_ratio: _Optional[float] = ..., dmc_ratio_asked: _Optional[int] = ..., ring_segments: _Optional[int] = ..., degraded: _Optional[_Iterable[str]] = ..., rows_mean: _Optional[float] = ..., head_ratio: _Optional[_Iterable[float]] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., lag_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., bytes_text: _Optional[int] = ..., created_us: _Optional[int] = ..., numerics_epoch: _Optional[int] = ..., first_position: _Optional[int] = ..., rebuilding_to: _Optional[int] = ..., segments_merged: _Optional[int] = ..., segments_dropped: _Optional[int] = ..., segments_repaired: _Optional[int] = ..., segments_approximate: _Optional[int] = ..., bytes_segments: _Optional[int] = ..., bytes_checkpoints: _Optional[int] = ..., bytes_index: _Optional[int] = ...) -> None: ...
 
 class Tier(_message.Message):
     __slots__ = ["bytes_plan", "bytes_used", "name"]
