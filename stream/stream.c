@@ -128,6 +128,16 @@ int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
     return 0;
 }
 
+int streams_feed(struct stream_work *work, uint32_t count)
+{
+    int first = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        work[i].result = stream_feed(work[i].stream, work[i].tokens, work[i].count);
+        first = first ? first : work[i].result;
+    }
+    return first;
+}
+
 int stream_score(struct stream *stream, const int32_t *tokens, const int32_t *targets,
                  uint32_t count, float *nll)
 {

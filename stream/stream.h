@@ -165,6 +165,17 @@ void stream_on_segment_leave(struct stream *stream, segment_leave_fn *leave, voi
  */
 int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count);
 uint32_t stream_block_room(const struct stream *stream);
+/* stream_feed of many streams in one call: what a device computes together, it computes fast. Each
+ * stream appears once; what it holds afterwards is, bit for bit, what feeding it alone would have
+ * given. Where a work fails, its stream stays at its last finished block and the others go on. For
+ * fairness to questions bound the tokens of one call. 0, or the first result that is not 0. */
+struct stream_work {
+    struct stream *stream;
+    const int32_t *tokens; /* [count] */
+    uint32_t count;
+    int result; /* out: as of stream_feed */
+};
+int streams_feed(struct stream_work *work, uint32_t count);
 /* stream_feed that also scores: nll[i] is -log p(targets[i]) after tokens[i], in nats. targets[i] <
  * 0: not scored, 0. The stream must have no pending tokens and count be a multiple of
  * STREAM_BLOCK_TOKENS: -EINVAL. */

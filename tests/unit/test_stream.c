@@ -173,6 +173,40 @@ static void cuts_and_threads_do_not_matter(void **state)
     }
 }
 
+/* Many streams in one call: each as if alone; one with a bad token fails alone. */
+static void together_as_alone(void **state)
+{
+    (void)state;
+    enum { STREAMS = 3 };
+    struct held alone[STREAMS], together[STREAMS], bad = stream_of(engine, 2, 2);
+    struct stream_work work[STREAMS + 1];
+    int32_t none = -1;
+    for (uint32_t i = 0; i < STREAMS; i++) {
+        alone[i] = stream_of(engine, 1u << i, 2);
+        together[i] = stream_of(engine, 1u << i, 2);
+    }
+    for (uint32_t round = 0; round < 3; round++) {
+        for (uint32_t i = 0; i < STREAMS; i++) {
+            uint32_t count = TINY_CHUNK - 31 * i;
+            work[i] = (struct stream_work){together[i].stream, tokens + round * count, count, 1};
+            assert_int_equal(stream_feed(alone[i].stream, tokens + round * count, count), 0);
+        }
+        work[STREAMS] = (struct stream_work){bad.stream, &none, 1, 0};
+        assert_int_equal(streams_feed(work, STREAMS + 1), -EINVAL);
+        assert_int_equal(work[STREAMS].result, -EINVAL);
+        for (uint32_t i = 0; i < STREAMS; i++)
+            assert_int_equal(work[i].result, 0);
+    }
+    for (uint32_t i = 0; i < STREAMS; i++) {
+        size_t bytes, same;
+        const void *a = stream_state(alone[i].stream, &bytes);
+        assert_memory_equal(a, stream_state(together[i].stream, &same), bytes);
+        drop(&alone[i]);
+        drop(&together[i]);
+    }
+    drop(&bad);
+}
+
 static void every_token_counts(void **state)
 {
     (void)state;
@@ -439,6 +473,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_equal_single_tokens),
         cmocka_unit_test(cuts_and_threads_do_not_matter),
+        cmocka_unit_test(together_as_alone),
         cmocka_unit_test(every_token_counts),
         cmocka_unit_test(slides_as_designed),
         cmocka_unit_test(quotas_hold),
