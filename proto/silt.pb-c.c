@@ -907,6 +907,96 @@ void   silt__v1__tier__free_unpacked
   assert(message->base.descriptor == &silt__v1__tier__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   silt__v1__loss_meter__init
+                     (Silt__V1__LossMeter         *message)
+{
+  static const Silt__V1__LossMeter init_value = SILT__V1__LOSS_METER__INIT;
+  *message = init_value;
+}
+size_t silt__v1__loss_meter__get_packed_size
+                     (const Silt__V1__LossMeter *message)
+{
+  assert(message->base.descriptor == &silt__v1__loss_meter__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t silt__v1__loss_meter__pack
+                     (const Silt__V1__LossMeter *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &silt__v1__loss_meter__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t silt__v1__loss_meter__pack_to_buffer
+                     (const Silt__V1__LossMeter *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &silt__v1__loss_meter__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Silt__V1__LossMeter *
+       silt__v1__loss_meter__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Silt__V1__LossMeter *)
+     protobuf_c_message_unpack (&silt__v1__loss_meter__descriptor,
+                                allocator, len, data);
+}
+void   silt__v1__loss_meter__free_unpacked
+                     (Silt__V1__LossMeter *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &silt__v1__loss_meter__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   silt__v1__pin__init
+                     (Silt__V1__Pin         *message)
+{
+  static const Silt__V1__Pin init_value = SILT__V1__PIN__INIT;
+  *message = init_value;
+}
+size_t silt__v1__pin__get_packed_size
+                     (const Silt__V1__Pin *message)
+{
+  assert(message->base.descriptor == &silt__v1__pin__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t silt__v1__pin__pack
+                     (const Silt__V1__Pin *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &silt__v1__pin__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t silt__v1__pin__pack_to_buffer
+                     (const Silt__V1__Pin *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &silt__v1__pin__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Silt__V1__Pin *
+       silt__v1__pin__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Silt__V1__Pin *)
+     protobuf_c_message_unpack (&silt__v1__pin__descriptor,
+                                allocator, len, data);
+}
+void   silt__v1__pin__free_unpacked
+                     (Silt__V1__Pin *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &silt__v1__pin__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   silt__v1__stream_stat__init
                      (Silt__V1__StreamStat         *message)
 {
@@ -1312,6 +1402,231 @@ void   silt__v1__forgotten__free_unpacked
   assert(message->base.descriptor == &silt__v1__forgotten__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   silt__v1__pins__init
+                     (Silt__V1__Pins         *message)
+{
+  static const Silt__V1__Pins init_value = SILT__V1__PINS__INIT;
+  *message = init_value;
+}
+size_t silt__v1__pins__get_packed_size
+                     (const Silt__V1__Pins *message)
+{
+  assert(message->base.descriptor == &silt__v1__pins__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t silt__v1__pins__pack
+                     (const Silt__V1__Pins *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &silt__v1__pins__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t silt__v1__pins__pack_to_buffer
+                     (const Silt__V1__Pins *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &silt__v1__pins__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Silt__V1__Pins *
+       silt__v1__pins__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Silt__V1__Pins *)
+     protobuf_c_message_unpack (&silt__v1__pins__descriptor,
+                                allocator, len, data);
+}
+void   silt__v1__pins__free_unpacked
+                     (Silt__V1__Pins *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &silt__v1__pins__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   silt__v1__pins_reply__init
+                     (Silt__V1__PinsReply         *message)
+{
+  static const Silt__V1__PinsReply init_value = SILT__V1__PINS_REPLY__INIT;
+  *message = init_value;
+}
+size_t silt__v1__pins_reply__get_packed_size
+                     (const Silt__V1__PinsReply *message)
+{
+  assert(message->base.descriptor == &silt__v1__pins_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t silt__v1__pins_reply__pack
+                     (const Silt__V1__PinsReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &silt__v1__pins_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t silt__v1__pins_reply__pack_to_buffer
+                     (const Silt__V1__PinsReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &silt__v1__pins_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Silt__V1__PinsReply *
+       silt__v1__pins_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Silt__V1__PinsReply *)
+     protobuf_c_message_unpack (&silt__v1__pins_reply__descriptor,
+                                allocator, len, data);
+}
+void   silt__v1__pins_reply__free_unpacked
+                     (Silt__V1__PinsReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &silt__v1__pins_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   silt__v1__keys__init
+                     (Silt__V1__Keys         *message)
+{
+  static const Silt__V1__Keys init_value = SILT__V1__KEYS__INIT;
+  *message = init_value;
+}
+size_t silt__v1__keys__get_packed_size
+                     (const Silt__V1__Keys *message)
+{
+  assert(message->base.descriptor == &silt__v1__keys__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t silt__v1__keys__pack
+                     (const Silt__V1__Keys *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &silt__v1__keys__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t silt__v1__keys__pack_to_buffer
+                     (const Silt__V1__Keys *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &silt__v1__keys__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Silt__V1__Keys *
+       silt__v1__keys__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Silt__V1__Keys *)
+     protobuf_c_message_unpack (&silt__v1__keys__descriptor,
+                                allocator, len, data);
+}
+void   silt__v1__keys__free_unpacked
+                     (Silt__V1__Keys *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &silt__v1__keys__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   silt__v1__grant__init
+                     (Silt__V1__Grant         *message)
+{
+  static const Silt__V1__Grant init_value = SILT__V1__GRANT__INIT;
+  *message = init_value;
+}
+size_t silt__v1__grant__get_packed_size
+                     (const Silt__V1__Grant *message)
+{
+  assert(message->base.descriptor == &silt__v1__grant__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t silt__v1__grant__pack
+                     (const Silt__V1__Grant *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &silt__v1__grant__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t silt__v1__grant__pack_to_buffer
+                     (const Silt__V1__Grant *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &silt__v1__grant__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Silt__V1__Grant *
+       silt__v1__grant__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Silt__V1__Grant *)
+     protobuf_c_message_unpack (&silt__v1__grant__descriptor,
+                                allocator, len, data);
+}
+void   silt__v1__grant__free_unpacked
+                     (Silt__V1__Grant *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &silt__v1__grant__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   silt__v1__keys_reply__init
+                     (Silt__V1__KeysReply         *message)
+{
+  static const Silt__V1__KeysReply init_value = SILT__V1__KEYS_REPLY__INIT;
+  *message = init_value;
+}
+size_t silt__v1__keys_reply__get_packed_size
+                     (const Silt__V1__KeysReply *message)
+{
+  assert(message->base.descriptor == &silt__v1__keys_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t silt__v1__keys_reply__pack
+                     (const Silt__V1__KeysReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &silt__v1__keys_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t silt__v1__keys_reply__pack_to_buffer
+                     (const Silt__V1__KeysReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &silt__v1__keys_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Silt__V1__KeysReply *
+       silt__v1__keys_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Silt__V1__KeysReply *)
+     protobuf_c_message_unpack (&silt__v1__keys_reply__descriptor,
+                                allocator, len, data);
+}
+void   silt__v1__keys_reply__free_unpacked
+                     (Silt__V1__KeysReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &silt__v1__keys_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   silt__v1__error__init
                      (Silt__V1__Error         *message)
 {
@@ -1357,7 +1672,7 @@ void   silt__v1__error__free_unpacked
   assert(message->base.descriptor == &silt__v1__error__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor silt__v1__request__field_descriptors[10] =
+static const ProtobufCFieldDescriptor silt__v1__request__field_descriptors[12] =
 {
   {
     "id",
@@ -1479,6 +1794,30 @@ static const ProtobufCFieldDescriptor silt__v1__request__field_descriptors[10] =
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "keys",
+    11,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Silt__V1__Request, body_case),
+    offsetof(Silt__V1__Request, keys),
+    &silt__v1__keys__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pins",
+    12,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Silt__V1__Request, body_case),
+    offsetof(Silt__V1__Request, pins),
+    &silt__v1__pins__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__request__field_indices_by_name[] = {
   4,   /* field[4] = ask */
@@ -1487,15 +1826,17 @@ static const unsigned silt__v1__request__field_indices_by_name[] = {
   3,   /* field[3] = feed */
   9,   /* field[9] = forget */
   0,   /* field[0] = id */
+  10,   /* field[10] = keys */
   7,   /* field[7] = list */
   1,   /* field[1] = open */
+  11,   /* field[11] = pins */
   8,   /* field[8] = remove */
   6,   /* field[6] = stat */
 };
 static const ProtobufCIntRange silt__v1__request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 10 }
+  { 0, 12 }
 };
 const ProtobufCMessageDescriptor silt__v1__request__descriptor =
 {
@@ -1505,14 +1846,14 @@ const ProtobufCMessageDescriptor silt__v1__request__descriptor =
   "Silt__V1__Request",
   "silt.v1",
   sizeof(Silt__V1__Request),
-  10,
+  12,
   silt__v1__request__field_descriptors,
   silt__v1__request__field_indices_by_name,
   1,  silt__v1__request__number_ranges,
   (ProtobufCMessageInit) silt__v1__request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor silt__v1__reply__field_descriptors[11] =
+static const ProtobufCFieldDescriptor silt__v1__reply__field_descriptors[13] =
 {
   {
     "id",
@@ -1646,6 +1987,30 @@ static const ProtobufCFieldDescriptor silt__v1__reply__field_descriptors[11] =
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "keys",
+    12,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Silt__V1__Reply, body_case),
+    offsetof(Silt__V1__Reply, keys),
+    &silt__v1__keys_reply__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pins",
+    13,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Silt__V1__Reply, body_case),
+    offsetof(Silt__V1__Reply, pins),
+    &silt__v1__pins_reply__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__reply__field_indices_by_name[] = {
   3,   /* field[3] = ack */
@@ -1654,8 +2019,10 @@ static const unsigned silt__v1__reply__field_indices_by_name[] = {
   9,   /* field[9] = error */
   10,   /* field[10] = forgotten */
   0,   /* field[0] = id */
+  11,   /* field[11] = keys */
   7,   /* field[7] = list */
   1,   /* field[1] = opened */
+  12,   /* field[12] = pins */
   8,   /* field[8] = removed */
   6,   /* field[6] = stat */
   4,   /* field[4] = token */
@@ -1663,7 +2030,7 @@ static const unsigned silt__v1__reply__field_indices_by_name[] = {
 static const ProtobufCIntRange silt__v1__reply__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 11 }
+  { 0, 13 }
 };
 const ProtobufCMessageDescriptor silt__v1__reply__descriptor =
 {
@@ -1673,7 +2040,7 @@ const ProtobufCMessageDescriptor silt__v1__reply__descriptor =
   "Silt__V1__Reply",
   "silt.v1",
   sizeof(Silt__V1__Reply),
-  11,
+  13,
   silt__v1__reply__field_descriptors,
   silt__v1__reply__field_indices_by_name,
   1,  silt__v1__reply__number_ranges,
@@ -3212,7 +3579,187 @@ const ProtobufCMessageDescriptor silt__v1__tier__descriptor =
   (ProtobufCMessageInit) silt__v1__tier__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor silt__v1__stream_stat__field_descriptors[34] =
+static const ProtobufCFieldDescriptor silt__v1__loss_meter__field_descriptors[7] =
+{
+  {
+    "chunks",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__LossMeter, chunks),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "with_memory",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_DOUBLE,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__LossMeter, with_memory),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "with_window",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_DOUBLE,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__LossMeter, with_window),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "difference",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_DOUBLE,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__LossMeter, difference),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "low",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_DOUBLE,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__LossMeter, low),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "high",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_DOUBLE,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__LossMeter, high),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "flagged",
+    7,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__LossMeter, flagged),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned silt__v1__loss_meter__field_indices_by_name[] = {
+  0,   /* field[0] = chunks */
+  3,   /* field[3] = difference */
+  6,   /* field[6] = flagged */
+  5,   /* field[5] = high */
+  4,   /* field[4] = low */
+  1,   /* field[1] = with_memory */
+  2,   /* field[2] = with_window */
+};
+static const ProtobufCIntRange silt__v1__loss_meter__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 7 }
+};
+const ProtobufCMessageDescriptor silt__v1__loss_meter__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "silt.v1.LossMeter",
+  "LossMeter",
+  "Silt__V1__LossMeter",
+  "silt.v1",
+  sizeof(Silt__V1__LossMeter),
+  7,
+  silt__v1__loss_meter__field_descriptors,
+  silt__v1__loss_meter__field_indices_by_name,
+  1,  silt__v1__loss_meter__number_ranges,
+  (ProtobufCMessageInit) silt__v1__loss_meter__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor silt__v1__pin__field_descriptors[3] =
+{
+  {
+    "from",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Pin, from),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "to",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Pin, to),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "held",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Pin, held),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned silt__v1__pin__field_indices_by_name[] = {
+  0,   /* field[0] = from */
+  2,   /* field[2] = held */
+  1,   /* field[1] = to */
+};
+static const ProtobufCIntRange silt__v1__pin__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor silt__v1__pin__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "silt.v1.Pin",
+  "Pin",
+  "Silt__V1__Pin",
+  "silt.v1",
+  sizeof(Silt__V1__Pin),
+  3,
+  silt__v1__pin__field_descriptors,
+  silt__v1__pin__field_indices_by_name,
+  1,  silt__v1__pin__number_ranges,
+  (ProtobufCMessageInit) silt__v1__pin__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor silt__v1__stream_stat__field_descriptors[40] =
 {
   {
     "stream",
@@ -3622,6 +4169,78 @@ static const ProtobufCFieldDescriptor silt__v1__stream_stat__field_descriptors[3
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "recall_hits",
+    35,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, recall_hits),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "recalled",
+    36,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Silt__V1__StreamStat, n_recalled),
+    offsetof(Silt__V1__StreamStat, recalled),
+    NULL,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_PACKED,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "recalled_us",
+    37,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, recalled_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "loss",
+    38,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, loss),
+    &silt__v1__loss_meter__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pins",
+    39,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Silt__V1__StreamStat, n_pins),
+    offsetof(Silt__V1__StreamStat, pins),
+    &silt__v1__pin__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pin_tokens_max",
+    40,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, pin_tokens_max),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__stream_stat__field_indices_by_name[] = {
   32,   /* field[32] = bytes_checkpoints */
@@ -3642,9 +4261,15 @@ static const unsigned silt__v1__stream_stat__field_indices_by_name[] = {
   19,   /* field[19] = kv_heads */
   20,   /* field[20] = lag_tokens */
   18,   /* field[18] = layers */
+  37,   /* field[37] = loss */
   9,   /* field[9] = memory_hash */
   24,   /* field[24] = numerics_epoch */
+  39,   /* field[39] = pin_tokens_max */
+  38,   /* field[38] = pins */
   26,   /* field[26] = rebuilding_to */
+  34,   /* field[34] = recall_hits */
+  35,   /* field[35] = recalled */
+  36,   /* field[36] = recalled_us */
   14,   /* field[14] = ring_segments */
   16,   /* field[16] = rows_mean */
   30,   /* field[30] = segments_approximate */
@@ -3662,7 +4287,7 @@ static const unsigned silt__v1__stream_stat__field_indices_by_name[] = {
 static const ProtobufCIntRange silt__v1__stream_stat__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 34 }
+  { 0, 40 }
 };
 const ProtobufCMessageDescriptor silt__v1__stream_stat__descriptor =
 {
@@ -3672,14 +4297,14 @@ const ProtobufCMessageDescriptor silt__v1__stream_stat__descriptor =
   "Silt__V1__StreamStat",
   "silt.v1",
   sizeof(Silt__V1__StreamStat),
-  34,
+  40,
   silt__v1__stream_stat__field_descriptors,
   silt__v1__stream_stat__field_indices_by_name,
   1,  silt__v1__stream_stat__number_ranges,
   (ProtobufCMessageInit) silt__v1__stream_stat__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor silt__v1__process_stat__field_descriptors[18] =
+static const ProtobufCFieldDescriptor silt__v1__process_stat__field_descriptors[21] =
 {
   {
     "bytes_plan",
@@ -3897,6 +4522,42 @@ static const ProtobufCFieldDescriptor silt__v1__process_stat__field_descriptors[
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "compute_us",
+    19,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__ProcessStat, compute_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "meter_us",
+    20,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__ProcessStat, meter_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "loss_flag",
+    21,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_DOUBLE,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__ProcessStat, loss_flag),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__process_stat__field_indices_by_name[] = {
   10,   /* field[10] = adapter */
@@ -3904,11 +4565,14 @@ static const unsigned silt__v1__process_stat__field_indices_by_name[] = {
   0,   /* field[0] = bytes_plan */
   4,   /* field[4] = bytes_resident */
   1,   /* field[1] = bytes_used */
+  18,   /* field[18] = compute_us */
   16,   /* field[16] = degraded */
   13,   /* field[13] = device */
   7,   /* field[7] = forks */
   8,   /* field[8] = forks_max */
   11,   /* field[11] = kernels */
+  20,   /* field[20] = loss_flag */
+  19,   /* field[19] = meter_us */
   9,   /* field[9] = model */
   5,   /* field[5] = streams */
   6,   /* field[6] = streams_max */
@@ -3921,7 +4585,7 @@ static const unsigned silt__v1__process_stat__field_indices_by_name[] = {
 static const ProtobufCIntRange silt__v1__process_stat__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 18 }
+  { 0, 21 }
 };
 const ProtobufCMessageDescriptor silt__v1__process_stat__descriptor =
 {
@@ -3931,7 +4595,7 @@ const ProtobufCMessageDescriptor silt__v1__process_stat__descriptor =
   "Silt__V1__ProcessStat",
   "silt.v1",
   sizeof(Silt__V1__ProcessStat),
-  18,
+  21,
   silt__v1__process_stat__field_descriptors,
   silt__v1__process_stat__field_indices_by_name,
   1,  silt__v1__process_stat__number_ranges,
@@ -4293,6 +4957,451 @@ const ProtobufCMessageDescriptor silt__v1__forgotten__descriptor =
   silt__v1__forgotten__field_indices_by_name,
   1,  silt__v1__forgotten__number_ranges,
   (ProtobufCMessageInit) silt__v1__forgotten__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCEnumValue silt__v1__pins__verb__enum_values_by_number[3] =
+{
+  { "LIST", "SILT__V1__PINS__VERB__LIST", 0 },
+  { "PIN", "SILT__V1__PINS__VERB__PIN", 1 },
+  { "UNPIN", "SILT__V1__PINS__VERB__UNPIN", 2 },
+};
+static const ProtobufCIntRange silt__v1__pins__verb__value_ranges[] = {
+{0, 0},{0, 3}
+};
+static const ProtobufCEnumValueIndex silt__v1__pins__verb__enum_values_by_name[3] =
+{
+  { "LIST", 0 },
+  { "PIN", 1 },
+  { "UNPIN", 2 },
+};
+const ProtobufCEnumDescriptor silt__v1__pins__verb__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "silt.v1.Pins.Verb",
+  "Verb",
+  "Silt__V1__Pins__Verb",
+  "silt.v1",
+  3,
+  silt__v1__pins__verb__enum_values_by_number,
+  3,
+  silt__v1__pins__verb__enum_values_by_name,
+  1,
+  silt__v1__pins__verb__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCFieldDescriptor silt__v1__pins__field_descriptors[4] =
+{
+  {
+    "stream",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Pins, stream),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "verb",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Pins, verb),
+    &silt__v1__pins__verb__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "from",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Pins, from),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "to",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Pins, to),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned silt__v1__pins__field_indices_by_name[] = {
+  2,   /* field[2] = from */
+  0,   /* field[0] = stream */
+  3,   /* field[3] = to */
+  1,   /* field[1] = verb */
+};
+static const ProtobufCIntRange silt__v1__pins__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor silt__v1__pins__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "silt.v1.Pins",
+  "Pins",
+  "Silt__V1__Pins",
+  "silt.v1",
+  sizeof(Silt__V1__Pins),
+  4,
+  silt__v1__pins__field_descriptors,
+  silt__v1__pins__field_indices_by_name,
+  1,  silt__v1__pins__number_ranges,
+  (ProtobufCMessageInit) silt__v1__pins__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor silt__v1__pins_reply__field_descriptors[3] =
+{
+  {
+    "stream",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__PinsReply, stream),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pins",
+    2,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Silt__V1__PinsReply, n_pins),
+    offsetof(Silt__V1__PinsReply, pins),
+    &silt__v1__pin__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "tokens_max",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__PinsReply, tokens_max),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned silt__v1__pins_reply__field_indices_by_name[] = {
+  1,   /* field[1] = pins */
+  0,   /* field[0] = stream */
+  2,   /* field[2] = tokens_max */
+};
+static const ProtobufCIntRange silt__v1__pins_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor silt__v1__pins_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "silt.v1.PinsReply",
+  "PinsReply",
+  "Silt__V1__PinsReply",
+  "silt.v1",
+  sizeof(Silt__V1__PinsReply),
+  3,
+  silt__v1__pins_reply__field_descriptors,
+  silt__v1__pins_reply__field_indices_by_name,
+  1,  silt__v1__pins_reply__number_ranges,
+  (ProtobufCMessageInit) silt__v1__pins_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCEnumValue silt__v1__keys__verb__enum_values_by_number[3] =
+{
+  { "LIST", "SILT__V1__KEYS__VERB__LIST", 0 },
+  { "ALLOW", "SILT__V1__KEYS__VERB__ALLOW", 1 },
+  { "DENY", "SILT__V1__KEYS__VERB__DENY", 2 },
+};
+static const ProtobufCIntRange silt__v1__keys__verb__value_ranges[] = {
+{0, 0},{0, 3}
+};
+static const ProtobufCEnumValueIndex silt__v1__keys__verb__enum_values_by_name[3] =
+{
+  { "ALLOW", 1 },
+  { "DENY", 2 },
+  { "LIST", 0 },
+};
+const ProtobufCEnumDescriptor silt__v1__keys__verb__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "silt.v1.Keys.Verb",
+  "Verb",
+  "Silt__V1__Keys__Verb",
+  "silt.v1",
+  3,
+  silt__v1__keys__verb__enum_values_by_number,
+  3,
+  silt__v1__keys__verb__enum_values_by_name,
+  1,
+  silt__v1__keys__verb__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCFieldDescriptor silt__v1__keys__field_descriptors[6] =
+{
+  {
+    "verb",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Keys, verb),
+    &silt__v1__keys__verb__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "key",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Keys, key),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "name",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Keys, name),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "stream",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Keys, stream),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "all",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Keys, all),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "after",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Keys, after),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned silt__v1__keys__field_indices_by_name[] = {
+  5,   /* field[5] = after */
+  4,   /* field[4] = all */
+  1,   /* field[1] = key */
+  2,   /* field[2] = name */
+  3,   /* field[3] = stream */
+  0,   /* field[0] = verb */
+};
+static const ProtobufCIntRange silt__v1__keys__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 6 }
+};
+const ProtobufCMessageDescriptor silt__v1__keys__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "silt.v1.Keys",
+  "Keys",
+  "Silt__V1__Keys",
+  "silt.v1",
+  sizeof(Silt__V1__Keys),
+  6,
+  silt__v1__keys__field_descriptors,
+  silt__v1__keys__field_indices_by_name,
+  1,  silt__v1__keys__number_ranges,
+  (ProtobufCMessageInit) silt__v1__keys__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor silt__v1__grant__field_descriptors[3] =
+{
+  {
+    "key",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Grant, key),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "name",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Grant, name),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "stream",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Grant, stream),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned silt__v1__grant__field_indices_by_name[] = {
+  0,   /* field[0] = key */
+  1,   /* field[1] = name */
+  2,   /* field[2] = stream */
+};
+static const ProtobufCIntRange silt__v1__grant__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor silt__v1__grant__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "silt.v1.Grant",
+  "Grant",
+  "Silt__V1__Grant",
+  "silt.v1",
+  sizeof(Silt__V1__Grant),
+  3,
+  silt__v1__grant__field_descriptors,
+  silt__v1__grant__field_indices_by_name,
+  1,  silt__v1__grant__number_ranges,
+  (ProtobufCMessageInit) silt__v1__grant__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor silt__v1__keys_reply__field_descriptors[4] =
+{
+  {
+    "server_key",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__KeysReply, server_key),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "grants",
+    2,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Silt__V1__KeysReply, n_grants),
+    offsetof(Silt__V1__KeysReply, grants),
+    &silt__v1__grant__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "more",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__KeysReply, more),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "listen",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__KeysReply, listen),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned silt__v1__keys_reply__field_indices_by_name[] = {
+  1,   /* field[1] = grants */
+  3,   /* field[3] = listen */
+  2,   /* field[2] = more */
+  0,   /* field[0] = server_key */
+};
+static const ProtobufCIntRange silt__v1__keys_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor silt__v1__keys_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "silt.v1.KeysReply",
+  "KeysReply",
+  "Silt__V1__KeysReply",
+  "silt.v1",
+  sizeof(Silt__V1__KeysReply),
+  4,
+  silt__v1__keys_reply__field_descriptors,
+  silt__v1__keys_reply__field_indices_by_name,
+  1,  silt__v1__keys_reply__number_ranges,
+  (ProtobufCMessageInit) silt__v1__keys_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCEnumValue silt__v1__error__code__enum_values_by_number[11] =

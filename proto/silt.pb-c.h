@@ -35,6 +35,8 @@ typedef struct Silt__V1__Done Silt__V1__Done;
 typedef struct Silt__V1__Cancel Silt__V1__Cancel;
 typedef struct Silt__V1__Stat Silt__V1__Stat;
 typedef struct Silt__V1__Tier Silt__V1__Tier;
+typedef struct Silt__V1__LossMeter Silt__V1__LossMeter;
+typedef struct Silt__V1__Pin Silt__V1__Pin;
 typedef struct Silt__V1__StreamStat Silt__V1__StreamStat;
 typedef struct Silt__V1__ProcessStat Silt__V1__ProcessStat;
 typedef struct Silt__V1__StatReply Silt__V1__StatReply;
@@ -44,6 +46,11 @@ typedef struct Silt__V1__Remove Silt__V1__Remove;
 typedef struct Silt__V1__Removed Silt__V1__Removed;
 typedef struct Silt__V1__Forget Silt__V1__Forget;
 typedef struct Silt__V1__Forgotten Silt__V1__Forgotten;
+typedef struct Silt__V1__Pins Silt__V1__Pins;
+typedef struct Silt__V1__PinsReply Silt__V1__PinsReply;
+typedef struct Silt__V1__Keys Silt__V1__Keys;
+typedef struct Silt__V1__Grant Silt__V1__Grant;
+typedef struct Silt__V1__KeysReply Silt__V1__KeysReply;
 typedef struct Silt__V1__Error Silt__V1__Error;
 
 
@@ -69,6 +76,21 @@ typedef enum _Silt__V1__Done__Finish {
   SILT__V1__DONE__FINISH__CANCELLED = 3
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SILT__V1__DONE__FINISH)
 } Silt__V1__Done__Finish;
+typedef enum _Silt__V1__Pins__Verb {
+  SILT__V1__PINS__VERB__LIST = 0,
+  SILT__V1__PINS__VERB__PIN = 1,
+  /*
+   * whatever of [from, to) is pinned
+   */
+  SILT__V1__PINS__VERB__UNPIN = 2
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SILT__V1__PINS__VERB)
+} Silt__V1__Pins__Verb;
+typedef enum _Silt__V1__Keys__Verb {
+  SILT__V1__KEYS__VERB__LIST = 0,
+  SILT__V1__KEYS__VERB__ALLOW = 1,
+  SILT__V1__KEYS__VERB__DENY = 2
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SILT__V1__KEYS__VERB)
+} Silt__V1__Keys__Verb;
 typedef enum _Silt__V1__Error__Code {
   SILT__V1__ERROR__CODE__INTERNAL = 0,
   /*
@@ -114,7 +136,9 @@ typedef enum {
   SILT__V1__REQUEST__BODY_STAT = 7,
   SILT__V1__REQUEST__BODY_LIST = 8,
   SILT__V1__REQUEST__BODY_REMOVE = 9,
-  SILT__V1__REQUEST__BODY_FORGET = 10
+  SILT__V1__REQUEST__BODY_FORGET = 10,
+  SILT__V1__REQUEST__BODY_KEYS = 11,
+  SILT__V1__REQUEST__BODY_PINS = 12
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SILT__V1__REQUEST__BODY__CASE)
 } Silt__V1__Request__BodyCase;
 
@@ -136,6 +160,8 @@ struct  Silt__V1__Request
     Silt__V1__List *list;
     Silt__V1__Remove *remove;
     Silt__V1__Forget *forget;
+    Silt__V1__Keys *keys;
+    Silt__V1__Pins *pins;
   };
 };
 #define SILT__V1__REQUEST__INIT \
@@ -154,7 +180,9 @@ typedef enum {
   SILT__V1__REPLY__BODY_LIST = 8,
   SILT__V1__REPLY__BODY_REMOVED = 9,
   SILT__V1__REPLY__BODY_ERROR = 10,
-  SILT__V1__REPLY__BODY_FORGOTTEN = 11
+  SILT__V1__REPLY__BODY_FORGOTTEN = 11,
+  SILT__V1__REPLY__BODY_KEYS = 12,
+  SILT__V1__REPLY__BODY_PINS = 13
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SILT__V1__REPLY__BODY__CASE)
 } Silt__V1__Reply__BodyCase;
 
@@ -174,6 +202,8 @@ struct  Silt__V1__Reply
     Silt__V1__Removed *removed;
     Silt__V1__Error *error;
     Silt__V1__Forgotten *forgotten;
+    Silt__V1__KeysReply *keys;
+    Silt__V1__PinsReply *pins;
   };
 };
 #define SILT__V1__REPLY__INIT \
@@ -539,6 +569,59 @@ struct  Silt__V1__Tier
     , (char *)protobuf_c_empty_string, 0, 0 }
 
 
+/*
+ * What a stream's memory costs: chunks scored as the stream reads them, with its memory, and again with the newest 2,048
+ * tokens uncompressed and nothing older. Positive: the memory loses.
+ */
+struct  Silt__V1__LossMeter
+{
+  ProtobufCMessage base;
+  /*
+   * scored both ways
+   */
+  uint64_t chunks;
+  /*
+   * mean nats a token
+   */
+  double with_memory;
+  double with_window;
+  /*
+   * with_memory - with_window
+   */
+  double difference;
+  /*
+   * of its 95 % interval over chunks
+   */
+  double low;
+  double high;
+  /*
+   * even `low` is above --loss-flag
+   */
+  protobuf_c_boolean flagged;
+};
+#define SILT__V1__LOSS_METER__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&silt__v1__loss_meter__descriptor) \
+    , 0, 0, 0, 0, 0, 0, 0 }
+
+
+/*
+ * Tokens [from, to) of a stream that are kept as they were read.
+ */
+struct  Silt__V1__Pin
+{
+  ProtobufCMessage base;
+  uint64_t from;
+  uint64_t to;
+  /*
+   * false: its rows are still being computed
+   */
+  protobuf_c_boolean held;
+};
+#define SILT__V1__PIN__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&silt__v1__pin__descriptor) \
+    , 0, 0, 0 }
+
+
 struct  Silt__V1__StreamStat
 {
   ProtobufCMessage base;
@@ -606,10 +689,33 @@ struct  Silt__V1__StreamStat
   uint64_t bytes_segments;
   uint64_t bytes_checkpoints;
   uint64_t bytes_index;
+  /*
+   * cold segments that came back for questions, since siltd started
+   */
+  uint64_t recall_hits;
+  /*
+   * those of the last question that had some, oldest first
+   */
+  size_t n_recalled;
+  uint64_t *recalled;
+  /*
+   * when it was asked, wall clock; 0: none yet
+   */
+  uint64_t recalled_us;
+  /*
+   * absent: nothing scored yet, or compression is off
+   */
+  Silt__V1__LossMeter *loss;
+  /*
+   * in order
+   */
+  size_t n_pins;
+  Silt__V1__Pin **pins;
+  uint32_t pin_tokens_max;
 };
 #define SILT__V1__STREAM_STAT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__stream_stat__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, NULL, 0,NULL, 0 }
 
 
 struct  Silt__V1__ProcessStat
@@ -641,10 +747,22 @@ struct  Silt__V1__ProcessStat
   size_t n_degraded;
   char **degraded;
   char *version;
+  /*
+   * of the compute thread at work, since siltd started
+   */
+  uint64_t compute_us;
+  /*
+   * of that the loss meter's
+   */
+  uint64_t meter_us;
+  /*
+   * nats a token: a stream whose memory surely loses more is flagged; 0: none is
+   */
+  double loss_flag;
 };
 #define SILT__V1__PROCESS_STAT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__process_stat__descriptor) \
-    , 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, 0, 0,NULL, (char *)protobuf_c_empty_string }
+    , 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, 0, 0,NULL, (char *)protobuf_c_empty_string, 0, 0, 0 }
 
 
 struct  Silt__V1__StatReply
@@ -736,6 +854,103 @@ struct  Silt__V1__Forgotten
 #define SILT__V1__FORGOTTEN__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__forgotten__descriptor) \
     , (char *)protobuf_c_empty_string, 0, 0, 0 }
+
+
+/*
+ * Lists, adds or drops ranges of a stream that stay uncompressed in its memory.
+ */
+struct  Silt__V1__Pins
+{
+  ProtobufCMessage base;
+  char *stream;
+  Silt__V1__Pins__Verb verb;
+  uint64_t from;
+  uint64_t to;
+};
+#define SILT__V1__PINS__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&silt__v1__pins__descriptor) \
+    , (char *)protobuf_c_empty_string, SILT__V1__PINS__VERB__LIST, 0, 0 }
+
+
+struct  Silt__V1__PinsReply
+{
+  ProtobufCMessage base;
+  char *stream;
+  size_t n_pins;
+  Silt__V1__Pin **pins;
+  uint32_t tokens_max;
+};
+#define SILT__V1__PINS_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&silt__v1__pins_reply__descriptor) \
+    , (char *)protobuf_c_empty_string, 0,NULL, 0 }
+
+
+/*
+ * Who may connect over TCP, and to which streams. Answered on the local socket alone.
+ */
+struct  Silt__V1__Keys
+{
+  ProtobufCMessage base;
+  Silt__V1__Keys__Verb verb;
+  /*
+   * public, 40 characters as ZeroMQ's Z85 writes it
+   */
+  char *key;
+  /*
+   * what people call it; ALLOW
+   */
+  char *name;
+  /*
+   * the one stream; empty with `all`
+   */
+  char *stream;
+  /*
+   * ALLOW: every stream; DENY: the key itself
+   */
+  protobuf_c_boolean all;
+  /*
+   * LIST: grants that the client has
+   */
+  uint32_t after;
+};
+#define SILT__V1__KEYS__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&silt__v1__keys__descriptor) \
+    , SILT__V1__KEYS__VERB__LIST, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0 }
+
+
+struct  Silt__V1__Grant
+{
+  ProtobufCMessage base;
+  char *key;
+  char *name;
+  /*
+   * empty: every stream
+   */
+  char *stream;
+};
+#define SILT__V1__GRANT__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&silt__v1__grant__descriptor) \
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string }
+
+
+struct  Silt__V1__KeysReply
+{
+  ProtobufCMessage base;
+  /*
+   * public; clients need it
+   */
+  char *server_key;
+  size_t n_grants;
+  Silt__V1__Grant **grants;
+  protobuf_c_boolean more;
+  /*
+   * the endpoint that takes keys; empty: none does
+   */
+  char *listen;
+};
+#define SILT__V1__KEYS_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&silt__v1__keys_reply__descriptor) \
+    , (char *)protobuf_c_empty_string, 0,NULL, 0, (char *)protobuf_c_empty_string }
 
 
 struct  Silt__V1__Error
@@ -1134,6 +1349,44 @@ Silt__V1__Tier *
 void   silt__v1__tier__free_unpacked
                      (Silt__V1__Tier *message,
                       ProtobufCAllocator *allocator);
+/* Silt__V1__LossMeter methods */
+void   silt__v1__loss_meter__init
+                     (Silt__V1__LossMeter         *message);
+size_t silt__v1__loss_meter__get_packed_size
+                     (const Silt__V1__LossMeter   *message);
+size_t silt__v1__loss_meter__pack
+                     (const Silt__V1__LossMeter   *message,
+                      uint8_t             *out);
+size_t silt__v1__loss_meter__pack_to_buffer
+                     (const Silt__V1__LossMeter   *message,
+                      ProtobufCBuffer     *buffer);
+Silt__V1__LossMeter *
+       silt__v1__loss_meter__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   silt__v1__loss_meter__free_unpacked
+                     (Silt__V1__LossMeter *message,
+                      ProtobufCAllocator *allocator);
+/* Silt__V1__Pin methods */
+void   silt__v1__pin__init
+                     (Silt__V1__Pin         *message);
+size_t silt__v1__pin__get_packed_size
+                     (const Silt__V1__Pin   *message);
+size_t silt__v1__pin__pack
+                     (const Silt__V1__Pin   *message,
+                      uint8_t             *out);
+size_t silt__v1__pin__pack_to_buffer
+                     (const Silt__V1__Pin   *message,
+                      ProtobufCBuffer     *buffer);
+Silt__V1__Pin *
+       silt__v1__pin__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   silt__v1__pin__free_unpacked
+                     (Silt__V1__Pin *message,
+                      ProtobufCAllocator *allocator);
 /* Silt__V1__StreamStat methods */
 void   silt__v1__stream_stat__init
                      (Silt__V1__StreamStat         *message);
@@ -1305,6 +1558,101 @@ Silt__V1__Forgotten *
 void   silt__v1__forgotten__free_unpacked
                      (Silt__V1__Forgotten *message,
                       ProtobufCAllocator *allocator);
+/* Silt__V1__Pins methods */
+void   silt__v1__pins__init
+                     (Silt__V1__Pins         *message);
+size_t silt__v1__pins__get_packed_size
+                     (const Silt__V1__Pins   *message);
+size_t silt__v1__pins__pack
+                     (const Silt__V1__Pins   *message,
+                      uint8_t             *out);
+size_t silt__v1__pins__pack_to_buffer
+                     (const Silt__V1__Pins   *message,
+                      ProtobufCBuffer     *buffer);
+Silt__V1__Pins *
+       silt__v1__pins__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   silt__v1__pins__free_unpacked
+                     (Silt__V1__Pins *message,
+                      ProtobufCAllocator *allocator);
+/* Silt__V1__PinsReply methods */
+void   silt__v1__pins_reply__init
+                     (Silt__V1__PinsReply         *message);
+size_t silt__v1__pins_reply__get_packed_size
+                     (const Silt__V1__PinsReply   *message);
+size_t silt__v1__pins_reply__pack
+                     (const Silt__V1__PinsReply   *message,
+                      uint8_t             *out);
+size_t silt__v1__pins_reply__pack_to_buffer
+                     (const Silt__V1__PinsReply   *message,
+                      ProtobufCBuffer     *buffer);
+Silt__V1__PinsReply *
+       silt__v1__pins_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   silt__v1__pins_reply__free_unpacked
+                     (Silt__V1__PinsReply *message,
+                      ProtobufCAllocator *allocator);
+/* Silt__V1__Keys methods */
+void   silt__v1__keys__init
+                     (Silt__V1__Keys         *message);
+size_t silt__v1__keys__get_packed_size
+                     (const Silt__V1__Keys   *message);
+size_t silt__v1__keys__pack
+                     (const Silt__V1__Keys   *message,
+                      uint8_t             *out);
+size_t silt__v1__keys__pack_to_buffer
+                     (const Silt__V1__Keys   *message,
+                      ProtobufCBuffer     *buffer);
+Silt__V1__Keys *
+       silt__v1__keys__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   silt__v1__keys__free_unpacked
+                     (Silt__V1__Keys *message,
+                      ProtobufCAllocator *allocator);
+/* Silt__V1__Grant methods */
+void   silt__v1__grant__init
+                     (Silt__V1__Grant         *message);
+size_t silt__v1__grant__get_packed_size
+                     (const Silt__V1__Grant   *message);
+size_t silt__v1__grant__pack
+                     (const Silt__V1__Grant   *message,
+                      uint8_t             *out);
+size_t silt__v1__grant__pack_to_buffer
+                     (const Silt__V1__Grant   *message,
+                      ProtobufCBuffer     *buffer);
+Silt__V1__Grant *
+       silt__v1__grant__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   silt__v1__grant__free_unpacked
+                     (Silt__V1__Grant *message,
+                      ProtobufCAllocator *allocator);
+/* Silt__V1__KeysReply methods */
+void   silt__v1__keys_reply__init
+                     (Silt__V1__KeysReply         *message);
+size_t silt__v1__keys_reply__get_packed_size
+                     (const Silt__V1__KeysReply   *message);
+size_t silt__v1__keys_reply__pack
+                     (const Silt__V1__KeysReply   *message,
+                      uint8_t             *out);
+size_t silt__v1__keys_reply__pack_to_buffer
+                     (const Silt__V1__KeysReply   *message,
+                      ProtobufCBuffer     *buffer);
+Silt__V1__KeysReply *
+       silt__v1__keys_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   silt__v1__keys_reply__free_unpacked
+                     (Silt__V1__KeysReply *message,
+                      ProtobufCAllocator *allocator);
 /* Silt__V1__Error methods */
 void   silt__v1__error__init
                      (Silt__V1__Error         *message);
@@ -1386,6 +1734,12 @@ typedef void (*Silt__V1__Stat_Closure)
 typedef void (*Silt__V1__Tier_Closure)
                  (const Silt__V1__Tier *message,
                   void *closure_data);
+typedef void (*Silt__V1__LossMeter_Closure)
+                 (const Silt__V1__LossMeter *message,
+                  void *closure_data);
+typedef void (*Silt__V1__Pin_Closure)
+                 (const Silt__V1__Pin *message,
+                  void *closure_data);
 typedef void (*Silt__V1__StreamStat_Closure)
                  (const Silt__V1__StreamStat *message,
                   void *closure_data);
@@ -1412,6 +1766,21 @@ typedef void (*Silt__V1__Forget_Closure)
                   void *closure_data);
 typedef void (*Silt__V1__Forgotten_Closure)
                  (const Silt__V1__Forgotten *message,
+                  void *closure_data);
+typedef void (*Silt__V1__Pins_Closure)
+                 (const Silt__V1__Pins *message,
+                  void *closure_data);
+typedef void (*Silt__V1__PinsReply_Closure)
+                 (const Silt__V1__PinsReply *message,
+                  void *closure_data);
+typedef void (*Silt__V1__Keys_Closure)
+                 (const Silt__V1__Keys *message,
+                  void *closure_data);
+typedef void (*Silt__V1__Grant_Closure)
+                 (const Silt__V1__Grant *message,
+                  void *closure_data);
+typedef void (*Silt__V1__KeysReply_Closure)
+                 (const Silt__V1__KeysReply *message,
                   void *closure_data);
 typedef void (*Silt__V1__Error_Closure)
                  (const Silt__V1__Error *message,
@@ -1445,6 +1814,8 @@ extern const ProtobufCEnumDescriptor    silt__v1__done__finish__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__cancel__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__stat__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__tier__descriptor;
+extern const ProtobufCMessageDescriptor silt__v1__loss_meter__descriptor;
+extern const ProtobufCMessageDescriptor silt__v1__pin__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__stream_stat__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__process_stat__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__stat_reply__descriptor;
@@ -1454,6 +1825,13 @@ extern const ProtobufCMessageDescriptor silt__v1__remove__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__removed__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__forget__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__forgotten__descriptor;
+extern const ProtobufCMessageDescriptor silt__v1__pins__descriptor;
+extern const ProtobufCEnumDescriptor    silt__v1__pins__verb__descriptor;
+extern const ProtobufCMessageDescriptor silt__v1__pins_reply__descriptor;
+extern const ProtobufCMessageDescriptor silt__v1__keys__descriptor;
+extern const ProtobufCEnumDescriptor    silt__v1__keys__verb__descriptor;
+extern const ProtobufCMessageDescriptor silt__v1__grant__descriptor;
+extern const ProtobufCMessageDescriptor silt__v1__keys_reply__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__error__descriptor;
 extern const ProtobufCEnumDescriptor    silt__v1__error__code__descriptor;
 

@@ -173,6 +173,16 @@ class Forgotten(_message.Message):
     tokens: int
     def __init__(self, stream: _Optional[str] = ..., to: _Optional[int] = ..., tokens: _Optional[int] = ..., **kwargs) -> None: ...
 
+class Grant(_message.Message):
+    __slots__ = ["key", "name", "stream"]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    name: str
+    stream: str
+    def __init__(self, key: _Optional[str] = ..., name: _Optional[str] = ..., stream: _Optional[str] = ...) -> None: ...
+
 class Item(_message.Message):
     __slots__ = ["mark", "text", "tokens", "turn"]
     MARK_FIELD_NUMBER: _ClassVar[int]
@@ -184,6 +194,39 @@ class Item(_message.Message):
     tokens: Tokens
     turn: Turn
     def __init__(self, text: _Optional[bytes] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., turn: _Optional[_Union[Turn, _Mapping]] = ..., mark: _Optional[_Union[Mark, _Mapping]] = ...) -> None: ...
+
+class Keys(_message.Message):
+    __slots__ = ["after", "all", "key", "name", "stream", "verb"]
+    class Verb(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = []
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    ALLOW: Keys.Verb
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    DENY: Keys.Verb
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    LIST: Keys.Verb
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    VERB_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    all: bool
+    key: str
+    name: str
+    stream: str
+    verb: Keys.Verb
+    def __init__(self, verb: _Optional[_Union[Keys.Verb, str]] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., stream: _Optional[str] = ..., all: bool = ..., after: _Optional[int] = ...) -> None: ...
+
+class KeysReply(_message.Message):
+    __slots__ = ["grants", "listen", "more", "server_key"]
+    GRANTS_FIELD_NUMBER: _ClassVar[int]
+    LISTEN_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    SERVER_KEY_FIELD_NUMBER: _ClassVar[int]
+    grants: _containers.RepeatedCompositeFieldContainer[Grant]
+    listen: str
+    more: bool
+    server_key: str
+    def __init__(self, server_key: _Optional[str] = ..., grants: _Optional[_Iterable[_Union[Grant, _Mapping]]] = ..., more: bool = ..., listen: _Optional[str] = ...) -> None: ...
 
 class List(_message.Message):
     __slots__ = ["after"]
@@ -198,6 +241,24 @@ class ListReply(_message.Message):
     more: bool
     streams: _containers.RepeatedCompositeFieldContainer[StreamStat]
     def __init__(self, streams: _Optional[_Iterable[_Union[StreamStat, _Mapping]]] = ..., more: bool = ...) -> None: ...
+
+class LossMeter(_message.Message):
+    __slots__ = ["chunks", "difference", "flagged", "high", "low", "with_memory", "with_window"]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    FLAGGED_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    WITH_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    WITH_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    chunks: int
+    difference: float
+    flagged: bool
+    high: float
+    low: float
+    with_memory: float
+    with_window: float
+    def __init__(self, chunks: _Optional[int] = ..., with_memory: _Optional[float] = ..., with_window: _Optional[float] = ..., difference: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., flagged: bool = ...) -> None: ...
 
 class Mark(_message.Message):
     __slots__ = ["kind"]
@@ -238,18 +299,56 @@ class Opened(_message.Message):
     stream: str
     def __init__(self, stream: _Optional[str] = ..., created: bool = ..., dmc_ratio: _Optional[int] = ..., ring_segments: _Optional[int] = ..., bytes_plan: _Optional[int] = ..., compression_off: bool = ...) -> None: ...
 
+class Pin(_message.Message):
+    __slots__ = ["held", "to"]
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    held: bool
+    to: int
+    def __init__(self, to: _Optional[int] = ..., held: bool = ..., **kwargs) -> None: ...
+
+class Pins(_message.Message):
+    __slots__ = ["stream", "to", "verb"]
+    class Verb(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = []
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    LIST: Pins.Verb
+    PIN: Pins.Verb
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    UNPIN: Pins.Verb
+    VERB_FIELD_NUMBER: _ClassVar[int]
+    stream: str
+    to: int
+    verb: Pins.Verb
+    def __init__(self, stream: _Optional[str] = ..., verb: _Optional[_Union[Pins.Verb, str]] = ..., to: _Optional[int] = ..., **kwargs) -> None: ...
+
+class PinsReply(_message.Message):
+    __slots__ = ["pins", "stream", "tokens_max"]
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_MAX_FIELD_NUMBER: _ClassVar[int]
+    pins: _containers.RepeatedCompositeFieldContainer[Pin]
+    stream: str
+    tokens_max: int
+    def __init__(self, stream: _Optional[str] = ..., pins: _Optional[_Iterable[_Union[Pin, _Mapping]]] = ..., tokens_max: _Optional[int] = ...) -> None: ...
+
 class ProcessStat(_message.Message):
-    __slots__ = ["adapter", "bytes_disk", "bytes_plan", "bytes_resident", "bytes_used", "degraded", "device", "forks", "forks_max", "kernels", "model", "streams", "streams_max", "threads", "tiers", "tokens_computed", "uptime_us", "version"]
+    __slots__ = ["adapter", "bytes_disk", "bytes_plan", "bytes_resident", "bytes_used", "compute_us", "degraded", "device", "forks", "forks_max", "kernels", "loss_flag", "meter_us", "model", "streams", "streams_max", "threads", "tiers", "tokens_computed", "uptime_us", "version"]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     BYTES_DISK_FIELD_NUMBER: _ClassVar[int]
     BYTES_PLAN_FIELD_NUMBER: _ClassVar[int]
     BYTES_RESIDENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_USED_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     FORKS_FIELD_NUMBER: _ClassVar[int]
     FORKS_MAX_FIELD_NUMBER: _ClassVar[int]
     KERNELS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FLAG_FIELD_NUMBER: _ClassVar[int]
+    METER_US_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     STREAMS_MAX_FIELD_NUMBER: _ClassVar[int]
@@ -263,11 +362,14 @@ class ProcessStat(_message.Message):
     bytes_plan: int
     bytes_resident: int
     bytes_used: int
+    compute_us: int
     degraded: _containers.RepeatedScalarFieldContainer[str]
     device: str
     forks: int
     forks_max: int
     kernels: str
+    loss_flag: float
+    meter_us: int
     model: str
     streams: int
     streams_max: int
@@ -276,7 +378,7 @@ class ProcessStat(_message.Message):
     tokens_computed: int
     uptime_us: int
     version: str
-    def __init__(self, bytes_plan: _Optional[int] = ..., bytes_used: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ..., bytes_disk: _Optional[int] = ..., bytes_resident: _Optional[int] = ..., streams: _Optional[int] = ..., streams_max: _Optional[int] = ..., forks: _Optional[int] = ..., forks_max: _Optional[int] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., kernels: _Optional[str] = ..., threads: _Optional[int] = ..., device: _Optional[str] = ..., uptime_us: _Optional[int] = ..., tokens_computed: _Optional[int] = ..., degraded: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ...) -> None: ...
+    def __init__(self, bytes_plan: _Optional[int] = ..., bytes_used: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ..., bytes_disk: _Optional[int] = ..., bytes_resident: _Optional[int] = ..., streams: _Optional[int] = ..., streams_max: _Optional[int] = ..., forks: _Optional[int] = ..., forks_max: _Optional[int] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., kernels: _Optional[str] = ..., threads: _Optional[int] = ..., device: _Optional[str] = ..., uptime_us: _Optional[int] = ..., tokens_computed: _Optional[int] = ..., degraded: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., compute_us: _Optional[int] = ..., meter_us: _Optional[int] = ..., loss_flag: _Optional[float] = ...) -> None: ...
 
 class Remove(_message.Message):
     __slots__ = ["stream"]
@@ -291,15 +393,17 @@ class Removed(_message.Message):
     def __init__(self, stream: _Optional[str] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ["ack", "attached", "done", "error", "forgotten", "id", "list", "opened", "removed", "stat", "token"]
+    __slots__ = ["ack", "attached", "done", "error", "forgotten", "id", "keys", "list", "opened", "pins", "removed", "stat", "token"]
     ACK_FIELD_NUMBER: _ClassVar[int]
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     STAT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -309,23 +413,27 @@ class Reply(_message.Message):
     error: Error
     forgotten: Forgotten
     id: int
+    keys: KeysReply
     list: ListReply
     opened: Opened
+    pins: PinsReply
     removed: Removed
     stat: StatReply
     token: Token
-    def __init__(self, id: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., stat: _Optional[_Union[StatReply, _Mapping]] = ..., list: _Optional[_Union[ListReply, _Mapping]] = ..., removed: _Optional[_Union[Removed, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., forgotten: _Optional[_Union[Forgotten, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., stat: _Optional[_Union[StatReply, _Mapping]] = ..., list: _Optional[_Union[ListReply, _Mapping]] = ..., removed: _Optional[_Union[Removed, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., forgotten: _Optional[_Union[Forgotten, _Mapping]] = ..., keys: _Optional[_Union[KeysReply, _Mapping]] = ..., pins: _Optional[_Union[PinsReply, _Mapping]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ["ask", "attach", "cancel", "feed", "forget", "id", "list", "open", "remove", "stat"]
+    __slots__ = ["ask", "attach", "cancel", "feed", "forget", "id", "keys", "list", "open", "pins", "remove", "stat"]
     ASK_FIELD_NUMBER: _ClassVar[int]
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     FEED_FIELD_NUMBER: _ClassVar[int]
     FORGET_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
     REMOVE_FIELD_NUMBER: _ClassVar[int]
     STAT_FIELD_NUMBER: _ClassVar[int]
     ask: Ask
@@ -334,11 +442,13 @@ class Request(_message.Message):
     feed: Feed
     forget: Forget
     id: int
+    keys: Keys
     list: List
     open: Open
+    pins: Pins
     remove: Remove
     stat: Stat
-    def __init__(self, id: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., feed: _Optional[_Union[Feed, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., stat: _Optional[_Union[Stat, _Mapping]] = ..., list: _Optional[_Union[List, _Mapping]] = ..., remove: _Optional[_Union[Remove, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., feed: _Optional[_Union[Feed, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., stat: _Optional[_Union[Stat, _Mapping]] = ..., list: _Optional[_Union[List, _Mapping]] = ..., remove: _Optional[_Union[Remove, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ..., keys: _Optional[_Union[Keys, _Mapping]] = ..., pins: _Optional[_Union[Pins, _Mapping]] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ["min_p", "repeat_penalty", "seed", "temperature", "top_k", "top_p"]
@@ -386,7 +496,7 @@ class StatReply(_message.Message):
     def __init__(self, process: _Optional[_Union[ProcessStat, _Mapping]] = ..., stream: _Optional[_Union[StreamStat, _Mapping]] = ...) -> None: ...
 
 class StreamStat(_message.Message):
-    __slots__ = ["bytes_checkpoints", "bytes_disk", "bytes_index", "bytes_plan", "bytes_segments", "bytes_text", "chunks", "created_us", "degraded", "dmc_ratio", "dmc_ratio_asked", "first_position", "hash_chunk", "head_ratio", "indexed_to", "kv_heads", "lag_tokens", "layers", "memory_hash", "numerics_epoch", "rebuilding_to", "ring_segments", "rows_mean", "segments_approximate", "segments_cold", "segments_dropped", "segments_merged", "segments_repaired", "segments_ring", "stream", "tiers", "tokens_acked", "tokens_computed", "tokens_per_second"]
+    __slots__ = ["bytes_checkpoints", "bytes_disk", "bytes_index", "bytes_plan", "bytes_segments", "bytes_text", "chunks", "created_us", "degraded", "dmc_ratio", "dmc_ratio_asked", "first_position", "hash_chunk", "head_ratio", "indexed_to", "kv_heads", "lag_tokens", "layers", "loss", "memory_hash", "numerics_epoch", "pin_tokens_max", "pins", "rebuilding_to", "recall_hits", "recalled", "recalled_us", "ring_segments", "rows_mean", "segments_approximate", "segments_cold", "segments_dropped", "segments_merged", "segments_repaired", "segments_ring", "stream", "tiers", "tokens_acked", "tokens_computed", "tokens_per_second"]
     BYTES_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     BYTES_DISK_FIELD_NUMBER: _ClassVar[int]
     BYTES_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -405,9 +515,15 @@ class StreamStat(_message.Message):
     KV_HEADS_FIELD_NUMBER: _ClassVar[int]
     LAG_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_HASH_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    PIN_TOKENS_MAX_FIELD_NUMBER: _ClassVar[int]
     REBUILDING_TO_FIELD_NUMBER: _ClassVar[int]
+    RECALLED_FIELD_NUMBER: _ClassVar[int]
+    RECALLED_US_FIELD_NUMBER: _ClassVar[int]
+    RECALL_HITS_FIELD_NUMBER: _ClassVar[int]
     RING_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     ROWS_MEAN_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_APPROXIMATE_FIELD_NUMBER: _ClassVar[int]
@@ -439,9 +555,15 @@ class StreamStat(_message.Message):
     kv_heads: int
     lag_tokens: int
     layers: int
+    loss: LossMeter
     memory_hash: int
     numerics_epoch: int
+    pin_tokens_max: int
+    pins: _containers.RepeatedCompositeFieldContainer[Pin]
     rebuilding_to: int
+    recall_hits: int
+    recalled: _containers.RepeatedScalarFieldContainer[int]
+    recalled_us: int
     ring_segments: int
     rows_mean: float
     segments_approximate: int
@@ -455,7 +577,7 @@ class StreamStat(_message.Message):
     tokens_acked: int
     tokens_computed: int
     tokens_per_second: float
-    def __init__(self, stream: _Optional[str] = ..., tokens_acked: _Optional[int] = ..., tokens_computed: _Optional[int] = ..., chunks: _Optional[int] = ..., segments_ring: _Optional[int] = ..., segments_cold: _Optional[int] = ..., bytes_plan: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ..., bytes_disk: _Optional[int] = ..., memory_hash: _Optional[int] = ..., hash_chunk: _Optional[int] = ..., indexed_to: _Optional[int] = ..., dmc_ratio: _Optional[float] = ..., dmc_ratio_asked: _Optional[int] = ..., ring_segments: _Optional[int] = ..., degraded: _Optional[_Iterable[str]] = ..., rows_mean: _Optional[float] = ..., head_ratio: _Optional[_Iterable[float]] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., lag_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., bytes_text: _Optional[int] = ..., created_us: _Optional[int] = ..., numerics_epoch: _Optional[int] = ..., first_position: _Optional[int] = ..., rebuilding_to: _Optional[int] = ..., segments_merged: _Optional[int] = ..., segments_dropped: _Optional[int] = ..., segments_repaired: _Optional[int] = ..., segments_approximate: _Optional[int] = ..., bytes_segments: _Optional[int] = ..., bytes_checkpoints: _Optional[int] = ..., bytes_index: _Optional[int] = ...) -> None: ...
+    def __init__(self, stream: _Optional[str] = ..., tokens_acked: _Optional[int] = ..., tokens_computed: _Optional[int] = ..., chunks: _Optional[int] = ..., segments_ring: _Optional[int] = ..., segments_cold: _Optional[int] = ..., bytes_plan: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ..., bytes_disk: _Optional[int] = ..., memory_hash: _Optional[int] = ..., hash_chunk: _Optional[int] = ..., indexed_to: _Optional[int] = ..., dmc_ratio: _Optional[float] = ..., dmc_ratio_asked: _Optional[int] = ..., ring_segments: _Optional[int] = ..., degraded: _Optional[_Iterable[str]] = ..., rows_mean: _Optional[float] = ..., head_ratio: _Optional[_Iterable[float]] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., lag_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., bytes_text: _Optional[int] = ..., created_us: _Optional[int] = ..., numerics_epoch: _Optional[int] = ..., first_position: _Optional[int] = ..., rebuilding_to: _Optional[int] = ..., segments_merged: _Optional[int] = ..., segments_dropped: _Optional[int] = ..., segments_repaired: _Optional[int] = ..., segments_approximate: _Optional[int] = ..., bytes_segments: _Optional[int] = ..., bytes_checkpoints: _Optional[int] = ..., bytes_index: _Optional[int] = ..., recall_hits: _Optional[int] = ..., recalled: _Optional[_Iterable[int]] = ..., recalled_us: _Optional[int] = ..., loss: _Optional[_Union[LossMeter, _Mapping]] = ..., pins: _Optional[_Iterable[_Union[Pin, _Mapping]]] = ..., pin_tokens_max: _Optional[int] = ...) -> None: ...
 
 class Tier(_message.Message):
     __slots__ = ["bytes_plan", "bytes_used", "name"]
