@@ -1312,6 +1312,96 @@ void   silt__v1__removed__free_unpacked
   assert(message->base.descriptor == &silt__v1__removed__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   silt__v1__fork__init
+                     (Silt__V1__Fork         *message)
+{
+  static const Silt__V1__Fork init_value = SILT__V1__FORK__INIT;
+  *message = init_value;
+}
+size_t silt__v1__fork__get_packed_size
+                     (const Silt__V1__Fork *message)
+{
+  assert(message->base.descriptor == &silt__v1__fork__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t silt__v1__fork__pack
+                     (const Silt__V1__Fork *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &silt__v1__fork__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t silt__v1__fork__pack_to_buffer
+                     (const Silt__V1__Fork *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &silt__v1__fork__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Silt__V1__Fork *
+       silt__v1__fork__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Silt__V1__Fork *)
+     protobuf_c_message_unpack (&silt__v1__fork__descriptor,
+                                allocator, len, data);
+}
+void   silt__v1__fork__free_unpacked
+                     (Silt__V1__Fork *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &silt__v1__fork__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   silt__v1__forked__init
+                     (Silt__V1__Forked         *message)
+{
+  static const Silt__V1__Forked init_value = SILT__V1__FORKED__INIT;
+  *message = init_value;
+}
+size_t silt__v1__forked__get_packed_size
+                     (const Silt__V1__Forked *message)
+{
+  assert(message->base.descriptor == &silt__v1__forked__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t silt__v1__forked__pack
+                     (const Silt__V1__Forked *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &silt__v1__forked__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t silt__v1__forked__pack_to_buffer
+                     (const Silt__V1__Forked *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &silt__v1__forked__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Silt__V1__Forked *
+       silt__v1__forked__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Silt__V1__Forked *)
+     protobuf_c_message_unpack (&silt__v1__forked__descriptor,
+                                allocator, len, data);
+}
+void   silt__v1__forked__free_unpacked
+                     (Silt__V1__Forked *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &silt__v1__forked__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   silt__v1__forget__init
                      (Silt__V1__Forget         *message)
 {
@@ -1672,7 +1762,7 @@ void   silt__v1__error__free_unpacked
   assert(message->base.descriptor == &silt__v1__error__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor silt__v1__request__field_descriptors[12] =
+static const ProtobufCFieldDescriptor silt__v1__request__field_descriptors[13] =
 {
   {
     "id",
@@ -1818,6 +1908,18 @@ static const ProtobufCFieldDescriptor silt__v1__request__field_descriptors[12] =
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "fork",
+    13,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Silt__V1__Request, body_case),
+    offsetof(Silt__V1__Request, fork),
+    &silt__v1__fork__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__request__field_indices_by_name[] = {
   4,   /* field[4] = ask */
@@ -1825,6 +1927,7 @@ static const unsigned silt__v1__request__field_indices_by_name[] = {
   5,   /* field[5] = cancel */
   3,   /* field[3] = feed */
   9,   /* field[9] = forget */
+  12,   /* field[12] = fork */
   0,   /* field[0] = id */
   10,   /* field[10] = keys */
   7,   /* field[7] = list */
@@ -1836,7 +1939,7 @@ static const unsigned silt__v1__request__field_indices_by_name[] = {
 static const ProtobufCIntRange silt__v1__request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 12 }
+  { 0, 13 }
 };
 const ProtobufCMessageDescriptor silt__v1__request__descriptor =
 {
@@ -1846,14 +1949,14 @@ const ProtobufCMessageDescriptor silt__v1__request__descriptor =
   "Silt__V1__Request",
   "silt.v1",
   sizeof(Silt__V1__Request),
-  12,
+  13,
   silt__v1__request__field_descriptors,
   silt__v1__request__field_indices_by_name,
   1,  silt__v1__request__number_ranges,
   (ProtobufCMessageInit) silt__v1__request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor silt__v1__reply__field_descriptors[13] =
+static const ProtobufCFieldDescriptor silt__v1__reply__field_descriptors[14] =
 {
   {
     "id",
@@ -2011,6 +2114,18 @@ static const ProtobufCFieldDescriptor silt__v1__reply__field_descriptors[13] =
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "forked",
+    14,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Silt__V1__Reply, body_case),
+    offsetof(Silt__V1__Reply, forked),
+    &silt__v1__forked__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__reply__field_indices_by_name[] = {
   3,   /* field[3] = ack */
@@ -2018,6 +2133,7 @@ static const unsigned silt__v1__reply__field_indices_by_name[] = {
   5,   /* field[5] = done */
   9,   /* field[9] = error */
   10,   /* field[10] = forgotten */
+  13,   /* field[13] = forked */
   0,   /* field[0] = id */
   11,   /* field[11] = keys */
   7,   /* field[7] = list */
@@ -2030,7 +2146,7 @@ static const unsigned silt__v1__reply__field_indices_by_name[] = {
 static const ProtobufCIntRange silt__v1__reply__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 13 }
+  { 0, 14 }
 };
 const ProtobufCMessageDescriptor silt__v1__reply__descriptor =
 {
@@ -2040,7 +2156,7 @@ const ProtobufCMessageDescriptor silt__v1__reply__descriptor =
   "Silt__V1__Reply",
   "silt.v1",
   sizeof(Silt__V1__Reply),
-  13,
+  14,
   silt__v1__reply__field_descriptors,
   silt__v1__reply__field_indices_by_name,
   1,  silt__v1__reply__number_ranges,
@@ -4816,6 +4932,121 @@ const ProtobufCMessageDescriptor silt__v1__removed__descriptor =
   silt__v1__removed__field_indices_by_name,
   1,  silt__v1__removed__number_ranges,
   (ProtobufCMessageInit) silt__v1__removed__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor silt__v1__fork__field_descriptors[2] =
+{
+  {
+    "stream",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Fork, stream),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "branch",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Fork, branch),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned silt__v1__fork__field_indices_by_name[] = {
+  1,   /* field[1] = branch */
+  0,   /* field[0] = stream */
+};
+static const ProtobufCIntRange silt__v1__fork__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor silt__v1__fork__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "silt.v1.Fork",
+  "Fork",
+  "Silt__V1__Fork",
+  "silt.v1",
+  sizeof(Silt__V1__Fork),
+  2,
+  silt__v1__fork__field_descriptors,
+  silt__v1__fork__field_indices_by_name,
+  1,  silt__v1__fork__number_ranges,
+  (ProtobufCMessageInit) silt__v1__fork__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor silt__v1__forked__field_descriptors[3] =
+{
+  {
+    "stream",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Forked, stream),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "branch",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Forked, branch),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "tokens",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Forked, tokens),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned silt__v1__forked__field_indices_by_name[] = {
+  1,   /* field[1] = branch */
+  0,   /* field[0] = stream */
+  2,   /* field[2] = tokens */
+};
+static const ProtobufCIntRange silt__v1__forked__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor silt__v1__forked__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "silt.v1.Forked",
+  "Forked",
+  "Silt__V1__Forked",
+  "silt.v1",
+  sizeof(Silt__V1__Forked),
+  3,
+  silt__v1__forked__field_descriptors,
+  silt__v1__forked__field_indices_by_name,
+  1,  silt__v1__forked__number_ranges,
+  (ProtobufCMessageInit) silt__v1__forked__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor silt__v1__forget__field_descriptors[3] =

@@ -44,6 +44,8 @@ typedef struct Silt__V1__List Silt__V1__List;
 typedef struct Silt__V1__ListReply Silt__V1__ListReply;
 typedef struct Silt__V1__Remove Silt__V1__Remove;
 typedef struct Silt__V1__Removed Silt__V1__Removed;
+typedef struct Silt__V1__Fork Silt__V1__Fork;
+typedef struct Silt__V1__Forked Silt__V1__Forked;
 typedef struct Silt__V1__Forget Silt__V1__Forget;
 typedef struct Silt__V1__Forgotten Silt__V1__Forgotten;
 typedef struct Silt__V1__Pins Silt__V1__Pins;
@@ -138,7 +140,8 @@ typedef enum {
   SILT__V1__REQUEST__BODY_REMOVE = 9,
   SILT__V1__REQUEST__BODY_FORGET = 10,
   SILT__V1__REQUEST__BODY_KEYS = 11,
-  SILT__V1__REQUEST__BODY_PINS = 12
+  SILT__V1__REQUEST__BODY_PINS = 12,
+  SILT__V1__REQUEST__BODY_FORK = 13
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SILT__V1__REQUEST__BODY__CASE)
 } Silt__V1__Request__BodyCase;
 
@@ -162,6 +165,7 @@ struct  Silt__V1__Request
     Silt__V1__Forget *forget;
     Silt__V1__Keys *keys;
     Silt__V1__Pins *pins;
+    Silt__V1__Fork *fork;
   };
 };
 #define SILT__V1__REQUEST__INIT \
@@ -182,7 +186,8 @@ typedef enum {
   SILT__V1__REPLY__BODY_ERROR = 10,
   SILT__V1__REPLY__BODY_FORGOTTEN = 11,
   SILT__V1__REPLY__BODY_KEYS = 12,
-  SILT__V1__REPLY__BODY_PINS = 13
+  SILT__V1__REPLY__BODY_PINS = 13,
+  SILT__V1__REPLY__BODY_FORKED = 14
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SILT__V1__REPLY__BODY__CASE)
 } Silt__V1__Reply__BodyCase;
 
@@ -204,6 +209,7 @@ struct  Silt__V1__Reply
     Silt__V1__Forgotten *forgotten;
     Silt__V1__KeysReply *keys;
     Silt__V1__PinsReply *pins;
+    Silt__V1__Forked *forked;
   };
 };
 #define SILT__V1__REPLY__INIT \
@@ -819,6 +825,39 @@ struct  Silt__V1__Removed
 #define SILT__V1__REMOVED__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__removed__descriptor) \
     , (char *)protobuf_c_empty_string }
+
+
+/*
+ * A branch: a new stream that has all that was acked of the other, its producers' numbers too, and shares it on disk. From
+ * there on both go their own ways; either may be removed.
+ */
+struct  Silt__V1__Fork
+{
+  ProtobufCMessage base;
+  char *stream;
+  /*
+   * must not exist (EXISTS)
+   */
+  char *branch;
+};
+#define SILT__V1__FORK__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&silt__v1__fork__descriptor) \
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string }
+
+
+struct  Silt__V1__Forked
+{
+  ProtobufCMessage base;
+  char *stream;
+  char *branch;
+  /*
+   * that they have in common
+   */
+  uint64_t tokens;
+};
+#define SILT__V1__FORKED__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&silt__v1__forked__descriptor) \
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0 }
 
 
 /*
@@ -1520,6 +1559,44 @@ Silt__V1__Removed *
 void   silt__v1__removed__free_unpacked
                      (Silt__V1__Removed *message,
                       ProtobufCAllocator *allocator);
+/* Silt__V1__Fork methods */
+void   silt__v1__fork__init
+                     (Silt__V1__Fork         *message);
+size_t silt__v1__fork__get_packed_size
+                     (const Silt__V1__Fork   *message);
+size_t silt__v1__fork__pack
+                     (const Silt__V1__Fork   *message,
+                      uint8_t             *out);
+size_t silt__v1__fork__pack_to_buffer
+                     (const Silt__V1__Fork   *message,
+                      ProtobufCBuffer     *buffer);
+Silt__V1__Fork *
+       silt__v1__fork__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   silt__v1__fork__free_unpacked
+                     (Silt__V1__Fork *message,
+                      ProtobufCAllocator *allocator);
+/* Silt__V1__Forked methods */
+void   silt__v1__forked__init
+                     (Silt__V1__Forked         *message);
+size_t silt__v1__forked__get_packed_size
+                     (const Silt__V1__Forked   *message);
+size_t silt__v1__forked__pack
+                     (const Silt__V1__Forked   *message,
+                      uint8_t             *out);
+size_t silt__v1__forked__pack_to_buffer
+                     (const Silt__V1__Forked   *message,
+                      ProtobufCBuffer     *buffer);
+Silt__V1__Forked *
+       silt__v1__forked__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   silt__v1__forked__free_unpacked
+                     (Silt__V1__Forked *message,
+                      ProtobufCAllocator *allocator);
 /* Silt__V1__Forget methods */
 void   silt__v1__forget__init
                      (Silt__V1__Forget         *message);
@@ -1761,6 +1838,12 @@ typedef void (*Silt__V1__Remove_Closure)
 typedef void (*Silt__V1__Removed_Closure)
                  (const Silt__V1__Removed *message,
                   void *closure_data);
+typedef void (*Silt__V1__Fork_Closure)
+                 (const Silt__V1__Fork *message,
+                  void *closure_data);
+typedef void (*Silt__V1__Forked_Closure)
+                 (const Silt__V1__Forked *message,
+                  void *closure_data);
 typedef void (*Silt__V1__Forget_Closure)
                  (const Silt__V1__Forget *message,
                   void *closure_data);
@@ -1823,6 +1906,8 @@ extern const ProtobufCMessageDescriptor silt__v1__list__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__list_reply__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__remove__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__removed__descriptor;
+extern const ProtobufCMessageDescriptor silt__v1__fork__descriptor;
+extern const ProtobufCMessageDescriptor silt__v1__forked__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__forget__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__forgotten__descriptor;
 extern const ProtobufCMessageDescriptor silt__v1__pins__descriptor;

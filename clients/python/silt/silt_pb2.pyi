@@ -173,6 +173,24 @@ class Forgotten(_message.Message):
     tokens: int
     def __init__(self, stream: _Optional[str] = ..., to: _Optional[int] = ..., tokens: _Optional[int] = ..., **kwargs) -> None: ...
 
+class Fork(_message.Message):
+    __slots__ = ["branch", "stream"]
+    BRANCH_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    branch: str
+    stream: str
+    def __init__(self, stream: _Optional[str] = ..., branch: _Optional[str] = ...) -> None: ...
+
+class Forked(_message.Message):
+    __slots__ = ["branch", "stream", "tokens"]
+    BRANCH_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    branch: str
+    stream: str
+    tokens: int
+    def __init__(self, stream: _Optional[str] = ..., branch: _Optional[str] = ..., tokens: _Optional[int] = ...) -> None: ...
+
 class Grant(_message.Message):
     __slots__ = ["key", "name", "stream"]
     KEY_FIELD_NUMBER: _ClassVar[int]
@@ -393,12 +411,13 @@ class Removed(_message.Message):
     def __init__(self, stream: _Optional[str] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ["ack", "attached", "done", "error", "forgotten", "id", "keys", "list", "opened", "pins", "removed", "stat", "token"]
+    __slots__ = ["ack", "attached", "done", "error", "forgotten", "forked", "id", "keys", "list", "opened", "pins", "removed", "stat", "token"]
     ACK_FIELD_NUMBER: _ClassVar[int]
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
+    FORKED_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
@@ -412,6 +431,7 @@ class Reply(_message.Message):
     done: Done
     error: Error
     forgotten: Forgotten
+    forked: Forked
     id: int
     keys: KeysReply
     list: ListReply
@@ -420,15 +440,16 @@ class Reply(_message.Message):
     removed: Removed
     stat: StatReply
     token: Token
-    def __init__(self, id: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., stat: _Optional[_Union[StatReply, _Mapping]] = ..., list: _Optional[_Union[ListReply, _Mapping]] = ..., removed: _Optional[_Union[Removed, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., forgotten: _Optional[_Union[Forgotten, _Mapping]] = ..., keys: _Optional[_Union[KeysReply, _Mapping]] = ..., pins: _Optional[_Union[PinsReply, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., stat: _Optional[_Union[StatReply, _Mapping]] = ..., list: _Optional[_Union[ListReply, _Mapping]] = ..., removed: _Optional[_Union[Removed, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., forgotten: _Optional[_Union[Forgotten, _Mapping]] = ..., keys: _Optional[_Union[KeysReply, _Mapping]] = ..., pins: _Optional[_Union[PinsReply, _Mapping]] = ..., forked: _Optional[_Union[Forked, _Mapping]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ["ask", "attach", "cancel", "feed", "forget", "id", "keys", "list", "open", "pins", "remove", "stat"]
+    __slots__ = ["ask", "attach", "cancel", "feed", "forget", "fork", "id", "keys", "list", "open", "pins", "remove", "stat"]
     ASK_FIELD_NUMBER: _ClassVar[int]
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     FEED_FIELD_NUMBER: _ClassVar[int]
     FORGET_FIELD_NUMBER: _ClassVar[int]
+    FORK_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
@@ -441,6 +462,7 @@ class Request(_message.Message):
     cancel: Cancel
     feed: Feed
     forget: Forget
+    fork: Fork
     id: int
     keys: Keys
     list: List
@@ -448,7 +470,7 @@ class Request(_message.Message):
     pins: Pins
     remove: Remove
     stat: Stat
-    def __init__(self, id: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., feed: _Optional[_Union[Feed, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., stat: _Optional[_Union[Stat, _Mapping]] = ..., list: _Optional[_Union[List, _Mapping]] = ..., remove: _Optional[_Union[Remove, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ..., keys: _Optional[_Union[Keys, _Mapping]] = ..., pins: _Optional[_Union[Pins, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., feed: _Optional[_Union[Feed, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., stat: _Optional[_Union[Stat, _Mapping]] = ..., list: _Optional[_Union[List, _Mapping]] = ..., remove: _Optional[_Union[Remove, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ..., keys: _Optional[_Union[Keys, _Mapping]] = ..., pins: _Optional[_Union[Pins, _Mapping]] = ..., fork: _Optional[_Union[Fork, _Mapping]] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ["min_p", "repeat_penalty", "seed", "temperature", "top_k", "top_p"]
