@@ -202,6 +202,11 @@ const char *client_endpoint(const struct client *client)
     return client->endpoint;
 }
 
+bool client_connected(const struct client *client)
+{
+    return client->connected;
+}
+
 int client_reachable(struct client *client, struct client_error *error)
 {
     int patience_ms = client->ever ? client->options.reconnect_ms : client->options.connect_ms;

@@ -16,7 +16,8 @@
  * -EINVAL, -ENOENT, -EEXIST, -EILSEQ (gap), -EMSGSIZE, -ENOSPC, -EACCES, -EOPNOTSUPP, -ESHUTDOWN,
  * -EIO (siltd failed inside).
  * Limits: a producer holds at most PRODUCER_HELD_BYTES_MAX unacked and never more than siltd's
- * credit, so a slow siltd slows the caller: calls that send block until there is room.
+ * credit, a client's producers together CLIENT_HELD_BYTES_MAX, so a slow siltd slows the caller:
+ * calls that send block until there is room.
  */
 #ifndef SILT_CLIENT_H
 #define SILT_CLIENT_H
@@ -31,6 +32,7 @@ enum {
     CLIENT_TOKENS_MAX = 64 << 10,      /* token ids of one message */
     PRODUCER_HELD_MAX = 16,            /* messages unacked */
     PRODUCER_HELD_BYTES_MAX = 1 << 20,
+    CLIENT_HELD_BYTES_MAX = 64 << 20, /* of all its producers together */
     CLIENT_WAIT_FOREVER = -1,
 };
 
@@ -61,6 +63,7 @@ int client_open(struct client **out, const struct client_options *options,
                 struct client_error *error);
 void client_close(struct client **client);
 const char *client_endpoint(const struct client *client);
+bool client_connected(const struct client *client);
 /* Lets the connection work (acks, reconnects) for at most timeout_ms or until fd can be read (-1:
  * none). Returns 1: fd is readable; 0: something came or the time is over; -EINTR. */
 int client_poll(struct client *client, int fd, int timeout_ms);

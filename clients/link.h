@@ -41,6 +41,7 @@ struct client {
     uint64_t id_last; /* of the requests */
     struct pending *pending;
     struct producer *producers; /* attached to this client */
+    size_t held_bytes;          /* payloads unacked, of all of them */
 };
 
 int64_t client_now_us(void);

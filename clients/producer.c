@@ -76,6 +76,7 @@ static void held_drop(struct producer *p, uint64_t sequence_acked)
         struct held *held = held_at(p, 0);
 
         p->held_bytes -= held->payload_bytes;
+        p->client->held_bytes -= held->payload_bytes;
         free(held->frame);
         *held = (struct held){0};
         p->first = (p->first + 1) % PRODUCER_HELD_MAX;
@@ -299,6 +300,7 @@ void producer_close(struct producer **producer)
         }
     for (uint32_t i = 0; i < PRODUCER_HELD_MAX; i++)
         free(p->held[i].frame);
+    p->client->held_bytes -= p->held_bytes;
     free(p);
     *producer = NULL;
 }
@@ -316,7 +318,8 @@ size_t producer_room(const struct producer *producer)
                        ? (size_t)producer->status.credit_bytes
                        : PRODUCER_HELD_BYTES_MAX;
 
-    if (producer->count == PRODUCER_HELD_MAX || bytes <= producer->held_bytes)
+    if (producer->count == PRODUCER_HELD_MAX || bytes <= producer->held_bytes ||
+        producer->client->held_bytes >= CLIENT_HELD_BYTES_MAX)
         return 0;
     bytes -= producer->held_bytes;
     return bytes < CLIENT_ITEM_BYTES_MAX ? bytes : CLIENT_ITEM_BYTES_MAX;
@@ -404,6 +407,7 @@ static int held_pack(struct producer *p, Silt__V1__Feed *feed, size_t payload_by
     held->request_id = request.id;
     held->sent = false;
     p->held_bytes += payload_bytes;
+    p->client->held_bytes += payload_bytes;
     p->count++;
     return 0;
 }
@@ -413,6 +417,8 @@ static int held_pack(struct producer *p, Silt__V1__Feed *feed, size_t payload_by
 static bool held_fits(const struct producer *p, size_t payload_bytes)
 {
     if (!p->epoch || p->count == PRODUCER_HELD_MAX)
+        return false;
+    if (payload_bytes && p->client->held_bytes >= CLIENT_HELD_BYTES_MAX)
         return false;
     if (p->count == 0)
         return payload_bytes == 0 || p->status.credit_bytes > 0;

@@ -1,12 +1,13 @@
 /* feed: files, a pipe, a turn of talk, or files that grow, into a stream. */
 #include <errno.h>
+#include <glob.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <unistd.h>
 
-#include "clients/silt/silt.h"
+#include "clients/silt/source.h"
+#include "clients/silt/stamp.h"
 
 static const char help[] =
     "silt feed STREAM [FILE…] [options]\n"
@@ -17,17 +18,41 @@ static const char help[] =
     "\n"
     "  silt feed book chapter1.txt chapter2.txt     one after the other\n"
     "  silt feed log --follow /var/log/syslog       for ever, over rotation and truncation\n"
-    "  journalctl -f | silt feed journal            a pipe\n"
+    "  silt feed web --follow '/var/log/nginx/*.log'         a pattern: new files join in\n"
+    "  silt feed app-% --follow '/var/log/app/*.log'         a stream for each file\n"
+    "  journalctl -f -o short-iso | silt feed journal        a pipe\n"
+    "  kubectl logs -f --timestamps deploy/web | silt feed web\n"
+    "  silt feed talk meeting.vtt --format vtt      \"[0:01:23] Ann: text\" from captions\n"
     "  echo \"Be brief.\" | silt feed chat --turn system      one turn of a talk\n"
     "  silt feed book chapter1.txt --wait && silt ask book \"Who is the butler?\"\n"
     "\n"
-    "  -f, --follow       keep reading as the files grow; several are cut at line ends\n"
+    "STREAM may hold one %, which stands for a FILE's name. A FILE may be a quoted pattern of\n"
+    "* ? [ ]; with --follow it is matched again every second. Where STREAM holds %, let it match\n"
+    "names that stay ('*.log', not '*.log*').\n"
+    "\n"
+    "  -f, --follow       keep reading as the files grow; several in one stream are cut at line "
+    "ends\n"
+    "  --format FORMAT    plain (as it is), transcript (lines of time and speaker), vtt or srt:\n"
+    "                     the last three become lines \"[H:MM:SS] Speaker: text\"\n"
+    "  --start TIME       wall clock at which a recording began: 2026-05-31T09:30:00+02:00\n"
     "  --wait             return when all of it is computed, not only acked\n"
     "  --turn ROLE        the input is one turn: system, user, assistant or tool\n"
     "  --producer NAME    the name stdin is numbered under (a fresh one)\n"
     "  --dmc RATIO, --ring N   for a stream that is new, as silt open\n"
-    "  --patience SECONDS how long to wait for a siltd that is away (60; --follow: for ever)\n"
+    "  --patience SECONDS how long to wait for a siltd that is away (files 60; a pipe and "
+    "--follow,\n"
+    "                     once it was there, for ever, and for a full disk to get room)\n"
     "  -q, --quiet        no progress, no summary\n"
+    "\n"
+    "Times stay in the text, and a time that begins a line (RFC 3339, syslog, httpd, seconds) is\n"
+    "kept as the text's wall clock, which `silt ask` names with its sources.\n"
+    "\n"
+    "--follow looks five times a second. A file that is renamed is read to its end, two seconds\n"
+    "after it last grew, then the new one under its name. So a name must stay with a file for half "
+    "a\n"
+    "second, and while siltd is away up to 16 files may take turns in one name. A file that is\n"
+    "emptied (copytruncate) starts anew; what was written between the last look and the emptying\n"
+    "is lost, so let logrotate rename where it can.\n"
     "\n"
     "A FILE or stdin ends with a mark: its last word is complete. --follow never marks. Ctrl-C\n"
     "stops cleanly and says how far siltd has acked.\n";
@@ -37,20 +62,21 @@ enum {
     DRAIN_MS = 20000,
     BLOCK_TOKENS = 32, /* siltd computes in blocks: fewer wait for more text */
     PATIENCE_S = 60,
-    TURN_BYTES_MAX = CLIENT_ITEM_BYTES_MAX,
 };
 
 struct feed {
     struct silt *silt;
-    struct client_open_options open;
-    const char *stream, *producer, *turn;
-    bool follow, wait, quiet;
-    int patience_ms;
+    struct intake intake;
+    const char *producer, *turn;
+    bool wait, quiet;
+    int patience_ms; /* 0: by what is fed */
     struct progress progress;
     uint64_t bytes; /* sent by this run */
 };
 
 static const struct option longs[] = {{"follow", no_argument, NULL, 'f'},
+                                      {"format", required_argument, NULL, 'F'},
+                                      {"start", required_argument, NULL, 's'},
                                       {"wait", no_argument, NULL, 'w'},
                                       {"quiet", no_argument, NULL, 'q'},
                                       {"turn", required_argument, NULL, 't'},
@@ -60,6 +86,37 @@ static const struct option longs[] = {{"follow", no_argument, NULL, 'f'},
                                       {"patience", required_argument, NULL, 'P'},
                                       SILT_OPTIONS};
 
+static int format_option(struct feed *feed, const char *name)
+{
+    for (int i = 0; i < FORMAT_COUNT; i++)
+        if (!strcmp(name, convert_names[i])) {
+            feed->intake.format = (enum convert_format)i;
+            return 0;
+        }
+    return silt_usage(feed->silt, "--format is plain, transcript, vtt or srt, not \"%s\"", name);
+}
+
+static int start_option(struct feed *feed, const char *time)
+{
+    if (stamp_read(time, strlen(time), &feed->intake.start_us))
+        return 0;
+    return silt_usage(feed->silt,
+                      "--start takes a time such as 2026-05-31T09:30:00+02:00 that is not ahead, "
+                      "not \"%s\"",
+                      time);
+}
+
+static int turn_option(struct feed *feed, const char *role)
+{
+    static const char *const roles[] = {"system", "user", "assistant", "tool"};
+
+    feed->turn = role;
+    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
+        if (!strcmp(role, roles[i]))
+            return 0;
+    return silt_usage(feed->silt, "--turn is system, user, assistant or tool, not \"%s\"", role);
+}
+
 static int feed_option(struct silt *silt, struct feed *feed, int option)
 {
     uint64_t number = 0;
@@ -67,7 +124,7 @@ static int feed_option(struct silt *silt, struct feed *feed, int option)
 
     switch (option) {
     case 'f':
-        feed->follow = true;
+        feed->intake.growing = true;
         break;
     case 'w':
         feed->wait = true;
@@ -76,20 +133,26 @@ static int feed_option(struct silt *silt, struct feed *feed, int option)
         feed->quiet = true;
         break;
     case 't':
-        feed->turn = optarg;
+        r = turn_option(feed, optarg);
+        break;
+    case 'F':
+        r = format_option(feed, optarg);
+        break;
+    case 's':
+        r = start_option(feed, optarg);
         break;
     case 'p':
         feed->producer = optarg;
         break;
     case 'd':
-        feed->open.dmc_auto = !strcmp(optarg, "auto");
-        if (!feed->open.dmc_auto)
+        feed->intake.open.dmc_auto = !strcmp(optarg, "auto");
+        if (!feed->intake.open.dmc_auto)
             r = silt_number(silt, "--dmc", optarg, 1, 8, &number);
-        feed->open.dmc_ratio = (uint32_t)number;
+        feed->intake.open.dmc_ratio = (uint32_t)number;
         break;
     case 'r':
         r = silt_number(silt, "--ring", optarg, 1, 256, &number);
-        feed->open.ring_segments = (uint32_t)number;
+        feed->intake.open.ring_segments = (uint32_t)number;
         break;
     case 'P':
         r = silt_number(silt, "--patience", optarg, 0, 1000000, &number);
@@ -102,44 +165,29 @@ static int feed_option(struct silt *silt, struct feed *feed, int option)
     return r ? r : -1;
 }
 
-static void feed_draw(struct feed *feed, const struct producer *producer)
+void feed_draw(struct progress *progress, const struct producer *producer)
 {
     struct producer_status status;
 
     producer_status(producer, &status);
     if (status.tokens_acked) {
-        feed->progress.tokens_acked = status.tokens_acked;
-        feed->progress.tokens_computed = status.tokens_computed;
+        progress->tokens_acked = status.tokens_acked;
+        progress->tokens_computed = status.tokens_computed;
     }
-    feed->progress.bytes_done = status.bytes_acked;
-    progress_draw(&feed->progress);
+    progress->bytes_done = status.bytes_acked;
+    progress_draw(progress);
 }
 
-/* Waits for the acks of all that was sent. */
-static int feed_drain(struct feed *feed, struct producer *producer)
-{
-    struct producer_status status;
-
-    for (;;) {
-        producer_status(producer, &status);
-        if (!status.held_count)
-            return 0;
-        feed_draw(feed, producer);
-        if (producer_work(producer, WAIT_MS, &feed->silt->error))
-            return silt_fail(feed->silt);
-    }
-}
-
-/* After Ctrl-C: what is on its way still counts, then the user hears how far it got. */
-static int feed_stop(struct feed *feed, struct producer *producer, const char *path)
+int feed_stop(struct silt *silt, struct progress *progress, struct producer *producer,
+              const char *path)
 {
     struct producer_status status;
     int r = EXIT_STOPPED;
 
-    progress_clear(&feed->progress);
+    progress_clear(progress);
     silt_stop = 0;
-    if (producer_drain(producer, DRAIN_MS, &feed->silt->error))
-        r = silt_fail(feed->silt);
+    if (producer_drain(producer, DRAIN_MS, &silt->error))
+        r = silt_fail(silt);
     producer_status(producer, &status);
     if (path)
         silt_say("stopped: %s is acked up to byte %" PRIu64 "; the same command goes on from there",
@@ -149,142 +197,95 @@ static int feed_stop(struct feed *feed, struct producer *producer, const char *p
     return r;
 }
 
+int feed_drain(struct silt *silt, struct progress *progress, struct producer *producer,
+               const char *path)
+{
+    struct producer_status status;
+    int r;
+
+    for (;;) {
+        producer_status(producer, &status);
+        if (!status.held_count)
+            return 0;
+        feed_draw(progress, producer);
+        if (producer_work(producer, WAIT_MS, &silt->error))
+            break;
+    }
+    r = silt_fail(silt);
+    return r == EXIT_STOPPED && silt_stop ? feed_stop(silt, progress, producer, path) : r;
+}
+
+/* Sends a file to its end: 0 or -errno with silt->error. */
+static int file_send(struct feed *feed, struct source *source)
+{
+    while (source_left(source) && !silt_stop) {
+        int r = source_send(source, true);
+
+        if (r == 0 && producer_room(source->producer) && source_left(source)) {
+            silt_say("%s became shorter while it was read: stopped at byte %" PRIu64, source->path,
+                     source->offset);
+            return 0;
+        }
+        if (r == 0)
+            r = producer_work(source->producer, WAIT_MS, &feed->silt->error);
+        if (r < 0)
+            return r;
+        feed_draw(&feed->progress, source->producer);
+    }
+    return 0;
+}
+
 static int feed_file(struct feed *feed, const char *path)
 {
-    struct source source = {.fd = -1};
-    uint64_t begin;
-    int r = source_open(&source, feed->silt, feed->stream, path);
+    struct silt *silt = feed->silt;
+    struct source source;
+    struct producer_status before, after;
+    int r, fd = source_file(path, feed->intake.stream);
 
+    if (fd < 0)
+        return -fd - 1;
+    r = source_open(&source, &feed->intake, path, fd);
     if (r == -ENODATA) {
+        close(fd);
         silt_say("%s is empty", path);
         return EXIT_DONE;
     }
     if (r)
         return r;
-    begin = source.offset;
+    producer_status(source.producer, &before);
     feed->progress.what = path;
-    feed->progress.bytes_all = source.size;
-    if (!feed->quiet && begin == source.size)
+    feed->progress.bytes_all = source.convert ? 0 : source.size;
+    feed->progress.stream = source.stream;
+    if (!feed->quiet && before.bytes_acked && !source.convert && source.offset == source.size)
         silt_say("%s: nothing new, all %" PRIu64 " bytes were acked before", path, source.size);
-    else if (!feed->quiet && begin)
-        silt_say("%s: goes on after byte %" PRIu64, path, begin);
-    while (source.offset < source.size && !silt_stop) {
-        r = source_send(&source, feed->silt, true);
-        if (r == 0 && producer_room(source.producer)) {
-            silt_say("%s became shorter while it was read: stopped at byte %" PRIu64, path,
-                     source.offset);
-            break;
-        }
-        if (r == 0)
-            r = producer_work(source.producer, WAIT_MS, &feed->silt->error);
-        if (r < 0)
-            break;
-        feed_draw(feed, source.producer);
-    }
+    else if (!feed->quiet && before.bytes_acked)
+        silt_say("%s: goes on after byte %" PRIu64, path, before.bytes_acked);
+    r = file_send(feed, &source);
     if (silt_stop)
-        r = feed_stop(feed, source.producer, path);
+        r = feed_stop(silt, &feed->progress, source.producer, path);
     else
-        r = r < 0 ? silt_fail(feed->silt) : feed_drain(feed, source.producer);
-    if (r == EXIT_STOPPED && silt_stop)
-        r = feed_stop(feed, source.producer, path);
-    feed->bytes += source.offset - begin;
+        r = r < 0 ? silt_fail(silt) : feed_drain(silt, &feed->progress, source.producer, path);
+    producer_status(source.producer, &after);
+    feed->bytes += after.bytes_acked - before.bytes_acked;
     source_close(&source);
     return r;
 }
 
-/* Reads what is there: bytes, 0 at the end, or -errno. */
-static ssize_t stdin_read(uint8_t *out, size_t room)
+/* A path, or what a pattern matches, in order of name. */
+static int feed_path(struct feed *feed, const char *path)
 {
-    ssize_t bytes = read(STDIN_FILENO, out, room);
+    glob_t found = {0};
+    int r = EXIT_DONE;
 
-    return bytes < 0 ? -errno : bytes;
-}
-
-static int stdin_pump(struct feed *feed, struct producer *producer)
-{
-    static uint8_t piece[SOURCE_PIECE_BYTES];
-    struct client_error *error = &feed->silt->error;
-
-    for (;;) {
-        size_t room = producer_room(producer);
-        ssize_t bytes;
-        int r = producer_work(producer, 0, error);
-
-        if (!r)
-            r = client_poll(feed->silt->client, room ? STDIN_FILENO : -1, WAIT_MS);
-        if (r < 0)
-            return r;
-        feed_draw(feed, producer);
-        if (!room || !r)
-            continue;
-        bytes = stdin_read(piece, room < sizeof piece ? room : sizeof piece);
-        if (bytes == -EINTR || bytes == -EAGAIN)
-            continue;
-        if (bytes <= 0)
-            return (int)bytes;
-        r = producer_write(producer, piece, (size_t)bytes, error);
-        if (r)
-            return r;
-        feed->bytes += (uint64_t)bytes;
+    if (!path_is_pattern(path))
+        return feed_file(feed, path);
+    if (glob(path, 0, NULL, &found) || !found.gl_pathc) {
+        silt_say("no file matches %s", path);
+        r = EXIT_REFUSED;
     }
-}
-
-/* All of stdin as one turn: it is sent when it is complete. */
-static int stdin_turn(struct feed *feed, struct producer *producer)
-{
-    uint8_t *text = malloc(TURN_BYTES_MAX + 1);
-    struct client_item item = {.kind = ITEM_TURN, .bytes = text, .role = feed->turn};
-    int r = text ? 0 : -ENOMEM;
-
-    while (!r && item.bytes_count <= TURN_BYTES_MAX) {
-        ssize_t bytes = stdin_read(text + item.bytes_count, TURN_BYTES_MAX + 1 - item.bytes_count);
-
-        if (bytes == 0)
-            break;
-        if (bytes < 0)
-            r = (int)bytes;
-        else
-            item.bytes_count += (size_t)bytes;
-    }
-    /* `echo` ends what it says with a line end that is not part of it. */
-    if (item.bytes_count && text[item.bytes_count - 1] == '\n')
-        item.bytes_count--;
-    if (!r)
-        r = producer_send(producer, &item, 1, 0, &feed->silt->error);
-    feed->bytes += item.bytes_count;
-    free(text);
-    return r;
-}
-
-static int feed_stdin(struct feed *feed)
-{
-    const struct client_item end = {.kind = ITEM_MARK, .mark = MARK_END_OF_INPUT};
-    struct client_error *error = &feed->silt->error;
-    struct producer *producer = NULL;
-    char id[64];
-    uint64_t fresh = 0;
-    int r;
-
-    if (!feed->producer && getrandom(&fresh, sizeof fresh, 0) != sizeof fresh) {
-        silt_say("the system gives no random numbers");
-        return EXIT_REFUSED;
-    }
-    snprintf(id, sizeof id, "stdin-%016" PRIx64, fresh);
-    if (producer_open(&producer, feed->silt->client, feed->stream,
-                      feed->producer ? feed->producer : id, error))
-        return silt_fail(feed->silt);
-    feed->progress.what = feed->producer ? feed->producer : "stdin";
-    r = feed->turn ? stdin_turn(feed, producer) : stdin_pump(feed, producer);
-    if (!r && !feed->turn)
-        r = producer_send(producer, &end, 1, 0, error);
-    if (r && !error->code) {
-        error->code = r;
-        snprintf(error->text, sizeof error->text, "cannot read stdin: %s", strerror(-r));
-    }
-    r = r ? silt_fail(feed->silt) : feed_drain(feed, producer);
-    if (r == EXIT_STOPPED || silt_stop)
-        r = feed_stop(feed, producer, NULL);
-    producer_close(&producer);
+    for (size_t i = 0; i < found.gl_pathc && !r; i++)
+        r = feed_file(feed, found.gl_pathv[i]);
+    globfree(&found);
     return r;
 }
 
@@ -297,7 +298,7 @@ static int feed_wait(struct feed *feed)
     for (;;) {
         uint64_t computed;
 
-        if (client_stat(feed->silt->client, feed->stream, &stat, &feed->silt->error))
+        if (client_stat(feed->silt->client, feed->intake.stream, &stat, &feed->silt->error))
             return silt_fail(feed->silt);
         if (!goal)
             goal = stat.tokens_acked;
@@ -322,46 +323,75 @@ static void feed_summary(struct feed *feed)
     struct client_stream_stat stat;
     char bytes[TEXT_BYTES], tokens[TEXT_BYTES], lag[TEXT_BYTES], used[TEXT_BYTES], plan[TEXT_BYTES];
 
-    if (feed->quiet || client_stat(feed->silt->client, feed->stream, &stat, NULL))
+    if (feed->quiet || client_stat(feed->silt->client, feed->intake.stream, &stat, NULL))
         return;
     silt_say("%s acked; stream %s holds %s tokens (%s not computed yet) in %s of %s",
-             text_bytes(bytes, feed->bytes), feed->stream, text_count(tokens, stat.tokens_acked),
-             text_count(lag, stat.lag_tokens), text_bytes(used, stat.bytes_used),
-             text_bytes(plan, stat.bytes_plan));
+             text_bytes(bytes, feed->bytes), feed->intake.stream,
+             text_count(tokens, stat.tokens_acked), text_count(lag, stat.lag_tokens),
+             text_bytes(used, stat.bytes_used), text_bytes(plan, stat.bytes_plan));
     client_stat_free(&stat);
 }
 
 static int feed_run(struct feed *feed, char **paths, int path_count)
 {
-    struct silt *silt = feed->silt;
-    struct client_opened opened;
-    int r;
+    struct intake *intake = &feed->intake;
+    struct pipe pipe = {.intake = intake,
+                        .producer_id = feed->producer,
+                        .turn = feed->turn,
+                        .progress = &feed->progress};
+    int r = intake->each ? 0 : intake_open(intake, intake->stream);
 
-    if (client_stream_open(silt->client, feed->stream, &feed->open, &opened, &silt->error))
-        return silt_fail(silt);
-    if (opened.created && opened.compression_off)
-        silt_say("siltd has no adapter for its model: compression is off, the stream keeps a "
-                 "sliding window only");
-    feed->progress.client = silt->client;
-    feed->progress.stream = feed->stream;
+    if (r)
+        return r;
+    feed->progress.client = feed->silt->client;
+    feed->progress.stream = intake->stream;
     feed->progress.on = !feed->quiet && isatty(STDERR_FILENO);
-    if (feed->follow)
-        return follow_run(silt, feed->stream, paths, path_count, feed->quiet);
-    r = path_count ? EXIT_DONE : feed_stdin(feed);
+    if (intake->growing)
+        return follow_run(intake, paths, path_count, feed->quiet);
+    if (!path_count) {
+        r = pipe_feed(&pipe);
+        feed->bytes = pipe.bytes;
+    }
     for (int i = 0; i < path_count && !r; i++)
-        r = feed_file(feed, paths[i]);
+        r = feed_path(feed, paths[i]);
     if (!r && feed->wait)
         r = feed_wait(feed);
     progress_clear(&feed->progress);
-    if (!r)
+    if (!r && !intake->each)
         feed_summary(feed);
     return r;
 }
 
+/* What cannot go together: 0 or the exit code after saying so. */
+static int feed_check(const struct feed *feed, int path_count)
+{
+    const struct intake *intake = &feed->intake;
+    const char *mark = strchr(intake->stream, '%');
+
+    if (intake->growing && !path_count)
+        return silt_usage(feed->silt, "--follow needs a FILE; a pipe is followed anyway");
+    if (feed->turn && path_count)
+        return silt_usage(feed->silt, "--turn reads stdin, not files");
+    if (feed->turn && intake->format != FORMAT_PLAIN)
+        return silt_usage(feed->silt, "--turn takes plain text: leave out --format");
+    if (feed->producer && path_count)
+        return silt_usage(feed->silt, "--producer names stdin; a FILE is known by itself");
+    if (intake->start_us && intake->format == FORMAT_PLAIN)
+        return silt_usage(feed->silt, "--start is for --format transcript, vtt or srt");
+    if (mark && !path_count)
+        return silt_usage(feed->silt, "%% in STREAM stands for a FILE's name: name files");
+    if (mark && strchr(mark + 1, '%'))
+        return silt_usage(feed->silt, "STREAM may hold one %%");
+    if (mark && feed->wait)
+        return silt_usage(feed->silt, "--wait is for one stream: leave out %%");
+    return 0;
+}
+
 static int run(struct silt *silt, int argc, char **argv)
 {
-    struct feed feed = {.silt = silt};
-    int option, r;
+    struct feed feed = {.silt = silt, .intake = {.silt = silt}};
+    int option, r, path_count;
+    bool endless;
 
     while ((option = getopt_long(argc, argv, "c:hfq", longs, NULL)) != -1) {
         r = feed_option(silt, &feed, option);
@@ -370,17 +400,20 @@ static int run(struct silt *silt, int argc, char **argv)
     }
     if (optind == argc)
         return silt_usage(silt, "name a stream");
-    feed.stream = argv[optind++];
-    if (feed.follow && optind == argc)
-        return silt_usage(silt, "--follow needs a FILE; a pipe is followed anyway");
-    if (feed.turn && optind < argc)
-        return silt_usage(silt, "--turn reads stdin, not files");
+    feed.intake.stream = argv[optind++];
+    path_count = argc - optind;
+    r = feed_check(&feed, path_count);
+    if (r)
+        return r;
+    feed.intake.each = strchr(feed.intake.stream, '%') != NULL;
+    /* What comes down a pipe cannot be read a second time. */
+    endless = feed.intake.growing || (!path_count && !feed.turn);
     if (!feed.patience_ms)
-        feed.patience_ms = feed.follow ? CLIENT_WAIT_FOREVER : PATIENCE_S * 1000;
+        feed.patience_ms = endless ? CLIENT_WAIT_FOREVER : PATIENCE_S * 1000;
     r = silt_connect(silt, feed.patience_ms);
     if (r)
         return r;
-    return feed_run(&feed, argv + optind, argc - optind);
+    return feed_run(&feed, argv + optind, path_count);
 }
 
 const struct command command_feed = {

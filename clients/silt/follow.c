@@ -1,36 +1,69 @@
 /*
  * follow: files that grow, for as long as nobody stops us.
  *
- * Looks at each file a few times a second, which works on every file system. A file whose name goes
- * to another file is read to its end, then the new one is opened under its own producer. A file
- * that is cut short is the same file with a new text. Names that do not exist yet are waited for. A
- * file that has its name for less than two seconds may be missed.
+ * Looks at each name a few times a second, which works on every file system. A name that goes to
+ * another file has that one opened at once, so that it cannot get away, and taken up when the file
+ * before has been quiet for a moment and is acked. A file that is cut short is the same file with a
+ * new text. Names that do not exist yet are waited for; patterns are matched again and again, and a
+ * file that several names lead to, as rotation makes them, is followed once. Nothing here waits for
+ * siltd: while it is away, names are watched on.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "clients/silt/silt.h"
+#include "clients/silt/source.h"
 
 enum {
     LOOK_MS = 200,
-    ROTATE_GRACE_US = 1000000, /* a writer may still hold the old file for a moment */
+    GLOB_US = 1000000,
+    QUIET_US = 2000000, /* a writer may still hold the old file for a moment */
     DRAIN_MS = 20000,
+    NEXT_MAX = 16,
+    SAY_FILES_MAX = 20, /* more are not named one by one */
+    HANDLES_SPARE = 32, /* for all but the files */
+};
+
+/* A name, the file that is read under it, and those that took the name since. */
+struct name {
+    char *path;   /* owned */
+    bool matched; /* by a pattern */
+    bool missing; /* said so */
+    bool ignored; /* said why */
+    bool is_open;
+    struct source source;
+    int next[NEXT_MAX]; /* [next_count] open files, oldest first */
+    int next_count;
+    int64_t next_us;        /* since when the oldest waits */
+    uint64_t device, inode; /* of the newest file of all these */
 };
 
 struct follow {
+    const struct intake *intake;
     struct silt *silt;
-    const char *stream;
-    struct source *sources; /* [count] */
-    int count;
-    bool quiet;
-    bool *open;    /* [count] */
-    bool *missing; /* [count], said so */
+    struct name **names; /* [count], of room */
+    size_t count, room;
+    size_t files_max; /* that the system lets us hold open */
+    char **patterns;  /* [pattern_count] */
+    int pattern_count;
+    int64_t glob_us; /* when they were matched last */
+    bool full;       /* said so */
+    bool quiet, backlog;
     struct progress progress;
 };
+
+bool path_is_pattern(const char *path)
+{
+    struct stat st;
+
+    return strpbrk(path, "*?[") && stat(path, &st);
+}
 
 static void say(struct follow *follow, const char *path, const char *what, uint64_t offset)
 {
@@ -40,92 +73,297 @@ static void say(struct follow *follow, const char *path, const char *what, uint6
     silt_say("%s: %s %" PRIu64, path, what, offset);
 }
 
-/* Opens source i when it can be. Returns 0 or the exit code. */
-static int follow_open(struct follow *follow, int i, const char *path)
+/* ---- names ---- */
+
+static bool held_elsewhere(const struct follow *follow, const struct name *self,
+                           const struct stat *st)
 {
-    struct source *source = &follow->sources[i];
+    for (size_t i = 0; i < follow->count; i++) {
+        const struct name *name = follow->names[i];
+
+        if (name == self)
+            continue;
+        if (name->is_open && name->source.device == st->st_dev && name->source.inode == st->st_ino)
+            return true;
+        if (name->next_count && name->device == st->st_dev && name->inode == st->st_ino)
+            return true;
+    }
+    return false;
+}
+
+/* Opens what has the name now, if that is not the file we know. Returns 0 or the exit code. */
+static int name_watch(struct follow *follow, struct name *name)
+{
+    bool known = name->is_open || name->next_count;
+    struct stat st;
+    int fd;
+
+    if (name->ignored)
+        return 0;
+    if (stat(name->path, &st)) {
+        if (errno == ENOENT && !known && !name->missing && !name->matched) {
+            silt_say("%s does not exist yet: waiting for it", name->path);
+            name->missing = true;
+        }
+        return 0;
+    }
+    if ((known && st.st_dev == name->device && st.st_ino == name->inode) ||
+        name->next_count == NEXT_MAX || (name->matched && held_elsewhere(follow, name, &st)))
+        return 0;
+    fd = source_file(name->path, follow->intake->stream);
+    if (fd < 0 && !known && !name->matched)
+        return -fd - 1;
+    if (fd < 0) {
+        name->ignored = !known;
+        return 0;
+    }
+    /* Between the two looks the name may have moved on once more. */
+    fstat(fd, &st);
+    if (!name->next_count)
+        name->next_us = silt_now_us();
+    name->next[name->next_count++] = fd;
+    name->device = st.st_dev;
+    name->inode = st.st_ino;
+    name->missing = false;
+    return 0;
+}
+
+static void name_free(struct name **name)
+{
+    for (int i = 0; i < (*name)->next_count; i++)
+        close((*name)->next[i]);
+    if ((*name)->is_open)
+        source_close(&(*name)->source);
+    free((*name)->path);
+    free(*name);
+    *name = NULL;
+}
+
+static int name_add(struct follow *follow, const char *path, bool matched)
+{
+    struct name *name;
+
+    if (follow->count == follow->room) {
+        size_t room = follow->room ? 2 * follow->room : 64;
+        void *names = realloc(follow->names, room * sizeof *follow->names);
+
+        if (!names)
+            goto error;
+        follow->names = names;
+        follow->room = room;
+    }
+    name = calloc(1, sizeof *name);
+    if (!name)
+        goto error;
+    name->path = strdup(path);
+    name->matched = matched;
+    if (!name->path) {
+        free(name);
+        goto error;
+    }
+    follow->names[follow->count++] = name;
+    return 0;
+error:
+    silt_say("out of memory");
+    return EXIT_REFUSED;
+}
+
+static bool name_known(const struct follow *follow, const char *path)
+{
+    for (size_t i = 0; i < follow->count; i++)
+        if (!strcmp(follow->names[i]->path, path))
+            return true;
+    return false;
+}
+
+/* A name whose file another name leads to already comes back when that is no more so. */
+static int match(struct follow *follow, const char *path)
+{
+    struct stat st;
+
+    if (name_known(follow, path) || stat(path, &st) || !S_ISREG(st.st_mode) ||
+        held_elsewhere(follow, NULL, &st))
+        return 0;
+    if (follow->count >= follow->files_max) {
+        if (!follow->full)
+            silt_say("%zu files are followed, more may not be open at once (ulimit -n): %s and "
+                     "what comes after it wait",
+                     follow->count, path);
+        follow->full = true;
+        return 0;
+    }
+    return name_add(follow, path, true);
+}
+
+static int match_patterns(struct follow *follow)
+{
+    int r = 0;
+
+    if (follow->glob_us && silt_now_us() - follow->glob_us < GLOB_US)
+        return 0;
+    follow->glob_us = silt_now_us();
+    for (int i = 0; i < follow->pattern_count && !r; i++) {
+        glob_t found = {0};
+
+        if (!glob(follow->patterns[i], GLOB_NOSORT, NULL, &found))
+            for (size_t j = 0; j < found.gl_pathc && !r; j++)
+                r = match(follow, found.gl_pathv[j]);
+        globfree(&found);
+    }
+    return r;
+}
+
+/* ---- files ---- */
+
+static void next_drop(struct name *name)
+{
+    memmove(name->next, name->next + 1, sizeof *name->next * (size_t)--name->next_count);
+    name->next_us = silt_now_us();
+}
+
+/* Takes up the oldest file that waits: 0 or the exit code. */
+static int file_begin(struct follow *follow, struct name *name)
+{
+    int r;
+
+    if (!client_connected(follow->silt->client))
+        return 0;
+    r = source_open(&name->source, follow->intake, name->path, name->next[0]);
+    if (r == -ENODATA) {
+        /* Nothing yet; one that others have replaced gets nothing any more. */
+        if (name->next_count > 1 && silt_now_us() - name->next_us > QUIET_US) {
+            close(name->next[0]);
+            next_drop(name);
+        }
+        return 0;
+    }
+    next_drop(name);
+    if (r && name->matched && r != EXIT_STOPPED && r != EXIT_AWAY) {
+        name->ignored = true;
+        return 0;
+    }
+    if (r)
+        return r;
+    name->is_open = true;
+    say(follow, name->path,
+        name->source.offset ? "goes on at byte" : "new to the stream, from byte",
+        name->source.offset);
+    return 0;
+}
+
+/* All of it must be acked before the first byte of what follows. */
+static bool file_acked(const struct name *name)
+{
+    struct producer_status status;
+
+    producer_status(name->source.producer, &status);
+    return !status.held_count;
+}
+
+static void file_end(struct name *name)
+{
+    source_close(&name->source);
+    name->is_open = false;
+    name->next_us = silt_now_us();
+}
+
+/* The same file with a new text: it is opened anew, before those that wait. */
+static int file_restart(struct follow *follow, struct name *name)
+{
+    int fd;
+
+    if (!file_acked(name))
+        return 0;
+    say(follow, name->path, "was cut short: starts anew, after byte", name->source.offset);
+    fd = fcntl(name->source.fd, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0 || name->next_count == NEXT_MAX) {
+        silt_say("%s: cannot be opened anew: %s", name->path, strerror(errno));
+        return EXIT_REFUSED;
+    }
+    file_end(name);
+    memmove(name->next + 1, name->next, sizeof *name->next * (size_t)name->next_count);
+    name->next[0] = fd;
+    name->next_count++;
+    return file_begin(follow, name);
+}
+
+/* A writer that is gone leaves its last line, or its last caption, as it is. */
+static int file_rest(struct source *source)
+{
+    struct intake rest = *source->intake;
+    const struct intake *kept = source->intake;
+    int r;
+
+    rest.lines = false;
+    source->intake = &rest;
+    r = source_send(source, source->convert != NULL);
+    source->intake = kept;
+    return r;
+}
+
+/* 0 or the exit code; a name with nothing left is marked by a path that is empty. */
+static int file_quiet(struct follow *follow, struct name *name)
+{
+    struct source *source = &name->source;
     struct stat st;
     int r;
 
-    if (stat(path, &st) && errno == ENOENT) {
-        if (!follow->missing[i])
-            silt_say("%s does not exist yet: waiting for it", path);
-        follow->missing[i] = true;
-        return 0;
-    }
-    source->lines = follow->count > 1;
-    r = source_open(source, follow->silt, follow->stream, path);
-    if (r == -ENODATA)
-        return 0;
-    if (r)
-        return r;
-    follow->open[i] = true;
-    follow->missing[i] = false;
-    say(follow, path, source->offset ? "goes on at byte" : "new to the stream, from byte",
-        source->offset);
-    return 0;
-}
-
-/* The old file is done with: all of it must be acked before the new one's first byte. */
-static int follow_reopen(struct follow *follow, int i)
-{
-    struct source *source = &follow->sources[i];
-    const char *path = source->path;
-    int r = producer_drain(source->producer, DRAIN_MS, &follow->silt->error);
-
-    if (r)
-        return silt_fail(follow->silt);
-    source_close(source);
-    follow->open[i] = false;
-    return follow_open(follow, i, path);
-}
-
-/* One look at one file. *busy: something was sent. */
-static int follow_look(struct follow *follow, int i, bool *busy)
-{
-    struct source *source = &follow->sources[i];
-    enum source_change change;
-    int r;
-
-    if (!follow->open[i])
-        return follow_open(follow, i, source->path);
-    change = source_changed(source);
-    if (change == SOURCE_TRUNCATED) {
-        say(follow, source->path, "was cut short: starts anew, after byte", source->offset);
-        return follow_reopen(follow, i);
-    }
-    /* A writer that is gone leaves its last line as it is. */
-    r = source_send(source, follow->silt, false);
-    if (r == 0 && change == SOURCE_ROTATED && source->lines && source->offset < source->size) {
-        source->lines = false;
-        r = source_send(source, follow->silt, false);
-        source->lines = true;
-    }
-    if (r < 0)
-        return silt_fail(follow->silt);
-    if (r > 0) {
-        *busy = true;
-        source->idle_us = 0;
-        return 0;
-    }
     if (!source->idle_us)
         source->idle_us = silt_now_us();
-    if (change == SOURCE_ROTATED && source->offset >= source->size &&
-        silt_now_us() - source->idle_us > ROTATE_GRACE_US) {
-        say(follow, source->path, "rotated: the old file ended at byte", source->offset);
-        return follow_reopen(follow, i);
-    }
+    if (silt_now_us() - source->idle_us < QUIET_US || fstat(source->fd, &st) ||
+        (!name->next_count && !(name->matched && !st.st_nlink)))
+        return 0;
+    r = file_rest(source);
+    if (r < 0)
+        return silt_fail(follow->silt);
+    if (r > 0 || !file_acked(name))
+        return 0;
+    say(follow, name->path,
+        name->next_count ? "rotated: the old file ended at byte" : "is gone: it ended at byte",
+        source->offset);
+    file_end(name);
+    return name->next_count ? file_begin(follow, name) : 0;
+}
+
+/* One look at one name: 0 or the exit code. */
+static int name_look(struct follow *follow, struct name *name)
+{
+    struct source *source = &name->source;
+    int r = name_watch(follow, name);
+
+    if (r)
+        return r;
+    if (!name->is_open)
+        return name->next_count ? file_begin(follow, name) : 0;
+    if (source_truncated(source))
+        return file_restart(follow, name);
+    r = source_send(source, false);
+    if (r < 0)
+        return silt_fail(follow->silt);
+    if (r == 0)
+        return file_quiet(follow, name);
+    source->idle_us = 0;
+    follow->backlog |= source_left(source) && producer_room(source->producer) > 0;
     return 0;
 }
+
+static bool name_gone(const struct name *name)
+{
+    struct stat st;
+
+    return name->matched && !name->is_open && !name->next_count && stat(name->path, &st);
+}
+
+/* ---- the loop ---- */
 
 static void follow_progress(struct follow *follow)
 {
     struct producer_status status;
     uint64_t done = 0;
 
-    for (int i = 0; i < follow->count; i++)
-        if (follow->open[i]) {
-            producer_status(follow->sources[i].producer, &status);
+    for (size_t i = 0; i < follow->count; i++)
+        if (follow->names[i]->is_open) {
+            producer_status(follow->names[i]->source.producer, &status);
             done += status.bytes_acked;
         }
     follow->progress.bytes_done = done;
@@ -136,71 +374,110 @@ static void follow_progress(struct follow *follow)
 static int follow_stop(struct follow *follow)
 {
     int result = EXIT_STOPPED;
+    size_t said = 0;
 
     silt_stop = 0;
     progress_clear(&follow->progress);
-    for (int i = 0; i < follow->count; i++) {
-        struct source *source = &follow->sources[i];
+    for (size_t i = 0; i < follow->count; i++) {
+        struct source *source = &follow->names[i]->source;
         struct producer_status status;
 
-        if (!follow->open[i])
+        if (!follow->names[i]->is_open)
             continue;
-        if (producer_drain(source->producer, DRAIN_MS, &follow->silt->error))
+        if (result == EXIT_STOPPED &&
+            producer_drain(source->producer, DRAIN_MS, &follow->silt->error))
             result = silt_fail(follow->silt);
         producer_status(source->producer, &status);
-        silt_say("%s: acked up to byte %" PRIu64 "; the same command goes on from there",
-                 source->path, status.bytes_acked);
+        if (said++ < SAY_FILES_MAX)
+            silt_say("%s: acked up to byte %" PRIu64 "; the same command goes on from there",
+                     source->path, status.bytes_acked);
     }
+    if (said > SAY_FILES_MAX)
+        silt_say("and so %zu more files", said - SAY_FILES_MAX);
     return result;
 }
 
+static int look_at_all(struct follow *follow)
+{
+    int r = match_patterns(follow);
+
+    follow->backlog = false;
+    for (size_t i = 0; i < follow->count && !silt_stop && !r; i++) {
+        r = name_look(follow, follow->names[i]);
+        if (!r && name_gone(follow->names[i])) {
+            name_free(&follow->names[i]);
+            follow->names[i--] = follow->names[--follow->count];
+        }
+    }
+    return r;
+}
+
+/* Acks may wake us at any time; names are looked at in their own time, or when more waits to be
+ * read. */
 static int follow_loop(struct follow *follow)
 {
-    for (;;) {
-        bool busy = false;
-        int r = 0;
+    int64_t next_us = 0;
 
-        for (int i = 0; i < follow->count && !silt_stop; i++) {
-            r = follow_look(follow, i, &busy);
-            if (silt_stop)
-                break;
-            if (r)
+    for (;;) {
+        int64_t left_ms = (next_us - silt_now_us() + 999) / 1000;
+        int r;
+
+        if (left_ms <= 0 || follow->backlog) {
+            next_us = silt_now_us() + LOOK_MS * 1000;
+            r = look_at_all(follow);
+            if (r && !silt_stop)
                 return r;
+            left_ms = (next_us - silt_now_us() + 999) / 1000;
         }
         if (!silt_stop)
-            client_poll(follow->silt->client, -1, busy ? 0 : LOOK_MS);
+            client_poll(follow->silt->client, -1,
+                        follow->backlog || left_ms < 0 ? 0 : (int)left_ms);
         if (silt_stop)
             return follow_stop(follow);
         follow_progress(follow);
     }
 }
 
-int follow_run(struct silt *silt, const char *stream, char **paths, int path_count, bool quiet)
+/* As many open files as the system allows. */
+static size_t files_max(void)
 {
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit))
+        return 256;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    getrlimit(RLIMIT_NOFILE, &limit);
+    return limit.rlim_cur > 2 * HANDLES_SPARE ? limit.rlim_cur - HANDLES_SPARE : HANDLES_SPARE;
+}
+
+int follow_run(const struct intake *intake, char **paths, int path_count, bool quiet)
+{
+    struct intake shared = *intake;
     struct follow follow = {
-        .silt = silt,
-        .stream = stream,
-        .count = path_count,
+        .intake = &shared,
+        .silt = intake->silt,
         .quiet = quiet,
-        .sources = calloc((size_t)path_count, sizeof *follow.sources),
-        .open = calloc((size_t)path_count, sizeof *follow.open),
-        .missing = calloc((size_t)path_count, sizeof *follow.missing),
+        .files_max = files_max(),
+        .patterns = calloc((size_t)path_count, sizeof *follow.patterns),
         .progress = {.on = !quiet && isatty(STDERR_FILENO),
-                     .client = silt->client,
-                     .stream = stream,
+                     .client = intake->silt->client,
+                     .stream = intake->stream,
                      .what = path_count == 1 ? paths[0] : "files"},
     };
-    int r = EXIT_REFUSED;
+    int r = follow.patterns ? 0 : EXIT_REFUSED;
 
-    if (follow.sources && follow.open && follow.missing) {
-        for (int i = 0; i < path_count; i++)
-            follow.sources[i] = (struct source){.path = paths[i], .fd = -1};
+    for (int i = 0; i < path_count && !r; i++)
+        if (path_is_pattern(paths[i]))
+            follow.patterns[follow.pattern_count++] = paths[i];
+        else
+            r = name_add(&follow, paths[i], false);
+    shared.lines = !intake->each && (path_count > 1 || follow.pattern_count);
+    if (!r)
         r = follow_loop(&follow);
-        for (int i = 0; i < path_count; i++)
-            source_close(&follow.sources[i]);
-    }
-    free(follow.sources);
-    free(follow.open);
-    free(follow.missing);
+    for (size_t i = 0; i < follow.count; i++)
+        name_free(&follow.names[i]);
+    free(follow.names);
+    free(follow.patterns);
     return r;
 }

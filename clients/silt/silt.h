@@ -107,34 +107,4 @@ struct progress {
 void progress_draw(struct progress *progress);
 void progress_clear(struct progress *progress);
 
-/* ---- source.c: where fed bytes come from ---- */
-
-enum { SOURCE_HEAD_BYTES = 1024, SOURCE_PIECE_BYTES = 64 << 10 };
-
-struct source {
-    const char *path;
-    int fd;
-    uint64_t device, inode;
-    uint64_t size;
-    uint64_t offset; /* of the next byte to send */
-    size_t head_bytes;
-    uint8_t head[SOURCE_HEAD_BYTES]; /* first bytes, as they were when it was opened */
-    struct producer *producer;
-    bool lines;      /* cut at line ends: others feed the same stream */
-    int64_t idle_us; /* since when there is nothing to read; 0: there was */
-};
-/* Opens path and attaches its producer at the byte after the last acked one. Returns 0 or the exit
- * code after saying so; -ENODATA: the file is empty, so it has no identity yet. */
-int source_open(struct source *source, struct silt *silt, const char *stream, const char *path);
-void source_close(struct source *source);
-/* Sends one piece if there is one and credit for it. `end`: mark the end of input with the last
- * byte. Returns bytes sent, 0: nothing now, or -errno with silt->error. */
-int source_send(struct source *source, struct silt *silt, bool end);
-/* What became of the path since: same file, rotated (another file has the name), or truncated. */
-enum source_change { SOURCE_SAME, SOURCE_ROTATED, SOURCE_TRUNCATED };
-enum source_change source_changed(struct source *source);
-
-/* follow.c: feeds files as they grow until stopped. Returns the exit code. */
-int follow_run(struct silt *silt, const char *stream, char **paths, int path_count, bool quiet);
-
 #endif

@@ -17,7 +17,8 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-#include "clients/silt/silt.h"
+#include "clients/silt/source.h"
+#include "clients/silt/stamp.h"
 
 static const size_t head_steps[] = {SOURCE_HEAD_BYTES, 256, 64, 16, 4, 1};
 enum {
@@ -35,6 +36,56 @@ static uint64_t birth(int fd)
     return (uint64_t)stx.stx_btime.tv_sec * 1000000000 + stx.stx_btime.tv_nsec;
 }
 
+/* ---- what all files of a feed share ---- */
+
+void intake_stream(const struct intake *intake, const char *path, char *name)
+{
+    const char *file = strrchr(path, '/'), *mark = strchr(intake->stream, '%');
+    char base[STREAM_NAME_BYTES];
+
+    if (!mark) {
+        snprintf(name, STREAM_NAME_BYTES, "%s", intake->stream);
+        return;
+    }
+    snprintf(base, sizeof base, "%s", file ? file + 1 : path);
+    for (char *c = base; *c; c++)
+        if (!strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-", *c))
+            *c = '_';
+    /* What does not fit is longer than a name may be, and is refused as that. */
+    int bytes = snprintf(name, STREAM_NAME_BYTES, "%.*s%s%s", (int)(mark - intake->stream),
+                         intake->stream, base, mark + 1);
+    if (bytes >= STREAM_NAME_BYTES)
+        name[STREAM_NAME_BYTES - 1] = '\0';
+}
+
+int intake_open(const struct intake *intake, const char *stream)
+{
+    struct silt *silt = intake->silt;
+    struct client_opened opened;
+
+    if (client_stream_open(silt->client, stream, &intake->open, &opened, &silt->error))
+        return silt_fail(silt);
+    if (opened.created && opened.compression_off)
+        silt_say("siltd has no adapter for its model: compression is off, the stream keeps a "
+                 "sliding window only");
+    return 0;
+}
+
+uint64_t intake_time(const struct intake *intake, const struct convert *convert,
+                     const uint8_t *text, size_t bytes, bool whole)
+{
+    double seconds = convert_seconds(convert);
+    uint64_t time_us = 0;
+
+    if (convert && intake->start_us && seconds >= 0)
+        return intake->start_us + (uint64_t)(seconds * 1e6);
+    if (!convert)
+        stamp_find((const char *)text, bytes, whole, &time_us);
+    return time_us;
+}
+
+/* ---- which file it is ---- */
+
 static void source_id(char *out, const struct source *source, size_t head_bytes,
                       unsigned generation)
 {
@@ -43,6 +94,9 @@ static void source_id(char *out, const struct source *source, size_t head_bytes,
 
     XXH3_64bits_reset(state);
     XXH3_64bits_update(state, key, sizeof key);
+    /* Converted it is another text, with another count of bytes. */
+    if (source->intake->format != FORMAT_PLAIN)
+        XXH3_64bits_update(state, &source->intake->format, sizeof source->intake->format);
     XXH3_64bits_update(state, source->head, head_bytes);
     snprintf(out, ID_BYTES, "file-%016" PRIx64 "-%zu.%u", XXH3_64bits_digest(state), head_bytes,
              generation);
@@ -52,79 +106,156 @@ static void source_id(char *out, const struct source *source, size_t head_bytes,
 /* Attaches as one candidate: 1 known (it has acked bytes), 0 new, or the exit code negated less
  * one.
  */
-static int candidate(struct source *source, struct silt *silt, const char *stream,
-                     size_t head_bytes, unsigned generation, struct producer_status *status)
+static int candidate(struct source *source, size_t head_bytes, unsigned generation,
+                     struct producer_status *status)
 {
+    struct silt *silt = source->intake->silt;
     char id[ID_BYTES];
 
     producer_close(&source->producer);
     source_id(id, source, head_bytes, generation);
-    if (producer_open(&source->producer, silt->client, stream, id, &silt->error))
+    if (producer_open(&source->producer, silt->client, source->stream, id, &silt->error))
         return -1 - silt_fail(silt);
     producer_status(source->producer, status);
     return status->sequence_sent > 0;
 }
 
-static int source_attach(struct source *source, struct silt *silt, const char *stream)
+/* Bytes of text that the whole file is: converted, it has another length than on disk. */
+static int text_bytes_of(struct source *source, uint64_t *bytes)
+{
+    static uint8_t piece[SOURCE_PIECE_BYTES];
+    struct convert *convert;
+    uint64_t at = 0;
+    int r = convert_open(&convert, source->intake->format);
+
+    *bytes = source->size;
+    if (r || !convert)
+        return r;
+    *bytes = 0;
+    while (!r) {
+        ssize_t n = pread(source->fd, piece, sizeof piece, (off_t)at);
+        size_t ready;
+
+        r = n < 0 ? -errno : convert_push(convert, piece, (size_t)n, n == 0);
+        convert_text(convert, &ready);
+        convert_take(convert, ready);
+        *bytes += ready;
+        if (n <= 0)
+            break;
+        at += (uint64_t)n;
+    }
+    convert_close(&convert);
+    return r;
+}
+
+static int source_attach(struct source *source)
 {
     struct producer_status status;
+    uint64_t text_bytes;
     size_t head_bytes = 0;
     unsigned generation = 0;
-    int r = 0;
+    int r = text_bytes_of(source, &text_bytes);
 
+    if (r) {
+        silt_say("cannot read %s: %s", source->path, strerror(-r));
+        return EXIT_REFUSED;
+    }
     for (int i = 0; i < STEP_COUNT && r == 0; i++)
         if (head_steps[i] <= source->head_bytes) {
-            r = candidate(source, silt, stream, head_steps[i], 0, &status);
+            r = candidate(source, head_steps[i], 0, &status);
             if (r == 1 || !head_bytes)
                 head_bytes = head_steps[i];
         }
     if (r == 0)
-        r = candidate(source, silt, stream, head_bytes, 0, &status);
-    while (r == 1 && status.bytes_acked > source->size && generation < GENERATION_MAX) {
+        r = candidate(source, head_bytes, 0, &status);
+    while (r == 1 && status.bytes_acked > text_bytes && generation < GENERATION_MAX) {
         uint64_t acked = status.bytes_acked;
 
-        r = candidate(source, silt, stream, head_bytes, ++generation, &status);
+        r = candidate(source, head_bytes, ++generation, &status);
         if (r == 0)
             silt_say("%s is shorter than what was read of it (%" PRIu64 " bytes now, %" PRIu64
                      " acked): it starts anew as another producer",
-                     source->path, source->size, acked);
+                     source->path, text_bytes, acked);
     }
     if (r < 0)
         return -r - 1;
-    source->offset = status.bytes_acked;
+    if (source->intake->format == FORMAT_PLAIN)
+        source->offset = status.bytes_acked;
+    else
+        source->skip = status.bytes_acked;
     return 0;
 }
 
-int source_open(struct source *source, struct silt *silt, const char *stream, const char *path)
+/* Text packed for the disk is no text. */
+static bool is_packed(const uint8_t *head, size_t bytes)
+{
+    static const struct {
+        const char *magic;
+        size_t bytes;
+    } kinds[] = {{"\x1f\x8b", 2},
+                 {"\x28\xb5\x2f\xfd", 4},
+                 {"\xfd"
+                  "7zXZ",
+                  5},
+                 {"BZh", 3}};
+
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (bytes >= kinds[i].bytes && !memcmp(head, kinds[i].magic, kinds[i].bytes))
+            return true;
+    return false;
+}
+
+int source_file(const char *path, const char *stream)
+{
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    if (fd < 0 || fstat(fd, &st)) {
+        silt_say("cannot read %s: %s", path, strerror(errno));
+    } else if (!S_ISREG(st.st_mode)) {
+        silt_say("%s is not a file: feed it by a pipe instead (… | silt feed %s)", path, stream);
+    } else {
+        return fd;
+    }
+    if (fd >= 0)
+        close(fd);
+    return -1 - EXIT_REFUSED;
+}
+
+int source_open(struct source *source, const struct intake *intake, const char *path, int fd)
 {
     struct stat st;
     ssize_t head;
     int r = EXIT_REFUSED;
 
-    *source = (struct source){.path = path, .lines = source->lines};
-    source->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (source->fd < 0 || fstat(source->fd, &st)) {
+    *source = (struct source){.intake = intake, .fd = fd, .ended_line = true};
+    head = pread(fd, source->head, sizeof source->head, 0);
+    if (head == 0) {
+        source->fd = -1;
+        return -ENODATA;
+    }
+    if (head < 0 || fstat(fd, &st)) {
         silt_say("cannot read %s: %s", path, strerror(errno));
         goto error;
     }
-    if (!S_ISREG(st.st_mode)) {
-        silt_say("%s is not a file: feed it by a pipe instead (… | silt feed %s)", path, stream);
+    intake_stream(intake, path, source->stream);
+    if (is_packed(source->head, (size_t)head)) {
+        silt_say("%s is compressed: unpack it into a pipe instead (zcat, zstdcat … | silt feed %s)",
+                 path, source->stream);
+        goto error;
+    }
+    source->path = strdup(path);
+    if (!source->path || convert_open(&source->convert, intake->format)) {
+        silt_say("out of memory");
         goto error;
     }
     source->device = st.st_dev;
     source->inode = st.st_ino;
     source->size = (uint64_t)st.st_size;
-    head = pread(source->fd, source->head, sizeof source->head, 0);
-    if (head < 0) {
-        silt_say("cannot read %s: %s", path, strerror(errno));
-        goto error;
-    }
     source->head_bytes = (size_t)head;
-    if (!head) {
-        r = -ENODATA;
-        goto error;
-    }
-    r = source_attach(source, silt, stream);
+    r = intake->each ? intake_open(intake, source->stream) : 0;
+    if (!r)
+        r = source_attach(source);
     if (r)
         goto error;
     return 0;
@@ -136,10 +267,15 @@ error:
 void source_close(struct source *source)
 {
     producer_close(&source->producer);
+    convert_close(&source->convert);
+    free(source->path);
+    source->path = NULL;
     if (source->fd >= 0)
         close(source->fd);
     source->fd = -1;
 }
+
+/* ---- sending ---- */
 
 /* Of several files in one stream each is cut at line ends; a line longer than a piece is cut all
  * the same. */
@@ -152,62 +288,142 @@ static size_t lines_cut(const uint8_t *piece, size_t bytes, size_t room)
     return bytes == room && room == SOURCE_PIECE_BYTES ? bytes : 0;
 }
 
-int source_send(struct source *source, struct silt *silt, bool end)
+static ssize_t read_at(struct source *source, uint8_t *piece, size_t room)
 {
-    static uint8_t piece[SOURCE_PIECE_BYTES];
-    struct client_item items[2] = {{.kind = ITEM_TEXT, .bytes = piece},
-                                   {.kind = ITEM_MARK, .mark = MARK_END_OF_INPUT}};
-    size_t room = producer_room(source->producer), count = 1;
-    uint8_t next;
-    ssize_t bytes;
-    int r;
+    struct silt *silt = source->intake->silt;
+    ssize_t bytes = pread(source->fd, piece, room, (off_t)source->offset);
 
-    if (!room)
-        return producer_fault(source->producer, &silt->error);
-    if (room > sizeof piece)
-        room = sizeof piece;
-    bytes = pread(source->fd, piece, room, (off_t)source->offset);
-    if (bytes < 0) {
-        r = -errno;
-        silt->error = (struct client_error){.code = r};
-        snprintf(silt->error.text, sizeof silt->error.text, "cannot read %s: %s", source->path,
-                 strerror(-r));
-        return r;
-    }
-    items[0].bytes_count = (size_t)bytes;
-    if (source->lines && !end && bytes)
-        items[0].bytes_count = lines_cut(piece, (size_t)bytes, room);
-    if (!items[0].bytes_count)
-        return 0;
-    /* The mark goes with the last byte: what is acked whole needs no second look. */
-    if (end && pread(source->fd, &next, 1, (off_t)source->offset + bytes) == 0)
-        count = 2;
-    r = producer_send(source->producer, items, count, 0, &silt->error);
-    if (r)
-        return r;
-    source->offset += items[0].bytes_count;
-    if (source->offset > source->size)
-        source->size = source->offset;
-    return (int)items[0].bytes_count;
+    if (bytes >= 0)
+        return bytes;
+    bytes = -errno;
+    silt->error = (struct client_error){.code = (int)bytes};
+    snprintf(silt->error.text, sizeof silt->error.text, "cannot read %s: %s", source->path,
+             strerror((int)-bytes));
+    return bytes;
 }
 
-enum source_change source_changed(struct source *source)
+static int send_text(struct source *source, const uint8_t *text, size_t bytes, bool marked)
+{
+    struct silt *silt = source->intake->silt;
+    struct client_item items[2] = {{.kind = ITEM_TEXT, .bytes = text, .bytes_count = bytes},
+                                   {.kind = ITEM_MARK, .mark = MARK_END_OF_INPUT}};
+    uint64_t time_us =
+        intake_time(source->intake, source->convert, text, bytes, source->ended_line);
+    int r = producer_send(source->producer, items, marked ? 2 : 1, time_us, &silt->error);
+
+    if (!r)
+        source->ended_line = text[bytes - 1] == '\n';
+    return r;
+}
+
+static int send_plain(struct source *source, size_t room, bool end)
+{
+    static uint8_t piece[SOURCE_PIECE_BYTES];
+    ssize_t bytes = read_at(source, piece, room);
+    size_t cut = (size_t)bytes;
+    bool marked = false;
+    uint8_t next;
+    int r;
+
+    if (bytes <= 0)
+        return (int)bytes;
+    if (source->intake->lines && !end)
+        cut = lines_cut(piece, cut, room);
+    if (!cut)
+        return 0;
+    /* The mark goes with the last byte: what is acked whole needs no second look. */
+    if (end)
+        marked = pread(source->fd, &next, 1, (off_t)source->offset + bytes) == 0;
+    r = send_text(source, piece, cut, marked);
+    if (r)
+        return r;
+    source->offset += cut;
+    if (source->offset > source->size)
+        source->size = source->offset;
+    return (int)cut;
+}
+
+/* Reads on until a piece of text is ready that siltd does not have, or the file's end. */
+static int convert_more(struct source *source, bool end, size_t *ready)
+{
+    static uint8_t piece[SOURCE_PIECE_BYTES];
+
+    convert_text(source->convert, ready);
+    while (*ready < SOURCE_PIECE_BYTES && !source->converted_all) {
+        ssize_t bytes = read_at(source, piece, sizeof piece);
+        size_t known;
+        int r;
+
+        if (bytes < 0 || (bytes == 0 && !end))
+            return (int)bytes;
+        r = convert_push(source->convert, piece, (size_t)bytes, bytes == 0);
+        if (r) {
+            source->intake->silt->error = (struct client_error){.code = r, .text = "out of memory"};
+            return r;
+        }
+        source->converted_all = bytes == 0;
+        source->offset += (uint64_t)bytes;
+        if (source->offset > source->size)
+            source->size = source->offset;
+        convert_text(source->convert, ready);
+        known = source->skip < *ready ? (size_t)source->skip : *ready;
+        convert_take(source->convert, known);
+        source->skip -= known;
+        *ready -= known;
+    }
+    return 0;
+}
+
+static int send_converted(struct source *source, size_t room, bool end)
+{
+    size_t ready;
+    int r = convert_more(source, end, &ready);
+
+    if (r || !ready)
+        return r;
+    if (room > ready)
+        room = ready;
+    r = send_text(source, convert_text(source->convert, &ready), room,
+                  source->converted_all && room == ready);
+    if (!r)
+        convert_take(source->convert, room);
+    return r ? r : (int)room;
+}
+
+int source_send(struct source *source, bool end)
+{
+    size_t room = producer_room(source->producer);
+
+    if (!room)
+        return producer_fault(source->producer, &source->intake->silt->error);
+    if (room > SOURCE_PIECE_BYTES)
+        room = SOURCE_PIECE_BYTES;
+    return source->convert ? send_converted(source, room, end) : send_plain(source, room, end);
+}
+
+bool source_left(const struct source *source)
+{
+    size_t ready;
+
+    convert_text(source->convert, &ready);
+    return source->offset < source->size || ready ||
+           (source->convert && !source->converted_all && !source->intake->growing);
+}
+
+bool source_truncated(struct source *source)
 {
     uint8_t head[SOURCE_HEAD_BYTES];
-    struct stat here, there;
+    struct stat here;
 
     if (fstat(source->fd, &here))
-        return SOURCE_SAME;
+        return false;
     if ((uint64_t)here.st_size < source->offset)
-        return SOURCE_TRUNCATED;
+        return true;
     /* Emptied and grown past where we were between two looks: other first bytes tell. */
     if ((uint64_t)here.st_size != source->size &&
         pread(source->fd, head, source->head_bytes, 0) == (ssize_t)source->head_bytes &&
         memcmp(head, source->head, source->head_bytes))
-        return SOURCE_TRUNCATED;
+        return true;
     source->size = (uint64_t)here.st_size;
-    if (stat(source->path, &there) == 0 &&
-        (there.st_dev != source->device || there.st_ino != source->inode))
-        return SOURCE_ROTATED;
-    return SOURCE_SAME;
+    return false;
 }

@@ -44,6 +44,7 @@ _silt() {
     case $previous in
     --recall) COMPREPLY=($(compgen -W 'none segments text auto' -- "$current")) && return ;;
     --dmc) COMPREPLY=($(compgen -W '1 2 4 8 auto' -- "$current")) && return ;;
+    --format) COMPREPLY=($(compgen -W 'plain transcript vtt srt' -- "$current")) && return ;;
     --turn) COMPREPLY=($(compgen -W 'system user assistant tool' -- "$current")) && return ;;
     --key-file) COMPREPLY=($(compgen -f -- "$current")) && return ;;
     --state) COMPREPLY=($(compgen -d -- "$current")) && return ;;

@@ -23,6 +23,7 @@ class Mock:
         self.streams = {}  # name -> [text, producer -> [sequence, bytes]]
         self.marks = []
         self.turns = []
+        self.times = []  # (text, wall clock) of each message
         self.feeds = 0
         self.busy = 0  # so many feeds are told to come again
         self.full = False  # every feed is told that the disk is
@@ -150,6 +151,7 @@ class Mock:
             if item.WhichOneof("body") == "turn":
                 self.turns.append((item.turn.role, item.turn.text))
         stream[0] += text
+        self.times.append((text, feed.time_us))
         acked = stream[1].get(feed.producer, (0, 0))[1]
         if self.dry_at is not None and len(stream[0]) >= self.dry_at:
             self.credit, self.dry_at = 0, None

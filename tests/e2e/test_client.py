@@ -281,7 +281,7 @@ def test_full_disk():
     follow = Follow(mock, path)
     lib.wait_until("one", has(mock, b"one\n"))
     mock.full = True
-    refused = lib.silt(mock.endpoint, "feed", "s", stdin=b"x", code=1)
+    refused = lib.silt(mock.endpoint, "feed", "s", "--patience", 9, stdin=b"x", code=1)
     assert b"the disk is full" in refused.err
     append(path, b"two\n")
     time.sleep(1.5)
