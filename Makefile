@@ -88,6 +88,11 @@ $(O)/sim: $(call objects,$(wildcard tests/sim/*.c)) $(O)/parts.a
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+# The corpus of a fuzz target, once through, without libFuzzer.
+$(O)/fuzz-%: $(O)/obj/tests/fuzz/fuzz_%.c.o $(O)/obj/tests/fuzz/replay.c.o $(O)/parts.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
 # Small programs for scripts: the tiny model, and the tokens of a text.
 $(O)/tests/make-tiny: $(call objects,tests/make_tiny.c tests/unit/tiny_model.c) $(KERNELS)
 $(O)/tests/token-dump: $(call objects,tests/token_dump.c stream/gguf.c stream/pretoken.c stream/token.c stream/vocab.c)
