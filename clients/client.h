@@ -84,6 +84,10 @@ struct client_opened {
 int client_stream_open(struct client *client, const char *stream,
                        const struct client_open_options *options, struct client_opened *out,
                        struct client_error *error);
+/* branch: a new stream that has all that was acked of the other; *tokens of it (NULL: not wanted).
+ * -EEXIST: the name is taken. */
+int client_stream_fork(struct client *client, const char *stream, const char *branch,
+                       uint64_t *tokens, struct client_error *error);
 int client_stream_remove(struct client *client, const char *stream, struct client_error *error);
 
 struct client_tier {

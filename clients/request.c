@@ -1,5 +1,5 @@
 /* request: what a client asks of siltd in one message and gets in one reply: open, remove, stat,
- * list. */
+ * list, fork. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,6 +67,35 @@ int client_stream_open(struct client *client, const char *stream,
     request.body_case = SILT__V1__REQUEST__BODY_OPEN;
     request.open = &open;
     return request_run(client, &request, opened_reply, out, error);
+}
+
+static int forked_reply(struct pending *pending, const wire_reply *reply)
+{
+    uint64_t *tokens = pending->user;
+
+    if (reply->body_case != SILT__V1__REPLY__BODY_FORKED)
+        return reply_odd(pending->error);
+    if (tokens)
+        *tokens = reply->forked->tokens;
+    return 0;
+}
+
+int client_stream_fork(struct client *client, const char *stream, const char *branch,
+                       uint64_t *tokens, struct client_error *error)
+{
+    Silt__V1__Fork fork = SILT__V1__FORK__INIT;
+    wire_request request = SILT__V1__REQUEST__INIT;
+    int r = client_name_check(stream, error);
+
+    if (!r)
+        r = client_name_check(branch, error);
+    if (r)
+        return r;
+    fork.stream = (char *)stream;
+    fork.branch = (char *)branch;
+    request.body_case = SILT__V1__REQUEST__BODY_FORK;
+    request.fork = &fork;
+    return request_run(client, &request, forked_reply, tokens, error);
 }
 
 static int removed_reply(struct pending *pending, const wire_reply *reply)

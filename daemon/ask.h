@@ -39,7 +39,8 @@ struct ask {
     uint32_t tokens_max;
     struct sample_options sampling;
     struct stop_strings stop;
-    uint64_t acked; /* when it was admitted */
+    uint64_t acked;    /* when it was admitted */
+    uint64_t wait_for; /* tokens that must be computed first */
     uint64_t admitted_us;
     uint32_t question_bytes, system_bytes;
     uint8_t question[QUESTION_BYTES_MAX], system[SYSTEM_BYTES_MAX];

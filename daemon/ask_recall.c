@@ -86,6 +86,9 @@ static void recall(struct ask *ask)
     if (!ask->fetch)
         return;
     count = spill_segments(ask->fetch, segments);
+    /* One that covers more by now than had left the ring at a past position is not of that past. */
+    while (count && segments[count - 1].number >= ask->cold_chunks)
+        count--;
     if (fork_recall(ask->fork, segments, count) == 0)
         ask->recalled = count;
     spill_release(&ask->fetch);

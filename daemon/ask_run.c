@@ -85,10 +85,11 @@ static int build_prompt(struct sched *sched, struct ask *ask)
     return ask->prompt_count + ANSWER_TOKENS_MIN <= FORK_TOKENS_MAX ? 0 : -ENOSPC;
 }
 
-/* All that was acked when the question came is in the stream, or nobody asked for that. */
+/* All that was acked when the question came is in the stream, or all of the past that it is about;
+ * or nobody asked for that. */
 static bool wait_over(const struct ask *ask, const struct slot *slot)
 {
-    return !ask->wait || atomic_load(&slot->ring.head) >= ask->acked;
+    return !ask->wait || atomic_load(&slot->ring.head) >= ask->wait_for;
 }
 
 static bool start(struct sched *sched, struct ask *ask)
@@ -96,7 +97,7 @@ static bool start(struct sched *sched, struct ask *ask)
     struct slot *slot = &sched->slots[ask->slot];
     int result;
 
-    if (!slot->stream || slot->stat.failed) {
+    if (!slot->stream || slot->stat.failed || atomic_load(&slot->unread)) {
         fail(sched, ask, SILT__V1__ERROR__CODE__INTERNAL,
              "the stream cannot be computed: see siltd's log, restart siltd");
         return true;

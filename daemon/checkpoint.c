@@ -35,6 +35,50 @@ static void path_of(const struct checkpoints *at, uint64_t stream_id, uint64_t t
     snprintf(out, NAME_MAX_BYTES, "%s/%016" PRIx64 "/%016" PRIx64, at->folder, stream_id, tokens);
 }
 
+/* What a name in a stream's folder says; origin: whose it was made. False: it is no checkpoint. */
+static bool parse_name(const char *name, uint64_t stream_id, uint64_t *tokens, uint64_t *origin)
+{
+    char *end, *last;
+
+    *tokens = strtoull(name, &end, 16);
+    *origin = stream_id;
+    if (end != name + 16)
+        return false;
+    if (!*end)
+        return true;
+    *origin = strtoull(end + 1, &last, 16);
+    return *end == '.' && last == end + 17 && !*last;
+}
+
+/* The path of the stream's checkpoint at `tokens`, its own or one it has of another. Returns the
+ * stream that made it. */
+static uint64_t find_path(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens,
+                          char *out)
+{
+    char folder[NAME_MAX_BYTES];
+    struct dirent *entry;
+    uint64_t found, origin, result = stream_id;
+    DIR *list;
+
+    path_of(at, stream_id, tokens, out);
+    folder_of(at, stream_id, folder);
+    list = opendir(folder);
+    while (list && (entry = readdir(list)))
+        if (parse_name(entry->d_name, stream_id, &found, &origin) && found == tokens) {
+            if (origin != stream_id)
+                snprintf(out, NAME_MAX_BYTES, "%s/%016" PRIx64 "/%.40s", at->folder, stream_id,
+                         entry->d_name);
+            result = origin;
+            if (origin == stream_id)
+                break; /* its own comes first */
+        }
+    if (list)
+        closedir(list);
+    if (result == stream_id)
+        path_of(at, stream_id, tokens, out);
+    return result;
+}
+
 static uint64_t head_hash(const struct checkpoint_head *head)
 {
     return XXH3_64bits(head, offsetof(struct checkpoint_head, head_hash));
@@ -116,14 +160,14 @@ int checkpoint_read(const struct checkpoints *at, uint64_t stream_id, uint64_t t
     const struct files *files = at->files;
     struct checkpoint_head head;
     char path[NAME_MAX_BYTES];
+    uint64_t origin = find_path(at, stream_id, tokens, path);
     int fd, result;
 
-    path_of(at, stream_id, tokens, path);
     fd = files->open(files->user, path, O_RDONLY);
     if (fd < 0)
         return fd;
     result = files_read_all(files, fd, &head, sizeof head, 0);
-    if (!result && (!head_valid(at, &head, stream_id, tokens) || head.state_bytes > bytes_max))
+    if (!result && (!head_valid(at, &head, origin, tokens) || head.state_bytes > bytes_max))
         result = -EBADMSG;
     if (!result)
         result = files_read_all(files, fd, state, head.state_bytes, CHECKPOINT_HEAD_BYTES);
@@ -142,6 +186,17 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+/* Of equal ones, which a branch and its parent may both have made, one stays. */
+static uint32_t unique(uint64_t *tokens, uint32_t count)
+{
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < count; i++)
+        if (!kept || tokens[kept - 1] != tokens[i])
+            tokens[kept++] = tokens[i];
+    return kept;
+}
+
 uint32_t checkpoint_list(const struct checkpoints *at, uint64_t stream_id, uint64_t *tokens)
 {
     char folder[NAME_MAX_BYTES];
@@ -154,15 +209,31 @@ uint32_t checkpoint_list(const struct checkpoints *at, uint64_t stream_id, uint6
     if (!list)
         return 0;
     while (count < CHECKPOINTS_SEEN_MAX && (entry = readdir(list))) {
-        char *end;
-        uint64_t value = strtoull(entry->d_name, &end, 16);
+        uint64_t origin;
 
-        if (strlen(entry->d_name) == 16 && !*end)
-            tokens[count++] = value;
+        count += parse_name(entry->d_name, stream_id, &tokens[count], &origin);
     }
     closedir(list);
     qsort(tokens, count, sizeof *tokens, by_value);
-    return count;
+    return unique(tokens, count);
+}
+
+int checkpoint_branch(const struct checkpoints *at, uint64_t parent, uint64_t branch,
+                      uint64_t tokens_max)
+{
+    uint64_t tokens[CHECKPOINTS_SEEN_MAX];
+    uint32_t count = checkpoint_list(at, parent, tokens);
+    char folder[NAME_MAX_BYTES], from[NAME_MAX_BYTES], to[NAME_MAX_BYTES];
+    int result = count ? make_folder(at, branch, folder) : 0;
+
+    for (uint32_t i = 0; i < count && !result && tokens[i] <= tokens_max; i++) {
+        uint64_t origin = find_path(at, parent, tokens[i], from);
+
+        snprintf(to, sizeof to, "%s/%016" PRIx64 "/%016" PRIx64 ".%016" PRIx64, at->folder, branch,
+                 tokens[i], origin);
+        result = link(from, to) == 0 || errno == EEXIST ? 0 : -errno;
+    }
+    return result || !count ? result : files_sync_folder(at->files, folder);
 }
 
 /* The one whose loss widens a gap least for its age; the last two and the first never go. */
@@ -193,7 +264,7 @@ void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id)
         uint32_t stale = checkpoint_stale(tokens, count);
         char path[NAME_MAX_BYTES];
 
-        path_of(at, stream_id, tokens[stale], path);
+        find_path(at, stream_id, tokens[stale], path);
         if (at->files->unlink(at->files->user, path) != 0)
             return;
         count--;

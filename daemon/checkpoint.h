@@ -3,11 +3,12 @@
  *
  * One file a checkpoint, DATA/checkpoints/STREAM/TOKENS in hex: a 4 KiB head with everything that
  * must match (magic, version, model, adapter, stream, position, length, hashes), then the state. It
- * appears under its name only when it is whole and on disk. What does not match, or is torn or
- * rotten, is passed over: an older one is taken, or the journal is replayed from its start. Stale
- * ones are thinned: the last two stay, older ones grow rarer with age, CHECKPOINTS_MAX in all.
- * Errors: negative errno; -EBADMSG: not a checkpoint of this stream, model and position, or
- * damaged.
+ * appears under its name only when it is whole and on disk. A branch has its parent's by hard link,
+ * TOKENS.STREAM, the parent's number in the name, so that the head still says whose it must be.
+ * What does not match, or is torn or rotten, is passed over: an older one is taken, or the journal
+ * is replayed from its start. Stale ones are thinned: the last two stay, older ones grow rarer with
+ * age, CHECKPOINTS_MAX in all. Errors: negative errno; -EBADMSG: not a checkpoint of this stream,
+ * model and position, or damaged.
  */
 #ifndef SILT_DAEMON_CHECKPOINT_H
 #define SILT_DAEMON_CHECKPOINT_H
@@ -36,6 +37,9 @@ int checkpoint_read(const struct checkpoints *at, uint64_t stream_id, uint64_t t
                     size_t bytes_max, size_t *bytes);
 /* Positions in ascending order; returns how many, at most CHECKPOINTS_SEEN_MAX. */
 uint32_t checkpoint_list(const struct checkpoints *at, uint64_t stream_id, uint64_t *tokens);
+/* The branch has those of the parent up to tokens_max too, on the same blocks of the disk. */
+int checkpoint_branch(const struct checkpoints *at, uint64_t parent, uint64_t branch,
+                      uint64_t tokens_max);
 void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id);
 /* All of a stream; the names are gone from disk when it returns. */
 int checkpoint_remove(const struct checkpoints *at, uint64_t stream_id);

@@ -65,7 +65,7 @@ struct core {
     bool search_runs;
     _Atomic bool disk_full;       /* --disk: what cannot be dropped fills it */
     _Atomic uint64_t disk_others; /* bytes under --data without segments */
-    uint64_t cold_next_us;
+    uint64_t cold_next_us, past_count;
 
     /* The loop thread's. */
     struct loop loop;

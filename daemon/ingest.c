@@ -18,21 +18,21 @@ uint32_t ingest_scratch_tokens(uint32_t lag_tokens_max)
     return lag_tokens_max + SLICE_BYTES + 2 * PRETOKEN_BYTES_MAX + 64;
 }
 
-static void refuse(struct ingest_result *result, Silt__V1__Error__Code code, const char *message)
+void ingest_refuse(struct ingest_result *result, Silt__V1__Error__Code code, const char *message)
 {
     result->error = 1 + (uint32_t)code;
     snprintf(result->message, sizeof result->message, "%s", message);
 }
 
 /* The transaction is lost; everything in this batch is told so when it ends. */
-static void storage_failed(struct ingest *ingest, int error)
+void ingest_failed(struct ingest *ingest, int error)
 {
     if (!ingest->broken)
         say(SAY_ERROR, "journal: %s (%s)", journal_error(ingest->journal), strerror(-error));
     ingest->broken = true;
 }
 
-static bool begin(struct ingest *ingest)
+bool ingest_begin(struct ingest *ingest)
 {
     int result;
 
@@ -42,7 +42,7 @@ static bool begin(struct ingest *ingest)
         return true;
     result = journal_begin(ingest->journal);
     if (result) {
-        storage_failed(ingest, result);
+        ingest_failed(ingest, result);
         return false;
     }
     ingest->writing = true;
@@ -187,7 +187,7 @@ static void store_request(struct ingest *ingest, struct slot *slot,
         result = store_item(ingest, slot, &item, request->time_us, place++);
     }
     if (result) {
-        storage_failed(ingest, result);
+        ingest_failed(ingest, result);
         return;
     }
     tail->text = forming->text;
@@ -240,18 +240,20 @@ static bool take_items(struct ingest *ingest, struct slot *slot,
         return false;
     }
     if (!has_room(ingest, slot, forming.count)) {
-        refuse(result, SILT__V1__ERROR__CODE__BUSY,
-               "the stream has as many tokens waiting as it may: an Ack follows when there is "
-               "room, then send this again");
+        ingest_refuse(
+            result, SILT__V1__ERROR__CODE__BUSY,
+            "the stream has as many tokens waiting as it may: an Ack follows when there is "
+            "room, then send this again");
         return false;
     }
     if (ingest->disk_full && atomic_load(ingest->disk_full)) {
-        refuse(result, SILT__V1__ERROR__CODE__NO_SPACE,
-               "the data folder is as large as --disk allows: remove streams or raise it, then "
-               "send this again");
+        ingest_refuse(
+            result, SILT__V1__ERROR__CODE__NO_SPACE,
+            "the data folder is as large as --disk allows: remove streams or raise it, then "
+            "send this again");
         return false;
     }
-    if (!begin(ingest))
+    if (!ingest_begin(ingest))
         return true;
     slot->ingest.touched = true;
     store_request(ingest, slot, request, new_producer, &forming);
@@ -266,7 +268,7 @@ static void apply_feed(struct ingest *ingest, struct slot *slot,
                                      &sequence, &bytes_acked);
 
     if (error) {
-        storage_failed(ingest, error);
+        ingest_failed(ingest, error);
         return;
     }
     if (request->sequence > sequence + 1) {
@@ -284,7 +286,7 @@ static void apply_feed(struct ingest *ingest, struct slot *slot,
                                : journal_producer_set(ingest->journal, slot->ingest.stream_id,
                                                       request->producer, sequence, bytes_acked);
         if (error)
-            storage_failed(ingest, error);
+            ingest_failed(ingest, error);
     }
     result->sequence = sequence;
     result->bytes_acked = bytes_acked;
@@ -296,86 +298,10 @@ static void apply_attach(struct ingest *ingest, struct slot *slot, struct ingest
                                      &result->sequence, &result->bytes_acked);
 
     if (error)
-        storage_failed(ingest, error);
+        ingest_failed(ingest, error);
 }
 
-/* ---- streams ---- */
-
-static void take_slot(struct slot *slot, const struct journal_stream *stream)
-{
-    struct ingest_slot *in = &slot->ingest;
-
-    memset(in, 0, sizeof *in);
-    in->open = true;
-    in->stream_id = stream->id;
-    in->working.items = stream->items;
-    in->working.tokens = stream->tokens;
-    in->working.bytes_text = stream->bytes_text;
-    in->working.text = stream->text;
-    snprintf(in->working.producer, sizeof in->working.producer, "%s", stream->producer);
-    in->committed = in->working;
-    atomic_store(&slot->stream_id, stream->id);
-    atomic_store(&slot->tokens_acked, stream->tokens);
-    atomic_store(&slot->bytes_text, stream->bytes_text);
-}
-
-static void apply_create(struct ingest *ingest, struct slot *slot,
-                         const struct ingest_request *request, struct ingest_result *result)
-{
-    struct journal_stream stream = {.dmc_ratio = slot->options.dmc_ratio,
-                                    .ring_segments = slot->options.ring_segments};
-    int error;
-
-    if (slot->ingest.open) { /* a second Open of the same stream, behind the first */
-        result->stream_id = slot->ingest.stream_id;
-        return;
-    }
-    snprintf(stream.name, sizeof stream.name, "%s", request->name);
-    if (!begin(ingest))
-        return;
-    error = journal_stream_create(ingest->journal, &stream);
-    if (error) {
-        storage_failed(ingest, error);
-        return;
-    }
-    take_slot(slot, &stream);
-    slot->ingest.touched = true;
-    result->created = true;
-    result->stream_id = stream.id;
-    result->created_us = stream.created_us;
-}
-
-static void apply_load(struct ingest *ingest, struct slot *slot,
-                       const struct ingest_request *request)
-{
-    struct journal_stream stream;
-    int error = journal_stream_get(ingest->journal, request->stream_id, &stream);
-
-    if (error)
-        storage_failed(ingest, error);
-    else
-        take_slot(slot, &stream);
-}
-
-static void apply_remove(struct ingest *ingest, struct slot *slot,
-                         const struct ingest_request *request)
-{
-    int error;
-
-    if (slot) {
-        slot->ingest.open = false;
-        atomic_store(&slot->behind, false);
-    }
-    if (!begin(ingest))
-        return;
-    error = journal_stream_remove(ingest->journal, request->stream_id);
-    if (!error && ingest->keeper)
-        error = keeper_forget(ingest->keeper, request->stream_id, slot);
-    if (!error && ingest->search)
-        error = search_forget(ingest->search, request->stream_id);
-    if (error)
-        storage_failed(ingest, error);
-}
+/* ---- requests ---- */
 
 static void apply(struct ingest *ingest, const struct ingest_request *request)
 {
@@ -395,15 +321,18 @@ static void apply(struct ingest *ingest, const struct ingest_request *request)
     result->flight_bytes = request->flight_bytes;
     memcpy(result->producer, request->producer, sizeof result->producer);
     if (needs_stream && (!slot || !slot->ingest.open)) {
-        refuse(result, SILT__V1__ERROR__CODE__NOT_FOUND, "the stream is gone: open it again");
+        ingest_refuse(result, SILT__V1__ERROR__CODE__NOT_FOUND,
+                      "the stream is gone: open it again");
         return;
     }
     if (request->kind == INGEST_CREATE)
-        apply_create(ingest, slot, request, result);
+        ingest_create(ingest, slot, request, result);
     else if (request->kind == INGEST_LOAD)
-        apply_load(ingest, slot, request);
+        ingest_load(ingest, slot, request);
     else if (request->kind == INGEST_REMOVE)
-        apply_remove(ingest, slot, request);
+        ingest_remove(ingest, slot, request);
+    else if (request->kind == INGEST_BRANCH)
+        ingest_branch(ingest, request, result);
     else if (request->kind == INGEST_ATTACH)
         apply_attach(ingest, slot, result);
     else if (request->kind == INGEST_FEED)
@@ -422,19 +351,8 @@ static int save_tails(struct ingest *ingest)
 {
     int result = 0;
 
-    for (uint32_t i = 0; !result && i < ingest->slot_count; i++) {
-        const struct ingest_slot *in = &ingest->slots[i].ingest;
-        struct journal_stream stream = {.id = in->stream_id,
-                                        .items = in->working.items,
-                                        .tokens = in->working.tokens,
-                                        .bytes_text = in->working.bytes_text,
-                                        .text = in->working.text};
-
-        if (!in->open || !in->touched)
-            continue;
-        memcpy(stream.producer, in->working.producer, sizeof stream.producer);
-        result = journal_stream_update(ingest->journal, &stream);
-    }
+    for (uint32_t i = 0; !result && i < ingest->slot_count; i++)
+        result = ingest_save_tail(ingest, &ingest->slots[i].ingest);
     return result;
 }
 
@@ -468,15 +386,34 @@ static void fail_results(struct ingest *ingest)
         if (result->created || (result->kind == INGEST_LOAD && !result->error))
             ingest->slots[result->slot].ingest.open = false;
         if (!result->error)
-            refuse(result, SILT__V1__ERROR__CODE__NO_SPACE,
-                   "the journal cannot be written (disk full?): nothing was stored; make room "
-                   "under --data and send it again");
+            ingest_refuse(
+                result, SILT__V1__ERROR__CODE__NO_SPACE,
+                "the journal cannot be written (disk full?): nothing was stored; make room "
+                "under --data and send it again");
     }
+}
+
+/* What follows from a commit that is on disk. */
+static void after_commit(struct ingest *ingest)
+{
+    bool removed = false;
+
+    for (uint32_t i = 0; i < ingest->result_count; i++) {
+        const struct ingest_result *result = &ingest->results[i];
+
+        if (result->error)
+            continue;
+        removed |= result->kind == INGEST_REMOVE;
+        if (result->kind == INGEST_BRANCH && ingest->keeper)
+            keeper_branch(ingest->keeper, result->parent_id, result->stream_id,
+                          result->tokens_acked);
+    }
+    if (removed)
+        journal_truncate_log(ingest->journal);
 }
 
 static void end_batch(struct ingest *ingest)
 {
-    bool removed = false;
     int error = 0;
 
     if (ingest->writing && !ingest->broken) {
@@ -484,7 +421,7 @@ static void end_batch(struct ingest *ingest)
         if (!error)
             error = journal_commit(ingest->journal);
         if (error)
-            storage_failed(ingest, error);
+            ingest_failed(ingest, error);
     }
     if (ingest->broken) {
         journal_rollback(ingest->journal);
@@ -498,10 +435,7 @@ static void end_batch(struct ingest *ingest)
         else
             publish(&ingest->slots[i]);
     }
-    for (uint32_t i = 0; i < ingest->result_count; i++)
-        removed |= ingest->results[i].kind == INGEST_REMOVE && !ingest->results[i].error;
-    if (removed)
-        journal_truncate_log(ingest->journal);
+    after_commit(ingest);
     if (ingest->writing || ingest->broken)
         atomic_store(ingest->disk_failed, ingest->broken);
     ingest->writing = ingest->broken = false;

@@ -23,16 +23,19 @@ enum ingest_kind {
     INGEST_FEED,
     INGEST_KEEP, /* question and answer */
     INGEST_REMOVE,
+    INGEST_BRANCH, /* a new stream that has all of another so far */
 };
 
 struct ingest_request {
     enum ingest_kind kind;
     uint32_t slot; /* SLOT_NONE: remove of a parked stream */
     uint32_t record, ask;
-    uint64_t stream_id; /* load, remove */
+    uint64_t stream_id; /* load, remove; branch: of the parent */
+    bool past;          /* load: the stream as it was at tokens_to, to be read alone */
+    uint64_t tokens_to;
     uint64_t request_id;
     struct wire_client client;
-    char name[NAME_BYTES_MAX + 1]; /* create */
+    char name[NAME_BYTES_MAX + 1]; /* create, branch */
     char producer[PRODUCER_BYTES_MAX + 1];
     uint64_t sequence, time_us;
     uint32_t item_count, flight_bytes;
@@ -46,11 +49,11 @@ struct ingest_item {
 struct ingest_result {
     enum ingest_kind kind;
     uint32_t slot, record, ask;
-    uint64_t stream_id, request_id;
+    uint64_t stream_id, parent_id, request_id;
     struct wire_client client;
     char producer[PRODUCER_BYTES_MAX + 1];
     uint64_t sequence; /* acked up to here */
-    uint64_t bytes_acked, tokens_acked, created_us;
+    uint64_t bytes_acked, tokens_acked, bytes_text, created_us;
     uint64_t credit_tokens;
     uint64_t expected_sequence;
     uint32_t flight_bytes;
@@ -94,5 +97,21 @@ uint32_t ingest_scratch_tokens(uint32_t lag_tokens_max);
 void *ingest_main(void *ingest);
 /* One batch and one round of replay; what ingest_main repeats. True: there is more to do. */
 bool ingest_step(struct ingest *ingest);
+
+/* Of the batch in work, shared by ingest.c and ingest_stream.c. */
+/* Opens the transaction where none is. False: it cannot be, and all in the batch will be told. */
+bool ingest_begin(struct ingest *ingest);
+void ingest_failed(struct ingest *ingest, int error);
+void ingest_refuse(struct ingest_result *result, Silt__V1__Error__Code code, const char *message);
+
+/* ingest_stream.c */
+void ingest_create(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,
+                   struct ingest_result *result);
+void ingest_load(struct ingest *ingest, struct slot *slot, const struct ingest_request *request);
+void ingest_branch(struct ingest *ingest, const struct ingest_request *request,
+                   struct ingest_result *result);
+void ingest_remove(struct ingest *ingest, struct slot *slot, const struct ingest_request *request);
+/* Writes how far a stream has come in this batch. */
+int ingest_save_tail(struct ingest *ingest, const struct ingest_slot *in);
 
 #endif

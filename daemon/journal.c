@@ -13,9 +13,8 @@
 #include <sys/stat.h>
 
 #include "daemon/clock.h"
+#include "daemon/journal_branch.h"
 #include "daemon/journal_check.h"
-
-enum { ORDINAL_BITS = 40 };
 
 enum statement {
     BEGIN,
@@ -27,7 +26,7 @@ enum statement {
     STREAM_EACH,
     STREAM_UPDATE,
     STREAM_REMOVE,
-    ITEMS_REMOVE,
+    STREAM_BRANCH,
     PRODUCERS_REMOVE,
     PRODUCER_GET,
     PRODUCER_SET,
@@ -50,7 +49,9 @@ static const char *const statement_text[STATEMENT_COUNT] = {
     [STREAM_UPDATE] = "UPDATE streams SET items = ?, tokens = ?, bytes_text = ?, producer = ?, "
                       "held = ? WHERE id = ?",
     [STREAM_REMOVE] = "DELETE FROM streams WHERE id = ?",
-    [ITEMS_REMOVE] = "DELETE FROM items WHERE key BETWEEN ? AND ?",
+    [STREAM_BRANCH] = "INSERT INTO streams (name, dmc_ratio, ring, created_us, items, tokens, "
+                      "bytes_text, producer, held) SELECT ?, dmc_ratio, ring, ?, items, tokens, "
+                      "bytes_text, producer, held FROM streams WHERE id = ?",
     [PRODUCERS_REMOVE] = "DELETE FROM producers WHERE stream = ?",
     [PRODUCER_GET] = "SELECT sequence, bytes FROM producers WHERE stream = ? AND producer = ?",
     [PRODUCER_SET] = "INSERT INTO producers (stream, producer, sequence, bytes) VALUES (?,?,?,?) "
@@ -59,7 +60,7 @@ static const char *const statement_text[STATEMENT_COUNT] = {
     [ITEM_APPEND] = "INSERT INTO items (key, kind, detail, time_us, token_from, held_before, "
                     "payload) VALUES (?,?,?,?,?,?,?)",
     [ITEM_GET] = "SELECT kind, detail, time_us, token_from, held_before, payload FROM items "
-                 "WHERE key = ?",
+                 "WHERE key = " JOURNAL_ITEM_KEY,
 };
 
 struct journal {
@@ -310,22 +311,45 @@ int journal_stream_update(struct journal *journal, const struct journal_stream *
 
 int journal_stream_remove(struct journal *journal, uint64_t id)
 {
-    sqlite3_stmt *s = use(journal, ITEMS_REMOVE);
+    sqlite3_stmt *s = use(journal, PRODUCERS_REMOVE);
     int result;
 
-    sqlite3_bind_int64(s, 1, item_key(id, 0));
-    sqlite3_bind_int64(s, 2, item_key(id + 1, 0) - 1);
-    result = run(s);
-    if (result)
-        return result;
-    s = use(journal, PRODUCERS_REMOVE);
     bind_u64(s, 1, id);
     result = run(s);
     if (result)
         return result;
     s = use(journal, STREAM_REMOVE);
     bind_u64(s, 1, id);
-    return run(s);
+    result = run(s);
+    return result ? result : journal_branch_drop(journal->db, id);
+}
+
+int journal_stream_branch(struct journal *journal, uint64_t parent, struct journal_stream *branch)
+{
+    sqlite3_stmt *s = use(journal, STREAM_BRANCH);
+    char name[sizeof branch->name];
+    uint64_t id;
+    int result;
+
+    memcpy(name, branch->name, sizeof name);
+    sqlite3_bind_text(s, 1, name, -1, SQLITE_STATIC);
+    bind_u64(s, 2, clock_wall_us());
+    bind_u64(s, 3, parent);
+    result = run(s);
+    if (result)
+        return result;
+    if (sqlite3_changes(journal->db) != 1)
+        return -ENOENT;
+    id = (uint64_t)sqlite3_last_insert_rowid(journal->db);
+    if (id >= STREAM_ID_MAX)
+        return -ENOSPC;
+    result = journal_branch_make(journal->db, parent, id);
+    return result ? result : journal_stream_get(journal, id, branch);
+}
+
+int journal_stream_part(struct journal *journal, uint64_t id)
+{
+    return journal_branch_part(journal->db, id);
 }
 
 int journal_truncate_log(struct journal *journal)
@@ -386,7 +410,8 @@ int journal_item_get(struct journal *journal, uint64_t stream, uint64_t ordinal,
     sqlite3_stmt *s = use(journal, ITEM_GET);
     int code;
 
-    sqlite3_bind_int64(s, 1, item_key(stream, ordinal));
+    bind_u64(s, 1, stream);
+    bind_u64(s, 2, ordinal);
     code = sqlite3_step(s);
     if (code != SQLITE_ROW) {
         sqlite3_reset(s);

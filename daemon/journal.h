@@ -14,7 +14,7 @@
 #include "daemon/wire.h"
 
 enum {
-    JOURNAL_FORMAT = 1,
+    JOURNAL_FORMAT = 2,            /* 1 had no branches */
     JOURNAL_CACHE_BYTES = 1 << 20, /* appends and reads in order: more does not serve */
     JOURNAL_HEAP_BYTES = 48 << 20, /* cache, statements, one item in work, WAL index */
     JOURNAL_WAL_PAGES = 4096,      /* then the log is folded into the database */
@@ -66,7 +66,13 @@ typedef int journal_each_fn(void *user, const struct journal_stream *stream);
 int journal_stream_each(struct journal *journal, journal_each_fn *each, void *user);
 /* Writes how far it has come. */
 int journal_stream_update(struct journal *journal, const struct journal_stream *stream);
-/* Its text is overwritten on disk. */
+/* A new stream, branch->name, that has all of the parent's items and producers as they stand in the
+ * journal now, and is filled in here. -ENOENT: no parent; -EEXIST: the name is taken. */
+int journal_stream_branch(struct journal *journal, uint64_t parent, struct journal_stream *branch);
+/* Before items that are there already are changed: copies those that it shares with branches, so
+ * that each has its own. */
+int journal_stream_part(struct journal *journal, uint64_t id);
+/* Its text is overwritten on disk, but for what branches have of it. */
 int journal_stream_remove(struct journal *journal, uint64_t id);
 /* Folds the log into the database and cuts it to nothing. */
 int journal_truncate_log(struct journal *journal);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "daemon/clock.h"
+#include "daemon/journal_branch.h"
 
 static const char schema[] =
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;"
@@ -18,7 +19,7 @@ static const char schema[] =
     "CREATE TABLE IF NOT EXISTS producers (stream INTEGER, producer TEXT, sequence INTEGER,"
     " bytes INTEGER, PRIMARY KEY (stream, producer)) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS items (key INTEGER PRIMARY KEY, kind INTEGER, detail INTEGER,"
-    " time_us INTEGER, token_from INTEGER, held_before INTEGER, payload BLOB);";
+    " time_us INTEGER, token_from INTEGER, held_before INTEGER, payload BLOB);" JOURNAL_SPANS;
 
 int journal_errno(int code)
 {
@@ -138,6 +139,8 @@ static int check_format(sqlite3 *db, const struct journal_options *options, char
 
     snprintf(value, sizeof value, "%d", JOURNAL_FORMAT);
     result = meta_match(db, "format", value, found, sizeof found);
+    if (result == -ESTALE && strcmp(found, "1") == 0)
+        return meta_set(db, "format", value); /* a table more, which is made by now */
     if (result == -ESTALE)
         snprintf(error, error_bytes,
                  "the journal in %s has format %s, this siltd (" DAEMON_VERSION ") reads %s: use "

@@ -72,6 +72,20 @@ int keeper_forget(struct keeper *keeper, uint64_t stream_id, struct slot *slot)
     return result;
 }
 
+void keeper_branch(struct keeper *keeper, uint64_t parent, uint64_t branch, uint64_t tokens)
+{
+    int result;
+
+    pthread_mutex_lock(&keeper->lock);
+    result = checkpoint_branch(&keeper->at, parent, branch, tokens);
+    pthread_mutex_unlock(&keeper->lock);
+    if (result)
+        say(SAY_WARN,
+            "checkpoints of stream %llu are not shared with its branch: %s; the branch "
+            "is computed from its journal",
+            (unsigned long long)parent, strerror(-result));
+}
+
 void keeper_step(struct keeper *keeper)
 {
     int result = 0;

@@ -41,6 +41,8 @@ uint64_t keeper_restore(struct keeper *keeper, uint64_t stream_id, struct stream
                         uint64_t tokens_max);
 /* The journal thread's: the stream is forgotten, none of its checkpoints stays or comes. */
 int keeper_forget(struct keeper *keeper, uint64_t stream_id, struct slot *slot);
+/* The journal thread's: a branch just made has its parent's checkpoints. */
+void keeper_branch(struct keeper *keeper, uint64_t parent, uint64_t branch, uint64_t tokens);
 void *keeper_main(void *keeper);
 /* Writes what is in the buffer. */
 void keeper_step(struct keeper *keeper);

@@ -22,9 +22,10 @@ static void put_tokens(struct slot *slot, const int32_t *tokens, uint32_t count)
 {
     struct replay *replay = &slot->ingest.replay;
     uint64_t tail = atomic_load_explicit(&slot->ring.tail, memory_order_relaxed);
+    uint64_t end = slot->ingest.past ? slot->ingest.tokens_to : UINT64_MAX;
 
     for (uint32_t i = 0; i < count; i++, replay->token++)
-        if (replay->token >= tail)
+        if (replay->token >= tail && replay->token < end)
             slot->ring.tokens[tail++ % slot->ring.capacity] = tokens[i];
     atomic_store_explicit(&slot->ring.tail, tail, memory_order_release);
 }
@@ -177,6 +178,28 @@ static void go_live(struct slot *slot)
     atomic_store(&slot->behind, false);
 }
 
+/* Nobody waits for ever for what cannot be read. */
+static void fail_replay(struct ingest *ingest, struct slot *slot, int error)
+{
+    struct ingest_slot *in = &slot->ingest;
+
+    say(SAY_ERROR, "stream %llu: item %llu of its journal cannot be read: %s",
+        (unsigned long long)in->stream_id, (unsigned long long)in->replay.ordinal,
+        error == -EBADMSG  ? "it does not fit the items around it"
+        : error == -ENOSPC ? "raise --lag-tokens-max to what it was"
+                           : journal_error(ingest->journal));
+    in->open = false;
+    atomic_store(&slot->unread, true);
+    doorbell_ring(ingest->compute_bell);
+}
+
+/* All of the journal, or of the past that is asked about, is in the ring. */
+static bool at_end(const struct ingest_slot *in)
+{
+    return in->replay.ordinal == in->committed.items ||
+           (in->past && in->replay.token >= in->tokens_to);
+}
+
 bool replay_step(struct ingest *ingest, struct slot *slot)
 {
     struct ingest_slot *in = &slot->ingest;
@@ -188,7 +211,7 @@ bool replay_step(struct ingest *ingest, struct slot *slot)
     if (!in->replay.started)
         result = start(ingest, slot);
     for (int i = 0; !result && room && i < ITEMS_PER_STEP; i++) {
-        if (in->replay.ordinal == in->committed.items) {
+        if (at_end(in)) {
             go_live(slot);
             doorbell_ring(ingest->compute_bell);
             return false;
@@ -199,12 +222,7 @@ bool replay_step(struct ingest *ingest, struct slot *slot)
     }
     doorbell_ring(ingest->compute_bell);
     if (result) {
-        say(SAY_ERROR, "stream %llu: item %llu of its journal cannot be read: %s",
-            (unsigned long long)in->stream_id, (unsigned long long)in->replay.ordinal,
-            result == -EBADMSG  ? "it does not fit the items around it"
-            : result == -ENOSPC ? "raise --lag-tokens-max to what it was"
-                                : journal_error(ingest->journal));
-        in->open = false;
+        fail_replay(ingest, slot, result);
         return false;
     }
     atomic_store(&slot->behind, !room);

@@ -57,7 +57,8 @@ void sched_open(struct sched *sched, struct slot *slot, const struct sched_reque
     message.result =
         stream_open(&slot->stream, sched->engine, &slot->options, slot->memory, slot->memory_bytes);
     if (!message.result) {
-        cold_watch(slot);
+        if (!atomic_load(&slot->past))
+            cold_watch(slot);
         if (sched->keeper && request->stream_id)
             slot->checkpoint = keeper_restore(sched->keeper, request->stream_id, slot->stream,
                                               request->tokens_max);
@@ -89,13 +90,14 @@ static int save(struct sched *sched, struct slot *slot)
 
 void sched_checkpoint(struct sched *sched, struct slot *slot)
 {
-    if (sched->keeper && atomic_load(&slot->ring.head) - slot->checkpoint >= CHECKPOINT_TOKENS)
+    if (sched->keeper && !atomic_load(&slot->past) &&
+        atomic_load(&slot->ring.head) - slot->checkpoint >= CHECKPOINT_TOKENS)
         save(sched, slot); /* the buffer taken: tried again after the next block */
 }
 
 static bool worth_saving(const struct sched *sched, const struct slot *slot)
 {
-    return sched->keeper && slot->stream && !slot->stat.failed &&
+    return sched->keeper && slot->stream && !slot->stat.failed && !atomic_load(&slot->past) &&
            atomic_load(&slot->ring.head) - slot->checkpoint >= SAVE_TOKENS_MIN;
 }
 

@@ -312,7 +312,7 @@ static bool index_slot(struct search *s, uint32_t index)
     struct word_table *t;
     int result = 0;
 
-    if (!stream_id)
+    if (!stream_id || atomic_load(&slot->past))
         return false;
     if (c->stream_id == stream_id && atomic_load(&slot->tokens_acked) < (c->chunk + 1) * chunk)
         return false;
@@ -433,7 +433,8 @@ static void catch_up(struct search *s, const struct search_job *job)
     for (uint32_t i = 0; i < s->options.slot_count; i++) {
         struct cursor *c = &s->cursors[i];
 
-        if (atomic_load(&s->options.slots[i].stream_id) != job->stream_id)
+        if (atomic_load(&s->options.slots[i].stream_id) != job->stream_id ||
+            atomic_load(&s->options.slots[i].past))
             continue;
         for (int n = 0; n < SEARCH_CATCH_UP; n++) {
             if (c->stream_id == job->stream_id && c->chunk >= job->chunk_end)

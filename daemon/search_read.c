@@ -5,16 +5,16 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "daemon/journal.h"
+#include "daemon/journal_branch.h"
 #include "daemon/search.h"
 
-enum { ORDINAL_BITS = 40, SLICE_BYTES = 4096 };
+enum { SLICE_BYTES = 4096 };
 
-enum { GET_HEAD, GET_ITEM, GET_LAST, STATEMENTS };
+enum { GET_HEAD, GET_ITEM, GET_COUNT, STATEMENTS };
 static const char *const statement_text[STATEMENTS] = {
-    [GET_HEAD] = "SELECT token_from, held_before, kind FROM items WHERE key = ?",
-    [GET_ITEM] = "SELECT kind, detail, time_us, payload FROM items WHERE key = ?",
-    [GET_LAST] = "SELECT key FROM items WHERE key BETWEEN ? AND ? ORDER BY key DESC LIMIT 1",
+    [GET_HEAD] = "SELECT token_from, held_before, kind FROM items WHERE key = " JOURNAL_ITEM_KEY,
+    [GET_ITEM] = "SELECT kind, detail, time_us, payload FROM items WHERE key = " JOURNAL_ITEM_KEY,
+    [GET_COUNT] = "SELECT items FROM streams WHERE id = ?",
 };
 
 struct reader {
@@ -64,9 +64,10 @@ void reader_close(struct reader **reader)
     *reader = NULL;
 }
 
-static int64_t key_of(uint64_t stream_id, uint64_t ordinal)
+static void bind_item(sqlite3_stmt *s, uint64_t stream_id, uint64_t ordinal)
 {
-    return (int64_t)(stream_id << ORDINAL_BITS | ordinal);
+    sqlite3_bind_int64(s, 1, (int64_t)stream_id);
+    sqlite3_bind_int64(s, 2, (int64_t)ordinal);
 }
 
 /* SQLITE_ROW: 1, done: 0. The caller resets. */
@@ -83,7 +84,7 @@ static int get_head(struct reader *r, uint64_t stream_id, uint64_t ordinal, uint
     sqlite3_stmt *s = r->statement[GET_HEAD];
     int result;
 
-    sqlite3_bind_int64(s, 1, key_of(stream_id, ordinal));
+    bind_item(s, stream_id, ordinal);
     result = step(s);
     if (result > 0) {
         *token_from = (uint64_t)sqlite3_column_int64(s, 0);
@@ -93,18 +94,14 @@ static int get_head(struct reader *r, uint64_t stream_id, uint64_t ordinal, uint
     return result > 0 ? 0 : result < 0 ? result : -ENOENT;
 }
 
-/* Items of a stream: one past the last ordinal. */
 static int count_items(struct reader *r, uint64_t stream_id, uint64_t *out)
 {
-    sqlite3_stmt *s = r->statement[GET_LAST];
+    sqlite3_stmt *s = r->statement[GET_COUNT];
     int result;
 
-    sqlite3_bind_int64(s, 1, key_of(stream_id, 0));
-    sqlite3_bind_int64(s, 2, key_of(stream_id + 1, 0) - 1);
+    sqlite3_bind_int64(s, 1, (int64_t)stream_id);
     result = step(s);
-    *out = result > 0
-               ? ((uint64_t)sqlite3_column_int64(s, 0) & (((uint64_t)1 << ORDINAL_BITS) - 1)) + 1
-               : 0;
+    *out = result > 0 ? (uint64_t)sqlite3_column_int64(s, 0) : 0;
     sqlite3_reset(s);
     return result < 0 ? result : 0;
 }
@@ -123,7 +120,7 @@ static int find_text(struct reader *r, struct reader_place *place, uint32_t held
 
         if (!ordinal)
             return -EBADMSG;
-        sqlite3_bind_int64(s, 1, key_of(place->stream_id, --ordinal));
+        bind_item(s, place->stream_id, --ordinal);
         result = step(s) > 0 && sqlite3_column_int(s, 0) == ITEM_TEXT ? 0 : -EBADMSG;
         n = result ? 0 : (uint32_t)sqlite3_column_bytes(s, 3);
         n = n < missing ? n : missing;
@@ -226,7 +223,7 @@ int reader_next(struct reader *r, struct reader_place *place, const int32_t **to
     int count = 0, result;
 
     do {
-        sqlite3_bind_int64(s, 1, key_of(place->stream_id, place->ordinal));
+        bind_item(s, place->stream_id, place->ordinal);
         result = step(s);
         if (result > 0) {
             *time_us = (uint64_t)sqlite3_column_int64(s, 2);

@@ -343,8 +343,9 @@ static void serve_remove(struct core *core, const struct wire_client *client,
     }
     record->state = RECORD_REMOVING;
     for (uint32_t i = 0; i < core->plan.forks_max; i++)
-        if (core->asks[i].stage != ASK_FREE && core->asks[i].record == index)
-            atomic_store(&core->asks[i].cancelled, true);
+        if (core->asks[i].stage != ASK_FREE &&
+            core->table.records[core->asks[i].record].stream_id == record->stream_id)
+            atomic_store(&core->asks[i].cancelled, true); /* of its past too */
     doorbell_ring(&core->compute_bell);
 }
 
@@ -398,6 +399,9 @@ static void dispatch(struct core *core, const struct wire_client *client,
     case REQUEST_REMOVE:
         serve_remove(core, client, request);
         break;
+    case REQUEST_FORK:
+        serve_fork(core, client, request);
+        break;
     }
 }
 
@@ -434,5 +438,6 @@ void serve_tick(void *user)
 
     serve_owed_tick(core);
     serve_ask_tick(core);
+    serve_past_tick(core);
     cold_tick(core);
 }

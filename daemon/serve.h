@@ -32,6 +32,21 @@ void cold_attach(struct core *core, uint64_t stream_id);
 void cold_detach(struct core *core, uint64_t stream_id);
 int cold_remove(struct core *core, uint64_t stream_id);
 
+/* serve_branch.c */
+void serve_fork(struct core *core, const struct wire_client *client,
+                const struct wire_request *request);
+void serve_forked(struct core *core, const struct ingest_result *result);
+uint64_t serve_acked(const struct core *core, const struct record *record);
+/* The live stream stands at this position now. */
+bool serve_is_present(const struct core *core, uint32_t record, uint64_t position);
+/* A record, on its way to life, of the stream as it was at the position the question names;
+ * RECORD_NONE and the client is told. */
+uint32_t serve_past(struct core *core, const struct wire_client *client,
+                    const struct wire_request *request, uint32_t record);
+/* Its question has ended. */
+void serve_past_end(struct core *core, uint32_t record);
+void serve_past_tick(struct core *core);
+
 /* serve_ask.c */
 void serve_ask(struct core *core, const struct wire_client *client,
                const struct wire_request *request);

@@ -57,18 +57,20 @@ static void fill_options(struct ask *ask, const Silt__V1__Ask *from)
     memcpy(ask->system, from->system, ask->system_bytes);
 }
 
-/* Only the present can be asked; false: the client is told. */
-static bool position_possible(struct core *core, const struct wire_client *client, uint64_t id,
-                              const Silt__V1__Ask *from, const struct slot *slot)
+/* The record in whose place a question runs: the stream's, or of its past. RECORD_NONE: the client
+ * is told. */
+static uint32_t place_for(struct core *core, const struct wire_client *client,
+                          const struct wire_request *request, uint32_t index)
 {
-    uint64_t here = atomic_load(&slot->ring.head);
+    const Silt__V1__Ask *from = request->ask;
 
-    if (!from->at_given || from->at_position == here)
-        return true;
-    reply_error(core, client, id, SILT__V1__ERROR__CODE__UNSUPPORTED,
-                "position %llu is not available: only the present one is, %llu",
-                (unsigned long long)from->at_position, (unsigned long long)here);
-    return false;
+    if (from->at_given && !serve_is_present(core, index, from->at_position))
+        return serve_past(core, client, request, index);
+    if (serve_wake(core, index) == 0)
+        return index;
+    reply_busy(core, client, request->id,
+               "no place for the stream is free now: try again when one is idle");
+    return RECORD_NONE;
 }
 
 void serve_ask(struct core *core, const struct wire_client *client,
@@ -79,25 +81,30 @@ void serve_ask(struct core *core, const struct wire_client *client,
     struct record *record = index == RECORD_NONE ? NULL : &core->table.records[index];
     struct queue_part part;
     struct sched_request out = {.kind = SCHED_ASK};
+    uint64_t acked;
 
     if (!record || record->state == RECORD_REMOVING) {
         reply_error(core, client, request->id, SILT__V1__ERROR__CODE__NOT_FOUND,
                     "no stream is called '%s': `silt ls` lists them", request->stream);
         return;
     }
-    if (!ask || serve_wake(core, index) != 0) {
+    if (!ask) {
         reply_busy(core, client, request->id,
-                   ask ? "no place for the stream is free now: try again when one is idle"
-                       : "all forks are in use: try again in a moment, or start siltd with a "
-                         "larger --forks-max");
+                   "all forks are in use: try again in a moment, or start siltd with a larger "
+                   "--forks-max");
         return;
     }
-    if (!position_possible(core, client, request->id, request->ask, &core->slots[record->slot]))
+    index = place_for(core, client, request, index);
+    if (index == RECORD_NONE)
         return;
+    acked = serve_acked(core, record);
+    record = &core->table.records[index];
     fill_options(ask, request->ask);
     ask->slot = record->slot;
     ask->record = index;
-    ask->acked = atomic_load(&core->slots[record->slot].tokens_acked);
+    ask->acked = acked;
+    ask->wait |= record->past;
+    ask->wait_for = record->past ? record->tokens : acked;
     ask->admitted_us = clock_us();
     ask->client = *client;
     ask->request_id = request->id;
@@ -143,6 +150,8 @@ static void release(struct core *core, struct ask *ask)
     record->asks--;
     if (record->state == RECORD_LEAVING)
         serve_leave(core, ask->record);
+    else
+        serve_past_end(core, ask->record);
 }
 
 /* The client has gone or takes nothing: whatever is still to come is for nobody. */

@@ -181,6 +181,10 @@ static void load_result(struct core *core, const struct ingest_result *result)
     if (!result->error)
         return;
     say(SAY_ERROR, "stream %s cannot be read from the journal", record->name);
+    if (record->slot != SLOT_NONE) {
+        atomic_store(&core->slots[record->slot].unread, true); /* whoever waits for it is told */
+        doorbell_ring(&core->compute_bell);
+    }
     serve_leave(core, result->record);
 }
 
@@ -212,6 +216,14 @@ static void journal_news(struct core *core, const struct ingest_result *result)
         break;
     case INGEST_REMOVE:
         remove_result(core, result);
+        break;
+    case INGEST_BRANCH:
+        if (result->error) {
+            send_result_error(core, result);
+            table_drop(&core->table, result->record);
+            return;
+        }
+        serve_forked(core, result);
         break;
     case INGEST_UNLOAD:
         serve_leave(core, result->record);

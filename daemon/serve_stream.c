@@ -40,6 +40,8 @@ static int load(struct core *core, uint32_t index)
                                      .slot = record->slot,
                                      .record = index,
                                      .stream_id = record->stream_id,
+                                     .past = record->past,
+                                     .tokens_to = record->tokens,
                                      .flight_bytes = sizeof request};
 
     return serve_push(core, &request, sizeof request);
@@ -80,6 +82,18 @@ static int make_room(struct core *core)
     return -EBUSY;
 }
 
+/* A stream and its past may both be live: they have the same segments. */
+static void detach(struct core *core, const struct slot *slot, uint64_t stream_id)
+{
+    for (uint32_t i = 0; i < core->plan.streams_max; i++) {
+        const struct slot *other = &core->slots[i];
+
+        if (other->used && other != slot && atomic_load(&other->stream_id) == stream_id)
+            return;
+    }
+    cold_detach(core, stream_id);
+}
+
 static void give_slot(struct slot *slot, const struct record *record, uint32_t index, size_t bytes)
 {
     slot->used = true;
@@ -87,6 +101,8 @@ static void give_slot(struct slot *slot, const struct record *record, uint32_t i
     slot->options = record->options;
     slot->record = index;
     slot->stat.failed = false;
+    atomic_store(&slot->past, record->past);
+    atomic_store(&slot->unread, false);
     atomic_store(&slot->stream_id, record->stream_id);
     atomic_store(&slot->tokens_acked, record->tokens);
     atomic_store(&slot->indexed_to, 0);
@@ -124,7 +140,7 @@ int serve_wake(struct core *core, uint32_t index)
     record->slot = place;
     cold_attach(core, record->stream_id);
     if (record->stream_id && load(core, index) != 0) {
-        cold_detach(core, record->stream_id);
+        detach(core, slot, record->stream_id);
         extents_give(&core->pool, slot->memory);
         slot->used = false;
         record->slot = SLOT_NONE;
@@ -179,7 +195,7 @@ void serve_slot_closed(struct core *core, uint32_t slot_index)
 
     record->tokens = atomic_load(&slot->tokens_acked);
     record->bytes_text = atomic_load(&slot->bytes_text);
-    cold_detach(core, core->table.records[slot->record].stream_id);
+    detach(core, slot, record->stream_id);
     extents_give(&core->pool, slot->memory);
     slot->memory = NULL;
     slot->used = false;

@@ -51,7 +51,9 @@ struct replay {
 
 struct ingest_slot {
     uint64_t stream_id;
-    bool open;    /* a stream of the journal is here */
+    bool open; /* a stream of the journal is here */
+    bool past; /* as it was at tokens_to; nothing is added to it */
+    uint64_t tokens_to;
     bool live;    /* all that is in the journal has gone through the ring's tail */
     bool touched; /* by the batch in work */
     struct tail working, committed;
@@ -74,6 +76,8 @@ struct slot {
     _Atomic uint64_t tokens_acked;
     _Atomic uint64_t bytes_text;
     _Atomic uint64_t indexed_to; /* tokens in the text index; the search thread's */
+    _Atomic bool past;           /* as the stream was once: never saved, gone with its question */
+    _Atomic bool unread;         /* its journal could not be read to the end */
     _Atomic bool ready;          /* the compute thread has opened the stream and set the ring */
     _Atomic bool behind;         /* the journal thread wants a ring when there is room */
     _Atomic bool credit_wanted;  /* a producer waits for room */

@@ -91,6 +91,8 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
     }
     if (slot->stat.failed)
         parts->degraded[out->n_degraded++] = "not computed: see siltd's log";
+    if (atomic_load(&slot->unread))
+        parts->degraded[out->n_degraded++] = "its journal cannot be read: see siltd's log";
     pthread_mutex_unlock(&slot->stat_lock);
 }
 
@@ -167,7 +169,7 @@ void stats_list(struct core *core, const struct wire_client *client, uint64_t id
         struct stat_parts *parts = parts_at(core, (uint32_t)list.n_streams);
 
         if (core->table.records[record].state == RECORD_REMOVING ||
-            !core->table.records[record].stream_id)
+            core->table.records[record].past || !core->table.records[record].stream_id)
             continue;
         fill_stream(core, record, parts, false);
         page[list.n_streams++] = &parts->stat;

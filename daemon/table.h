@@ -11,6 +11,7 @@ enum record_state {
     RECORD_PARKED,   /* in the journal alone */
     RECORD_LIVE,     /* has a slot; requests go to the journal in order */
     RECORD_REMOVING, /* the journal forgets it */
+    RECORD_COMING,   /* a branch that the journal has not confirmed */
     RECORD_LEAVING,  /* the journal has let go of the slot; the compute thread has to */
 };
 
@@ -25,6 +26,7 @@ struct record {
     uint32_t next; /* of the same hash, or free */
     uint64_t created_us, touched_us;
     uint64_t tokens, bytes_text; /* of a parked one */
+    bool past;                   /* a stream as it was at `tokens`, for one question */
     bool forget;                 /* when it has left: the name is free again */
     bool closing;                /* the compute thread has been told to let go */
 };

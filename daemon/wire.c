@@ -275,6 +275,11 @@ static int take_body(struct bump *bump, const Silt__V1__Request *request, uint32
     case SILT__V1__REQUEST__BODY_REMOVE:
         out->kind = REQUEST_REMOVE;
         return take_stream(out, request->remove->stream, false, fault);
+    case SILT__V1__REQUEST__BODY_FORK:
+        out->kind = REQUEST_FORK;
+        result = take_stream(out, request->fork->branch, false, fault);
+        out->branch = out->stream;
+        return result ? result : take_stream(out, request->fork->stream, false, fault);
     default:
         return fail(fault, SILT__V1__ERROR__CODE__UNSUPPORTED,
                     "this siltd (" DAEMON_VERSION ") does not know that request");

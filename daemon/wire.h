@@ -31,6 +31,7 @@ enum request_kind {
     REQUEST_STAT,
     REQUEST_LIST,
     REQUEST_REMOVE,
+    REQUEST_FORK,
 };
 
 enum item_kind { ITEM_TEXT = 1, ITEM_TOKENS = 2, ITEM_TURN = 3, ITEM_MARK = 4 };
@@ -49,6 +50,7 @@ struct wire_request {
     enum request_kind kind;
     const char *stream;   /* all but cancel; "" where it may be */
     const char *producer; /* attach, feed */
+    const char *branch;   /* fork */
     /* open */
     uint32_t dmc_ratio, ring_segments;
     bool dmc_auto;

@@ -328,7 +328,7 @@ void rig_ask(struct rig *rig, uint32_t index, uint32_t slot, const char *questio
     ask->tokens_max = tokens;
     ask->sampling = (struct sample_options){.temperature = 0, .top_p = 1, .repeat_penalty = 1};
     memset(&ask->stop, 0, sizeof ask->stop);
-    ask->acked = atomic_load(&rig->slots[slot].tokens_acked);
+    ask->wait_for = ask->acked = atomic_load(&rig->slots[slot].tokens_acked);
     ask->question_bytes = (uint32_t)strlen(question);
     memcpy(ask->question, question, ask->question_bytes);
     ask->system_bytes = 0;

@@ -184,6 +184,12 @@ class AsyncClient:
             if not reply.list.more or not reply.list.streams:
                 return
 
+    async def fork(self, stream: str, branch: str) -> int:
+        """Makes a branch that has all that was acked of the stream; how many tokens that is."""
+        reply = await self._link.call(fork=pb.Fork(stream=check_name(stream),
+                                                   branch=check_name(branch)))
+        return int(reply.forked.tokens)
+
     async def remove(self, stream: str) -> None:
         await self._link.call(remove=pb.Remove(stream=check_name(stream)))
 

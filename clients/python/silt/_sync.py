@@ -205,5 +205,9 @@ class Client:
             return [stat async for stat in self._client.list()]
         return self._loop.run(collect())
 
+    def fork(self, stream: str, branch: str) -> int:
+        """Makes a branch that has all that was acked of the stream; how many tokens that is."""
+        return self._loop.run(self._client.fork(stream, branch))
+
     def remove(self, stream: str) -> None:
         self._loop.run(self._client.remove(stream))

@@ -1,0 +1,137 @@
+/* Streams come to the journal thread, branch and leave. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/ingest.h"
+#include "daemon/search.h"
+
+static void take_slot(struct slot *slot, const struct journal_stream *stream)
+{
+    struct ingest_slot *in = &slot->ingest;
+
+    memset(in, 0, sizeof *in);
+    in->open = true;
+    in->stream_id = stream->id;
+    in->working.items = stream->items;
+    in->working.tokens = stream->tokens;
+    in->working.bytes_text = stream->bytes_text;
+    in->working.text = stream->text;
+    snprintf(in->working.producer, sizeof in->working.producer, "%s", stream->producer);
+    in->committed = in->working;
+    atomic_store(&slot->stream_id, stream->id);
+    atomic_store(&slot->tokens_acked, stream->tokens);
+    atomic_store(&slot->bytes_text, stream->bytes_text);
+}
+
+void ingest_create(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,
+                   struct ingest_result *result)
+{
+    struct journal_stream stream = {.dmc_ratio = slot->options.dmc_ratio,
+                                    .ring_segments = slot->options.ring_segments};
+    int error;
+
+    if (slot->ingest.open) { /* a second Open of the same stream, behind the first */
+        result->stream_id = slot->ingest.stream_id;
+        return;
+    }
+    snprintf(stream.name, sizeof stream.name, "%s", request->name);
+    if (!ingest_begin(ingest))
+        return;
+    error = journal_stream_create(ingest->journal, &stream);
+    if (error) {
+        ingest_failed(ingest, error);
+        return;
+    }
+    take_slot(slot, &stream);
+    slot->ingest.touched = true;
+    result->created = true;
+    result->stream_id = stream.id;
+    result->created_us = stream.created_us;
+}
+
+void ingest_load(struct ingest *ingest, struct slot *slot, const struct ingest_request *request)
+{
+    struct journal_stream stream;
+    int error = journal_stream_get(ingest->journal, request->stream_id, &stream);
+
+    if (error)
+        ingest_failed(ingest, error);
+    else
+        take_slot(slot, &stream);
+    if (!error && request->past) {
+        slot->ingest.past = true;
+        slot->ingest.tokens_to = request->tokens_to;
+        atomic_store(&slot->tokens_acked, request->tokens_to);
+    }
+}
+
+int ingest_save_tail(struct ingest *ingest, const struct ingest_slot *in)
+{
+    struct journal_stream stream = {.id = in->stream_id,
+                                    .items = in->working.items,
+                                    .tokens = in->working.tokens,
+                                    .bytes_text = in->working.bytes_text,
+                                    .text = in->working.text};
+
+    if (!in->open || !in->touched)
+        return 0;
+    memcpy(stream.producer, in->working.producer, sizeof stream.producer);
+    return journal_stream_update(ingest->journal, &stream);
+}
+
+/* What this batch has added to the parent belongs to the branch too. */
+void ingest_branch(struct ingest *ingest, const struct ingest_request *request,
+                   struct ingest_result *result)
+{
+    struct journal_stream branch = {0};
+    int error = 0;
+
+    snprintf(branch.name, sizeof branch.name, "%s", request->name);
+    if (!ingest_begin(ingest))
+        return;
+    for (uint32_t i = 0; !error && i < ingest->slot_count; i++)
+        if (ingest->slots[i].ingest.stream_id == request->stream_id)
+            error = ingest_save_tail(ingest, &ingest->slots[i].ingest);
+    if (!error)
+        error = journal_stream_branch(ingest->journal, request->stream_id, &branch);
+    if (error == -ENOENT)
+        ingest_refuse(result, SILT__V1__ERROR__CODE__NOT_FOUND, "the stream was removed just now");
+    else if (error)
+        ingest_failed(ingest, error);
+    result->parent_id = request->stream_id;
+    result->stream_id = branch.id;
+    result->tokens_acked = branch.tokens;
+    result->bytes_text = branch.bytes_text;
+    result->created_us = branch.created_us;
+}
+
+/* Questions about its past have nothing to read any more. */
+static void leave_past(struct ingest *ingest, uint64_t stream_id)
+{
+    for (uint32_t i = 0; i < ingest->slot_count; i++)
+        if (ingest->slots[i].ingest.past && ingest->slots[i].ingest.stream_id == stream_id) {
+            ingest->slots[i].ingest.open = false;
+            atomic_store(&ingest->slots[i].stream_id, 0);
+        }
+}
+
+void ingest_remove(struct ingest *ingest, struct slot *slot, const struct ingest_request *request)
+{
+    int error;
+
+    if (slot) {
+        slot->ingest.open = false;
+        atomic_store(&slot->behind, false);
+    }
+    leave_past(ingest, request->stream_id);
+    if (!ingest_begin(ingest))
+        return;
+    error = journal_stream_remove(ingest->journal, request->stream_id);
+    if (!error && ingest->keeper)
+        error = keeper_forget(ingest->keeper, request->stream_id, slot);
+    if (!error && ingest->search)
+        error = search_forget(ingest->search, request->stream_id);
+    if (error)
+        ingest_failed(ingest, error);
+}
