@@ -16,9 +16,11 @@ import sys
 import numpy as np
 import torch
 
+import answers
 import evaluate
 import evict
 import export
+import fork
 import gguf
 import golden
 import golden_file
@@ -26,6 +28,7 @@ import loss as loss_file
 import model as model_file
 import plan as plan_file
 import reference
+import score as score_file
 import silt_adapter
 import tiny
 import train
@@ -96,12 +99,41 @@ def check_window(folder):
     evaluator = evaluate.Evaluator(base, parameters, quotas, evaluate.constants_of(adapter))
     tokens = (tiny.Source(9).words(300) % np.uint64(500)).astype(np.int64)[None] + 3
     wide = evaluator.window(tokens, 1000, block=128)
-    plain = evaluate.nll(model_file.PlainModel(base).forward(torch.from_numpy(tokens)), base.head,
+    plain = score_file.nll(model_file.PlainModel(base).forward(torch.from_numpy(tokens)), base.head,
                          torch.from_numpy(tokens))
     cached = evict.stream_nll(base, tokens, 1000, evict.keep_tova)
     error = max((wide - plain).abs().max().item(), (cached - plain).abs().max().item())
     print("wide window, roomy eviction cache == plain model: NLL within %.1e" % error)
     return error < 1e-3
+
+
+def check_fork(folder, ratio):
+    """A fork behind a stream scores what raw rows in the parallel forward score, and branches side
+    by side what each scores alone."""
+    base_path = os.path.join(folder, "tiny.gguf")
+    evaluator = evaluate.open_evaluator(base_path, os.path.join(folder, "tiny.adapter.gguf"), "cpu")
+    n, silt = evaluator.constants["n"], evaluator.silt
+    tokens = (tiny.Source(11).words(7 * n) % np.uint64(500)).astype(np.int64)[None] + 3
+    ids = torch.from_numpy(tokens)
+    raw = torch.zeros_like(ids, dtype=torch.bool)
+    raw[:, 6 * n:] = True
+    _, tables = evaluator.tables(1, 7, evaluator.constants["ring"])
+    with torch.no_grad():
+        whole = silt.forward(ids, raw, tables, ratio)[0]
+    want = score_file.nll(whole, evaluator.base.head, ids)[0, 6 * n + 1:6 * n + 21]
+    view = fork.read_memory(evaluator, tokens[:, :6 * n], ratio)
+    tail = tokens[0, 6 * n:6 * n + 21].tolist()
+    items = [{"tail": tail[:1], "gold": tail[1:]}]
+    loss = answers.ask(evaluator, view, items, 1)[0][0]
+    error = abs(loss - want.mean().item())
+    tails, options = [tail[:5], tail[2:10]], [tail[5:8], tail[9:10]]
+    both = answers.choose(evaluator, view, [{"tails": tails, "options": options}])[0]
+    alone = [[answers.choose(evaluator, view, [{"tails": [a], "options": [b]}])[0][0][0]
+              for b in options] for a in tails]
+    error = max(error, np.abs(np.array(both) - alone).max())
+    print("fork == raw rows of the parallel forward, branches == alone, ratio %d: within %.1e"
+          % (ratio, error))
+    return error < 2e-3
 
 
 def write_shards(folder):
@@ -161,6 +193,7 @@ def main():
                        gguf.fingerprint(base_path))
     passed = [check_gradients(), check_window(options.folder)]
     passed += [check_parallel(options.folder, ratio, chunks=5) for ratio in (1, 4)]
+    passed += [check_fork(options.folder, ratio) for ratio in (1, 4)]
     passed.append(check_training(options.folder))
     print("check: %s" % ("passed" if all(passed) else "FAILED"))
     return 0 if all(passed) else 1

@@ -1,11 +1,15 @@
-"""Streaming NLL in PyTorch: full, window, none, ccm, ccm-swap at every ratio, on development text.
+"""What silt's memory costs and what it is worth, in PyTorch: every policy, on development text.
 
-    python3 evaluate.py --model BASE.gguf --adapter ADAPTER.gguf --text DEV --out FIGURES.json
+    python3 evaluate.py --model BASE.gguf --adapter ADAPTER.gguf --set EVALSET --parts grid,rings \
+                        --kinds book --out FIGURES.json
 
-The same parallel forward that trains serves here with hard decisions, in fp32: equal to feeding the
-stream token by token.  `window` holds at every token as many rows as ccm does.
+EVALSET comes from evalset.py; parts are grid, rings, drift, evict, answers, tasks, precision.  Each
+process uses one GPU, so kinds and parts can run side by side.  figures.py makes tables and plots
+of the files.  The parallel forward that trains serves here with hard decisions: equal to feeding
+the stream token by token.  `window` holds at every token as many rows as ccm does.
 """
 import argparse
+import glob
 import json
 import math
 import os
@@ -15,43 +19,30 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import data
+import answers
+import evalset
+import evict
 import export
 import model as model_file
 import plan as plan_file
+import score as score_file
 import silt_adapter
 
-KINDS = ("book", "dialogue", "meeting", "log")
+PARTS = ("grid", "rings", "drift", "evict", "answers", "tasks", "precision")
+KINDS = ("dialogue", "meeting", "log", "mixed", "book")
+RINGS = (4, 8, 14, 20, 28)
+BLOCK = 32              # tokens that the engine computes at a time
+DECODE = {"": 16, "qmsum": 48}
+BATCH = {"cuda": 16, "cpu": 2}
 
 
-def load_streams(folder, kind, tokenizer, tokens, count):
-    """`count` streams of `tokens` tokens from a kind's documents, joined by blank lines."""
-    for ending in (".jsonl", ".jsonl.xz", ".jsonl.zst"):
-        path = os.path.join(folder, kind + ending)
-        if os.path.exists(path):
-            break
-    texts, size, need = [], 0, tokens * count * 6
-    for document in data.read_documents(path):
-        texts.append(document["text"])
-        size += len(document["text"])
-        if size > need:
-            break
-    ids = tokenizer.encode("\n\n".join(texts)[:need]).astype(np.int64)
-    count = min(count, len(ids) // tokens)
-    return ids[:count * tokens].reshape(count, tokens)
-
-
-def nll(hidden, head, tokens, chunk=4096):
-    """[B, N] with entry i = -log p(token i); entry 0 is zero."""
-    rows, length = tokens.shape
-    out = torch.zeros(rows, length, device=hidden.device)
-    for row in range(rows):
-        for at in range(0, length - 1, chunk):
-            end = min(length - 1, at + chunk)
-            logits = (hidden[row, at:end] @ head.t()).float()
-            out[row, at + 1:end + 1] = F.cross_entropy(logits, tokens[row, at + 1:end + 1],
-                                                       reduction="none")
-    return out
+def in_parts(function, size=256):
+    """The chunk attention, some chunks at a time: scores of a million tokens fit nowhere."""
+    def attend(*arguments):
+        return torch.cat([function(*(part[at:at + size] if torch.is_tensor(part) else part
+                                     for part in arguments))
+                          for at in range(0, len(arguments[0]), size)])
+    return attend
 
 
 class Evaluator:
@@ -61,6 +52,9 @@ class Evaluator:
         self.silt = model_file.SiltModel(base, parameters.to(self.device),
                                          quotas.to(self.device))
 
+    def ids(self, tokens):
+        return torch.from_numpy(np.asarray(tokens).astype(np.int64)).to(self.device)
+
     def tables(self, rows, chunks, ring, slots=None, row_of=None, hide=False):
         c = self.constants
         plan = plan_file.MemoryPlan([ring] * rows, chunks, slots or max(ring, 1), c["n"], c["m"],
@@ -69,13 +63,15 @@ class Evaluator:
                                             self.dtype, row_of)
 
     @torch.no_grad()
-    def ccm(self, tokens, ratio, ring=None, policy="ccm", raw=None):
-        """-> nll [B, N], rows held at every token [N] (mean over rows, layers, heads), ratio."""
+    def ccm(self, tokens, ratio, ring=None, policy="ccm"):
+        """-> nll [B, N]; rows held at every token [N] (mean over streams, layers, heads); entries
+        a chunk of every layer and head [layers, kv], n without merging.  Policies: ccm, ccm-swap,
+        none, and no-summary."""
         c = self.constants
         ring = c["ring"] if ring is None else ring
         rows, length = tokens.shape
         chunks = length // c["n"]
-        ids = torch.from_numpy(tokens).to(self.device)
+        ids = self.ids(tokens)
         row_of = None
         if policy == "ccm-swap":
             # In lockstep: every stream runs once as itself and once on its neighbour's memory.
@@ -83,29 +79,36 @@ class Evaluator:
             order = torch.arange(rows, device=self.device)
             row_of = torch.cat([order, (order + 1) % rows])
         plan, tables = self.tables(len(ids), chunks, ring, row_of=row_of, hide=policy == "none")
-        flags = torch.zeros_like(ids, dtype=torch.bool) if raw is None \
-            else torch.from_numpy(raw).to(self.device)
-        hidden, seen = self.silt.forward(ids, flags, tables, ratio, keep=True)
+        if policy == "no-summary":
+            tables.hidden[:, :, c["sinks"]:c["sinks"] + c["m"]] = plan_file.HIDDEN
+        raw = torch.zeros_like(ids, dtype=torch.bool)
+        hidden, seen = self.silt.forward(ids, raw, tables, ratio, keep=ratio > 1)
         if policy == "ccm-swap":
             hidden, ids = hidden[rows:], ids[rows:]
+        fresh = torch.ones(chunks, c["n"], device=self.device)
+        entries = torch.full((self.base.layers, self.base.kv_heads), float(c["n"]))
         if ratio > 1:
-            hard = torch.stack([layer.float().mean(2) for layer in seen["hard"]]).mean(0)
-            fresh = (1 - hard).view(-1, chunks, c["n"])[:rows].mean(0)
-        else:
-            fresh = torch.ones(chunks, c["n"], device=self.device)
-        held = fresh.cumsum(1)
+            kept = [1 - layer.float().view(-1, chunks, c["n"], self.base.kv_heads)[:rows]
+                    for layer in seen["hard"]]
+            fresh = torch.stack([layer.mean((0, 3)) for layer in kept]).mean(0)
+            entries = torch.stack([layer.mean((0, 1, 2)) for layer in kept]).cpu() * c["n"]
+        # A block's queries see entries as of the last block but one, then raw rows.
+        place = torch.arange(c["n"], device=self.device)
+        merged = place // BLOCK * BLOCK - BLOCK
+        entered = F.pad(fresh.cumsum(1), (1, 0))[:, merged.clamp(min=0)]
+        held = entered + place + 1 - merged.clamp(min=0)
         held[1:] += fresh.sum(1)[:-1, None]
         far = (torch.from_numpy(plan.hidden[0]) == 0).sum(1).to(self.device)
         held = (held + far[:, None]).flatten()
-        realised = c["n"] / fresh.sum(1).mean().item()
-        return nll(hidden, self.base.head, ids), held, realised
+        return score_file.nll(hidden, self.base.head, ids), held, entries
 
     @torch.no_grad()
-    def window(self, tokens, width, block=512):
-        """Base weights; token t sees the newest width[t] tokens and the sinks, re-placed."""
+    def window(self, tokens, width, block=512, lora=False):
+        """Token t sees the newest width[t] tokens and the sinks, re-placed.  Base weights, or with
+        the DMC LoRA on every row."""
         base, sinks = self.base, self.constants["sinks"]
         rows, length = tokens.shape
-        ids = torch.from_numpy(tokens).to(self.device)
+        ids = self.ids(tokens)
         width = torch.as_tensor(width, device=self.device).long().clamp(min=1)
         width = width.expand(length).contiguous()
         place = torch.arange(length, device=self.device)
@@ -117,9 +120,14 @@ class Evaluator:
         heads, kv_heads, dim = base.heads, base.kv_heads, base.head_dim
         group = heads // kv_heads
         lows = [int(oldest[at:at + block].min()) for at in range(0, length, block)]
-        for attn_norm, qkv_weight, o_weight, ffn_norm, gate_up, down in base.blocks:
+        deltas = [weights[1] for weights in self.silt.parameters.layer_weights(self.dtype)]
+        for (attn_norm, qkv_weight, o_weight, ffn_norm, gate_up, down), dmc in zip(base.blocks,
+                                                                                  deltas):
             h = model_file.rms_norm(x, attn_norm, base.eps)
-            parts = (h @ qkv_weight.t()).split([heads * dim, kv_heads * dim, kv_heads * dim], -1)
+            qkv = h @ qkv_weight.t()
+            if lora:
+                qkv = qkv + model_file.qkv_delta(h @ dmc[0].t(), dmc[1])
+            parts = qkv.split([heads * dim, kv_heads * dim, kv_heads * dim], -1)
             q, k, v = (part.unflatten(-1, (-1, dim)) for part in parts)
             near, far = model_file.rotate(q, table), model_file.rotate(q, sink_table)
             sink_k = model_file.rotate(k[:, :sinks], first_table)
@@ -143,125 +151,90 @@ class Evaluator:
                 weight = (score / math.sqrt(dim)).softmax(-1)
                 both = torch.cat([v[:, :sinks], values], 1).transpose(1, 2)[:, :, None]
                 out[:, mine] = (weight @ both).permute(0, 3, 1, 2, 4).flatten(2, 3)
-            x = model_file.mlp(x + out.flatten(2) @ o_weight.t(), ffn_norm, gate_up, down,
-                               base.eps)
-        return nll(model_file.rms_norm(x, base.norm, base.eps), base.head, ids)
+            out = out.flatten(2)
+            y = out @ o_weight.t()
+            if lora:
+                y = y + (out @ dmc[2].t()) @ dmc[3].t()
+            x = model_file.mlp(x + y, ffn_norm, gate_up, down, base.eps)
+        return score_file.nll(model_file.rms_norm(x, base.norm, base.eps), base.head, ids)
 
 
-def summary(values):
-    """Mean NLL of streams [B, N] and its quarters; the first token has no prediction."""
-    values = values[:, 1:]
-    return {"nll": round(values.mean().item(), 4),
-            "quarters": [round(part.mean().item(), 4) for part in values.chunk(4, 1)]}
-
-
-def grid(evaluator, streams, ratios, tell=print, rings=(), brief=False):
-    """Every policy on the streams of one kind; returns a dict of figures."""
-    out, context = {}, evaluator.base.context
+def grid(evaluator, streams, ratios):
+    """Every policy on the streams of one kind."""
     rows = [streams[i:i + 1] for i in range(len(streams))]
+    pairs = [streams[i:i + 2] for i in range(0, len(streams) - 1, 2)]
+    sinks, n = evaluator.constants["sinks"], evaluator.constants["n"]
+    runs, out = {}, {"streams": list(streams.shape)}
 
-    def each(function):
-        return torch.cat([function(row) for row in rows])
+    def each(function, parts=rows):
+        return torch.cat([function(part).cpu() for part in parts]).numpy()
 
-    sinks = evaluator.constants["sinks"]
-    out["full"] = summary(each(lambda row: evaluator.window(row, context - sinks)))
+    def note(name, values, **more):
+        runs[name] = values
+        out[name] = dict(score_file.summary(values, n), **more)
+        print("  %-18s %.4f  %s" % (name, out[name]["nll"], more.get("rows", "")), flush=True)
+
+    note("full", each(lambda part: evaluator.window(part, evaluator.base.context - sinks)))
     for ratio in ratios:
-        parts = [evaluator.ccm(row, ratio) for row in rows]
-        entry = summary(torch.cat([part[0] for part in parts]))
-        held = torch.stack([part[1] for part in parts])
-        entry["rows"] = round(held.mean().item(), 1)
-        entry["ratio"] = round(len(parts) / sum(1 / part[2] for part in parts), 3)
-        out["ccm %dx" % ratio] = entry
-        swapped = evaluator.ccm(streams[:2], ratio, policy="ccm-swap")[0]
-        own = torch.cat([part[0] for part in parts[:2]])
-        out["swap %dx" % ratio] = dict(summary(swapped), own=summary(own)["nll"])
-        if not brief or ratio in (1, 4):
-            out["window %dx" % ratio] = summary(torch.cat(
-                [evaluator.window(row, held[i] - sinks) for i, row in enumerate(rows)]))
-            out["none %dx" % ratio] = summary(each(
-                lambda row: evaluator.ccm(row, ratio, policy="none")[0]))
-    for ring in rings:
-        for hide in (False, True):
-            name = "ring %d%s" % (ring, " without summary" if hide else "")
-            out[name] = summary(each(lambda row: without_summary(evaluator, row, ring, hide)))
-    for name, entry in out.items():
-        tell("  %-22s %s" % (name, json.dumps(entry)))
+        found = [evaluator.ccm(part, ratio) for part in rows]
+        held = [part[1] for part in found]
+        entries = torch.stack([part[2] for part in found]).mean(0)
+        note("%dx ccm" % ratio, torch.cat([part[0].cpu() for part in found]).numpy(),
+             rows=round(torch.stack(held).mean().item(), 1),
+             ratio=round(n / entries.mean().item(), 4),
+             heads=[[round(n / item, 2) for item in layer] for layer in entries.tolist()])
+        for name, lora in (("window", False), ("window+lora", True)):
+            if not lora or ratio == max(ratios) or ratio == 1:
+                note("%dx %s" % (ratio, name), torch.cat(
+                    [evaluator.window(part, held[i] - sinks, lora=lora).cpu()
+                     for i, part in enumerate(rows)]).numpy())
+        note("%dx none" % ratio, each(lambda part: evaluator.ccm(part, ratio, policy="none")[0]))
+        if pairs:
+            note("%dx swap" % ratio,
+                 each(lambda part: evaluator.ccm(part, ratio, policy="ccm-swap")[0], pairs))
+    out["repetition"] = score_file.by_repetition(streams, {name: values for name, values in runs.items()
+                                                if len(values) == len(streams)})
     return out
 
 
-@torch.no_grad()
-def without_summary(evaluator, tokens, ring, hide, ratio=1):
-    c = evaluator.constants
-    plan, tables = evaluator.tables(len(tokens), tokens.shape[1] // c["n"], ring)
-    if hide:
-        tables.hidden[:, :, c["sinks"]:c["sinks"] + c["m"]] = plan_file.HIDDEN
-    ids = torch.from_numpy(tokens).to(evaluator.device)
-    hidden, _ = evaluator.silt.forward(ids, torch.zeros_like(ids, dtype=torch.bool), tables, ratio)
-    return nll(hidden, evaluator.base.head, ids)
+def rings(evaluator, streams, lengths, ratio=1):
+    out = {}
+    for ring in lengths:
+        for policy in ("ccm", "no-summary"):
+            values = torch.cat([evaluator.ccm(streams[i:i + 1], ratio, ring, policy)[0].cpu()
+                                for i in range(len(streams))])
+            out["%d %s" % (ring, policy)] = score_file.summary(values, evaluator.constants["n"])
+            print("  ring %2d %-10s %.4f" % (ring, policy, values[:, 1:].mean()), flush=True)
+    return out
 
 
-# Questions over streams.
-
-def question_rows(folder, tokenizer, count, length=8192, seed=1):
-    """Rows ending in a question about a passage 1k to 6k tokens back: with and without passage."""
-    random = np.random.RandomState(seed)
-    filler = np.concatenate([load_streams(folder, kind, tokenizer, 60000, 1)[0]
-                             for kind in ("book", "dialogue")])
-    for ending in (".jsonl", ".jsonl.xz", ".jsonl.zst"):
-        path = os.path.join(folder, "qa" + ending)
-        if os.path.exists(path):
-            break
-    items = [item for document in data.read_documents(path)
-             for item in data.question_items(document)]
-    random.shuffle(items)
-    words = {name: tokenizer.encode(text).tolist() for name, text in
-             (("user", "user\n"), ("assistant", "assistant\n"), ("newline", "\n"))}
-    rows = []
-    for passage, question, answer in items:
-        passage, question, answer = (tokenizer.encode(part).astype(np.int64).tolist()
-                                     for part in (passage, question, answer))
-        if len(answer) > 12 or len(passage) > 1200 or not answer:
-            continue
-        tail = [data.USER] + words["user"] + question + [data.TURN_END] + words["newline"] \
-            + [data.USER] + words["assistant"] + answer
-        if len(tail) > 200:
-            continue
-        gap = random.randint(1000, 6000)
-        at = length - len(tail) - gap - len(passage)
-        if at < 0:
-            continue
-        start = random.randint(0, len(filler) - length)
-        text = filler[start:start + length].tolist()
-        with_passage = text[:at] + passage + text[at + len(passage):length - len(tail)] + tail
-        without = text[:length - len(tail)] + tail
-        raw = np.zeros(length, bool)
-        raw[length - len(tail):] = True
-        rows.append((np.array(with_passage), np.array(without), raw, len(answer)))
-        if len(rows) == count:
-            break
-    return rows
-
-
-@torch.no_grad()
-def answers(evaluator, rows, ratios, batch=8):
-    """Loss of the answer's tokens and share of answers greedy decoding would give exactly."""
-    def score(run, pick):
-        loss = []
-        for at in range(0, len(rows), batch):
-            part = rows[at:at + batch]
-            losses = run(np.stack([row[pick] for row in part]), np.stack([row[2] for row in part]))
-            loss += [losses[i, -row[3]:].mean().item() for i, row in enumerate(part)]
-        return round(float(np.mean(loss)), 4)
-
-    context = evaluator.base.context
-    out = {"rows": len(rows),
-           "no passage": score(lambda ids, raw: evaluator.window(ids, context), 1),
-           "full context": score(lambda ids, raw: evaluator.window(ids, context), 0)}
+def drift(evaluator, ids, ratios):
+    """The last quarter of a long stream against the same text at a stream's start."""
+    from_here = len(ids) * 3 // 4 // evaluator.constants["n"] * evaluator.constants["n"]
+    out = {"tokens": len(ids), "from": from_here}
     for ratio in ratios:
-        out["memory %dx" % ratio] = score(
-            lambda ids, raw: evaluator.ccm(ids, ratio, raw=raw)[0], 0)
-        out["memory %dx, no passage" % ratio] = score(
-            lambda ids, raw: evaluator.ccm(ids, ratio, raw=raw)[0], 1)
+        late = evaluator.ccm(ids[None], ratio)[0][0, from_here:].cpu()
+        early = evaluator.ccm(ids[None, from_here:], ratio)[0][0].cpu()
+        late, early = late[1:], early[1:]
+        out["%dx" % ratio] = {
+            "late": round(late.mean().item(), 4), "early": round(early.mean().item(), 4),
+            "difference": round((late - early).mean().item(), 4),
+            "late eighths": [round(part.mean().item(), 4) for part in late.chunk(8)],
+            "early eighths": [round(part.mean().item(), 4) for part in early.chunk(8)]}
+        print("  drift %dx %s" % (ratio, out["%dx" % ratio]), flush=True)
+    return out
+
+
+def precision(evaluator, streams, ratios):
+    """What TF32 products change, on one stream: NLL with them minus NLL in fp32."""
+    out = {}
+    for ratio in ratios:
+        found = []
+        for mode in ("highest", "high"):
+            torch.set_float32_matmul_precision(mode)
+            found.append(evaluator.ccm(streams, ratio)[0][:, 1:].mean().item())
+        out["%dx" % ratio] = round(found[1] - found[0], 5)
+    print("  TF32 changes NLL by %s" % out, flush=True)
     return out
 
 
@@ -270,51 +243,94 @@ def constants_of(adapter):
             "sinks": adapter.sink_tokens, "alpha_min": adapter.summary_alpha_min}
 
 
-def main():
+def open_evaluator(model_path, adapter_path, device):
+    base = model_file.BaseModel(model_path, device)
+    adapter = silt_adapter.read(adapter_path)
+    parameters, quotas = export.from_adapter(base, adapter)
+    return Evaluator(base, parameters, quotas, constants_of(adapter))
+
+
+def parse():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--adapter", required=True)
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--out")
+    parser.add_argument("--set", required=True, help="folder that evalset.py made")
+    parser.add_argument("--parts", default="grid")
+    parser.add_argument("--out", required=True)
     parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--tokens", type=int, default=24576)
-    parser.add_argument("--book-tokens", type=int, default=65536)
-    parser.add_argument("--streams", type=int, default=2)
+    parser.add_argument("--streams", type=int, default=99, help="of each kind, at most")
+    parser.add_argument("--tokens", type=int, default=0, help="cut streams to so many")
     parser.add_argument("--ratios", default="1,2,4,8")
-    parser.add_argument("--rings", default="", help="ring lengths to try with and without summary")
-    parser.add_argument("--questions", type=int, default=0)
-    parser.add_argument("--brief", action="store_true")
+    parser.add_argument("--items", type=int, default=9999, help="questions, episodes: at most")
+    parser.add_argument("--sources", default="", help="questions of these sources only")
+    parser.add_argument("--tasks", default="", help="tasks whose name has this in it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    torch.set_float32_matmul_precision("high")
-    base = model_file.BaseModel(options.model, options.device)
-    adapter = silt_adapter.read(options.adapter)
-    parameters, quotas = export.from_adapter(base, adapter)
-    evaluator = Evaluator(base, parameters, quotas, constants_of(adapter))
-    tokenizer = data.Tokenizer(options.model)
+    return parser.parse_args()
+
+
+def load_streams(options, kind):
+    streams = np.load(os.path.join(options.set, kind + ".npy"))[:options.streams]
+    return streams[:, :options.tokens] if options.tokens else streams
+
+
+def run_part(evaluator, part, options, ratios):
+    if part == "drift":
+        ids = np.load(os.path.join(options.set, "long.npy"))
+        return drift(evaluator, ids[:options.tokens] if options.tokens else ids, ratios)
+    if part == "evict":
+        streams = {kind: load_streams(options, kind)[:2] for kind in options.kinds}
+        least = min(part.shape[1] for part in streams.values())
+        streams = {kind: part[:, :least] for kind, part in streams.items()}
+        return evict.compare(evaluator, streams, [ratio for ratio in ratios if ratio > 1])
+    memories, batch = [0] + ratios, BATCH[options.device.split(":")[0]]
+    if part == "answers":
+        streams, items = evalset.unpack(os.path.join(options.set, "questions.npz"))
+        picked = [i for i, item in enumerate(items)
+                  if not options.sources or item["source"] in options.sources.split(",")]
+        picked = picked[:options.items]
+        return answers.questions(evaluator, streams[picked], [items[i] for i in picked], memories,
+                                 batch, DECODE)
+    if part == "tasks":
+        out = {}
+        for path in sorted(glob.glob(os.path.join(options.set, "task_*.npz"))):
+            name = os.path.basename(path)[5:-4]
+            if options.tasks in name:
+                streams, items = evalset.unpack(path)
+                out[name] = answers.task(evaluator, streams[:options.items],
+                                         items[:options.items], memories, batch, evalset.SHOTS)
+                print("  %s %s" % (name, json.dumps(out[name])), flush=True)
+        return out
+    out = {}
+    for kind in options.kinds:
+        streams = load_streams(options, kind)
+        print(" %s: %d streams of %d tokens" % ((kind,) + streams.shape), flush=True)
+        if part == "grid":
+            out[kind] = grid(evaluator, streams, ratios)
+        elif part == "rings":
+            out[kind] = rings(evaluator, streams, RINGS)
+        else:
+            out[kind] = precision(evaluator, streams[:1, :24576], ratios)
+    return out
+
+
+def main():
+    options = parse()
+    options.kinds = options.kinds.split(",")
     ratios = [int(part) for part in options.ratios.split(",")]
-    rings = [int(part) for part in options.rings.split(",") if part]
+    torch.set_float32_matmul_precision("high")
+    model_file.attention_function = in_parts(model_file.attention_function)
+    begun = time.time()
+    evaluator = open_evaluator(options.model, options.adapter, options.device)
     figures = {}
-    for kind in [part for part in options.kinds.split(",") if part]:
-        begun = time.time()
-        tokens = options.book_tokens if kind == "book" else options.tokens
-        streams = load_streams(options.text, kind, tokenizer, tokens, options.streams)
-        print("%s: %d streams of %d tokens" % (kind, len(streams), tokens), flush=True)
-        figures[kind] = grid(evaluator, streams, ratios, rings=rings, brief=options.brief)
-        print("  %.1f s" % (time.time() - begun), flush=True)
-        write_figures(options.out, figures)
-    if options.questions:
-        begun = time.time()
-        rows = question_rows(options.text, tokenizer, options.questions)
-        figures["answers"] = answers(evaluator, rows, ratios)
-        print("answers %s  %.1f s" % (json.dumps(figures["answers"]), time.time() - begun))
-    write_figures(options.out, figures)
-
-
-def write_figures(path, figures):
-    if path:
-        with open(path, "w") as file:
-            json.dump(figures, file, indent=1)
+    for part in options.parts.split(","):
+        if part not in PARTS:
+            raise SystemExit("--parts: %s is none of %s" % (part, ", ".join(PARTS)))
+        print("%s, %.0f s" % (part, time.time() - begun), flush=True)
+        figures[part] = run_part(evaluator, part, options, ratios)
+        with open(options.out, "w") as file:
+            json.dump(figures, file)
+        torch.set_float32_matmul_precision("high")
+    print("%.0f s in all" % (time.time() - begun))
 
 
 if __name__ == "__main__":

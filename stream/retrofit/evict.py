@@ -1,14 +1,11 @@
 """TOVA and H2O at the rows that ccm holds: baselines that evict whole tokens, nothing trained.
 
-    python3 evict.py --model BASE.gguf --adapter ADAPTER.gguf --text DEV --tokens 2048 --ratio 4
-
 Blocks of 32 tokens read the cache, then the cache is cut back to the budget, so it holds budget
 + 16 rows in the mean over a block; the budget given is lowered by that.  Keys are rotated by their
 index in the cache, as streaming implementations do.  TOVA drops the tokens to which the last query
 pays least attention, heads averaged; H2O keeps, per KV head, the newest half and of the rest the
 tokens with the most attention summed over all queries so far.
 """
-import argparse
 import json
 import math
 
@@ -16,11 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import data
-import evaluate
-import export
 import model as model_file
-import silt_adapter
+import score as score_file
 
 BLOCK = 32
 
@@ -44,7 +38,7 @@ def keep_h2o(weight, total, budget):
 @torch.no_grad()
 def stream_nll(base, tokens, budget, keep):
     """[B, N] -> nll [B, N] with at most budget rows a head left after every block."""
-    ids = torch.from_numpy(tokens).to(base.embd.device)
+    ids = torch.from_numpy(tokens.astype(np.int64)).to(base.embd.device)
     rows, length = ids.shape
     heads, kv_heads, dim = base.heads, base.kv_heads, base.head_dim
     caches = [None] * base.layers
@@ -84,42 +78,27 @@ def stream_nll(base, tokens, budget, keep):
             caches[layer] = (k, v, total)
             x = model_file.mlp(x + out @ o_weight.t(), ffn_norm, gate_up, down, base.eps)
         hidden.append(model_file.rms_norm(x, base.norm, base.eps))
-    return evaluate.nll(torch.cat(hidden, 1), base.head, ids)
+    return score_file.nll(torch.cat(hidden, 1), base.head, ids)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--adapter", required=True)
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--tokens", type=int, default=24576)
-    parser.add_argument("--ratio", type=int, default=4)
-    parser.add_argument("--kinds", default=",".join(evaluate.KINDS))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    base = model_file.BaseModel(options.model, options.device)
-    adapter = silt_adapter.read(options.adapter)
-    parameters, quotas = export.from_adapter(base, adapter)
-    evaluator = evaluate.Evaluator(base, parameters, quotas, evaluate.constants_of(adapter))
-    tokenizer = data.Tokenizer(options.model)
-    kinds = options.kinds.split(",")
-    tokens = np.concatenate([evaluate.load_streams(options.text, kind, tokenizer, options.tokens,
-                                                   1) for kind in kinds])
-    own, held, realised = evaluator.ccm(tokens, options.ratio)
-    budget = int(round(held.mean().item())) - BLOCK // 2
+def compare(evaluator, streams, ratios):
+    """streams: kind -> [B, N].  Both policies at each ratio's rows, all kinds in one batch."""
+    kinds = list(streams)
+    tokens = np.concatenate([streams[kind] for kind in kinds])
+    owner = np.repeat(np.arange(len(kinds)), [len(streams[kind]) for kind in kinds])
+    out = {"streams": list(tokens.shape)}
 
-    def tell(name, values):
-        figures = {kind: round(values[i, 1:].mean().item(), 4) for i, kind in enumerate(kinds)}
-        print("%-12s %s" % (name, json.dumps(figures)), flush=True)
+    def means(values):
+        values = values[:, 1:].mean(1).cpu().numpy()
+        return {kind: round(float(values[owner == i].mean()), 4) for i, kind in enumerate(kinds)}
 
-    print("%d tokens, ratio %d (%.2fx), %.0f rows in the mean"
-          % (options.tokens, options.ratio, realised, held.mean().item()), flush=True)
-    tell("ccm", own)
-    tell("tova", stream_nll(base, tokens, budget, keep_tova))
-    tell("h2o", stream_nll(base, tokens, budget, keep_h2o))
-    tell("window", evaluator.window(tokens, held - evaluator.constants["sinks"]))
-    tell("full", evaluator.window(tokens, base.context - evaluator.constants["sinks"]))
-
-
-if __name__ == "__main__":
-    main()
+    for ratio in ratios:
+        found = [evaluator.ccm(tokens[i:i + 1], ratio)[:2] for i in range(len(tokens))]
+        rows = torch.stack([part[1].mean() for part in found]).mean().item()
+        budget = int(round(rows)) - BLOCK // 2
+        entry = {"rows": round(rows, 1), "ccm": means(torch.cat([part[0] for part in found]))}
+        for name, keep in (("tova", keep_tova), ("h2o", keep_h2o)):
+            entry[name] = means(stream_nll(evaluator.base, tokens, budget, keep))
+            print("  %dx %-5s %s" % (ratio, name, json.dumps(entry[name])), flush=True)
+        out["%dx" % ratio] = entry
+    return out

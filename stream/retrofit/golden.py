@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import data
-import evaluate
+import score as score_file
 import export
 import golden_file
 import model as model_file
@@ -38,7 +38,7 @@ def make(path, base, adapter, tokens, ratio, fingerprint):
     ids = torch.from_numpy(tokens)[None]
     hidden, seen = silt.forward(ids, torch.zeros_like(ids, dtype=torch.bool), tables, ratio,
                                 keep=True)
-    nll = evaluate.nll(hidden, base.head, ids)[0].numpy()
+    nll = score_file.nll(hidden, base.head, ids)[0].numpy()
     count = len(tokens)
     places = [0, 1, 31, 32, n - 1, n, n + 1, 2 * n - 1, 2 * n, 3 * n + n // 8, 4 * n - 1, 4 * n,
               5 * n - 1, 5 * n, 5 * n + n * 15 // 32, count - 1]
