@@ -144,9 +144,10 @@ def write_shards(folder):
         tokens = np.frombuffer(file.read(), np.uint8).astype(np.uint16) + len(tiny.SPECIAL)
     for kind in ("book", "log"):
         np.save(os.path.join(folder, kind + ".npy"), tokens)
-    np.save(os.path.join(folder, "items.npy"), tokens[:4000])
-    # Fifty passages of 60 tokens, each with a question of 12 and an answer of 8.
-    np.save(os.path.join(folder, "items_ends.npy"), np.cumsum([60, 12, 8] * 50))
+    # Fifty passages of 60 tokens, each with a question of 12 and an answer of 8; facts likewise.
+    for name in ("items", "facts"):
+        np.save(os.path.join(folder, name + ".npy"), tokens[:4000])
+        np.save(os.path.join(folder, name + "_ends.npy"), np.cumsum([60, 12, 8] * 50))
     with open(os.path.join(folder, "words.json"), "w") as file:
         json.dump({name: [13] for name in ("user", "assistant", "newline", "question", "answer",
                                            "blank")}, file)
@@ -161,10 +162,13 @@ def check_training(folder):
     base_path = os.path.join(folder, "tiny.gguf")
     command = [sys.executable, os.path.join(here, "train.py"), "--model", base_path, "--shards",
                shards, "--out", run, "--rows", "1", "--chunks", "5", "--ring", "2",
-               "--n", "64", "--m", "4", "--comp-rank", "4", "--dmc-rank", "4", "--no-compile",
-               "--workers", "1", "--device", "cpu", "--steps"]
+               "--chunk-tokens", "64", "--comp-tokens", "4", "--comp-rank", "4", "--dmc-rank", "4",
+               "--no-compile",
+               "--workers", "1", "--device", "cpu", "--long", "64", "--steps"]
     subprocess.run(command + ["3"], check=True)
-    subprocess.run(command + ["1", "--calibrate", "1"], check=True)
+    # On from the checkpoint, in two processes.
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+                   + command[1:] + ["2", "--calibrate", "1"], check=True)
     base = model_file.BaseModel(base_path)
     parameters, quotas, state = train.load_checkpoint(run, base)
     path = os.path.join(folder, "trained.gguf")
@@ -178,7 +182,7 @@ def check_training(folder):
     losses = [item["ce"] for item in state["history"]]
     print("trained %d steps, adapter of %d bytes, golden vectors read back"
           % (state["step"], os.path.getsize(path)))
-    return state["step"] == 4 and np.isfinite(losses).all() \
+    return state["step"] == 5 and np.isfinite(losses).all() \
         and np.isfinite(vectors["nll"]).all() and vectors["decisions"].shape[0] == len(tokens)
 
 

@@ -4,8 +4,9 @@
 
 FOLDER holds KIND.jsonl, .jsonl.xz or .jsonl.zst files; one document a line with `text`, and where
 there are questions `ans_at` or `qa`.  A row is T chunks of tokens with a loss weight and a flag for
-raw (fork) tokens.  Three sorts of row: plain text; text in which earlier excerpts come back, which
-rewards exact content; and text with passages whose questions follow a thousand tokens or more later.
+raw (fork) tokens.  Four sorts of row: plain text; text in which earlier excerpts come back, which
+rewards exact content; text with passages whose questions follow a thousand tokens or more later; and
+text strewn with single made-up facts, each asked for later in other words.
 """
 import argparse
 import json
@@ -16,6 +17,7 @@ import subprocess
 
 import numpy as np
 
+import facts
 import gguf
 
 # Shares of the rows' text.  Logs and dialogue have the widest gap to full context.
@@ -24,6 +26,8 @@ SHARES = {"dialogue": 0.27, "log": 0.27, "book": 0.17, "meeting": 0.16, "agent":
 HELD_OUT = 0.02         # the end of every kind's tokens: calibration, never trained on
 USER, TURN_END = 1, 2   # <|im_start|>, <|im_end|>
 ANSWER_WEIGHT = 4.0
+SORTS = {"plain": 0.50, "recall": 0.15, "question": 0.20, "facts": 0.15}
+FACTS = 40000
 
 
 class Tokenizer:
@@ -129,9 +133,10 @@ def prepare(model_path, text_folder, out, seed=0):
         print("%-9s %6d documents %6.1fM tokens" % (kind, len(documents), len(tokens) / 1e6),
               flush=True)
     random.shuffle(items)
-    flat = tokenizer.encode_many([text for item in items for text in item])
-    np.save(os.path.join(out, "items.npy"), np.concatenate(flat))
-    np.save(os.path.join(out, "items_ends.npy"), np.cumsum([len(part) for part in flat]))
+    for name, group in (("items", items), ("facts", [facts.draw(random) for _ in range(FACTS)])):
+        flat = tokenizer.encode_many([text for item in group for text in item])
+        np.save(os.path.join(out, name + ".npy"), np.concatenate(flat))
+        np.save(os.path.join(out, name + "_ends.npy"), np.cumsum([len(part) for part in flat]))
     words = {name: tokenizer.encode(text).tolist() for name, text in
              (("user", "user\n"), ("assistant", "assistant\n"), ("newline", "\n"),
               ("question", "\n\nQuestion: "), ("answer", "\nAnswer: "), ("blank", "\n\n"))}
@@ -155,13 +160,12 @@ class RowMaker:
                 self.shares.append(share)
         self.names = list(self.kinds)
         self.shares = np.array(self.shares) / sum(self.shares)
-        self.items = np.load(os.path.join(folder, "items.npy"), mmap_mode="r")
-        self.ends = np.load(os.path.join(folder, "items_ends.npy"))
+        self.items = {name: (np.load(os.path.join(folder, name + ".npy"), mmap_mode="r"),
+                             np.load(os.path.join(folder, name + "_ends.npy")))
+                      for name in ("items", "facts")}
+        self.held_out = held_out
         with open(os.path.join(folder, "words.json")) as file:
             self.words = json.load(file)
-        self.item_range = (0, int(len(self.ends) // 3 * (1 - HELD_OUT)))
-        if held_out:
-            self.item_range = (self.item_range[1], len(self.ends) // 3)
 
     def text(self, kind, count):
         tokens = self.kinds[kind]
@@ -170,12 +174,14 @@ class RowMaker:
 
     def row(self, sort=None, kind=None):
         """tokens int64, weight f32 (for predicting each token), raw bool: all [length]."""
-        sort = sort or self.random.choice(["plain", "recall", "question"], p=[0.68, 0.12, 0.20])
+        sort = sort or self.random.choice(list(SORTS), p=list(SORTS.values()))
         kind = kind or self.random.choice(self.names, p=self.shares)
         if sort == "plain":
             return (self.text(kind, self.length), np.ones(self.length, np.float32),
                     np.zeros(self.length, bool))
-        return self._recall(kind) if sort == "recall" else self._question(kind)
+        if sort == "recall":
+            return self._recall(kind)
+        return self._question(kind) if sort == "question" else self._facts(kind)
 
     def _recall(self, kind):
         """Earlier excerpts come back word for word; their first tokens, the cue, carry no loss."""
@@ -205,11 +211,14 @@ class RowMaker:
         tokens = np.concatenate(out)[:self.length]
         return tokens, np.concatenate(weight)[:self.length], np.zeros(self.length, bool)
 
-    def _item(self):
-        index = 3 * self.random.randint(*self.item_range)
-        starts = [0 if index == 0 else self.ends[index - 1], self.ends[index], self.ends[index + 1]]
-        return [self.items[a:b].astype(np.int64)
-                for a, b in zip(starts, self.ends[index:index + 3])]
+    def _item(self, name="items"):
+        """(passage, question, answer), or of "facts" (statement, question, answer), as tokens."""
+        items, ends = self.items[name]
+        edge = int(len(ends) // 3 * (1 - HELD_OUT))
+        low, high = (edge, len(ends) // 3) if self.held_out else (0, edge)
+        index = 3 * self.random.randint(low, high)
+        starts = [0 if index == 0 else ends[index - 1], ends[index], ends[index + 1]]
+        return [items[a:b].astype(np.int64) for a, b in zip(starts, ends[index:index + 3])]
 
     def _turns(self, question, answer):
         """Question and answer as the engine asks (chat template, raw rows) or as plain text."""
@@ -237,6 +246,25 @@ class RowMaker:
                                 np.zeros(len(passage), bool))))
             room = self.length - len(question) - len(answer[:200]) - 20
             events.append((max(0, min(later, room)), self._turns(question, answer)))
+        return self._laid_over(kind, events)
+
+    def _facts(self, kind):
+        """Statements all along the text; questions come near (a sixth) or far behind them."""
+        events = []
+        for _ in range(self.random.randint(8, 25)):
+            statement, question, answer = self._item("facts")
+            blank = np.array(self.words["newline"])
+            said = np.concatenate([blank, statement, blank])
+            at = self.random.randint(0, self.length - self.length // 8)
+            gap = self.random.randint(50, 512) if self.random.rand() < 0.17 \
+                else self.random.randint(512, 6500)
+            events.append((at, (said, np.ones(len(said), np.float32), np.zeros(len(said), bool))))
+            if at + gap < self.length - 100:
+                events.append((at + gap, self._turns(question, answer)))
+        return self._laid_over(kind, events)
+
+    def _laid_over(self, kind, events):
+        """Text of a kind, interrupted by (place, parts) events."""
         events.sort(key=lambda event: event[0])
         text, used, count, parts = self.text(kind, self.length), 0, 0, []
         for place, event in events + [(self.length, None)]:

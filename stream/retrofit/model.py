@@ -2,7 +2,7 @@
 
 A row is T chunks of n tokens; each chunk carries its m COMP rows behind it, so hidden states are
 [B*T, n+m, d].  There is no loop over time: within a layer the segments of all chunks exist at once,
-and a chunk attends to the segments, previous entries and own entries that DESIGN.md §2 lets it see.
+and a chunk attends to the segments, previous entries, own entries and own raw rows that it may see.
 reference.py is the same thing one token at a time; check.py holds the two together.
 """
 import math
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gguf
 
+BLOCK = 32              # tokens that the engine computes at a time; merging lags by one such block
 IMPORTANCE_FLOOR = 2.0 ** -7
 TEMPERATURE = 0.1       # of the Gumbel-sigmoid: noise of width one, nearly hard decisions
 FAR_LOG = -30.0         # stands for log 0 where infinities would make NaN in products
@@ -217,9 +218,20 @@ def pool(k, v, log_a, omega):
     return (weight @ both).transpose(1, 2).chunk(2, -1)
 
 
-def attend(q, keys, values, column):
-    """q [C, S, heads, dim]; keys, values [C, K, kv, dim]; column [C, kv, K] added per key, but not
-    on a row's own entry: token i always sees entry i.  The last S keys are the chunk's own."""
+def last_merged(rows, n, device):
+    """Row i of [tokens n | COMP rows] sees its chunk's entries up to this token, and raw rows after
+    it: the queries of block b see what was merged by the end of block b-2 (cf. the delayed eviction
+    of DMS, arXiv 2506.05345)."""
+    row = torch.arange(rows, device=device).clamp(max=n)
+    return (row // BLOCK) * BLOCK - BLOCK - 1
+
+
+def attend(q, keys, values, column, n, entries):
+    """q [C, S, heads, dim]; keys, values [C, K, kv, dim]; column [C, kv, K] added per key.  The last
+    S keys are the chunk's own raw rows, n tokens and then COMP rows.  Before them lie `entries` own
+    entries, as they stood after each of the first tokens: the entry of the token that is
+    last_merged() is seen as it is, without its column, the earlier ones with it.  Without entries
+    all raw rows are seen."""
     chunks, rows, heads, dim = q.shape
     kv_heads, count = keys.shape[2], keys.shape[1]
     group = heads // kv_heads
@@ -227,10 +239,16 @@ def attend(q, keys, values, column):
     score = (q @ keys.permute(0, 2, 3, 1)).unflatten(2, (group, rows)).float() / math.sqrt(dim)
     row = torch.arange(rows, device=q.device)[:, None]
     own = torch.arange(count, device=q.device)[None, :] - (count - rows)
-    score = score + torch.where(own == row, 0.0, column[:, :, None, None, :])
-    score = score.masked_fill(own > row, -math.inf)
-    weight = score.softmax(-1).to(values.dtype).flatten(2, 3)
-    out = weight @ values.transpose(1, 2)
+    column = column[:, :, None, None, :]
+    hidden = own > row
+    if entries:
+        merged = last_merged(rows, n, q.device)[:, None]
+        entry = own + entries
+        is_entry = (entry >= 0) & (own < 0)
+        hidden = hidden | ((own >= 0) & (own <= merged)) | (is_entry & (entry > merged))
+        column = torch.where(is_entry & (entry == merged), 0.0, column)
+    weight = (score + column).masked_fill(hidden, -math.inf).softmax(-1)
+    out = weight.to(values.dtype).flatten(2, 3) @ values.transpose(1, 2)
     return out.unflatten(2, (group, rows)).permute(0, 3, 1, 2, 4).flatten(2)
 
 
@@ -242,20 +260,22 @@ def core(q, k, v, log_a, log_keep, omega, tables):
     rows, chunks, n, m = tables.rows, tables.chunks, tables.n, tables.m
     kv_heads, dim = k.shape[2], k.shape[3]
     fold = (rows, chunks)
-    entry_k, entry_v = k[:, :n], v[:, :n]
+    own_k = rotate(k.unflatten(0, fold), tables.own)
+    own_v = v.unflatten(0, fold)
+    q = rotate(q.unflatten(0, fold), tables.own).flatten(0, 1)
+    closed_k, closed_v, entries = own_k[:, :, :n], own_v[:, :, :n], 0
     if log_a is not None:
-        entry_k, entry_v = pool(entry_k, entry_v, log_a, omega)
-        # An entry stays visible to later queries only if the next token appended.
+        closed_k, closed_v = pool(k[:, :n], v[:, :n], log_a, omega)
+        closed_k = rotate(closed_k.unflatten(0, fold), tuple(part[:, :n] for part in tables.own))
+        closed_v = closed_v.unflatten(0, fold)
+        # An entry stays visible only if the next token appended.
         visible = F.pad(log_keep[:, 1:], (0, 0, 0, 1)).transpose(1, 2)   # [C, kv, n]
+        entries = max(0, n - BLOCK)
     else:
         visible = torch.zeros(rows * chunks, kv_heads, n, device=q.device)
-    own_k = torch.cat([entry_k, k[:, n:]], 1).unflatten(0, fold)
-    own_k = rotate(own_k, tables.own)
-    own_v = torch.cat([entry_v, v[:, n:]], 1).unflatten(0, fold)
-    q = rotate(q.unflatten(0, fold), tables.own).flatten(0, 1)
     shift = (0, 0, 0, 0, 0, 0, 1, 0)
-    previous_k = F.pad(own_k[:, :-1, :n], shift)
-    previous_v = F.pad(own_v[:, :-1, :n], shift)
+    previous_k = F.pad(closed_k[:, :-1], shift)
+    previous_v = F.pad(closed_v[:, :-1], shift)
     segments = torch.cat([k[:, n:], v[:, n:]], -1).unflatten(0, fold).flatten(2)
     if tables.row_of is not None:
         segments = segments[tables.row_of]
@@ -265,14 +285,16 @@ def core(q, k, v, log_a, log_keep, omega, tables):
     sink_shape = (rows, chunks, tables.sinks, kv_heads, dim)
     sink_k = k.unflatten(0, fold)[:, :1, :tables.sinks].expand(sink_shape)
     sink_v = v.unflatten(0, fold)[:, :1, :tables.sinks].expand(sink_shape)
-    keys = torch.cat([rotate(sink_k, tables.sink), far_k, previous_k, own_k], 2).flatten(0, 1)
-    values = torch.cat([sink_v, far_v, previous_v, own_v], 2).flatten(0, 1)
+    keys = torch.cat([rotate(sink_k, tables.sink), far_k, previous_k, closed_k[:, :, :entries],
+                      own_k], 2).flatten(0, 1)
+    values = torch.cat([sink_v, far_v, previous_v, closed_v[:, :, :entries], own_v],
+                       2).flatten(0, 1)
     before = F.pad(visible.unflatten(0, fold)[:, :-1], (0, 0, 0, 0, 1, 0))
     first = (torch.arange(chunks, device=q.device) == 0)[None, :, None, None]
     before = before.masked_fill(first, HIDDEN).flatten(0, 1)
     hidden = tables.hidden.flatten(0, 1)[:, None].expand(-1, kv_heads, -1)
-    column = torch.cat([hidden, before, F.pad(visible, (0, m))], -1)
-    return attention_function(q, keys, values, column)
+    column = torch.cat([hidden, before, F.pad(visible[..., :entries], (0, n + m))], -1)
+    return attention_function(q, keys, values, column, n, entries)
 
 
 def stream_layer(x, block, weights, ratio_bias, noise, width, quota, raw, tables, base_shape,

@@ -19,7 +19,7 @@ class MemoryPlan:
     sinks    [B, T, sinks]     position of each sink key
     """
 
-    def __init__(self, rings, chunks, slots=14, n=256, m=16, sinks=8, alpha_min=0.0, recall=None,
+    def __init__(self, rings, chunks, slots=15, n=256, m=16, sinks=8, alpha_min=0.0, recall=None,
                  hide_memory=False):
         rows = len(rings)
         width = 1 + slots
@@ -30,10 +30,10 @@ class MemoryPlan:
         offsets = (np.arange(m) + 1) * n // m - 1
         averages = summary_weights(chunks, alpha_min)
         for row, ring in enumerate(rings):
-            for chunk in range(2, chunks):
-                first = max(0, chunk - 1 - ring)            # oldest ring segment = summary's count
+            for chunk in range(1, chunks):
+                first = max(0, chunk - ring)                # oldest ring segment = summary's count
                 chosen = list(recall.get((row, chunk), ())) if recall else []
-                newest = list(range(first, chunk - 1))
+                newest = list(range(first, chunk))
                 start = first * n
                 places = [start - (len(chosen) - i) * n for i in range(len(chosen))] \
                     + [segment * n for segment in newest]
@@ -51,7 +51,8 @@ class MemoryPlan:
                     self.places[row, chunk, 0] = base - m + np.arange(m)
                     if not hide_memory:
                         self.hidden[row, chunk, sinks:sinks + m] = 0
-                self.hidden[row, chunk, :sinks] = 0
+                if chunk > 1:               # before, the first chunk's own entries are in view
+                    self.hidden[row, chunk, :sinks] = 0
                 self.sinks[row, chunk] = (base - m - sinks if first > 0 else 0) + np.arange(sinks)
         self.select = self.select.reshape(rows, chunks * width, chunks)
         self.places = self.places.reshape(rows, chunks, width * m)

@@ -4,6 +4,7 @@
 
 The schedule runs over --total-minutes; a run of --minutes leaves a checkpoint in RUN, and the same
 command goes on from it.  SHARDS come from data.py.  The end of the last run draws RUN/loss.svg.
+On several GPUs: `torchrun --nproc-per-node N train.py …`; --rows are those of one GPU.
 """
 import argparse
 import json
@@ -14,6 +15,7 @@ import time
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 import attention
 import calibrate
@@ -37,9 +39,9 @@ def parse():
     parser.add_argument("--steps", type=int, default=0, help="stop after so many steps, for tests")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--chunks", type=int, default=32)
-    parser.add_argument("--n", type=int, default=256)
-    parser.add_argument("--m", type=int, default=16)
-    parser.add_argument("--ring", type=int, default=14)
+    parser.add_argument("--chunk-tokens", dest="n", type=int, default=256)
+    parser.add_argument("--comp-tokens", dest="m", type=int, default=16)
+    parser.add_argument("--ring", type=int, default=15)
     parser.add_argument("--sinks", type=int, default=8)
     parser.add_argument("--alpha-min", type=float, default=1 / 32)
     parser.add_argument("--comp-rank", type=int, default=32)
@@ -49,13 +51,17 @@ def parse():
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--lr-bias", type=float, default=1e-2)
     parser.add_argument("--kl", type=float, default=0.5, help="share of the loss that is KL")
+    parser.add_argument("--long", type=int, default=1024,
+                        help="tokens of the short context that far-context weights are taken from;"
+                        " 0: all tokens weigh alike")
     parser.add_argument("--hinge", type=float, default=3.0)
     parser.add_argument("--ramp", type=float, default=0.12, help="share of the schedule")
     parser.add_argument("--noise", default="1.0,0.2", help="width at the start and at the end")
     parser.add_argument("--loss-chunk", type=int, default=8192)
     parser.add_argument("--start", help="an adapter file to begin from: weights only, no moments")
-    parser.add_argument("--cap", choices=("each", "sum"), default="each",
-                        help="bound each head's appends by 2n/ratio (FORMAT.md), or only their sum")
+    parser.add_argument("--cap", choices=("each", "sum"), default="sum",
+                        help="bound the sum of the heads' appends (FORMAT.md), or each by 2n/ratio")
+    parser.add_argument("--save-minutes", type=float, default=3, help="between checkpoints")
     parser.add_argument("--calibrate", type=int, default=0,
                         help="held-out rows to set ratio bias and quotas on at the end")
     parser.add_argument("--recompute", action="store_true")
@@ -75,7 +81,7 @@ def make_batch(maker, random, options):
     recall = {}
     for row, ring in enumerate(rings):
         for chunk in range(options.chunks):
-            cold, room = chunk - 1 - ring, min(8, options.ring - ring)
+            cold, room = chunk - ring, min(8, options.ring - ring)
             if cold > 1 and room > 0 and random.rand() < 0.2:
                 count = random.randint(1, min(room, cold - 1) + 1)
                 recall[row, chunk] = sorted(random.choice(cold, count, replace=False))
@@ -91,11 +97,11 @@ def work(queue, options, seed):
         queue.put(make_batch(maker, random, options))
 
 
-def start_workers(options, steps_done):
+def start_workers(options, steps_done, rank):
     context = multiprocessing.get_context("fork")
     queue = context.Queue(maxsize=12)
     for worker in range(options.workers):
-        seed = options.seed * 1000 + steps_done * 10 + worker
+        seed = options.seed * 1000 + steps_done * 100 + rank * 10 + worker
         context.Process(target=work, args=(queue, options, seed), daemon=True).start()
     return queue
 
@@ -198,7 +204,43 @@ def draw(path, history):
         file.write("\n".join(out))
 
 
-def run_step(silt, teacher, head_function, batch, ratio, goal, width, options):
+class Ranks:
+    """The processes of one training; alone, all of this does nothing."""
+
+    def __init__(self):
+        self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.first = self.rank == 0
+
+    def join(self, device):
+        """-> this process's device."""
+        if device == "cuda":
+            device = "cuda:%d" % int(os.environ.get("LOCAL_RANK", 0))
+            torch.cuda.set_device(device)
+        if self.count > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device != "cpu" else "gloo")
+        return device
+
+    def agreed(self, value):
+        """The first process's value: schedules by the clock must be the same for all."""
+        if self.count == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(shared, 0)
+        return shared.item()
+
+    def average(self, parameters):
+        """Gradients become their mean over all processes, those that no graph reached excepted."""
+        if self.count == 1:
+            return
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(flat)
+        flat /= self.count
+        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
+            grad.copy_(part.view_as(grad))
+
+
+def run_step(silt, teacher, functions, batch, ratio, goal, width, options, shift):
     """Forward, loss, backward.  Returns the figures as tensors: no wait for the GPU."""
     base = silt.base
     if ratio > 1:       # the cap rises with the goal, or the ramp would start at a forced 2n/ratio
@@ -209,9 +251,13 @@ def run_step(silt, teacher, head_function, batch, ratio, goal, width, options):
                            for part in batch[:3])
     tables = model_file.make_tables(base, batch[3], options.n, options.m, device, dtype)
     target = teacher.forward(tokens) if options.kl > 0 else None
+    short = None
+    if options.long and options.kl > 0:
+        short = loss_file.short_losses(teacher, base.head, tokens, options.long,
+                                       options.long // 4, shift, functions[1], options.loss_chunk)
     hidden, seen = silt.forward(tokens, raw, tables, ratio, width)
     loss, ce, kl = loss_file.head_loss(hidden, target, base.head, tokens, weight, options.kl,
-                                       head_function, options.loss_chunk)
+                                       functions[0], options.loss_chunk, short)
     rate = torch.zeros((), device=device)
     if ratio > 1:
         rate = seen["rate"].mean()
@@ -223,99 +269,139 @@ def run_step(silt, teacher, head_function, batch, ratio, goal, width, options):
     return ce.detach(), kl.detach(), rate.detach()
 
 
-def main():
-    options = parse()
-    device = options.device
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    torch.manual_seed(options.seed)
-    ratios = [int(part) for part in options.ratios.split(",")]
-    shares = np.array([float(part) for part in options.ratio_shares.split(",")])
-    noise = [float(part) for part in options.noise.split(",")]
-    resume = os.path.exists(os.path.join(options.out, "checkpoint.json"))
-    steps_done = 0
-    if resume:
-        with open(os.path.join(options.out, "checkpoint.json")) as file:
-            steps_done = json.load(file)["state"]["step"]
-    queue = start_workers(options, steps_done)      # before CUDA starts: forked children
-    base = model_file.BaseModel(options.model, device, dtype)
-    constants = {"n": options.n, "m": options.m, "ring": options.ring, "sinks": options.sinks,
-                 "alpha_min": options.alpha_min}
-    if resume:
+def begin(options, base, ratios):
+    """-> parameters, quotas, optimizer, state: from the checkpoint, an adapter file or nothing."""
+    if os.path.exists(os.path.join(options.out, "checkpoint.json")):
         parameters, quotas, state, optimizer = load_checkpoint(
             options.out, base, lambda p: make_optimizer(p, options))
-    else:
-        parameters = model_file.AdapterParameters(base, options.m, options.comp_rank,
-                                                  options.dmc_rank, ratios).to(device)
-        if options.start:
-            adapter = silt_adapter.read(options.start)
-            parameters = export.from_adapter(base, adapter)[0].to(device)
-            if parameters.ratios != tuple(ratios) or adapter.comp_tokens != options.m:
-                raise SystemExit("%s has other ratios or another m" % options.start)
-        quotas = default_quotas(base, options, ratios)
-        optimizer = make_optimizer(parameters, options)
-        state = {"step": 0, "seconds": 0.0, "tokens": 0, "history": [], "ratios": ratios,
-                 "constants": constants}
-    quotas = quotas.to(device).contiguous()
-    compiled = not options.no_compile
-    if compiled and attention.usable(model_file.attend, device, dtype):
-        model_file.attention_function = attention.attend
-    silt = model_file.SiltModel(base, parameters, quotas, compiled, options.recompute)
-    teacher = model_file.PlainModel(base, compiled)
-    head_function = torch.compile(loss_file.head_chunk, dynamic=False) if compiled \
-        else loss_file.head_chunk
-    random = np.random.RandomState(options.seed + state["step"])
-    begun, mark, first = time.time(), time.time(), state["step"]
-    sums = {}
-    while True:
-        spent = time.time() - begun
-        if spent > options.minutes * 60 or (options.steps and state["step"] - first
-                                            >= options.steps):
-            break
-        progress = min(1.0, (state["seconds"] + spent) / (options.total_minutes * 60))
+        return parameters, quotas.to(options.device), optimizer, state
+    parameters = model_file.AdapterParameters(base, options.m, options.comp_rank, options.dmc_rank,
+                                              ratios)
+    if options.start:
+        adapter = silt_adapter.read(options.start)
+        parameters = export.from_adapter(base, adapter)[0]
+        if parameters.ratios != tuple(ratios) or adapter.comp_tokens != options.m:
+            raise SystemExit("%s has other ratios or another m" % options.start)
+    parameters = parameters.to(options.device)
+    state = {"step": 0, "seconds": 0.0, "tokens": 0, "history": [], "ratios": ratios,
+             "constants": {"n": options.n, "m": options.m, "ring": options.ring,
+                           "sinks": options.sinks, "alpha_min": options.alpha_min}}
+    quotas = default_quotas(base, options, ratios).to(options.device)
+    return parameters, quotas.contiguous(), make_optimizer(parameters, options), state
+
+
+class Trainer:
+    """One process's share of a training."""
+
+    def __init__(self, options, ranks, queue):
+        self.options, self.ranks, self.queue = options, ranks, queue
+        self.device, self.ratios = options.device, [int(x) for x in options.ratios.split(",")]
+        self.base = model_file.BaseModel(options.model, self.device,
+                                         torch.float32 if self.device == "cpu" else torch.bfloat16)
+        self.parameters, quotas, self.optimizer, self.state = begin(options, self.base, self.ratios)
+        compiled = not options.no_compile
+        if compiled and attention.usable(model_file.attend, self.device, torch.bfloat16):
+            model_file.attention_function = attention.attend
+        self.silt = model_file.SiltModel(self.base, self.parameters, quotas, compiled,
+                                         options.recompute)
+        self.teacher = model_file.PlainModel(self.base, compiled)
+        self.functions = [torch.compile(part, dynamic=False) if compiled else part
+                          for part in (loss_file.head_chunk, loss_file.head_nll)]
+        # The same draws in every process: a step has one ratio.
+        self.random = np.random.RandomState(options.seed + self.state["step"])
+        self.first, self.sums, self.step_tokens = self.state["step"], {}, (
+            ranks.count * options.rows * options.chunks * options.n)
+
+    def schedule(self, progress, local):
+        """-> ratio of the step, goal on the ramp, noise width; sets the learning rates."""
+        options = self.options
         # The first steps of a run compile every graph; ratios in turn get that over with.
-        order = [1] + ratios
-        local = state["step"] - first
-        ratio = order[local % len(order)] if local < len(order) else random.choice(order, p=shares)
-        ratio = int(ratio)
+        order = [1] + self.ratios
+        shares = [float(part) for part in options.ratio_shares.split(",")]
+        ratio = int(order[local % len(order)] if local < len(order)
+                    else self.random.choice(order, p=shares))
         scale = min(1.0, (local + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * scale
         ramp = min(1.0, progress / max(options.ramp, 1e-9))
-        goal = 1 + (ratio - 1) * ramp
-        width = noise[0] * (noise[1] / noise[0]) ** progress
-        optimizer.zero_grad(set_to_none=True)
-        ce, kl, rate = run_step(silt, teacher, head_function, queue.get(), ratio, goal,
-                                torch.tensor(width, device=device), options)
-        torch.nn.utils.clip_grad_norm_([p for p in parameters.parameters() if p.grad is not None],
-                                       1.0)
-        optimizer.step()
-        state["step"] += 1
-        state["tokens"] += options.rows * options.chunks * options.n
-        sums.setdefault(ratio, []).append(torch.stack([ce, kl, rate]))
-        if local < len(order):
-            if device == "cuda":
-                torch.cuda.synchronize()
-            print("first step at %dx: %.1f s" % (ratio, time.time() - begun), flush=True)
-        if state["step"] % 50 == 0 or (options.steps and options.steps < 50):
-            report(state, sums, mark, begun, progress, width, options)
-            mark, sums = time.time(), {}
-    state["seconds"] += time.time() - begun
-    silt.quotas.copy_(default_quotas(base, options, ratios))
-    if options.calibrate:
-        maker = data.RowMaker(options.shards, options.chunks * options.n, 99, held_out=True)
-        plain = model_file.SiltModel(base, parameters, silt.quotas)
-        calibrate.calibrate(plain, calibrate.held_out_rows(maker, options.calibrate), constants,
-                            cap_sum=options.cap == "sum")
-    save_checkpoint(options.out, parameters, silt.quotas, optimizer, state)
-    draw(os.path.join(options.out, "loss.svg"), state["history"])
-    if device == "cuda":
-        print("peak GPU memory %.1f GB" % (torch.cuda.max_memory_allocated() / 1e9))
-    print("step %d, %.1fM tokens, %.0f s in all" % (state["step"], state["tokens"] / 1e6,
-                                                    state["seconds"]))
+        noise = [float(part) for part in options.noise.split(",")]
+        return ratio, 1 + (ratio - 1) * ramp, noise[0] * (noise[1] / noise[0]) ** progress
+
+    def run(self):
+        options, state = self.options, self.state
+        begun, mark, saved = time.time(), time.time(), time.time()
+        while True:
+            local = state["step"] - self.first
+            spent = self.ranks.agreed(time.time() - begun)
+            if spent > options.minutes * 60 or (options.steps and local >= options.steps):
+                break
+            progress = min(1.0, (state["seconds"] + spent) / (options.total_minutes * 60))
+            ratio, goal, width = self.schedule(progress, local)
+            self.optimizer.zero_grad(set_to_none=True)
+            shift = self.random.randint(max(1, options.long))
+            figures = run_step(self.silt, self.teacher, self.functions, self.queue.get(), ratio,
+                               goal, torch.tensor(width, device=self.device), options, shift)
+            self.ranks.average(self.parameters.parameters())
+            torch.nn.utils.clip_grad_norm_([p for p in self.parameters.parameters()
+                                            if p.grad is not None], 1.0)
+            self.optimizer.step()
+            state["step"] += 1
+            state["tokens"] += self.step_tokens
+            self.sums.setdefault(ratio, []).append(torch.stack(figures))
+            if local < 1 + len(self.ratios):
+                if self.device != "cpu":
+                    torch.cuda.synchronize()
+                self.tell("first step at %dx: %.1f s" % (ratio, time.time() - begun))
+            if state["step"] % 50 == 0 or (options.steps and state["step"] < 50):
+                self.tell(report(state, self.sums, mark, spent, progress, width, self.step_tokens,
+                                 options))
+                mark, self.sums = time.time(), {}
+            if self.ranks.first and time.time() - saved > options.save_minutes * 60:
+                save_checkpoint(options.out, self.parameters, self.silt.quotas, self.optimizer,
+                                dict(state, seconds=state["seconds"] + time.time() - begun))
+                saved = time.time()
+        state["seconds"] += time.time() - begun
+
+    def tell(self, line):
+        if self.ranks.first:
+            print(line, flush=True)
+
+    def finish(self):
+        """Calibrates, saves, draws: the first process's work."""
+        options, state = self.options, self.state
+        self.silt.quotas.copy_(default_quotas(self.base, options, self.ratios))
+        if options.calibrate:
+            maker = data.RowMaker(options.shards, options.chunks * options.n, 99, held_out=True)
+            plain = model_file.SiltModel(self.base, self.parameters, self.silt.quotas)
+            calibrate.calibrate(plain, calibrate.held_out_rows(maker, options.calibrate),
+                                state["constants"], cap_sum=options.cap == "sum")
+        save_checkpoint(options.out, self.parameters, self.silt.quotas, self.optimizer, state)
+        draw(os.path.join(options.out, "loss.svg"), state["history"])
+        if self.device != "cpu":
+            print("peak GPU memory %.1f GB" % (torch.cuda.max_memory_allocated() / 1e9))
+        print("step %d, %.1fM tokens, %.0f s in all" % (state["step"], state["tokens"] / 1e6,
+                                                        state["seconds"]))
 
 
-def report(state, sums, mark, begun, progress, width, options):
-    """One progress line: per ratio CE, KL to the full-context model, realised ratio."""
+def main():
+    options = parse()
+    torch.manual_seed(options.seed)
+    ranks = Ranks()
+    steps_done = 0
+    if os.path.exists(os.path.join(options.out, "checkpoint.json")):
+        with open(os.path.join(options.out, "checkpoint.json")) as file:
+            steps_done = json.load(file)["state"]["step"]
+    queue = start_workers(options, steps_done, ranks.rank)    # before CUDA starts: forked children
+    options.device = ranks.join(options.device)
+    torch.manual_seed(options.seed * 1000 + steps_done + ranks.rank)        # the noise
+    trainer = Trainer(options, ranks, queue)
+    trainer.run()
+    if ranks.first:
+        trainer.finish()
+
+
+def report(state, sums, mark, spent, progress, width, step_tokens, options):
+    """The progress line: per ratio CE, KL to the full-context model, realised ratio."""
     parts = []
     for ratio in sorted(sums):
         ce, kl, rate = torch.stack(sums[ratio]).mean(0).tolist()
@@ -323,11 +409,11 @@ def report(state, sums, mark, begun, progress, width, options):
                                  "kl": round(kl, 4), "rate": round(rate, 4)})
         parts.append("%dx ce %.3f kl %.3f" % (ratio, ce, kl)
                      + (" (%.2fx)" % (1 / max(1e-6, 1 - rate)) if ratio > 1 else ""))
-    count = sum(len(part) for part in sums.values()) * options.rows * options.chunks * options.n
+    count = sum(len(part) for part in sums.values()) * step_tokens
     speed = count / max(1e-9, time.time() - mark)
-    print("step %5d  %4.1f/%.0f min  %3.0fk tok/s  noise %.2f  %s"
-          % (state["step"], (state["seconds"] + time.time() - begun) / 60, options.total_minutes,
-             speed / 1e3, width, "  ".join(parts)), flush=True)
+    return ("step %5d  %4.1f/%.0f min  %3.0fk tok/s  noise %.2f  %s"
+            % (state["step"], (state["seconds"] + spent) / 60, options.total_minutes, speed / 1e3,
+               width, "  ".join(parts)))
 
 
 if __name__ == "__main__":
