@@ -16,6 +16,7 @@ import data
 
 CHUNK = 256
 STREAMS = {"dialogue": 24576, "meeting": 24576, "log": 24576, "mixed": 24576, "book": 65536}
+QUICK = (2, 16384)      # streams of tests/eval/quality.py, which runs the engine on the same text
 MIXED_PIECE = 3000      # tokens of one log before another vendor's goes on
 LONG_TOKENS = 1 << 20
 QUESTION_TOKENS = 31 * CHUNK    # a stream before its question, which then fits 8,192
@@ -50,14 +51,13 @@ def joined(tokenizer, texts, tokens=None):
     return tokenizer.encode("\n\n".join(texts))
 
 
-def kind_streams(tokenizer, folder, kind, tokens, count):
-    """The first `count` streams of the joined documents; of logs, `count` places spread evenly,
-    since what comes first there is one project's."""
+def kind_streams(tokenizer, folder, kind, tokens, count, spread=False):
+    """The first `count` streams of the joined documents, or `count` places spread evenly."""
     ids = joined(tokenizer, [item["text"] for item in documents(folder, kind)],
-                 None if kind == "log" else tokens * count)
+                 None if spread else tokens * count)
     count = min(count, len(ids) // tokens)
     starts = [i * tokens for i in range(count)]
-    if kind == "log":
+    if spread:
         starts = [int(place) for place in np.linspace(0, len(ids) - tokens, count)]
     return np.stack([ids[start:start + tokens] for start in starts])
 
@@ -234,9 +234,13 @@ def main():
     os.makedirs(options.out, exist_ok=True)
     tokenizer = data.Tokenizer(options.model)
     for kind, tokens in STREAMS.items():
-        make = mixed_streams if kind == "mixed" else kind_streams
-        arguments = (tokens, options.streams) if kind == "mixed" else (kind, tokens, options.streams)
-        streams = make(tokenizer, options.text, *arguments)
+        if kind == "mixed":
+            streams = mixed_streams(tokenizer, options.text, tokens, options.streams)
+        else:                   # what comes first in the logs is one project's: spread
+            streams = kind_streams(tokenizer, options.text, kind, tokens, options.streams,
+                                   kind == "log")
+            quick = kind_streams(tokenizer, options.text, kind, QUICK[1], QUICK[0])
+            np.save(os.path.join(options.out, "quick-%s.npy" % kind), quick)
         np.save(os.path.join(options.out, kind + ".npy"), streams)
         print("%-9s %s" % (kind, streams.shape), flush=True)
     ids = long_stream(tokenizer, options.text, LONG_TOKENS)
