@@ -244,7 +244,12 @@ static int feed_file(struct feed *feed, const char *path)
 
     if (fd < 0)
         return -fd - 1;
-    r = source_open(&source, &feed->intake, path, fd);
+    while ((r = source_open(&source, &feed->intake, path, fd)) == -EBUSY && !silt_stop)
+        client_poll(silt->client, -1, WAIT_MS);
+    if (r == -EBUSY) {
+        close(fd);
+        return EXIT_STOPPED;
+    }
     if (r == -ENODATA) {
         close(fd);
         silt_say("%s is empty", path);
@@ -339,10 +344,13 @@ static int feed_run(struct feed *feed, char **paths, int path_count)
                         .producer_id = feed->producer,
                         .turn = feed->turn,
                         .progress = &feed->progress};
-    int r = intake->each ? 0 : intake_open(intake, intake->stream);
+    int r;
 
+    do
+        r = intake->each ? 0 : intake_open(intake, intake->stream);
+    while (r == -EBUSY && client_poll(feed->silt->client, -1, WAIT_MS) >= 0);
     if (r)
-        return r;
+        return r == -EBUSY ? EXIT_STOPPED : r;
     feed->progress.client = feed->silt->client;
     feed->progress.stream = intake->stream;
     feed->progress.on = !feed->quiet && isatty(STDERR_FILENO);

@@ -237,6 +237,8 @@ static int file_begin(struct follow *follow, struct name *name)
         }
         return 0;
     }
+    if (r == -EBUSY) /* the next look tries again */
+        return 0;
     next_drop(name);
     if (r && name->matched && r != EXIT_STOPPED && r != EXIT_AWAY) {
         name->ignored = true;

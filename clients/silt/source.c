@@ -63,7 +63,11 @@ int intake_open(const struct intake *intake, const char *stream)
     struct silt *silt = intake->silt;
     struct client_opened opened;
 
-    if (client_stream_open(silt->client, stream, &intake->open, &opened, &silt->error))
+    int r = client_stream_open(silt->client, stream, &intake->open, &opened, &silt->error);
+
+    if (r == -EBUSY)
+        return r;
+    if (r)
         return silt_fail(silt);
     if (opened.created && opened.compression_off)
         silt_say("siltd has no adapter for its model: compression is off, the stream keeps a "
@@ -256,6 +260,8 @@ int source_open(struct source *source, const struct intake *intake, const char *
     r = intake->each ? intake_open(intake, source->stream) : 0;
     if (!r)
         r = source_attach(source);
+    if (r == -EBUSY)
+        source->fd = -1;
     if (r)
         goto error;
     return 0;

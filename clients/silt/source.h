@@ -23,7 +23,7 @@ struct intake {
 
 /* The stream of a file: name [STREAM_NAME_BYTES]. */
 void intake_stream(const struct intake *intake, const char *path, char *name);
-/* Opens that stream: 0 or the exit code after saying so. */
+/* Opens that stream: 0, -EBUSY: not now, or the exit code after saying so. */
 int intake_open(const struct intake *intake, const char *stream);
 /* Wall clock of text that is to be sent; 0: none is known. `whole`: it begins with a whole line. */
 uint64_t intake_time(const struct intake *intake, const struct convert *convert,
@@ -48,7 +48,8 @@ struct source {
 };
 /* Takes an open file, closes it on failure, and attaches its producer at the byte after the last
  * acked one. Returns 0 or the exit code after saying so; -ENODATA: the file is empty, so it has no
- * identity yet, and stays the caller's. The path is copied. */
+ * identity yet; -EBUSY: not now; after these two the file stays the caller's. The path is copied.
+ */
 int source_open(struct source *source, const struct intake *intake, const char *path, int fd);
 /* An open file for it, or the exit code negated less one after saying so. */
 int source_file(const char *path, const char *stream);
