@@ -120,6 +120,8 @@ static int link_up(struct client *client)
     if (!client->socket)
         return -errno;
     socket_set(client->socket, ZMQ_LINGER, 0);
+    if (strchr(client->endpoint, '['))
+        socket_set(client->socket, ZMQ_IPV6, 1);
     /* Nothing is queued for a connection that is not there. */
     socket_set(client->socket, ZMQ_IMMEDIATE, 1);
     socket_set(client->socket, ZMQ_SNDHWM, SEND_QUEUE_MAX);
@@ -130,9 +132,18 @@ static int link_up(struct client *client)
     int64_t frame_bytes_max = WIRE_FRAME_BYTES_MAX;
     zmq_setsockopt(client->socket, ZMQ_MAXMSGSIZE, &frame_bytes_max, sizeof frame_bytes_max);
 
+    if (client->curve &&
+        (zmq_setsockopt(client->socket, ZMQ_CURVE_SERVERKEY, client->server_key,
+                        CLIENT_KEY_BYTES) ||
+         zmq_setsockopt(client->socket, ZMQ_CURVE_PUBLICKEY, client->public_key,
+                        CLIENT_KEY_BYTES) ||
+         zmq_setsockopt(client->socket, ZMQ_CURVE_SECRETKEY, client->secret_key, CLIENT_KEY_BYTES)))
+        return -errno;
+
     snprintf(watch, sizeof watch, "inproc://watch-%p", client->socket);
     if (zmq_socket_monitor(client->socket, watch,
-                           ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED))
+                           ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
+                               ZMQ_EVENT_DISCONNECTED))
         return -errno;
     client->monitor = zmq_socket(client->context, ZMQ_PAIR);
     if (!client->monitor || zmq_connect(client->monitor, watch))
@@ -145,7 +156,7 @@ int client_open(struct client **out, const struct client_options *options,
                 struct client_error *error)
 {
     struct client *client = calloc(1, sizeof *client);
-    const char *endpoint = options ? options->endpoint : NULL;
+    struct client_settings settings;
     int r = -ENOMEM;
 
     *out = NULL;
@@ -159,17 +170,13 @@ int client_open(struct client **out, const struct client_options *options,
         client->options.reconnect_ms = client->options.connect_ms;
     if (!client->options.timeout_ms)
         client->options.timeout_ms = TIMEOUT_MS;
-    if (!endpoint)
-        endpoint = getenv("SILT_ENDPOINT");
-    if (!endpoint || !endpoint[0])
-        r = endpoint_default(client->endpoint, sizeof client->endpoint);
-    else
-        r = snprintf(client->endpoint, sizeof client->endpoint, "%s", endpoint) >=
-            (int)sizeof client->endpoint;
-    if (r) {
-        r = client_fail(error, -ENAMETOOLONG, "the endpoint's name is too long");
+    r = client_settings(&settings, &client->options, error);
+    if (r)
         goto error;
-    }
+    memcpy(client->endpoint, settings.endpoint, sizeof client->endpoint);
+    r = client_curve(client, &settings, error);
+    if (r)
+        goto error;
     client->context = zmq_ctx_new();
     r = client->context ? link_up(client) : -ENOMEM;
     if (r) {
@@ -193,6 +200,7 @@ void client_close(struct client **client)
     link_down(*client);
     if ((*client)->context)
         zmq_ctx_term((*client)->context);
+    explicit_bzero((*client)->secret_key, sizeof(*client)->secret_key);
     free(*client);
     *client = NULL;
 }
@@ -212,11 +220,22 @@ int client_reachable(struct client *client, struct client_error *error)
     int patience_ms = client->ever ? client->options.reconnect_ms : client->options.connect_ms;
     int64_t down_ms;
 
+    if (client->denied && !client->connected)
+        return client_fail(error, -EACCES,
+                           "siltd at %s does not take this client's key: on its machine, `silt key "
+                           "allow '%s' STREAM` lets it in",
+                           client->endpoint, client->public_key);
     if (client->connected || patience_ms == CLIENT_WAIT_FOREVER)
         return 0;
     down_ms = (client_now_us() - client->down_us) / 1000;
     if (down_ms < patience_ms)
         return 0;
+    if (!client->ever && client->curve)
+        return client_fail(
+            error, -ECONNREFUSED,
+            "no siltd with that server key answers at %s after %d s: is it there "
+            "(siltd --listen tcp://…), and is the key what `silt key server` prints?",
+            client->endpoint, (int)((down_ms + 500) / 1000));
     return client_fail(error, -ECONNREFUSED,
                        client->ever ? "siltd at %s went away %d s ago and has not come back"
                                     : "no siltd answers at %s after %d s: start one (siltd "
@@ -308,6 +327,9 @@ static void link_event(struct client *client)
         if (client->ever && client->options.on_link)
             client->options.on_link(client->options.user, true);
         client->ever = true;
+        client->denied = false;
+    } else if (number == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) {
+        client->denied = true;
     } else if (number == ZMQ_EVENT_DISCONNECTED) {
         bool was = client->connected;
 

@@ -34,6 +34,7 @@ enum {
     PRODUCER_HELD_BYTES_MAX = 1 << 20,
     CLIENT_HELD_BYTES_MAX = 64 << 20, /* of all its producers together */
     CLIENT_WAIT_FOREVER = -1,
+    CLIENT_KEY_BYTES = 40, /* a CURVE key as text */
 };
 
 struct client_error {
@@ -44,10 +45,14 @@ struct client_error {
 };
 
 struct client_options {
-    const char *endpoint; /* NULL: SILT_ENDPOINT of the environment, else the default */
-    int connect_ms;       /* how long to try to reach siltd; 0: 5,000; or CLIENT_WAIT_FOREVER */
-    int reconnect_ms;     /* the same once it had been reached; 0: connect_ms */
-    int timeout_ms;       /* for an answer that needs no computing; 0: 30,000 */
+    /* Each NULL: of the environment (SILT_ENDPOINT, SILT_SERVER_KEY, SILT_CLIENT_KEY), else of
+     * $XDG_CONFIG_HOME/silt/client.conf, else the default. Keys are for tcp:// alone. */
+    const char *endpoint;
+    const char *server_key; /* siltd's public key, CLIENT_KEY_BYTES of text */
+    const char *client_key; /* path of a file that client_key_new made */
+    int connect_ms;         /* how long to try to reach siltd; 0: 5,000; or CLIENT_WAIT_FOREVER */
+    int reconnect_ms;       /* the same once it had been reached; 0: connect_ms */
+    int timeout_ms;         /* for an answer that needs no computing; 0: 30,000 */
     const volatile sig_atomic_t *interrupted; /* NULL, or a flag a signal handler sets */
     /* Called when the connection goes (up false) and comes back; NULL: nobody cares. */
     void (*on_link)(void *user, bool up);
@@ -67,6 +72,37 @@ bool client_connected(const struct client *client);
 /* Lets the connection work (acks, reconnects) for at most timeout_ms or until fd can be read (-1:
  * none). Returns 1: fd is readable; 0: something came or the time is over; -EINTR. */
 int client_poll(struct client *client, int fd, int timeout_ms);
+
+/* ---- keys ---- */
+
+/* Makes a key pair and writes it to a new file, mode 0600; -EEXIST: there is one.
+ * public_key: [CLIENT_KEY_BYTES + 1]. */
+int client_key_new(const char *path, char *public_key, struct client_error *error);
+/* The pair of a file that nobody else may read; secret_key may be NULL. */
+int client_key_read(const char *path, char *public_key, char *secret_key,
+                    struct client_error *error);
+bool client_key_valid(const char *key);
+/* Where a client looks for its key when nobody names another. 0 or -ENAMETOOLONG. */
+int client_key_path(char *out, size_t out_bytes);
+
+struct client_grant {
+    char key[CLIENT_KEY_BYTES + 1];
+    char name[68];
+    char stream[132]; /* empty: every stream */
+};
+struct client_server {
+    char key[CLIENT_KEY_BYTES + 1]; /* public */
+    char listen[256];               /* where it takes keys; empty: nowhere */
+};
+/* As client_list; each may be NULL. siltd answers over its local socket alone, else -EACCES. */
+typedef int client_grant_fn(void *user, const struct client_grant *grant);
+int client_keys(struct client *client, struct client_server *out, client_grant_fn *each, void *user,
+                struct client_error *error);
+/* stream NULL: every one; for deny: all that the key has. -ENOENT: it was not allowed that. */
+int client_key_allow(struct client *client, const char *key, const char *name, const char *stream,
+                     struct client_error *error);
+int client_key_deny(struct client *client, const char *key, const char *stream,
+                    struct client_error *error);
 
 /* ---- streams ---- */
 

@@ -8,6 +8,8 @@
 #ifndef SILT_CLIENT_LINK_H
 #define SILT_CLIENT_LINK_H
 
+#include <limits.h>
+
 #include "clients/client.h"
 #include "proto/endpoint.h"
 #include "proto/silt.pb-c.h"
@@ -32,6 +34,10 @@ struct pending {
 struct client {
     struct client_options options;
     char endpoint[ENDPOINT_BYTES_MAX];
+    bool curve; /* the keys are used */
+    char server_key[CLIENT_KEY_BYTES + 1], public_key[CLIENT_KEY_BYTES + 1];
+    char secret_key[CLIENT_KEY_BYTES + 1];
+    bool denied; /* siltd does not take the key */
     void *context, *socket, *monitor;
     bool connected;
     bool blocked;     /* the last send found no room */
@@ -43,6 +49,17 @@ struct client {
     struct producer *producers; /* attached to this client */
     size_t held_bytes;          /* payloads unacked, of all of them */
 };
+
+/* keys.c */
+struct client_settings {
+    char endpoint[ENDPOINT_BYTES_MAX], server_key[128], client_key[PATH_MAX];
+};
+/* What was asked for, or what environment, file and defaults say. */
+int client_settings(struct client_settings *out, const struct client_options *options,
+                    struct client_error *error);
+/* Reads the keys where the endpoint needs them. */
+int client_curve(struct client *client, const struct client_settings *settings,
+                 struct client_error *error);
 
 int64_t client_now_us(void);
 /* Fills error (may be NULL) and returns code. */
@@ -59,6 +76,12 @@ int client_send_frame(struct client *client, const void *frame, size_t frame_byt
 int client_send(struct client *client, const wire_request *request);
 /* Sends request and waits for the end of its replies. */
 int client_request(struct client *client, wire_request *request, struct pending *pending);
+/* The same for a request of one reply, which may be sent again; `reply` as in pending. */
+int client_run(struct client *client, wire_request *request,
+               int (*reply)(struct pending *, const wire_reply *), void *user,
+               struct client_error *error);
+/* -EPROTO: the reply is another's. */
+int client_odd(struct client_error *error);
 /* The same for a request that has its id. */
 int client_wait(struct client *client, const wire_request *request, struct pending *pending);
 

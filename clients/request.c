@@ -9,9 +9,9 @@
 
 enum { LIST_PAGES_MAX = 1 << 20 };
 
-static int request_run(struct client *client, wire_request *request,
-                       int (*reply)(struct pending *, const wire_reply *), void *user,
-                       struct client_error *error)
+int client_run(struct client *client, wire_request *request,
+               int (*reply)(struct pending *, const wire_reply *), void *user,
+               struct client_error *error)
 {
     struct pending pending = {
         .reply = reply,
@@ -24,7 +24,7 @@ static int request_run(struct client *client, wire_request *request,
     return client_request(client, request, &pending);
 }
 
-static int reply_odd(struct client_error *error)
+int client_odd(struct client_error *error)
 {
     return client_fail(error, -EPROTO,
                        "siltd's reply does not fit the question: its version is another's");
@@ -36,7 +36,7 @@ static int opened_reply(struct pending *pending, const wire_reply *reply)
     const Silt__V1__Opened *opened = reply->opened;
 
     if (reply->body_case != SILT__V1__REPLY__BODY_OPENED)
-        return reply_odd(pending->error);
+        return client_odd(pending->error);
     if (out)
         *out = (struct client_opened){
             .created = opened->created,
@@ -66,7 +66,7 @@ int client_stream_open(struct client *client, const char *stream,
     }
     request.body_case = SILT__V1__REQUEST__BODY_OPEN;
     request.open = &open;
-    return request_run(client, &request, opened_reply, out, error);
+    return client_run(client, &request, opened_reply, out, error);
 }
 
 static int forked_reply(struct pending *pending, const wire_reply *reply)
@@ -74,7 +74,7 @@ static int forked_reply(struct pending *pending, const wire_reply *reply)
     uint64_t *tokens = pending->user;
 
     if (reply->body_case != SILT__V1__REPLY__BODY_FORKED)
-        return reply_odd(pending->error);
+        return client_odd(pending->error);
     if (tokens)
         *tokens = reply->forked->tokens;
     return 0;
@@ -95,13 +95,13 @@ int client_stream_fork(struct client *client, const char *stream, const char *br
     fork.branch = (char *)branch;
     request.body_case = SILT__V1__REQUEST__BODY_FORK;
     request.fork = &fork;
-    return request_run(client, &request, forked_reply, tokens, error);
+    return client_run(client, &request, forked_reply, tokens, error);
 }
 
 static int removed_reply(struct pending *pending, const wire_reply *reply)
 {
     if (reply->body_case != SILT__V1__REPLY__BODY_REMOVED)
-        return reply_odd(pending->error);
+        return client_odd(pending->error);
     return 0;
 }
 
@@ -116,7 +116,7 @@ int client_stream_remove(struct client *client, const char *stream, struct clien
     remove.stream = (char *)stream;
     request.body_case = SILT__V1__REQUEST__BODY_REMOVE;
     request.remove = &remove;
-    return request_run(client, &request, removed_reply, NULL, error);
+    return client_run(client, &request, removed_reply, NULL, error);
 }
 
 /* ---- stat ---- */
@@ -215,7 +215,7 @@ static int stream_stat_copy(struct client_stream_stat *out, const Silt__V1__Stre
 static int stream_stat_reply(struct pending *pending, const wire_reply *reply)
 {
     if (reply->body_case != SILT__V1__REPLY__BODY_STAT || !reply->stat->stream)
-        return reply_odd(pending->error);
+        return client_odd(pending->error);
     return stream_stat_copy(pending->user, reply->stat->stream);
 }
 
@@ -232,7 +232,7 @@ int client_stat(struct client *client, const char *stream, struct client_stream_
     stat.stream = (char *)stream;
     request.body_case = SILT__V1__REQUEST__BODY_STAT;
     request.stat = &stat;
-    return request_run(client, &request, stream_stat_reply, out, error);
+    return client_run(client, &request, stream_stat_reply, out, error);
 }
 
 void client_process_stat_free(struct client_process_stat *stat)
@@ -254,7 +254,7 @@ static int process_stat_reply(struct pending *pending, const wire_reply *reply)
         reply->body_case == SILT__V1__REPLY__BODY_STAT ? reply->stat->process : NULL;
 
     if (!stat)
-        return reply_odd(pending->error);
+        return client_odd(pending->error);
     *out = (struct client_process_stat){
         .bytes_plan = stat->bytes_plan,
         .bytes_used = stat->bytes_used,
@@ -293,7 +293,7 @@ int client_process_stat(struct client *client, struct client_process_stat *out,
     *out = (struct client_process_stat){0};
     request.body_case = SILT__V1__REQUEST__BODY_STAT;
     request.stat = &stat;
-    return request_run(client, &request, process_stat_reply, out, error);
+    return client_run(client, &request, process_stat_reply, out, error);
 }
 
 /* ---- list ---- */
@@ -311,7 +311,7 @@ static int list_reply(struct pending *pending, const wire_reply *reply)
     struct list *list = pending->user;
 
     if (reply->body_case != SILT__V1__REPLY__BODY_LIST)
-        return reply_odd(pending->error);
+        return client_odd(pending->error);
     list->more = reply->list->more && reply->list->n_streams;
     for (size_t i = 0; i < reply->list->n_streams && !list->stopped; i++) {
         struct client_stream_stat stat;
@@ -338,7 +338,7 @@ int client_list(struct client *client, client_list_fn *each, void *user, struct 
         names.after = list.after;
         request.body_case = SILT__V1__REQUEST__BODY_LIST;
         request.list = &names;
-        r = request_run(client, &request, list_reply, &list, error);
+        r = client_run(client, &request, list_reply, &list, error);
         if (r)
             return r;
     }

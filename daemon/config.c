@@ -36,7 +36,9 @@ struct option_row {
 static const struct option_row rows[] = {
     {"listen", "ENDPOINT",
      "ipc://PATH to listen on (default: $XDG_RUNTIME_DIR/silt.sock or\n"
-     "/tmp/silt-UID/silt.sock; readable by this user alone)",
+     "/tmp/silt-UID/silt.sock; readable by this user alone). A second --listen\n"
+     "tcp://ADDRESS:PORT takes clients over the network: always encrypted, and\n"
+     "only keys that `silt key allow` let in",
      OPTION_ENDPOINT, AT(listen), 0, 0, NULL, NULL},
     {"data", "DIR", "folder of the journal and all that is kept (default: ~/.local/share/silt)",
      OPTION_PATH, AT(data), 0, 0, NULL, NULL},
@@ -216,6 +218,8 @@ static int set_option(struct config *config, const struct option_row *row, const
         }
         return set_text(field, PATH_BYTES_MAX, row, value, error, error_bytes);
     case OPTION_ENDPOINT:
+        if (strncmp(value, "tcp://", 6) == 0)
+            field = config->listen_network;
         return set_text(field, ENDPOINT_BYTES_MAX, row, value, error, error_bytes);
     case OPTION_SIZE:
         if (config_size(value, (uint64_t *)(void *)field) == 0)

@@ -6,7 +6,8 @@
 #include "daemon/daemon.h"
 
 struct config {
-    char listen[ENDPOINT_BYTES_MAX];
+    char listen[ENDPOINT_BYTES_MAX];         /* ipc:// */
+    char listen_network[ENDPOINT_BYTES_MAX]; /* tcp://; empty: none */
     char data[PATH_BYTES_MAX];
     char model[PATH_BYTES_MAX];
     char adapter[PATH_BYTES_MAX]; /* empty: none */

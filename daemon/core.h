@@ -70,6 +70,7 @@ struct core {
     /* The loop thread's. */
     struct loop loop;
     struct gate gate;
+    struct keys keys;
     struct bump bump;
     uint8_t *reply; /* [REPLY_BYTES_MAX] */
     struct table table;

@@ -55,6 +55,7 @@ static int lock_folder(struct core *core, char *error, size_t error_bytes)
 {
     const char *folder = core->config.data;
     char path[PATH_BYTES_MAX + 8];
+    struct stat status;
     int result = make_folders(folder, error, error_bytes);
 
     if (result)
@@ -68,6 +69,11 @@ static int lock_folder(struct core *core, char *error, size_t error_bytes)
                  strerror(errno));
         return result;
     }
+    if (stat(folder, &status) == 0 && status.st_mode & 077)
+        say(SAY_WARN,
+            "--data %s can be entered by others: chmod 700 it (what siltd makes in it is "
+            "closed to them)",
+            folder);
     if (flock(core->lock_fd, LOCK_EX | LOCK_NB) != 0) {
         snprintf(error, error_bytes,
                  "--data %s is in use by another siltd: stop it or give another folder", folder);
@@ -260,6 +266,16 @@ static void wire_threads(struct core *core)
     sched->tokens_computed = &core->tokens_computed;
 }
 
+static int open_gate(struct core *core, char *error, size_t error_bytes)
+{
+    const struct config *config = &core->config;
+    int result = gate_open(&core->gate, config->listen, error, error_bytes);
+
+    if (result || !config->listen_network[0])
+        return result;
+    return gate_open_network(&core->gate, config->listen_network, &core->keys, error, error_bytes);
+}
+
 int daemon_open(struct daemon **out, const struct config *config, char *error, size_t error_bytes)
 {
     struct daemon *daemon = calloc(1, sizeof *daemon);
@@ -290,7 +306,9 @@ int daemon_open(struct daemon **out, const struct config *config, char *error, s
     wire_keeper(core);
     result = cold_open(core, error, error_bytes);
     if (!result)
-        result = gate_open(&core->gate, config->listen, error, error_bytes);
+        result = keys_open(&core->keys, &files_real, config->data, error, error_bytes);
+    if (!result)
+        result = open_gate(core, error, error_bytes);
     if (!result)
         result = serve_start(core, error, error_bytes);
     if (result)
@@ -384,6 +402,28 @@ static void announce(const struct core *core)
                       "window only and forget what leaves it");
     say(SAY_INFO, "%s, %s kernels, %u threads; listening on %s", core->info.model_name,
         core->info.kernels_name, core->info.threads, core->config.listen);
+    if (core->gate.network[0])
+        say(SAY_INFO,
+            "and on %s for clients with a key that is allowed (%u grants); its own key "
+            "is %s",
+            core->gate.network, core->keys.count, core->keys.public_key);
+}
+
+static void authenticate(void *user)
+{
+    gate_authenticate(&((struct core *)user)->gate);
+}
+
+static int add_doors(struct core *core)
+{
+    struct gate *gate = &core->gate;
+    int result = loop_add_socket(&core->loop, gate->socket[DOOR_LOCAL], serve_frames, core);
+
+    if (!result && gate->zap)
+        result = loop_add_socket(&core->loop, gate->zap, authenticate, core);
+    if (!result && gate->socket[DOOR_NETWORK])
+        result = loop_add_socket(&core->loop, gate->socket[DOOR_NETWORK], serve_frames, core);
+    return result;
 }
 
 int daemon_run(struct daemon *daemon)
@@ -406,7 +446,7 @@ int daemon_run(struct daemon *daemon)
     if (!result)
         result = loop_add_fd(&core->loop, core->loop_bell.fd, serve_news, core);
     if (!result)
-        result = loop_add_socket(&core->loop, core->gate.socket, serve_frames, core);
+        result = add_doors(core);
     if (result)
         return result;
     loop_every(&core->loop, (uint64_t)TICK_MS * 1000, serve_tick, core);
@@ -454,6 +494,7 @@ void daemon_close(struct daemon **daemon)
     core = &(*daemon)->core;
     join_threads(core);
     gate_close(&core->gate);
+    keys_close(&core->keys);
     for (uint32_t i = 0; core->asks && i < core->plan.forks_max; i++)
         fork_close(&core->asks[i].fork);
     for (uint32_t i = 0; core->slots && i < core->plan.streams_max; i++)

@@ -9,7 +9,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "daemon/clock.h"
 #include "daemon/log.h"
+
+enum { REFUSED_SAY_US = 10000000 };
 
 static int fail(char *error, size_t error_bytes, int result, const char *format,
                 const char *endpoint, const char *why)
@@ -91,25 +94,27 @@ static int set_option(void *socket, int option, int value)
     return zmq_setsockopt(socket, option, &value, sizeof value) == 0 ? 0 : -errno;
 }
 
-static int make_socket(struct gate *gate)
+static int make_socket(struct gate *gate, void **out)
 {
     int64_t frame_max = FRAME_BYTES_HARD_MAX;
     int result = 0;
 
-    gate->context = zmq_ctx_new();
-    if (!gate->context)
+    if (!gate->context) {
+        gate->context = zmq_ctx_new();
+        if (!gate->context)
+            return -errno;
+        zmq_ctx_set(gate->context, ZMQ_IO_THREADS, 1);
+    }
+    *out = zmq_socket(gate->context, ZMQ_ROUTER);
+    if (!*out)
         return -errno;
-    zmq_ctx_set(gate->context, ZMQ_IO_THREADS, 1);
-    gate->socket = zmq_socket(gate->context, ZMQ_ROUTER);
-    if (!gate->socket)
+    if (zmq_setsockopt(*out, ZMQ_MAXMSGSIZE, &frame_max, sizeof frame_max) != 0)
         return -errno;
-    if (zmq_setsockopt(gate->socket, ZMQ_MAXMSGSIZE, &frame_max, sizeof frame_max) != 0)
-        return -errno;
-    result |= set_option(gate->socket, ZMQ_RCVHWM, GATE_IN_MAX);
-    result |= set_option(gate->socket, ZMQ_SNDHWM, GATE_OUT_MAX);
-    result |= set_option(gate->socket, ZMQ_LINGER, 200);
-    result |= set_option(gate->socket, ZMQ_ROUTER_MANDATORY, 1);
-    result |= set_option(gate->socket, ZMQ_BACKLOG, 128);
+    result |= set_option(*out, ZMQ_RCVHWM, GATE_IN_MAX);
+    result |= set_option(*out, ZMQ_SNDHWM, GATE_OUT_MAX);
+    result |= set_option(*out, ZMQ_LINGER, 200);
+    result |= set_option(*out, ZMQ_ROUTER_MANDATORY, 1);
+    result |= set_option(*out, ZMQ_BACKLOG, 128);
     return result ? -EINVAL : 0;
 }
 
@@ -121,17 +126,17 @@ int gate_open(struct gate *gate, const char *endpoint, char *error, size_t error
     memset(gate, 0, sizeof *gate);
     if (strncmp(endpoint, "ipc://", 6) != 0)
         return fail(error, error_bytes, -EINVAL, "--listen %s: %s", endpoint,
-                    "give ipc://PATH; TCP needs CURVE keys, which this siltd does not have yet");
+                    "give ipc://PATH, or tcp://ADDRESS:PORT for clients with keys");
     result = prepare_path(gate, endpoint, error, error_bytes);
     if (result)
         return result;
-    result = make_socket(gate);
+    result = make_socket(gate, &gate->socket[DOOR_LOCAL]);
     if (result) {
         fail(error, error_bytes, result, "--listen %s: no socket: %s", endpoint, strerror(-result));
         goto error;
     }
     mask = umask(0177);
-    if (zmq_bind(gate->socket, endpoint) != 0) {
+    if (zmq_bind(gate->socket[DOOR_LOCAL], endpoint) != 0) {
         result = -errno;
         fail(error, error_bytes, result, "--listen %s: %s", endpoint, zmq_strerror(errno));
     }
@@ -145,12 +150,127 @@ error:
     return result;
 }
 
+/* ---- the network's door ---- */
+
+/* Without CURVE's options the socket would take anybody: any that fails is the end. */
+static int set_curve(void *socket, const struct keys *keys)
+{
+    static const char domain[] = "silt"; /* libzmq asks ZAP only where there is one */
+    int result = set_option(socket, ZMQ_CURVE_SERVER, 1);
+
+    if (zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, keys->secret_key, KEY_BYTES) != 0)
+        result = -errno;
+    if (zmq_setsockopt(socket, ZMQ_ZAP_DOMAIN, domain, sizeof domain - 1) != 0)
+        result = -errno;
+    result = result ? result : set_option(socket, ZMQ_RCVHWM, GATE_NETWORK_IN_MAX);
+    return result ? result : set_option(socket, ZMQ_HANDSHAKE_IVL, GATE_HANDSHAKE_MS);
+}
+
+int gate_open_network(struct gate *gate, const char *endpoint, const struct keys *keys, char *error,
+                      size_t error_bytes)
+{
+    size_t bytes = sizeof gate->network;
+    void *socket;
+    int result;
+
+    if (!zmq_has("curve"))
+        return fail(error, error_bytes, -ENOTSUP, "--listen %s: %s", endpoint,
+                    "this libzmq has no CURVE, and TCP without it could be read by anybody: "
+                    "listen on ipc:// alone");
+    gate->keys = keys;
+    gate->zap = zmq_socket(gate->context, ZMQ_REP);
+    if (!gate->zap || zmq_bind(gate->zap, "inproc://zeromq.zap.01") != 0) {
+        result = -errno;
+        return fail(error, error_bytes, result, "--listen %s: no ZAP socket: %s", endpoint,
+                    zmq_strerror(-result));
+    }
+    result = make_socket(gate, &gate->socket[DOOR_NETWORK]);
+    socket = gate->socket[DOOR_NETWORK];
+    if (!result)
+        result = set_curve(socket, keys);
+    if (!result && strchr(endpoint, '['))
+        result = set_option(socket, ZMQ_IPV6, 1);
+    if (!result && zmq_bind(socket, endpoint) != 0)
+        result = -errno;
+    if (!result && zmq_getsockopt(socket, ZMQ_LAST_ENDPOINT, gate->network, &bytes) != 0)
+        result = -errno;
+    if (result)
+        fail(error, error_bytes, result, "--listen %s: %s", endpoint, zmq_strerror(-result));
+    return result;
+}
+
+/* One frame of the ZAP request as text; longer ones are cut, which fits nothing they may be. */
+static size_t zap_frame(struct gate *gate, char *out, size_t out_bytes, bool *more)
+{
+    int option = 0, n = zmq_recv(gate->zap, out, out_bytes - 1, ZMQ_DONTWAIT);
+    size_t option_bytes = sizeof option, bytes = n < 0 ? 0 : (size_t)n;
+
+    if (bytes > out_bytes - 1)
+        bytes = out_bytes - 1;
+    out[bytes] = '\0';
+    *more = n >= 0 && zmq_getsockopt(gate->zap, ZMQ_RCVMORE, &option, &option_bytes) == 0 && option;
+    return bytes;
+}
+
+static void zap_reply(struct gate *gate, const char *request, size_t request_bytes, const char *key)
+{
+    const char *code = key[0] ? "200" : "400", *text = key[0] ? "OK" : "this key is not allowed";
+
+    zmq_send(gate->zap, "1.0", 3, ZMQ_SNDMORE | ZMQ_DONTWAIT);
+    zmq_send(gate->zap, request, request_bytes, ZMQ_SNDMORE | ZMQ_DONTWAIT);
+    zmq_send(gate->zap, code, 3, ZMQ_SNDMORE | ZMQ_DONTWAIT);
+    zmq_send(gate->zap, text, strlen(text), ZMQ_SNDMORE | ZMQ_DONTWAIT);
+    zmq_send(gate->zap, key, strlen(key), ZMQ_SNDMORE | ZMQ_DONTWAIT);
+    zmq_send(gate->zap, "", 0, ZMQ_DONTWAIT);
+}
+
+/* Whoever is refused tries again and again: the log says it once in a while. */
+static void say_refused(struct gate *gate, const char *address, const char *key)
+{
+    uint64_t now = clock_us();
+
+    if (gate->refused_us && now - gate->refused_us < REFUSED_SAY_US)
+        return;
+    gate->refused_us = now;
+    say(SAY_WARN, "a client at %.64s was refused: its key %s is not allowed", address, key);
+}
+
+/* A request is: version, its id, domain, address, identity, mechanism, and CURVE's raw key. */
+void gate_authenticate(struct gate *gate)
+{
+    enum { VERSION, ID, DOMAIN, ADDRESS, IDENTITY, MECHANISM, KEY, FRAMES };
+    char frame[FRAMES][256], rest[8], key[KEY_BYTES + 1] = "";
+    size_t bytes[FRAMES] = {0};
+    bool more = true;
+    int count = 0;
+
+    while (more && count < FRAMES) {
+        bytes[count] = zap_frame(gate, frame[count], sizeof frame[count], &more);
+        count++;
+    }
+    if (bytes[VERSION] == 0)
+        return; /* nothing was there */
+    while (more)
+        zap_frame(gate, rest, sizeof rest, &more);
+    if (count == FRAMES && strcmp(frame[VERSION], "1.0") == 0 &&
+        strcmp(frame[MECHANISM], "CURVE") == 0 && bytes[KEY] == 32)
+        zmq_z85_encode(key, (const uint8_t *)frame[KEY], 32);
+    if (key[0] && !keys_known(gate->keys, key)) {
+        say_refused(gate, frame[ADDRESS], key);
+        key[0] = '\0';
+    }
+    zap_reply(gate, frame[ID], bytes[ID], key);
+}
+
 void gate_close(struct gate *gate)
 {
     if (gate->holds_frame)
         zmq_msg_close(&gate->frame);
-    if (gate->socket)
-        zmq_close(gate->socket);
+    for (int door = 0; door < GATE_DOORS; door++)
+        if (gate->socket[door])
+            zmq_close(gate->socket[door]);
+    if (gate->zap)
+        zmq_close(gate->zap);
     if (gate->context)
         zmq_ctx_term(gate->context);
     if (gate->path[0])
@@ -158,11 +278,42 @@ void gate_close(struct gate *gate)
     memset(gate, 0, sizeof *gate);
 }
 
-static void drop_rest(struct gate *gate)
+/* ---- frames ---- */
+
+static void drop_rest(struct gate *gate, void *socket)
 {
     while (zmq_msg_more(&gate->frame))
-        if (zmq_msg_recv(&gate->frame, gate->socket, ZMQ_DONTWAIT) < 0)
+        if (zmq_msg_recv(&gate->frame, socket, ZMQ_DONTWAIT) < 0)
             return;
+}
+
+/* Who sent the frame that is held. libzmq gives out ids of five bytes that begin with 0; a client
+ * that brings its own could come to stand where another's replies go, so over the network it is
+ * nobody. */
+static bool sender_proved(struct gate *gate, struct wire_client *client)
+{
+    const char *key = zmq_msg_gets(&gate->frame, "User-Id");
+
+    if (client->door == DOOR_LOCAL)
+        return true;
+    if (!key || !keys_text_valid(key) || client->bytes != 5 || client->id[0] != 0)
+        return false;
+    memcpy(client->key, key, sizeof client->key);
+    return true;
+}
+
+/* The first frame of a message: the client's id. False: nothing waits at any door. */
+static bool receive_id(struct gate *gate, struct wire_client *client)
+{
+    for (int i = 0; i < GATE_DOORS; i++) {
+        gate->turn = (uint8_t)((gate->turn + 1) % GATE_DOORS);
+        if (!gate->socket[gate->turn] ||
+            zmq_msg_recv(&gate->frame, gate->socket[gate->turn], ZMQ_DONTWAIT) < 0)
+            continue;
+        client->door = gate->turn;
+        return true;
+    }
+    return false;
 }
 
 int gate_receive(struct gate *gate, struct wire_client *client, const uint8_t **bytes,
@@ -170,26 +321,29 @@ int gate_receive(struct gate *gate, struct wire_client *client, const uint8_t **
 {
     size_t id_bytes;
     bool id_fits;
+    void *socket;
 
     if (gate->holds_frame)
         zmq_msg_close(&gate->frame);
     zmq_msg_init(&gate->frame);
     gate->holds_frame = true;
-    if (zmq_msg_recv(&gate->frame, gate->socket, ZMQ_DONTWAIT) < 0)
+    memset(client, 0, sizeof *client);
+    if (!receive_id(gate, client))
         return -EAGAIN;
+    socket = gate->socket[client->door];
     id_bytes = zmq_msg_size(&gate->frame);
     id_fits = id_bytes <= CLIENT_ID_BYTES_MAX;
     if (id_fits) {
         client->bytes = (uint8_t)id_bytes;
         memcpy(client->id, zmq_msg_data(&gate->frame), id_bytes);
     }
-    if (!zmq_msg_more(&gate->frame) || zmq_msg_recv(&gate->frame, gate->socket, ZMQ_DONTWAIT) < 0 ||
-        !id_fits) {
-        drop_rest(gate);
+    if (!zmq_msg_more(&gate->frame) || zmq_msg_recv(&gate->frame, socket, ZMQ_DONTWAIT) < 0 ||
+        !id_fits || !sender_proved(gate, client)) {
+        drop_rest(gate, socket);
         return -EPROTO; /* nobody that can be answered */
     }
     if (zmq_msg_more(&gate->frame)) {
-        drop_rest(gate);
+        drop_rest(gate, socket);
         return -EBADMSG;
     }
     *bytes = zmq_msg_data(&gate->frame);
@@ -200,9 +354,11 @@ int gate_receive(struct gate *gate, struct wire_client *client, const uint8_t **
 int gate_send(struct gate *gate, const struct wire_client *client, const void *bytes,
               size_t bytes_count)
 {
-    if (zmq_send(gate->socket, client->id, client->bytes, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
+    void *socket = gate->socket[client->door];
+
+    if (zmq_send(socket, client->id, client->bytes, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
         return errno == EHOSTUNREACH ? -EHOSTUNREACH : -EAGAIN;
-    if (zmq_send(gate->socket, bytes, bytes_count, ZMQ_DONTWAIT) < 0)
+    if (zmq_send(socket, bytes, bytes_count, ZMQ_DONTWAIT) < 0)
         return errno == EHOSTUNREACH ? -EHOSTUNREACH : -EAGAIN;
     return 0;
 }

@@ -26,7 +26,13 @@ uint64_t layout_record_bytes(uint32_t streams_max, uint32_t forks_max, uint32_t 
            up(forks_max * sizeof(struct ask)) + up(streams_max * sizeof(struct extent)) +
            up(STREAMS_KNOWN_MAX * sizeof(struct record)) + up(TABLE_BUCKETS * sizeof(uint32_t)) +
            up(STREAMS_KNOWN_MAX * sizeof(uint32_t)) + up(WAITERS_MAX * sizeof(struct waiter)) +
-           up(FLIGHTS_MAX * sizeof(struct flight)) + 64 * ALIGN;
+           up(FLIGHTS_MAX * sizeof(struct flight)) + up(GRANTS_MAX * sizeof(struct grant)) +
+           64 * ALIGN;
+}
+
+uint64_t layout_client_bytes(bool network)
+{
+    return network ? GATE_NETWORK_CLIENT_BYTES : GATE_CLIENT_BYTES;
 }
 
 uint64_t layout_queue_bytes(void)
@@ -95,6 +101,7 @@ static void carve_loop(struct core *core)
     table_init(&core->table, records, buckets, order, STREAMS_KNOWN_MAX);
     core->waiters = take(core, WAITERS_MAX, sizeof *core->waiters);
     core->flights = take(core, FLIGHTS_MAX, sizeof *core->flights);
+    core->keys.grants = take(core, GRANTS_MAX, sizeof *core->keys.grants);
     core->bump.bytes = take(core, UNPACK_BYTES_MAX, 1);
     core->bump.capacity = UNPACK_BYTES_MAX;
     core->reply = take(core, REPLY_BYTES_MAX, 1);

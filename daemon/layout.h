@@ -4,7 +4,8 @@
 
 #include "daemon/core.h"
 
-#define LAYOUT_CLIENT_WIRE_BYTES ((uint64_t)GATE_CLIENT_BYTES)
+/* What one client's messages may take in libzmq; more where it may come over the network. */
+uint64_t layout_client_bytes(bool network);
 
 uint32_t layout_ring_tokens(uint32_t lag_tokens_max);
 uint64_t layout_ring_bytes(uint32_t lag_tokens_max);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include "daemon/config.h"
 #include "daemon/log.h"
@@ -64,6 +65,7 @@ int main(int argc, char **argv)
     if (config.debug)
         say_level_set(SAY_DEBUG);
     raise_file_limit();
+    umask(0077); /* whatever it makes is its user's alone */
     if (daemon_open(&running, &config, error, sizeof error) != 0) {
         fprintf(stderr, "siltd: %s\n", error[0] ? error : "cannot start");
         return 1;

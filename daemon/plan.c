@@ -60,8 +60,8 @@ static void add_lines(struct plan *plan, const struct config *config,
     add(plan, "queues between threads", NULL, 1, layout_queue_bytes(), true);
     add(plan, "work of the threads", "lag-tokens-max", 1,
         layout_work_bytes(config->lag_tokens_max, (uint32_t)costs->vocab_count), true);
-    add(plan, "messages on the wire", "clients-max", config->clients_max, LAYOUT_CLIENT_WIRE_BYTES,
-        false);
+    add(plan, "messages on the wire", "clients-max", config->clients_max,
+        layout_client_bytes(config->listen_network[0] != 0), false);
     add(plan, "journal cache", NULL, 1, JOURNAL_HEAP_BYTES, false);
     add(plan, "text index cache", NULL, 1, SEARCH_HEAP_BYTES, false);
     add(plan, "libraries and program", NULL, 1, costs->library_bytes, false);

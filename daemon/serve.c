@@ -18,7 +18,7 @@ enum { FRAMES_PER_ROUND = 64 };
 
 bool serve_same_client(const struct wire_client *a, const struct wire_client *b)
 {
-    return a->bytes == b->bytes && memcmp(a->id, b->id, a->bytes) == 0;
+    return a->bytes == b->bytes && a->door == b->door && memcmp(a->id, b->id, a->bytes) == 0;
 }
 
 /* ---- what a client may have in the journal's queue ---- */
@@ -30,7 +30,7 @@ static struct flight *find_flight(struct core *core, const struct wire_client *c
     for (uint32_t i = 0; i < FLIGHTS_MAX; i++) {
         struct flight *flight = &core->flights[i];
 
-        if (flight->count && serve_same_client(&flight->client, client))
+        if (flight->count && serve_same_owner(&flight->client, client))
             return flight;
         if (!flight->count && !free)
             free = flight;
@@ -374,6 +374,8 @@ static void dispatch(struct core *core, const struct wire_client *client,
                     "siltd is stopping: connect again when it is back");
         return;
     }
+    if (!serve_permitted(core, client, request))
+        return;
     switch (request->kind) {
     case REQUEST_OPEN:
         serve_open(core, client, request);
@@ -401,6 +403,9 @@ static void dispatch(struct core *core, const struct wire_client *client,
         break;
     case REQUEST_FORK:
         serve_fork(core, client, request);
+        break;
+    case REQUEST_KEYS:
+        serve_keys(core, client, request);
         break;
     }
 }

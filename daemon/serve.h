@@ -35,6 +35,8 @@ int cold_remove(struct core *core, uint64_t stream_id);
 /* serve_branch.c */
 void serve_fork(struct core *core, const struct wire_client *client,
                 const struct wire_request *request);
+/* "": there is none any more. */
+const char *serve_stream_name(const struct core *core, uint64_t stream_id);
 void serve_forked(struct core *core, const struct ingest_result *result);
 uint64_t serve_acked(const struct core *core, const struct record *record);
 /* The live stream stands at this position now. */
@@ -55,7 +57,21 @@ void serve_cancel(struct core *core, const struct wire_client *client,
 void serve_ask_text(struct core *core, struct ask *ask, const uint8_t *text, uint32_t bytes_count);
 void serve_ask_end(struct core *core, struct ask *ask, const struct ask_end *end);
 void serve_ask_kept(struct core *core, struct ask *ask, const struct ingest_result *result);
+/* Nobody gets any more of it. */
+void serve_ask_abandon(struct core *core, struct ask *ask);
 void serve_ask_tick(struct core *core);
+
+/* serve_keys.c: who may do what */
+/* False: the client is told. Asked before anything is done for a request. */
+bool serve_permitted(struct core *core, const struct wire_client *client,
+                     const struct wire_request *request);
+bool serve_may_see(const struct core *core, const struct wire_client *client, const char *stream);
+/* A key over the network has at most half of the places for questions. */
+bool serve_may_ask(const struct core *core, const struct wire_client *client);
+/* The same connection, or over the network the same key: limits are for whom. */
+bool serve_same_owner(const struct wire_client *a, const struct wire_client *b);
+void serve_keys(struct core *core, const struct wire_client *client,
+                const struct wire_request *request);
 
 /* reply.c */
 int reply_send(struct core *core, const struct wire_client *client, const Silt__V1__Reply *reply);

@@ -88,6 +88,12 @@ void serve_ask(struct core *core, const struct wire_client *client,
                     "no stream is called '%s': `silt ls` lists them", request->stream);
         return;
     }
+    if (!serve_may_ask(core, client)) {
+        reply_busy(core, client, request->id,
+                   "this client's key has as many questions under way as one key may: try again "
+                   "when one is answered");
+        return;
+    }
     if (!ask) {
         reply_busy(core, client, request->id,
                    "all forks are in use: try again in a moment, or start siltd with a larger "
@@ -129,8 +135,7 @@ void serve_cancel(struct core *core, const struct wire_client *client,
         struct ask *ask = &core->asks[i];
 
         if (ask->stage != ASK_FREE && ask->request_id == request->ask_id &&
-            ask->client.bytes == client->bytes &&
-            memcmp(ask->client.id, client->id, client->bytes) == 0) {
+            serve_same_client(&ask->client, client)) {
             atomic_store(&ask->cancelled, true);
             doorbell_ring(&core->compute_bell);
             return;
@@ -155,7 +160,7 @@ static void release(struct core *core, struct ask *ask)
 }
 
 /* The client has gone or takes nothing: whatever is still to come is for nobody. */
-static void abandon(struct core *core, struct ask *ask)
+void serve_ask_abandon(struct core *core, struct ask *ask)
 {
     atomic_store(&ask->cancelled, true);
     doorbell_ring(&core->compute_bell);
@@ -180,7 +185,7 @@ static bool deliver(struct core *core, struct ask *ask, const Silt__V1__Reply *r
     if (result != -EHOSTUNREACH)
         say(SAY_WARN, "a client takes no answer for %d s: its question is dropped",
             SEND_PATIENCE_US / 1000000);
-    abandon(core, ask);
+    serve_ask_abandon(core, ask);
     return true;
 }
 

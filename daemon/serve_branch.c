@@ -49,7 +49,7 @@ void serve_fork(struct core *core, const struct wire_client *client,
     }
 }
 
-static const char *name_of(const struct core *core, uint64_t stream_id)
+const char *serve_stream_name(const struct core *core, uint64_t stream_id)
 {
     for (uint32_t i = 0; i < core->table.count; i++) {
         const struct record *record = &core->table.records[core->table.order[i]];
@@ -71,7 +71,7 @@ void serve_forked(struct core *core, const struct ingest_result *result)
     record->bytes_text = result->bytes_text;
     record->created_us = result->created_us;
     record->state = RECORD_PARKED;
-    forked.stream = (char *)(uintptr_t)name_of(core, result->parent_id);
+    forked.stream = (char *)(uintptr_t)serve_stream_name(core, result->parent_id);
     forked.branch = record->name;
     forked.tokens = record->tokens;
     reply.id = result->request_id;

@@ -169,7 +169,8 @@ void stats_list(struct core *core, const struct wire_client *client, uint64_t id
         struct stat_parts *parts = parts_at(core, (uint32_t)list.n_streams);
 
         if (core->table.records[record].state == RECORD_REMOVING ||
-            core->table.records[record].past || !core->table.records[record].stream_id)
+            core->table.records[record].past || !core->table.records[record].stream_id ||
+            !serve_may_see(core, client, core->table.records[record].name))
             continue;
         fill_stream(core, record, parts, false);
         page[list.n_streams++] = &parts->stat;

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "daemon/keys.h"
+
 enum { BUMP_ALIGN = 16 };
 
 static const char *const role_names[ROLE_COUNT] = {"system", "user", "assistant", "tool"};
@@ -80,7 +82,7 @@ bool wire_utf8_valid(const uint8_t *text, size_t bytes)
     return true;
 }
 
-static bool name_valid(const char *name, size_t bytes_max)
+bool wire_name_valid(const char *name, size_t bytes_max)
 {
     size_t n = strnlen(name, bytes_max + 1);
 
@@ -102,7 +104,7 @@ static int take_stream(struct wire_request *out, const char *name, bool may_be_e
     out->stream = name;
     if (may_be_empty && !name[0])
         return 0;
-    if (!name_valid(name, NAME_BYTES_MAX))
+    if (!wire_name_valid(name, NAME_BYTES_MAX))
         return invalid(fault, "a stream's name is 1 to 128 bytes of A-Z a-z 0-9 . _ - and does not "
                               "start with a dot");
     return 0;
@@ -111,7 +113,7 @@ static int take_stream(struct wire_request *out, const char *name, bool may_be_e
 static int take_producer(struct wire_request *out, const char *name, struct wire_fault *fault)
 {
     out->producer = name;
-    if (!name_valid(name, PRODUCER_BYTES_MAX))
+    if (!wire_name_valid(name, PRODUCER_BYTES_MAX))
         return invalid(fault, "a producer's id is 1 to 64 bytes of A-Z a-z 0-9 . _ - and does not "
                               "start with a dot");
     return 0;
@@ -235,6 +237,26 @@ static int take_ask(const Silt__V1__Ask *ask, struct wire_request *out, struct w
     return 0;
 }
 
+static int take_keys(const Silt__V1__Keys *keys, struct wire_request *out, struct wire_fault *fault)
+{
+    bool allow = keys->verb == SILT__V1__KEYS__VERB__ALLOW;
+    int result = take_stream(out, keys->stream, true, fault);
+
+    out->keys = keys;
+    if (result || keys->verb == SILT__V1__KEYS__VERB__LIST)
+        return result;
+    if (!allow && keys->verb != SILT__V1__KEYS__VERB__DENY)
+        return invalid(fault, "keys are listed, allowed or denied");
+    if (!keys_text_valid(keys->key))
+        return invalid(fault, "a public key is 40 characters as `silt key new` prints them");
+    if (allow && !wire_name_valid(keys->name, KEY_NAME_BYTES_MAX))
+        return invalid(fault, "a key's name is 1 to 64 bytes of A-Z a-z 0-9 . _ - and does not "
+                              "start with a dot");
+    if (keys->all == (keys->stream[0] != '\0'))
+        return invalid(fault, "name either one stream or all of them");
+    return 0;
+}
+
 static int take_open(const Silt__V1__Open *open, struct wire_request *out, struct wire_fault *fault)
 {
     out->dmc_ratio = open->dmc_ratio;
@@ -280,6 +302,9 @@ static int take_body(struct bump *bump, const Silt__V1__Request *request, uint32
         result = take_stream(out, request->fork->branch, false, fault);
         out->branch = out->stream;
         return result ? result : take_stream(out, request->fork->stream, false, fault);
+    case SILT__V1__REQUEST__BODY_KEYS:
+        out->kind = REQUEST_KEYS;
+        return take_keys(request->keys, out, fault);
     default:
         return fail(fault, SILT__V1__ERROR__CODE__UNSUPPORTED,
                     "this siltd (" DAEMON_VERSION ") does not know that request");

@@ -11,8 +11,11 @@
 #include "daemon/daemon.h"
 #include "proto/silt.pb-c.h"
 
+enum wire_door { DOOR_LOCAL, DOOR_NETWORK };
 struct wire_client {
-    uint8_t bytes;
+    uint8_t bytes; /* of id; 0: nobody */
+    uint8_t door;
+    char key[WIRE_KEY_BYTES + 1]; /* of who came through DOOR_NETWORK, as CURVE proved it */
     uint8_t id[CLIENT_ID_BYTES_MAX];
 };
 
@@ -32,6 +35,7 @@ enum request_kind {
     REQUEST_LIST,
     REQUEST_REMOVE,
     REQUEST_FORK,
+    REQUEST_KEYS,
 };
 
 enum item_kind { ITEM_TEXT = 1, ITEM_TOKENS = 2, ITEM_TURN = 3, ITEM_MARK = 4 };
@@ -61,6 +65,8 @@ struct wire_request {
     size_t item_bytes; /* of all items */
     /* ask */
     const Silt__V1__Ask *ask;
+    /* keys */
+    const Silt__V1__Keys *keys;
     /* cancel */
     uint64_t ask_id;
 };
@@ -77,6 +83,8 @@ int wire_parse(struct bump *bump, const uint8_t *frame, size_t frame_bytes, uint
                struct wire_request *out, struct wire_fault *fault);
 /* Bytes written, or -EMSGSIZE. */
 int wire_pack(const Silt__V1__Reply *reply, uint8_t *out, size_t out_bytes);
+/* 1 to bytes_max of A-Z a-z 0-9 . _ - that do not start with a dot. */
+bool wire_name_valid(const char *name, size_t bytes_max);
 bool wire_utf8_valid(const uint8_t *text, size_t bytes);
 
 #endif

@@ -17,6 +17,8 @@ enum {
     WIRE_NAME_BYTES_MAX = 128,
     WIRE_PRODUCER_BYTES_MAX = 64,
     ENDPOINT_BYTES_MAX = 256,
+    WIRE_KEY_BYTES = 40, /* a CURVE key as Z85 text, ZeroMQ RFC 32 */
+    WIRE_KEY_NAME_BYTES_MAX = 64,
 };
 
 /* Writes ipc://$XDG_RUNTIME_DIR/silt.sock where that folder is named, else

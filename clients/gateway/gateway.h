@@ -30,8 +30,9 @@ enum {
 };
 
 struct gateway_options {
-    const char *endpoint; /* of siltd; NULL: the default */
-    char host[64];        /* numeric address to listen on */
+    const char *endpoint; /* of siltd; each NULL: the default */
+    const char *server_key, *client_key;
+    char host[64]; /* numeric address to listen on */
     uint16_t port;
     bool loopback; /* host is */
     bool anyone;   /* serve other machines without a key */

@@ -41,6 +41,8 @@ static const char help[] =
     "      --body BYTES              of one request at most (4194304)\n"
     "      --answer-seconds N        of one answer at most (600)\n"
     "  -c, --endpoint ENDPOINT       where siltd listens (SILT_ENDPOINT, else its default)\n"
+    "      --server-key KEY, --client-key FILE   for an endpoint of tcp:// (SILT_SERVER_KEY,\n"
+    "                                SILT_CLIENT_KEY); the key must be allowed --all streams\n"
     "  -h, --help\n"
     "\n"
     "Paths: /v1/chat/completions /v1/models /metrics /healthz /api/status /api/streams/NAME /\n";
@@ -161,6 +163,12 @@ static int option_take(struct gateway_options *options, int option)
     case 'c':
         options->endpoint = optarg;
         return 0;
+    case 'S':
+        options->server_key = optarg;
+        return 0;
+    case 'C':
+        options->client_key = optarg;
+        return 0;
     case 'l':
         return listen_option(options, optarg);
     case 'k':
@@ -204,6 +212,8 @@ static int options_take(struct gateway_options *options, int argc, char **argv)
                                           {"connections", required_argument, NULL, 'n'},
                                           {"body", required_argument, NULL, 'b'},
                                           {"answer-seconds", required_argument, NULL, 't'},
+                                          {"server-key", required_argument, NULL, 'S'},
+                                          {"client-key", required_argument, NULL, 'C'},
                                           {"help", no_argument, NULL, 'h'},
                                           {NULL, 0, NULL, 0}};
     int option, r;

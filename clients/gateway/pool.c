@@ -54,8 +54,11 @@ static struct pooled *pool_find(struct pool *pool)
 struct pooled *pool_take(struct gateway *gateway, struct client_error *error)
 {
     struct pooled *pooled = pool_find(&gateway->pool);
-    struct client_options options = {
-        .endpoint = gateway->options.endpoint, .connect_ms = CONNECT_MS, .timeout_ms = TIMEOUT_MS};
+    struct client_options options = {.endpoint = gateway->options.endpoint,
+                                     .server_key = gateway->options.server_key,
+                                     .client_key = gateway->options.client_key,
+                                     .connect_ms = CONNECT_MS,
+                                     .timeout_ms = TIMEOUT_MS};
 
     *error = (struct client_error){.code = -EBUSY, .retry_us = 1000000};
     snprintf(error->text, sizeof error->text, "too many requests at once: try again in a moment");

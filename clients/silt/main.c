@@ -15,7 +15,7 @@ volatile sig_atomic_t silt_stop;
 
 static const struct command *const commands[] = {
     &command_feed, &command_ask,     &command_stat, &command_ls,   &command_open,
-    &command_rm,   &command_gateway, &command_top,  &command_fork,
+    &command_rm,   &command_gateway, &command_top,  &command_fork, &command_key,
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof *commands };
 
@@ -36,6 +36,9 @@ static const char help_tail[] =
     "  -c, --endpoint ENDPOINT   where siltd listens: ipc:///PATH or tcp://HOST:PORT. Else\n"
     "                            SILT_ENDPOINT, else ipc://$XDG_RUNTIME_DIR/silt.sock, else\n"
     "                            ipc:///tmp/silt-UID/silt.sock\n"
+    "      --server-key KEY      siltd's public key, for tcp:// (SILT_SERVER_KEY)\n"
+    "      --client-key FILE     this client's key, for tcp:// (SILT_CLIENT_KEY, else\n"
+    "                            ~/.config/silt/client.key); silt key --help\n"
     "  -h, --help\n"
     "\n"
     "Exit codes: 0 done, 1 refused (the sentence says why), 2 wrong command line, 3 no siltd\n"
@@ -85,6 +88,12 @@ int silt_option(struct silt *silt, const struct command *command, int option)
     switch (option) {
     case 'c':
         silt->endpoint = optarg;
+        return -1;
+    case OPTION_SERVER_KEY:
+        silt->server_key = optarg;
+        return -1;
+    case OPTION_CLIENT_KEY:
+        silt->client_key = optarg;
         return -1;
     case 'h':
         fputs(command->help, stdout);
@@ -150,6 +159,8 @@ int silt_connect(struct silt *silt, int reconnect_ms)
 {
     struct client_options options = {
         .endpoint = silt->endpoint,
+        .server_key = silt->server_key,
+        .client_key = silt->client_key,
         .reconnect_ms = reconnect_ms,
         .interrupted = &silt_stop,
         .on_link = reconnect_ms ? on_link : NULL, /* others do not go on */
@@ -209,6 +220,12 @@ static int options_first(struct silt *silt, int argc, char **argv)
             return -1;
         case 'c':
             silt->endpoint = optarg;
+            break;
+        case OPTION_SERVER_KEY:
+            silt->server_key = optarg;
+            break;
+        case OPTION_CLIENT_KEY:
+            silt->client_key = optarg;
             break;
         case 'h':
             help_all(stdout);

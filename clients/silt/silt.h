@@ -23,7 +23,8 @@ enum silt_exit {
 };
 
 struct silt {
-    const char *endpoint; /* NULL: the default */
+    const char *endpoint; /* each NULL: the default */
+    const char *server_key, *client_key;
     const char *command;
     struct client *client;
     struct client_error error;
@@ -38,14 +39,17 @@ struct command {
 };
 
 extern const struct command command_open, command_feed, command_ask, command_stat, command_ls,
-    command_rm, command_gateway, command_top, command_fork;
+    command_rm, command_gateway, command_top, command_fork, command_key;
 
 /* Set by Ctrl-C and SIGTERM. */
 extern volatile sig_atomic_t silt_stop;
 
+enum { OPTION_SERVER_KEY = 0x1000, OPTION_CLIENT_KEY };
 /* Options every command takes; its own long options come before SILT_OPTIONS in the array. */
 #define SILT_OPTIONS                                                                               \
     {"endpoint", required_argument, NULL, 'c'}, {"help", no_argument, NULL, 'h'},                  \
+        {"server-key", required_argument, NULL, OPTION_SERVER_KEY},                                \
+        {"client-key", required_argument, NULL, OPTION_CLIENT_KEY},                                \
     {                                                                                              \
         NULL, 0, NULL, 0                                                                           \
     }
