@@ -21,10 +21,16 @@ class Refused(Exception):
 class Raw:
     """One DEALER socket. Requests of any number may be under way; replies are told apart by id."""
 
-    def __init__(self, endpoint):
+    def __init__(self, endpoint, curve=None, name=None):
+        """curve: siltd's public key and the client's public and secret one; name: a routing id."""
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
+        if curve:
+            (self.socket.curve_serverkey, self.socket.curve_publickey,
+             self.socket.curve_secretkey) = curve
+        if name:
+            self.socket.setsockopt(zmq.ROUTING_ID, name)
         self.socket.connect(endpoint)
         self.id = 0
 

@@ -9,9 +9,10 @@ from typing import AsyncIterator, Callable, Optional, Sequence, Union
 from . import silt_pb2 as pb
 from ._errors import Error, Invalid, Lost, of_wire
 from ._feed import AsyncFeed
+from ._keys import settings
 from ._link import Link, pack
 from ._types import (PRODUCER_BYTES_MAX, STOP_MAX, Done, Opened, ProcessStat, Sampling, StreamStat,
-                     check_name, default_endpoint, done_of, opened_of, process_of, sampling_to,
+                     check_name, done_of, opened_of, process_of, sampling_to,
                      stream_of)
 
 LIST_PAGES_MAX = 1 << 16
@@ -106,14 +107,18 @@ class AsyncClient:
 
     connect_timeout: seconds to try to reach siltd; reconnect_timeout: the same once it had been
     reached (math.inf: for ever); timeout: for an answer that needs no computing. on_link is called
-    with False when the connection goes and with True when it comes back.
+    with False when the connection goes and with True when it comes back. An endpoint of tcp://
+    needs server_key, siltd's public key, and client_key, the file that `silt key new` made; both
+    are also found as _keys.py says.
     """
 
-    def __init__(self, endpoint: Optional[str] = None, *, connect_timeout: float = 5.0,
+    def __init__(self, endpoint: Optional[str] = None, *, server_key: Optional[str] = None,
+                 client_key: Optional[str] = None, connect_timeout: float = 5.0,
                  reconnect_timeout: float = 60.0, timeout: float = 30.0,
                  on_link: Optional[Callable[[bool], None]] = None) -> None:
-        self.endpoint = endpoint or default_endpoint()
-        self._link = Link(self.endpoint, connect_timeout, reconnect_timeout, timeout, on_link)
+        self.endpoint, curve = settings(endpoint, server_key, client_key)
+        self._link = Link(self.endpoint, curve, connect_timeout, reconnect_timeout, timeout,
+                          on_link)
 
     async def __aenter__(self) -> "AsyncClient":
         return self

@@ -17,7 +17,8 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from . import silt_pb2 as pb
-from ._errors import Invalid, Lost, Silent, TooLarge, Unreachable, of_wire
+from ._errors import Denied, Invalid, Lost, Silent, TooLarge, Unreachable, of_wire
+from ._keys import Curve
 from ._types import FRAME_BYTES_MAX
 
 RECONNECT_FIRST_MS = 50  # doubles up to the last
@@ -28,6 +29,7 @@ SEND_QUEUE_MAX = 256
 BLOCKED_SECONDS = 0.005  # until the next try to send
 REPLIES_PER_TURN = 64
 LAST_REPLIES_MAX = 1024
+EVENT_DENIED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 
 class Listener(Protocol):
@@ -38,9 +40,12 @@ class Listener(Protocol):
 
 
 class Link:
-    def __init__(self, endpoint: str, connect_timeout: float, reconnect_timeout: float,
-                 timeout: float, on_link: Optional[Callable[[bool], None]]) -> None:
+    def __init__(self, endpoint: str, curve: Optional[Curve], connect_timeout: float,
+                 reconnect_timeout: float, timeout: float,
+                 on_link: Optional[Callable[[bool], None]]) -> None:
         self.endpoint = endpoint
+        self._curve = curve
+        self._denied = False
         self.connect_timeout = connect_timeout
         self.reconnect_timeout = reconnect_timeout
         self.timeout = timeout
@@ -87,7 +92,11 @@ class Link:
                               (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_DEAD_MS),
                               (zmq.MAXMSGSIZE, FRAME_BYTES_MAX)):
             socket.setsockopt(option, value)
-        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        socket.setsockopt(zmq.IPV6, "[" in self.endpoint)
+        if self._curve is not None:
+            socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = self._curve
+        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | EVENT_DENIED |
+                                            zmq.EVENT_DISCONNECTED)
         monitor.setsockopt(zmq.LINGER, 0)
         try:
             socket.connect(self.endpoint)
@@ -128,6 +137,10 @@ class Link:
             if monitor not in ready:
                 continue
             event = parse_monitor_message(await monitor.recv_multipart())
+            if event["event"] == EVENT_DENIED:
+                self._denied = True
+                self._up.set()  # whoever waits need not any longer
+                continue
             if event["event"] == zmq.EVENT_DISCONNECTED:
                 await self._receive(socket, LAST_REPLIES_MAX)
                 return
@@ -161,6 +174,7 @@ class Link:
     def _come(self) -> None:
         self.epoch += 1
         self.connected = True
+        self._denied = False
         self._up.set()
         self._tell(self.epoch > 1, True)
 
@@ -188,6 +202,10 @@ class Link:
         """Until there is a connection; Unreachable after the time the client allows."""
         patience = self.reconnect_timeout if self.epoch else self.connect_timeout
         while not self.connected:
+            if self._denied and self._curve is not None:
+                raise Denied(f"siltd at {self.endpoint} does not take this client's key: on its "
+                             "machine, `silt key allow '"
+                             f"{self._curve.public_key.decode()}' STREAM` lets it in")
             left = patience - (time.monotonic() - self._down_since)
             if left <= 0:
                 raise Unreachable(

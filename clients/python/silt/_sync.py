@@ -153,10 +153,12 @@ class Answer:
 class Client:
     """One connection to siltd; see AsyncClient for the arguments. Connects with the first call."""
 
-    def __init__(self, endpoint: Optional[str] = None, *, connect_timeout: float = 5.0,
+    def __init__(self, endpoint: Optional[str] = None, *, server_key: Optional[str] = None,
+                 client_key: Optional[str] = None, connect_timeout: float = 5.0,
                  reconnect_timeout: float = 60.0, timeout: float = 30.0,
                  on_link: Optional[Callable[[bool], None]] = None) -> None:
-        self._client = AsyncClient(endpoint, connect_timeout=connect_timeout,
+        self._client = AsyncClient(endpoint, server_key=server_key, client_key=client_key,
+                                   connect_timeout=connect_timeout,
                                    reconnect_timeout=reconnect_timeout, timeout=timeout,
                                    on_link=on_link)
         self._loop = _Loop()

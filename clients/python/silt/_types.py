@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from typing import Iterable, Optional, Tuple
 
@@ -120,16 +119,6 @@ class Sampling:
     top_k: int = 0
     repeat_penalty: float = 1.1
     seed: int = 1
-
-
-def default_endpoint() -> str:
-    """Where siltd listens and silt looks when nobody says otherwise."""
-    named = os.environ.get("SILT_ENDPOINT")
-    if named:
-        return named
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    folder = runtime if runtime.startswith("/") else f"/tmp/silt-{os.getuid()}"
-    return f"ipc://{folder}/silt.sock"
 
 
 def check_name(name: str, what: str = "stream", most: int = NAME_BYTES_MAX) -> str:
