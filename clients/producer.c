@@ -37,6 +37,7 @@ struct producer {
     uint64_t epoch; /* of the connection it is attached on; 0: none yet */
     uint64_t attach_id, attach_epoch;
     bool attaching;
+    int64_t attach_us;
     int64_t news_us;  /* when it last sent, or heard of siltd */
     int64_t retry_us; /* siltd is busy: not before */
     uint64_t sequence_next;
@@ -67,7 +68,7 @@ static void attach(struct producer *p)
     p->attach_id = request.id;
     p->attach_epoch = p->client->epoch;
     p->attaching = true;
-    p->news_us = client_now_us();
+    p->attach_us = p->news_us = client_now_us();
 }
 
 static void held_drop(struct producer *p, uint64_t sequence_acked)
@@ -209,8 +210,9 @@ void producers_work(struct client *client)
 
         if (p->fault.code || now < p->retry_us)
             continue;
-        /* An attach that was sent on a connection that is gone has no answer. */
-        if (p->attach_epoch != client->epoch)
+        /* An attach that was sent on a connection that is gone has no answer; nor has one whose
+         * answer siltd let go, as it does for a client that is slow to read. */
+        if (p->attach_epoch != client->epoch || now - p->attach_us > ACK_ASK_MS * 1000)
             p->attaching = false;
         if (!p->attaching && (!here || silent))
             attach(p);

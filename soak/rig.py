@@ -123,7 +123,14 @@ class Siltd:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def disk(self):
-        return sum(p.stat().st_size for p in self.data.rglob("*") if p.is_file())
+        """Bytes under the data folder, of which files may go while we look."""
+        total = 0
+        for path in self.data.rglob("*"):
+            try:
+                total += path.stat().st_blocks * 512
+            except OSError:
+                continue
+        return total
 
 
 def journal_texts(data):
@@ -137,8 +144,17 @@ def journal_texts(data):
     database.close()
 
 
-def digest(text):
-    return hashlib.sha256(text).hexdigest()[:16]
+def patient(work, seconds=60):
+    """What is told to come again comes again."""
+    import silt
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return work()
+        except silt.Busy as busy:
+            if time.monotonic() > end:
+                raise
+            time.sleep(busy.retry_after or 0.05)
 
 
 class Record:

@@ -58,6 +58,17 @@ void intake_stream(const struct intake *intake, const char *path, char *name)
         name[STREAM_NAME_BYTES - 1] = '\0';
 }
 
+/* Files that grow outlast whatever passes. */
+static int refused(const struct intake *intake)
+{
+    int code = intake->silt->error.code;
+
+    if (code == -EBUSY ||
+        (intake->growing && (code == -ETIMEDOUT || code == -ECONNRESET || code == -ECONNREFUSED)))
+        return -EBUSY;
+    return silt_fail(intake->silt);
+}
+
 int intake_open(const struct intake *intake, const char *stream)
 {
     struct silt *silt = intake->silt;
@@ -65,10 +76,8 @@ int intake_open(const struct intake *intake, const char *stream)
 
     int r = client_stream_open(silt->client, stream, &intake->open, &opened, &silt->error);
 
-    if (r == -EBUSY)
-        return r;
     if (r)
-        return silt_fail(silt);
+        return refused(intake);
     if (opened.created && opened.compression_off)
         silt_say("siltd has no adapter for its model: compression is off, the stream keeps a "
                  "sliding window only");
@@ -107,11 +116,9 @@ static void source_id(char *out, const struct source *source, size_t head_bytes,
     XXH3_freeState(state);
 }
 
-/* Attaches as one candidate: 1 known (it has acked bytes), 0 new, or the exit code negated less
- * one.
- */
+/* Attaches as one candidate; *known: it has acked bytes. 0, -EBUSY or the exit code. */
 static int candidate(struct source *source, size_t head_bytes, unsigned generation,
-                     struct producer_status *status)
+                     struct producer_status *status, bool *known)
 {
     struct silt *silt = source->intake->silt;
     char id[ID_BYTES];
@@ -119,9 +126,10 @@ static int candidate(struct source *source, size_t head_bytes, unsigned generati
     producer_close(&source->producer);
     source_id(id, source, head_bytes, generation);
     if (producer_open(&source->producer, silt->client, source->stream, id, &silt->error))
-        return -1 - silt_fail(silt);
+        return refused(source->intake);
     producer_status(source->producer, status);
-    return status->sequence_sent > 0;
+    *known = status->sequence_sent > 0;
+    return 0;
 }
 
 /* Bytes of text that the whole file is: converted, it has another length than on disk. */
@@ -154,40 +162,39 @@ static int text_bytes_of(struct source *source, uint64_t *bytes)
 
 static int source_attach(struct source *source)
 {
-    struct producer_status status;
+    struct producer_status status = {0};
     uint64_t text_bytes;
     size_t head_bytes = 0;
     unsigned generation = 0;
+    bool known = false;
     int r = text_bytes_of(source, &text_bytes);
 
     if (r) {
         silt_say("cannot read %s: %s", source->path, strerror(-r));
         return EXIT_REFUSED;
     }
-    for (int i = 0; i < STEP_COUNT && r == 0; i++)
+    for (int i = 0; i < STEP_COUNT && !r && !known; i++)
         if (head_steps[i] <= source->head_bytes) {
-            r = candidate(source, head_steps[i], 0, &status);
-            if (r == 1 || !head_bytes)
+            r = candidate(source, head_steps[i], 0, &status, &known);
+            if (known || !head_bytes)
                 head_bytes = head_steps[i];
         }
-    if (r == 0)
-        r = candidate(source, head_bytes, 0, &status);
-    while (r == 1 && status.bytes_acked > text_bytes && generation < GENERATION_MAX) {
+    if (!r && !known)
+        r = candidate(source, head_bytes, 0, &status, &known);
+    while (!r && known && status.bytes_acked > text_bytes && generation < GENERATION_MAX) {
         uint64_t acked = status.bytes_acked;
 
-        r = candidate(source, head_bytes, ++generation, &status);
-        if (r == 0)
+        r = candidate(source, head_bytes, ++generation, &status, &known);
+        if (!r && !known)
             silt_say("%s is shorter than what was read of it (%" PRIu64 " bytes now, %" PRIu64
                      " acked): it starts anew as another producer",
                      source->path, text_bytes, acked);
     }
-    if (r < 0)
-        return -r - 1;
     if (source->intake->format == FORMAT_PLAIN)
         source->offset = status.bytes_acked;
     else
         source->skip = status.bytes_acked;
-    return 0;
+    return r;
 }
 
 /* Text packed for the disk is no text. */
