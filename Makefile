@@ -18,7 +18,7 @@ CC ?= cc
 ifeq ($(origin CC),default)
 CC := cc
 endif
-PACKAGES := libzmq libprotobuf-c sqlite3 libxxhash libutf8proc liburing
+PACKAGES := libzmq libprotobuf-c sqlite3 libxxhash libutf8proc liburing libseccomp
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion $(if $(CI),-Werror)
 OPTIMISE := $(if $(SANITIZER),-O1 -fno-omit-frame-pointer,-O2)
 CFLAGS ?= -g

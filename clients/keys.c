@@ -208,7 +208,7 @@ int client_settings(struct client_settings *out, const struct client_options *op
 int client_curve(struct client *client, const struct client_settings *settings,
                  struct client_error *error)
 {
-    client->curve = strncmp(client->endpoint, "ipc://", 6) != 0;
+    client->curve = strncmp(client->endpoint, "tcp://", 6) == 0;
     if (!client->curve)
         return 0;
     if (!settings->server_key[0])

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "daemon/clock.h"
+#include "daemon/confine.h"
 #include "daemon/layout.h"
 #include "daemon/log.h"
 #include "daemon/serve.h"
@@ -450,6 +451,9 @@ int daemon_run(struct daemon *daemon)
     if (result)
         return result;
     loop_every(&core->loop, (uint64_t)TICK_MS * 1000, serve_tick, core);
+    result = confine();
+    if (result)
+        say(SAY_WARN, "seccomp is not to be had (%s): siltd runs unconfined", strerror(-result));
     announce(core);
     result = loop_run(&core->loop);
     say(SAY_INFO, "stopped");

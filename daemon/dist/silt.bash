@@ -46,11 +46,15 @@ _silt() {
     --dmc) COMPREPLY=($(compgen -W '1 2 4 8 auto' -- "$current")) && return ;;
     --format) COMPREPLY=($(compgen -W 'plain transcript vtt srt' -- "$current")) && return ;;
     --turn) COMPREPLY=($(compgen -W 'system user assistant tool' -- "$current")) && return ;;
-    --key-file) COMPREPLY=($(compgen -f -- "$current")) && return ;;
+    --key-file | --client-key | --server-key) COMPREPLY=($(compgen -f -- "$current")) && return ;;
     --state) COMPREPLY=($(compgen -d -- "$current")) && return ;;
     esac
     if [[ $current == -* ]]; then
         COMPREPLY=($(compgen -W "$(_silt_options "$program" "$command")" -- "$current"))
+    elif [[ $command == key && $names == 0 ]]; then
+        COMPREPLY=($(compgen -W 'new server list allow deny' -- "$current"))
+    elif [[ $command == key && $names == 1 ]]; then
+        COMPREPLY=($(compgen -f -- "$current"))
     elif [[ $command == rm || ($names == 0 && $command != ls && $command != gateway) ]]; then
         COMPREPLY=($(compgen -W "$(timeout 1 "$program" "${endpoint[@]}" ls -q 2>/dev/null)" \
             -- "$current"))

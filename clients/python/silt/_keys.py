@@ -37,7 +37,7 @@ def settings(endpoint: Optional[str], server_key: Optional[str],
              client_key: Optional[str]) -> Settings:
     file = _file(_folder() / "client.conf")
     where = _choose(endpoint, "endpoint", file) or _local()
-    if where.startswith("ipc://"):
+    if not where.startswith("tcp://"):
         return Settings(where, None)
     server = _choose(server_key, "server-key", file)
     if not server:
@@ -74,7 +74,7 @@ def _is_key(text: str) -> bool:
     if len(text) != 40 or not text.isascii():
         return False
     try:
-        zmq.utils.z85.decode(text.encode())
+        zmq.utils.z85.decode(text.encode())  # type: ignore[no-untyped-call]
     except (KeyError, ValueError, struct.error):
         return False
     return True
@@ -82,7 +82,7 @@ def _is_key(text: str) -> bool:
 
 def _choose(given: Optional[str], name: str, file: Dict[str, str]) -> str:
     variable = "SILT_" + name.upper().replace("-", "_")
-    return given or os.environ.get(variable) or file.get(name, "")
+    return str(given or os.environ.get(variable, "") or file.get(name, ""))
 
 
 def _folder() -> pathlib.Path:
