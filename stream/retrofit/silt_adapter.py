@@ -11,7 +11,8 @@ class Adapter:
     """Constants and float32 arrays of one adapter; `tensors` has the names of FORMAT.md."""
 
     def __init__(self, tensors, base_fingerprint, chunk_tokens=256, comp_tokens=16,
-                 ring_segments=14, sink_tokens=8, summary_alpha_min=0.0, dmc_ratios=()):
+                 ring_segments=14, sink_tokens=8, summary_alpha_min=0.0, dmc_ratios=(),
+                 recall_layer=None):
         self.tensors = tensors
         self.base_fingerprint = base_fingerprint
         self.chunk_tokens = chunk_tokens
@@ -20,6 +21,7 @@ class Adapter:
         self.sink_tokens = sink_tokens
         self.summary_alpha_min = summary_alpha_min
         self.dmc_ratios = list(dmc_ratios)
+        self.recall_layer = recall_layer
 
     def __getitem__(self, name):
         return self.tensors[name]
@@ -44,12 +46,14 @@ def write(path, adapter, description=""):
         ("silt.summary_alpha_min", gguf.FLOAT32, adapter.summary_alpha_min),
         ("silt.dmc_ratios", (gguf.ARRAY, gguf.U32), adapter.dmc_ratios),
     ]
+    if adapter.recall_layer is not None:
+        meta.append(("silt.recall_layer", gguf.U32, adapter.recall_layer))
     tensors = []
     for name in sorted(adapter.tensors, key=_order):
         array = np.asarray(adapter.tensors[name], np.float32)
         if not np.isfinite(array).all():
             raise ValueError("%s holds a value that is not finite" % name)
-        small = name.startswith("dmc.") or name.endswith(".bias")
+        small = name.startswith("dmc.") or name.endswith(".bias") or array.ndim == 1
         if not small and np.abs(array).max() > 65504:
             raise ValueError("%s does not fit into f16" % name)
         tensors.append((name, array, gguf.F32 if small else gguf.F16))
@@ -67,7 +71,12 @@ def read(path):
     tensors = {name: reader.tensor(name) for name in reader.tensors}
     return Adapter(tensors, meta["silt.base_fingerprint"], meta["silt.chunk_tokens"],
                    meta["silt.comp_tokens"], meta["silt.ring_segments"], meta["silt.sink_tokens"],
-                   meta["silt.summary_alpha_min"], meta["silt.dmc_ratios"])
+                   meta["silt.summary_alpha_min"], meta["silt.dmc_ratios"],
+                   meta.get("silt.recall_layer"))
+
+
+def name_of(path):
+    return gguf.Reader(path).meta["general.name"]
 
 
 def _order(name):
