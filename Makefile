@@ -160,7 +160,7 @@ help:
 #: make check      each kernel against its reference
 #: make bench      speed of kernels, engine and disk
 #: make soak       long runs: memory and time stay flat
-#: make quality    what compression costs, against windows of equal size
+#: make quality    what compression costs, against windows of equal size; QUALITY=FOLDER of texts
 #: make fuzz       hostile files and text; SECONDS_EACH=60
 #: make format     clang-format all sources; make tidy checks the other rules of style
 #: make proto      C code from proto/silt.proto; make proto-check says if it is current

@@ -119,6 +119,11 @@ def test_joined_and_packed_texts():
     plain = trial.run(trial.write("plain.txt", "\n\n".join(parts)), "full")
     assert joined[-1]["tokens"] == plain[-1]["tokens"]
     near(joined[-1]["nll"], plain[-1]["nll"])
+    cut = trial.run(lines, "full", "--join", "--tokens", 300, "--streams", 2)
+    assert [line["tokens"] for line in cut] == [300, 300, 600]
+    near(cut[0]["nll"], trial.run(lines, "full", "--join", "--tokens", 300)[-1]["nll"])
+    assert abs(cut[1]["nll"] - cut[0]["nll"]) > 1e-4
+    assert "--join" in trial.run(lines, "full", "--streams", 2, code=2)
     packed = subprocess.run(["zstd", "-q", "-k", lines], check=False)
     if packed.returncode == 0:
         assert trial.run(str(lines) + ".zst", "full")[-1]["nll"] == \

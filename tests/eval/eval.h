@@ -35,6 +35,7 @@ struct eval_options {
     uint32_t block;         /* tokens of independent blocks; 0: whole documents */
     uint64_t tokens_max;    /* of a document; 0: all */
     uint32_t documents_max; /* 0: all */
+    uint32_t streams;       /* join: cut into so many of tokens_max each; 0: one */
     bool join, json;
 };
 

@@ -41,6 +41,7 @@ static const char help[] =
     "  --tokens N         cut every document after N tokens\n"
     "  --documents N      the first N documents alone\n"
     "  --join             string all documents together, a blank line between them\n"
+    "  --streams N        with --join: cut what is joined into N streams of --tokens tokens each\n"
     "  --block N          independent blocks of N tokens, the second half of each scored, as\n"
     "                     llama.cpp's perplexity tool does\n"
     "  --device cpu|cuda  --threads N\n"
@@ -80,6 +81,7 @@ enum {
     OPTION_TOKENS,
     OPTION_DOCUMENTS,
     OPTION_JOIN,
+    OPTION_STREAMS,
     OPTION_BLOCK,
     OPTION_DEVICE,
     OPTION_THREADS,
@@ -114,6 +116,9 @@ static bool set_number(struct eval_options *o, int option, const char *text)
         return true;
     case OPTION_DOCUMENTS:
         o->documents_max = (uint32_t)value;
+        return true;
+    case OPTION_STREAMS:
+        o->streams = (uint32_t)value;
         return true;
     case OPTION_BLOCK:
         o->block = (uint32_t)value;
@@ -169,6 +174,7 @@ static int parse(struct eval_options *o, int argc, char **argv)
         {"tokens", 1, NULL, OPTION_TOKENS},
         {"documents", 1, NULL, OPTION_DOCUMENTS},
         {"join", 0, NULL, OPTION_JOIN},
+        {"streams", 1, NULL, OPTION_STREAMS},
         {"block", 1, NULL, OPTION_BLOCK},
         {"device", 1, NULL, OPTION_DEVICE},
         {"threads", 1, NULL, OPTION_THREADS},
@@ -199,6 +205,8 @@ static int parse(struct eval_options *o, int argc, char **argv)
         return usage("--text FILE is missing", NULL);
     if (o->policy == POLICY_COUNT)
         return usage("--policy is missing", NULL);
+    if (o->streams && !(o->join && o->tokens_max))
+        return usage("--streams needs --join and --tokens", NULL);
     return 0;
 }
 

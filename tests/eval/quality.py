@@ -1,29 +1,40 @@
 #!/usr/bin/env python3
 """What compression costs and what it is worth, on any text: `make quality`.
 
-    tests/eval/quality.py [FILE.jsonl ...] [--dmc 1,4] [--tokens N] [--documents N] [--json OUT]
+    tests/eval/quality.py [FOLDER | FILE.jsonl ...] [--dmc 1,4] [--tokens N] [--streams N]
 
-Without a FILE, text of this machine is used: licences, manuals and logs.  For each file and DMC
-ratio silt-eval runs five policies over the same documents, and the table says
+FOLDER holds KIND.jsonl[.zst]; without any, text of this machine is used: licences, manuals, logs.
+A file's documents are joined and cut into streams.  For each file and DMC ratio silt-eval, the C
+engine, runs five policies over the same streams, and the table says
 
     full      the model with its whole trained context: the best there is
     window    the newest rows, as many as ccm holds: what the same memory gives without silt
-    ccm       silt
-    swap      silt with another document's ring and summary: learned prompt, no content
+    ccm       silt; at 1x DMC is off
+    swap      silt with another stream's ring and summary: learned prompt, no content
     none      silt with ring and summary hidden
     closed    how much of the gap from window to full ccm closes
-    content   how much of what ring and summary give is lost with another document's
+    content   (swap - ccm) / (window - full): how much of that gap is content of the memory
+
+Behind it come the figures of the repository (tests/eval/results/): the engine's, and the full grid,
+which the training code makes on a GPU and which is marked PyTorch.
 """
 import argparse
+import csv
 import gzip
 import json
 import pathlib
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build/quality"
+RESULTS = ROOT / "tests/eval/results"
 DOCUMENT_BYTES = 120_000
+KINDS = ("dialogue", "meeting", "log", "book")
+POLICIES = ("window", "ccm", "ccm-swap", "none")
+POLICY_NAMES = ("full", "window", "ccm", "swap", "none")
+COLUMNS = ("text", "dmc", "streams", "tokens", *POLICY_NAMES, "rows", "ratio")
 
 # Places of text that most Debian machines have, by kind.
 PLACES = {
@@ -66,12 +77,20 @@ def machine_text(kind, documents):
     return path if len(out) > 1 else None
 
 
+def folder_texts(folder):
+    """The files of a folder's kinds."""
+    found = []
+    for kind in KINDS:
+        found += [folder / (kind + end) for end in (".jsonl", ".jsonl.zst")
+                  if (folder / (kind + end)).exists()][:1]
+    return found
+
+
 def evaluate(arguments, path, policy, dmc):
     """The total of one run of silt-eval, None where it cannot do it."""
-    command = [arguments.program, "--text", path, "--policy", policy, "--json",
-               "--documents", arguments.documents]
-    command += ["--tokens", arguments.tokens] + (["--dmc", dmc] if dmc else [])
-    command += arguments.more
+    command = [arguments.program, "--text", path, "--policy", policy, "--json", "--join",
+               "--tokens", arguments.tokens, "--streams", arguments.streams]
+    command += (["--dmc", dmc] if dmc else []) + arguments.more
     done = subprocess.run(list(map(str, command)), capture_output=True, check=False)
     if done.returncode:
         print(f"{path}: {policy}: {done.stderr.decode().strip()}", file=sys.stderr)
@@ -83,46 +102,80 @@ def share(part, whole):
     return f"{100 * part / whole:5.0f} %" if abs(whole) > 1e-4 else "      -"
 
 
-def table(arguments, path, results):
+def print_head():
+    print(f"{'text':12} {'dmc':>3} {'streams':>11} "
+          + " ".join(f"{name:>7}" for name in POLICY_NAMES)
+          + f" {'closed':>7} {'content':>7} {'rows':>6} {'ratio':>6}")
+
+
+def print_row(row, mark=""):
+    nll = {name: float(row[name]) for name in POLICY_NAMES}
+    gap = nll["window"] - nll["full"]
+    print(f"{row['text']:12} {row['dmc']:>3} {row['streams']:>3} x {int(row['tokens']):>5} "
+          + " ".join(f"{value:7.4f}" for value in nll.values())
+          + f" {share(nll['window'] - nll['ccm'], gap)} {share(nll['swap'] - nll['ccm'], gap)} "
+          f"{float(row['rows']):6.0f} {float(row['ratio']):6.2f} {mark}", flush=True)
+
+
+def measure(arguments, path, rows):
+    """The rows of one file; False where silt-eval could not."""
     full = evaluate(arguments, path, "full", 0)
     for dmc in arguments.dmc:
-        rows = {policy: evaluate(arguments, path, policy, dmc)
-                for policy in ("window", "ccm", "ccm-swap", "none")}
-        if not full or not all(rows.values()):
+        runs = {policy: evaluate(arguments, path, policy, dmc) for policy in POLICIES}
+        if not full or not all(runs.values()):
             return False
-        nll = {policy: row["nll"] for policy, row in rows.items()}
-        gap, given = nll["window"] - full["nll"], nll["none"] - nll["ccm"]
-        print(f"{path.name.split('.')[0]:12} {dmc:3} {full['tokens']:8} {full['nll']:7.4f} "
-              f"{nll['window']:7.4f} {nll['ccm']:7.4f} {nll['ccm-swap']:7.4f} {nll['none']:7.4f} "
-              f"{share(nll['window'] - nll['ccm'], gap)} "
-              f"{share(nll['ccm-swap'] - nll['ccm'], given)} "
-              f"{rows['ccm']['kv_rows_mean']:7.0f} {rows['ccm']['kv_bytes_peak'] / 1e6:6.1f} "
-              f"{full['kv_bytes_peak'] / 1e6:7.1f} {rows['ccm']['dmc_ratio']:5.2f}", flush=True)
-        results.append({"text": path.name, "dmc": dmc, "full": full, **rows})
+        row = {"text": path.name.split(".")[0], "dmc": dmc, "tokens": arguments.tokens,
+               "streams": full["tokens"] // arguments.tokens, "full": f"{full['nll']:.4f}",
+               "rows": f"{runs['ccm']['kv_rows_mean']:.1f}",
+               "ratio": f"{runs['ccm']['dmc_ratio']:.3f}"}
+        row.update({policy.replace("ccm-", ""): f"{run['nll']:.4f}"
+                    for policy, run in runs.items()})
+        print_row(row)
+        rows.append(row)
     return True
+
+
+def print_recorded():
+    for name, mark in (("engine", ""), ("pytorch", "PyTorch")):
+        path = RESULTS / f"{name}.csv"
+        if path.exists():
+            print(f"\nrecorded in {path.relative_to(ROOT)}"
+                  + (", development text; made by the training code on a GPU:" if mark else ":"))
+            print_head()
+            with open(path, newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    print_row(row, mark)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("text", nargs="*", type=pathlib.Path)
     parser.add_argument("--dmc", default="1,4", type=lambda s: [int(part) for part in s.split(",")])
-    parser.add_argument("--tokens", type=int, default=8192, help="of each document")
-    parser.add_argument("--documents", type=int, default=2, help="of each file")
+    parser.add_argument("--tokens", type=int, default=16384, help="of each stream")
+    parser.add_argument("--streams", type=int, default=2, help="of each file")
     parser.add_argument("--program", type=pathlib.Path, default=ROOT / "build/silt-eval")
-    parser.add_argument("--json", type=pathlib.Path, default=FOLDER / "results.json")
+    parser.add_argument("--csv", type=pathlib.Path, default=FOLDER / "engine.csv")
     parser.epilog = "After -- come options for silt-eval, such as --model and --adapter."
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:cut])
     arguments.more = sys.argv[cut + 1:]
-    texts = arguments.text or [machine_text(kind, arguments.documents) for kind in PLACES]
-    print(f"{'text':12} {'dmc':>3} {'tokens':>8} {'full':>7} {'window':>7} {'ccm':>7} {'swap':>7} "
-          f"{'none':>7} {'closed':>7} {'content':>7} {'rows':>7} {'MB':>6} {'full MB':>7} "
-          f"{'ratio':>5}")
-    results = []
-    good = all([table(arguments, path, results) for path in texts if path])
+    texts = []
+    for path in arguments.text:
+        texts += folder_texts(path) if path.is_dir() else [path]
+    if not arguments.text:
+        count = 2 + arguments.streams * arguments.tokens * 5 // DOCUMENT_BYTES
+        texts = [path for path in (machine_text(kind, count) for kind in PLACES) if path]
+    begun, rows = time.time(), []
+    print_head()
+    good = all([measure(arguments, path, rows) for path in texts])
+    print(f"{time.time() - begun:.0f} s")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-    return 0 if good and results else 1
+    with open(arguments.csv, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print_recorded()
+    return 0 if good and rows else 1
 
 
 if __name__ == "__main__":

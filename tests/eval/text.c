@@ -132,7 +132,7 @@ static int build_finish(struct builder *b, const char *id, const char *kind)
                                   .kind = strdup(kind),
                                   .tokens = (int32_t *)(void *)b->tokens.data,
                                   .count = b->tokens.bytes / sizeof(int32_t)};
-    if (b->options->tokens_max && document->count > b->options->tokens_max)
+    if (b->options->tokens_max && !b->options->streams && document->count > b->options->tokens_max)
         document->count = (size_t)b->options->tokens_max;
     b->tokens = (struct buffer){0};
     return document->id && document->kind ? 0 : -ENOMEM;
@@ -141,8 +141,38 @@ static int build_finish(struct builder *b, const char *id, const char *kind)
 static bool build_enough(const struct builder *b, uint32_t documents)
 {
     const struct eval_options *o = b->options;
+    uint64_t most = o->tokens_max * (o->streams ? o->streams : 1);
     return (o->documents_max && documents >= o->documents_max) ||
-           (o->join && o->tokens_max && b->tokens.bytes / sizeof(int32_t) >= o->tokens_max);
+           (o->join && most && b->tokens.bytes / sizeof(int32_t) >= most);
+}
+
+/* The one joined document becomes streams of tokens_max each, as many as it has tokens for. */
+static int build_streams(struct builder *b)
+{
+    struct document whole = b->out->list[0];
+    uint64_t size = b->options->tokens_max, count = whole.count / size;
+    struct document *list;
+    if (count > b->options->streams)
+        count = b->options->streams;
+    if (!count || !(list = calloc(count, sizeof *list)))
+        return count ? -ENOMEM : 0; /* too short to cut: one stream */
+    int result = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        char id[32];
+        snprintf(id, sizeof id, "stream %llu", (unsigned long long)i + 1);
+        list[i] = (struct document){.id = strdup(id),
+                                    .kind = strdup(whole.kind),
+                                    .tokens = malloc(size * sizeof(int32_t)),
+                                    .count = size};
+        if (!list[i].id || !list[i].kind || !list[i].tokens)
+            result = -ENOMEM;
+        else
+            memcpy(list[i].tokens, whole.tokens + i * size, size * sizeof(int32_t));
+    }
+    documents_free(b->out);
+    b->out->list = list;
+    b->out->count = count;
+    return result;
 }
 
 static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint32_t number)
@@ -209,6 +239,8 @@ int documents_load(struct documents *out, const struct eval_options *options,
         fail(result, error, error_bytes, "not enough memory for the tokens");
     if (!result && (!lines || options->join) && (result = build_finish(&b, path, "")))
         fail(result, error, error_bytes, "not enough memory for the tokens");
+    if (!result && options->streams && out->count && (result = build_streams(&b)))
+        fail(result, error, error_bytes, "not enough memory for the streams");
     if (!result && !out->count)
         result = fail(-EBADMSG, error, error_bytes, "%s: there is no document in it", path);
 end:
