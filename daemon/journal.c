@@ -15,6 +15,7 @@
 #include "daemon/clock.h"
 #include "daemon/journal_branch.h"
 #include "daemon/journal_check.h"
+#include "daemon/pages.h"
 
 enum statement {
     BEGIN,
@@ -123,6 +124,41 @@ static int prepare(struct journal *journal)
     return 0;
 }
 
+/* Before format 2 pages had no hash, so they cannot be checked now. */
+static int check_pages(const struct journal *journal, char *error, size_t error_bytes)
+{
+    enum { RESERVED_AT = 20 };
+    uint8_t header[RESERVED_AT + 1];
+    FILE *file = fopen(journal->path, "re");
+    size_t bytes = file ? fread(header, 1, sizeof header, file) : 0;
+
+    if (file)
+        fclose(file);
+    if (bytes < sizeof header || header[RESERVED_AT] == PAGES_HASH_BYTES)
+        return 0;
+    snprintf(error, error_bytes,
+             "the journal %s is of format 1 or damaged, this siltd (" DAEMON_VERSION ") reads "
+             "format %d: use the siltd that wrote it, or give another --data folder",
+             journal->path, JOURNAL_FORMAT);
+    return -ESTALE;
+}
+
+static int open_database(struct journal *journal, char *error, size_t error_bytes)
+{
+    int result = check_pages(journal, error, error_bytes);
+
+    if (!result)
+        result = journal_errno(pages_register());
+    if (!result)
+        result = journal_errno(sqlite3_open_v2(
+            journal->path, &journal->db,
+            SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, PAGES_VFS));
+    if (result)
+        return result;
+    sqlite3_extended_result_codes(journal->db, 1);
+    return journal_errno(pages_reserve(journal->db));
+}
+
 int journal_open(struct journal **out, const struct journal_options *options, char *error,
                  size_t error_bytes)
 {
@@ -137,9 +173,9 @@ int journal_open(struct journal **out, const struct journal_options *options, ch
     }
     snprintf(journal->path, sizeof journal->path, "%s/journal.db", options->folder);
     sqlite3_hard_heap_limit64(JOURNAL_HEAP_BYTES);
-    result = journal_errno(
-        sqlite3_open_v2(journal->path, &journal->db,
-                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL));
+    result = pages_log_check(journal->path, error, error_bytes);
+    if (!result)
+        result = open_database(journal, error, error_bytes);
     if (!result)
         result = set_up(journal);
     if (!result)
@@ -184,7 +220,7 @@ uint64_t journal_epoch(const struct journal *journal)
 
 uint64_t journal_disk_bytes(const struct journal *journal)
 {
-    static const char *const ends[] = {"", "-wal", "-shm"};
+    static const char *const ends[] = {"", "-wal", "-shm", "-synced"};
     uint64_t sum = 0;
 
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {

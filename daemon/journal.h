@@ -14,7 +14,7 @@
 #include "daemon/wire.h"
 
 enum {
-    JOURNAL_FORMAT = 2,            /* 1 had no branches */
+    JOURNAL_FORMAT = 2,            /* 1 had no branches, and no hash in its pages */
     JOURNAL_CACHE_BYTES = 1 << 20, /* appends and reads in order: more does not serve */
     JOURNAL_HEAP_BYTES = 48 << 20, /* cache, statements, one item in work, WAL index */
     JOURNAL_WAL_PAGES = 4096,      /* then the log is folded into the database */

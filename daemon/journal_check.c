@@ -23,6 +23,8 @@ static const char schema[] =
 
 int journal_errno(int code)
 {
+    if (code == SQLITE_IOERR_DATA)
+        return -EBADMSG; /* rot: pages.h */
     switch (code & 0xff) {
     case SQLITE_OK:
     case SQLITE_ROW:
@@ -139,8 +141,6 @@ static int check_format(sqlite3 *db, const struct journal_options *options, char
 
     snprintf(value, sizeof value, "%d", JOURNAL_FORMAT);
     result = meta_match(db, "format", value, found, sizeof found);
-    if (result == -ESTALE && strcmp(found, "1") == 0)
-        return meta_set(db, "format", value); /* a table more, which is made by now */
     if (result == -ESTALE)
         snprintf(error, error_bytes,
                  "the journal in %s has format %s, this siltd (" DAEMON_VERSION ") reads %s: use "

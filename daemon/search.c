@@ -17,6 +17,7 @@
 
 #include "daemon/journal.h"
 #include "daemon/log.h"
+#include "daemon/pages.h"
 
 enum { EXPRESSION_BYTES = SEARCH_WORDS_MAX * 48, CHUNK_TEXT_MAX = SEARCH_CHUNK_MAX * 24 };
 
@@ -126,7 +127,9 @@ static int set_up(struct search *s, struct word_table *t)
 
     path_of(s, t->stream_id, "", path);
     if (sqlite3_open_v2(path, &t->db,
-                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL))
+                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
+                        PAGES_VFS) ||
+        pages_reserve(t->db))
         return -EIO;
     snprintf(pragmas, sizeof pragmas,
              "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-%d;"

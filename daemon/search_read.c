@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "daemon/journal_branch.h"
+#include "daemon/pages.h"
 #include "daemon/search.h"
 
 enum { SLICE_BYTES = 4096 };
@@ -41,7 +42,7 @@ int reader_open(struct reader **out, const char *folder, const struct tokenizer 
     r->tokenizer = tokenizer;
     r->tokens_max = tokens_max;
     snprintf(path, sizeof path, "%s/journal.db", folder);
-    code = sqlite3_open_v2(path, &r->db, SQLITE_OPEN_READONLY | SQLITE_OPEN_NOMUTEX, NULL);
+    code = sqlite3_open_v2(path, &r->db, SQLITE_OPEN_READONLY | SQLITE_OPEN_NOMUTEX, PAGES_VFS);
     if (!code)
         code = sqlite3_exec(r->db, "PRAGMA cache_size=-512; PRAGMA mmap_size=0;", NULL, NULL, NULL);
     sqlite3_busy_timeout(r->db, 2000);

@@ -66,7 +66,7 @@ static uint32_t flying_count;
 static char folder[64];
 static uint64_t seed, schedule, lost;
 static bool asking[2]; /* handed over and not ended */
-static bool canary;
+static bool canary, broken;
 static const char *const stream_names[STREAMS] = {"a", "b", "c"};
 static const char *const producer_names[PRODUCERS] = {"p", "q"};
 
@@ -410,6 +410,7 @@ static void act_crash(void)
     }
     if (rig_open(&rig, folder, &options) != 0) {
         expect(false, "the journal cannot be opened again");
+        broken = true; /* the canary was found */
         return;
     }
     for (uint32_t i = 0; i < STREAMS; i++)
@@ -512,14 +513,15 @@ static void play(uint64_t number)
     vfs_fault_lie(canary);
     if (rig_open(&rig, folder, &options) != 0)
         exit(2);
-    for (int i = 0; i < ACTIONS; i++)
+    for (int i = 0; i < ACTIONS && !broken; i++)
         act();
     vfs_fault_mend();
-    act_crash();
+    if (!broken)
+        act_crash();
     vfs_fault_lie(false);
     if (!canary)
         check_memories();
-    else
+    else if (!broken)
         rig_close(&rig);
     rig_folder_drop(folder);
 }
