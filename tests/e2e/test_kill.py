@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""siltd killed at random moments, over and over, while it reads, answers, parks and checkpoints.
+"""siltd killed at random moments, over and over, while it reads, answers (the past too), branches,
+parks, spills, compacts and checkpoints.
 
 What was acked is there after every kill, and at the end the memory is that of a siltd that was
-never killed. SILT_KILLS=300 SILT_SEED=7 tests/e2e/test_kill.py: more of it, from another seed.
+never killed. SILT_KILLS=300 SILT_SEED=7 tests/e2e/test_kill.py: more of it, from another seed;
+SILT_CSV=FILE: a line for each kill. The seed gives what is done, in which order and for how long;
+where siltd then is, the machine decides.
 """
 
 import os
@@ -18,7 +21,9 @@ pb = raw.pb
 KILLS = int(os.environ.get("SILT_KILLS", "20"))
 SEED = int(os.environ.get("SILT_SEED", "1"))
 STREAMS = ("one", "two", "three")
+BRANCHES_MAX = 3
 LIVE = 2  # so that one is always on the disk, or on its way
+DISK = f"{14 + KILLS // 6}M"  # so little that segments are merged
 
 
 def message(stream, sequence):
@@ -36,25 +41,42 @@ def message(stream, sequence):
 class Feeder:
     """One producer of one stream, as far as it knows."""
 
-    def __init__(self, stream):
-        self.stream, self.acked, self.sent = stream, 0, 0
+    def __init__(self, stream, parent=None):
+        self.stream, self.parent = stream, parent
+        self.acked = self.sent = self.tokens = 0
+        self.common = None if parent else 0  # messages it has of its parent; None: not known yet
+
+    def message(self, sequence):
+        if sequence <= self.common:
+            return self.parent.message(sequence)
+        return message(self.stream, sequence)
 
     def attach(self, wire):
-        """After a restart: nothing acked may be missing."""
-        state = patient(wire, attach=pb.Attach(stream=self.stream, producer="p"))
+        """After a restart: nothing acked may be missing. False: a branch that never came to be."""
+        try:
+            state = patient(wire, attach=pb.Attach(stream=self.stream, producer="p"))
+        except raw.Refused as error:
+            assert error.code == pb.Error.NOT_FOUND and self.common is None, error
+            return False
         assert state.next_sequence > self.acked, (
             f"{self.stream}: {self.acked} acked, {state.next_sequence - 1} there")
+        found = wire.stat(self.stream).tokens_acked
+        assert found >= self.tokens, f"{self.stream}: {self.tokens} tokens acked, {found} there"
         self.acked = self.sent = state.next_sequence - 1
+        self.tokens = found
+        if self.common is None:
+            self.common = self.acked
+        return True
 
     def send(self, wire, ahead):
-        while self.sent < self.acked + ahead:
+        while self.common is not None and self.sent < self.acked + ahead:
             self.sent += 1
-            wire.send(feed=raw.feed(self.stream, "p", self.sent,
-                                    message(self.stream, self.sent)))
+            wire.send(feed=raw.feed(self.stream, "p", self.sent, self.message(self.sent)))
 
     def take(self, reply):
         if reply.ack.stream == self.stream:
             self.acked = max(self.acked, reply.ack.sequence)
+            self.tokens = max(self.tokens, reply.ack.tokens_acked)
 
 
 def patient(wire, **body):
@@ -69,15 +91,31 @@ def patient(wire, **body):
             time.sleep(0.02)
 
 
+def ask(wire, feeder, rng):
+    past = rng.randrange(3) == 0
+    wire.send(ask=pb.Ask(stream=feeder.stream, question="What is it?", tokens_max=8, keep=False,
+                         wait=rng.randrange(4) == 0, at_given=past,
+                         at_position=rng.randrange(feeder.tokens + 1) if past else 0))
+
+
+def branch(wire, feeders, rng):
+    parent = rng.choice([f for f in feeders if f.common is not None])
+    feeders.append(Feeder(f"{parent.stream}-{len(feeders)}", parent))
+    wire.send(fork=pb.Fork(stream=parent.stream, branch=feeders[-1].stream))
+
+
 def work(wire, feeders, rng, seconds):
-    """Feeds and asks; errors on the way (busy, gaps behind them) are put right by attaching."""
-    end = time.monotonic() + seconds
+    """Feeds, asks, branches; errors on the way (busy, gaps behind them) are put right by sending
+    again. How often it asked."""
+    end, asked = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         feeder = rng.choice(feeders)
         feeder.send(wire, rng.randrange(1, 12))
         if rng.randrange(6) == 0:
-            wire.send(ask=pb.Ask(stream=feeder.stream, question="What is it?", tokens_max=8,
-                                 keep=False, wait=rng.randrange(4) == 0))
+            ask(wire, feeder, rng)
+            asked += 1
+        if rng.randrange(60) == 0 and len(feeders) < len(STREAMS) + BRANCHES_MAX:
+            branch(wire, feeders, rng)
         refused = False
         while (reply := wire.reply(0.02)) is not None:
             if reply.WhichOneof("body") == "ack":
@@ -88,6 +126,7 @@ def work(wire, feeders, rng, seconds):
             time.sleep(0.02)
             for each in feeders:
                 each.sent = each.acked
+    return asked
 
 
 def damage(siltd, rng):
@@ -110,7 +149,7 @@ def never_killed(feeders):
             wire.open(feeder.stream)
             for sequence in range(1, feeder.acked + 1):
                 patient(wire, feed=raw.feed(feeder.stream, "p", sequence,
-                                            message(feeder.stream, sequence)))
+                                            feeder.message(sequence)))
         return [wire.settled(feeder.stream) for feeder in feeders]
 
 
@@ -120,27 +159,62 @@ def settle(wire, stream):
     return wire.settled(stream)
 
 
+class Log:
+    """A line for each kill."""
+
+    def __init__(self):
+        self.file = open(os.environ["SILT_CSV"], "w") if "SILT_CSV" in os.environ else None
+        self.write("kill", "seconds_at_work", "streams", "questions", "acked_tokens",
+                   "found_tokens", "lost_tokens", "segment_files", "merged_files", "checkpoints",
+                   "checkpoints_damaged", "recovery_seconds")
+
+    def write(self, *fields):
+        if self.file:
+            print(*fields, sep=",", file=self.file, flush=True)
+
+
+def disk(siltd):
+    """Files of segments, those of merged ones, checkpoints."""
+    segments = [p.name for p in (siltd.data / "segments").glob("*/*.seg")]
+    return (len(segments), sum(not name.startswith("0-") for name in segments),
+            len(list((siltd.data / "checkpoints").glob("*/*"))))
+
+
+def kill(siltd, wire, feeders, rng, number, log):
+    """Works, kills, starts again, finds everything. The new wire, seconds until it was found."""
+    seconds = rng.uniform(0.02, 0.5)
+    asked = work(wire, feeders, rng, seconds)
+    siltd.kill()
+    wire.close()
+    acked, files = sum(f.tokens for f in feeders), disk(siltd)
+    damaged = damage(siltd, rng)
+    start = time.monotonic()
+    siltd.start()
+    wire = raw.Raw(siltd.endpoint)
+    feeders[:] = [feeder for feeder in feeders if feeder.attach(wire)]
+    took = time.monotonic() - start
+    found = sum(f.tokens for f in feeders)
+    log.write(number, f"{seconds:.3f}", len(feeders), asked, acked, found, max(0, acked - found),
+              *files, damaged, f"{took:.3f}")
+    return wire, took, damaged, files
+
+
 def test_killed_over_and_over():
     rng = random.Random(SEED)
     feeders = [Feeder(stream) for stream in STREAMS]
     model, adapter = lib.tiny()
-    damaged, recovery = 0, []
+    damaged, recovery, merged, log = 0, [], 0, Log()
     print(f"seed {SEED}, {KILLS} kills", flush=True)
-    with lib.Daemon(model, adapter, ("--streams-max", LIVE, "--lag-tokens-max", 8192)) as siltd:
+    options = ("--streams-max", LIVE, "--lag-tokens-max", 8192, "--disk", DISK)
+    with lib.Daemon(model, adapter, options) as siltd:
         wire = raw.Raw(siltd.endpoint)
         for feeder in feeders:
             patient(wire, open=pb.Open(stream=feeder.stream))
-        for kill in range(KILLS):
-            work(wire, feeders, rng, rng.uniform(0.02, 0.5))
-            siltd.kill()
-            wire.close()
-            damaged += damage(siltd, rng)
-            start = time.monotonic()
-            siltd.start()
-            wire = raw.Raw(siltd.endpoint)
-            for feeder in feeders:
-                feeder.attach(wire)
-            recovery.append(time.monotonic() - start)
+        for number in range(1, KILLS + 1):
+            wire, took, spoilt, files = kill(siltd, wire, feeders, rng, number, log)
+            recovery.append(took)
+            damaged += spoilt
+            merged = max(merged, files[1])
         ended = [settle(wire, feeder.stream) for feeder in feeders]
     for stat, clean in zip(ended, never_killed(feeders)):
         assert stat.bytes_text == clean.bytes_text, stat.stream
@@ -148,9 +222,11 @@ def test_killed_over_and_over():
         assert (stat.memory_hash, stat.hash_chunk) == (clean.memory_hash, clean.hash_chunk), (
             stat.stream)
     messages = sum(feeder.acked for feeder in feeders)
-    print(f"{messages} messages, {sum(s.tokens_acked for s in ended)} tokens; acked and lost: 0; "
-          f"checkpoints damaged: {damaged}; ready again after {max(recovery):.2f} s at most, "
-          f"{sum(recovery) / len(recovery):.2f} s on average")
+    tokens = sum(stat.tokens_acked for stat in ended)
+    print(f"{len(feeders)} streams, {messages} messages, {tokens} tokens; acked tokens lost: 0; "
+          f"memories that differ from a run never killed: 0; checkpoints "
+          f"damaged: {damaged}; files of merged segments: {merged}; ready again after "
+          f"{max(recovery):.2f} s at most, {sum(recovery) / len(recovery):.2f} s on average")
 
 
 if __name__ == "__main__":
