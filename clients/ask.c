@@ -43,6 +43,7 @@ static int answer_copy(struct client_answer *out, const Silt__V1__Done *done)
     *out = (struct client_answer){
         .position = done->position,
         .acked = done->acked,
+        .rebuilding_to = done->rebuilding_to,
         .question_tokens = done->question_tokens,
         .answer_tokens = done->answer_tokens,
         .finish = (enum client_finish)done->finish,
@@ -60,6 +61,7 @@ static int answer_copy(struct client_answer *out, const Silt__V1__Done *done)
             .from = source->from,
             .to = source->to,
             .time_us = source->time_us,
+            .time_to_us = source->time_to_us,
             .text = strdup(source->text),
         };
         if (!out->sources[i].text) {

@@ -125,6 +125,14 @@ int client_stream_open(struct client *client, const char *stream,
 int client_stream_fork(struct client *client, const char *stream, const char *branch,
                        uint64_t *tokens, struct client_error *error);
 int client_stream_remove(struct client *client, const char *stream, struct client_error *error);
+struct client_forgotten {
+    uint64_t from, to; /* as they were */
+    uint64_t tokens;   /* what the stream holds now */
+};
+/* Takes tokens [from, to) out for good. Later ones move down, so this is never sent twice:
+ * -ECONNRESET means that nobody knows whether it was done. */
+int client_stream_forget(struct client *client, const char *stream, uint64_t from, uint64_t to,
+                         struct client_forgotten *out, struct client_error *error);
 
 struct client_tier {
     char name[32];
@@ -135,6 +143,10 @@ struct client_stream_stat {
     uint64_t tokens_acked, tokens_computed, lag_tokens, chunks, segments_ring, segments_cold;
     uint64_t bytes_plan, bytes_used, bytes_disk, bytes_text;
     uint64_t memory_hash, hash_chunk, indexed_to, created_us, numerics_epoch;
+    uint64_t first_position; /* text before it was trimmed away */
+    uint64_t rebuilding_to;  /* read again from the journal up to here; 0: no */
+    uint64_t segments_merged, segments_dropped, segments_repaired, segments_approximate;
+    uint64_t bytes_segments, bytes_checkpoints, bytes_index;
     double dmc_ratio, rows_mean, tokens_per_second;
     uint32_t dmc_ratio_asked, ring_segments, layers, kv_heads;
     size_t tier_count, head_ratio_count, degraded_count;
@@ -187,11 +199,13 @@ struct client_ask {
     size_t stop_count;
 };
 struct client_source {
-    uint64_t segment, from, to, time_us; /* tokens, half-open */
+    uint64_t segment, from, to;   /* tokens, half-open */
+    uint64_t time_us, time_to_us; /* of its first and last text */
     char *text;
 };
 struct client_answer {
     uint64_t position, acked;
+    uint64_t rebuilding_to; /* the stream is read again up to here, past position; 0: no */
     uint32_t question_tokens, answer_tokens;
     enum client_finish finish;
     uint64_t wait_us, prefill_us, decode_us;

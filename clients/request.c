@@ -119,6 +119,43 @@ int client_stream_remove(struct client *client, const char *stream, struct clien
     return client_run(client, &request, removed_reply, NULL, error);
 }
 
+static int forgotten_reply(struct pending *pending, const wire_reply *reply)
+{
+    struct client_forgotten *out = pending->user;
+
+    if (reply->body_case != SILT__V1__REPLY__BODY_FORGOTTEN)
+        return client_odd(pending->error);
+    *out = (struct client_forgotten){
+        .from = reply->forgotten->from,
+        .to = reply->forgotten->to,
+        .tokens = reply->forgotten->tokens,
+    };
+    return 0;
+}
+
+int client_stream_forget(struct client *client, const char *stream, uint64_t from, uint64_t to,
+                         struct client_forgotten *out, struct client_error *error)
+{
+    Silt__V1__Forget forget = SILT__V1__FORGET__INIT;
+    wire_request request = SILT__V1__REQUEST__INIT;
+    struct pending pending = {
+        .reply = forgotten_reply,
+        .user = out,
+        .error = error,
+        .timeout_ms = client->options.timeout_ms,
+    };
+    int r = client_name_check(stream, error);
+
+    if (r)
+        return r;
+    forget.stream = (char *)stream;
+    forget.from = from;
+    forget.to = to;
+    request.body_case = SILT__V1__REQUEST__BODY_FORGET;
+    request.forget = &forget;
+    return client_request(client, &request, &pending);
+}
+
 /* ---- stat ---- */
 
 static struct client_tier *tiers_copy(Silt__V1__Tier *const *tiers, size_t count)
@@ -181,6 +218,15 @@ static void stream_stat_numbers(struct client_stream_stat *out, const Silt__V1__
         .indexed_to = stat->indexed_to,
         .created_us = stat->created_us,
         .numerics_epoch = stat->numerics_epoch,
+        .first_position = stat->first_position,
+        .rebuilding_to = stat->rebuilding_to,
+        .segments_merged = stat->segments_merged,
+        .segments_dropped = stat->segments_dropped,
+        .segments_repaired = stat->segments_repaired,
+        .segments_approximate = stat->segments_approximate,
+        .bytes_segments = stat->bytes_segments,
+        .bytes_checkpoints = stat->bytes_checkpoints,
+        .bytes_index = stat->bytes_index,
         .dmc_ratio = stat->dmc_ratio,
         .rows_mean = stat->rows_mean,
         .tokens_per_second = stat->tokens_per_second,

@@ -25,6 +25,7 @@ struct ask_end {
     uint32_t finish; /* Done.Finish */
     uint32_t error;  /* 0, else 1 + Error.Code */
     uint64_t wait_us, prefill_us, decode_us;
+    uint64_t rebuilding_to; /* Done.rebuilding_to */
     char message[160];
 };
 
@@ -64,7 +65,7 @@ struct ask {
     uint32_t prompt_count, fed;
     uint32_t answer_count, answer_bytes, answer_max;
     int32_t tokens[FORK_TOKENS_MAX]; /* prompt, then answer */
-    uint64_t position, started_us, decode_us;
+    uint64_t position, started_us, decode_us, rebuilding_to;
     /* Recall: the job is the search thread's while it is under way; its texts are the answer's
      * sources, which the loop thread reads once the answer has ended. */
     struct search_job job;

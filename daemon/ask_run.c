@@ -20,7 +20,8 @@ static void finish(struct sched *sched, struct ask *ask, Silt__V1__Done__Finish 
     message.end = (struct ask_end){.position = ask->position,
                                    .question_tokens = ask->prompt_count,
                                    .answer_tokens = ask->answer_count,
-                                   .finish = (uint32_t)how};
+                                   .finish = (uint32_t)how,
+                                   .rebuilding_to = ask->rebuilding_to};
     message.end.wait_us = (ask->started_us ? ask->started_us : now) - ask->admitted_us;
     if (ask->decode_us) {
         message.end.prefill_us = ask->decode_us - ask->started_us;
@@ -112,6 +113,7 @@ static bool start(struct sched *sched, struct ask *ask)
     }
     ask->started_us = clock_us();
     ask->position = fork_position(ask->fork);
+    ask->rebuilding_to = slot_rebuilding(slot);
     if (!ask_find(sched, ask))
         ask->phase = PHASE_PREFILL;
     return true;

@@ -272,8 +272,32 @@ void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id)
     }
 }
 
-/* Every file of the folder, half-written ones too. */
-static int empty_folder(const struct checkpoints *at, const char *folder)
+/* Zeros over a file before its last name goes: its blocks may lie on the disk for long. */
+static int erase_file(const struct files *files, const char *path)
+{
+    static const uint8_t zeros[1 << 16];
+    struct stat status;
+    int fd = files->open(files->user, path, O_WRONLY), result = 0;
+
+    if (fd < 0)
+        return fd;
+    if (fstat(fd, &status) != 0)
+        result = -errno;
+    for (off_t from = 0; !result && status.st_nlink == 1 && from < status.st_size;
+         from += (off_t)sizeof zeros) {
+        off_t left = status.st_size - from;
+
+        result = files_write_all(files, fd, zeros,
+                                 left < (off_t)sizeof zeros ? (size_t)left : sizeof zeros, from);
+    }
+    if (!result)
+        result = files->sync(files->user, fd);
+    files->close(files->user, fd);
+    return result ? result : files->unlink(files->user, path);
+}
+
+/* Every file of the folder of a position past `tokens`, half-written ones too. */
+static int empty_folder(const struct checkpoints *at, const char *folder, uint64_t tokens)
 {
     DIR *list = opendir(folder);
     struct dirent *entry;
@@ -284,24 +308,26 @@ static int empty_folder(const struct checkpoints *at, const char *folder)
     while (!result && (entry = readdir(list))) {
         char path[2 * NAME_MAX_BYTES];
 
-        if (entry->d_name[0] == '.')
+        if (entry->d_name[0] == '.' || (tokens && strtoull(entry->d_name, NULL, 16) <= tokens))
             continue;
         snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
-        result = at->files->unlink(at->files->user, path);
+        result = erase_file(at->files, path);
     }
     closedir(list);
     return result;
 }
 
-int checkpoint_remove(const struct checkpoints *at, uint64_t stream_id)
+int checkpoint_cut(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens)
 {
     char folder[NAME_MAX_BYTES];
     int result;
 
     folder_of(at, stream_id, folder);
-    result = empty_folder(at, folder);
+    result = empty_folder(at, folder, tokens);
     if (result)
         return result;
+    if (tokens)
+        return access(folder, F_OK) == 0 ? files_sync_folder(at->files, folder) : 0;
     if (rmdir(folder) != 0)
         return errno == ENOENT ? 0 : -errno;
     return files_sync_folder(at->files, at->folder);
@@ -320,7 +346,7 @@ int checkpoint_sweep(const struct checkpoints *at, checkpoint_known_fn *known, v
         uint64_t stream_id = strtoull(entry->d_name, &end, 16);
 
         if (strlen(entry->d_name) == 16 && !*end && !(known && known(user, stream_id)))
-            result = checkpoint_remove(at, stream_id);
+            result = checkpoint_cut(at, stream_id, 0);
     }
     closedir(list);
     return result;

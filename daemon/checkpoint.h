@@ -41,8 +41,9 @@ uint32_t checkpoint_list(const struct checkpoints *at, uint64_t stream_id, uint6
 int checkpoint_branch(const struct checkpoints *at, uint64_t parent, uint64_t branch,
                       uint64_t tokens_max);
 void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id);
-/* All of a stream; the names are gone from disk when it returns. */
-int checkpoint_remove(const struct checkpoints *at, uint64_t stream_id);
+/* All of a stream past `tokens` go, overwritten; 0: all. The names are gone from disk when it
+ * returns. */
+int checkpoint_cut(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens);
 /* Of every stream that `known` (NULL: none is) does not know. */
 typedef bool checkpoint_known_fn(void *user, uint64_t stream_id);
 int checkpoint_sweep(const struct checkpoints *at, checkpoint_known_fn *known, void *user);

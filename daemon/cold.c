@@ -100,7 +100,7 @@ static int open_spill(struct core *core, char *error, size_t error_bytes)
                       "or file system refuses io_uring with O_DIRECT");
     for (uint32_t i = 0; i < core->plan.streams_max; i++)
         core->slots[i].spill = core->spill;
-    core->sched.spill = core->spill;
+    core->sched.spill = core->ingest.spill = core->spill;
     return loop_add_fd(&core->loop, spill_fd(core->spill), step, core);
 }
 
@@ -147,7 +147,8 @@ static void sweep(struct core *core, const char *folder, bool (*known)(void *, u
 
 static void remove_segments(struct core *core, uint64_t stream_id)
 {
-    cold_remove(core, stream_id);
+    if (core->spill)
+        spill_erase(core->spill, stream_id, 0);
 }
 
 static void remove_words(struct core *core, uint64_t stream_id)
@@ -233,9 +234,4 @@ void cold_detach(struct core *core, uint64_t stream_id)
 {
     if (core->spill)
         spill_detach(core->spill, stream_id);
-}
-
-int cold_remove(struct core *core, uint64_t stream_id)
-{
-    return core->spill ? spill_remove(core->spill, stream_id) : 0;
 }

@@ -13,6 +13,7 @@
 enum {
     HEADS_MAX = 4096,                        /* layers * kv_heads */
     REQUEST_BYTES_MAX = 2 * FRAME_BYTES_MAX, /* a feed as the journal gets it: 16 bytes an item */
+    ERASES_MAX = 16,                         /* removals at the same time */
     STATS_BYTES = 256 << 10,                 /* the parts of a stat reply before it is packed */
 };
 _Static_assert(REQUEST_BYTES_MAX >= FRAME_BYTES_MAX + ITEMS_MAX * 24 + 1024, "a frame always fits");
@@ -32,6 +33,15 @@ struct waiter {
 struct flight {
     struct wire_client client;
     uint32_t count, bytes;
+};
+
+/* A range of a stream, or all of it, that is to go. */
+struct erase {
+    bool used, sent;
+    enum ingest_kind kind; /* INGEST_REMOVE or INGEST_FORGET */
+    uint32_t record;
+    uint64_t request_id, from, to;
+    struct wire_client client;
 };
 
 struct core {
@@ -76,8 +86,9 @@ struct core {
     struct table table;
     struct waiter *waiters; /* [WAITERS_MAX] */
     struct flight *flights; /* [FLIGHTS_MAX] */
-    uint8_t *request;       /* [REQUEST_BYTES_MAX] on its way to the journal */
-    uint8_t *stats;         /* [STATS_BYTES] */
+    struct erase erases[ERASES_MAX];
+    uint8_t *request; /* [REQUEST_BYTES_MAX] on its way to the journal */
+    uint8_t *stats;   /* [STATS_BYTES] */
 };
 
 #endif

@@ -257,6 +257,7 @@ static void wire_threads(struct core *core)
     ingest->bell = sched->journal_bell = &core->journal_bell;
     sched->bell = ingest->compute_bell = &core->compute_bell;
     sched->stopping = ingest->stopping = &core->stopping;
+    ingest->chunk_tokens = core->info.chunk_tokens;
     ingest->disk_failed = &core->disk_failed;
     ingest->disk_bytes = &core->disk_bytes;
     ingest->disk_full = &core->disk_full;

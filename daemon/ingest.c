@@ -5,12 +5,12 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "daemon/log.h"
 #include "daemon/replay.h"
-#include "daemon/search.h"
 
-enum { SLICE_BYTES = 4096 };
+enum { SLICE_BYTES = 4096, LOG_TRIES_MAX = 100 };
 _Static_assert((int)SLICE_BYTES >= (int)PRETOKEN_BYTES_MAX, "a slice holds a pre-token");
 
 uint32_t ingest_scratch_tokens(uint32_t lag_tokens_max)
@@ -24,7 +24,6 @@ void ingest_refuse(struct ingest_result *result, Silt__V1__Error__Code code, con
     snprintf(result->message, sizeof result->message, "%s", message);
 }
 
-/* The transaction is lost; everything in this batch is told so when it ends. */
 void ingest_failed(struct ingest *ingest, int error)
 {
     if (!ingest->broken)
@@ -333,6 +332,8 @@ static void apply(struct ingest *ingest, const struct ingest_request *request)
         ingest_remove(ingest, slot, request);
     else if (request->kind == INGEST_BRANCH)
         ingest_branch(ingest, request, result);
+    else if (request->kind == INGEST_FORGET)
+        ingest_forget(ingest, request, result);
     else if (request->kind == INGEST_ATTACH)
         apply_attach(ingest, slot, result);
     else if (request->kind == INGEST_FEED)
@@ -393,6 +394,23 @@ static void fail_results(struct ingest *ingest)
     }
 }
 
+/* What was removed goes from the log too. A reader may be in the way for a moment. */
+static void cut_log(struct journal *journal)
+{
+    static const struct timespec pause = {.tv_nsec = 10000000};
+    int result = -EBUSY;
+
+    journal_item_done(journal);
+    for (int i = 0; result == -EBUSY && i < LOG_TRIES_MAX; i++) {
+        if (i)
+            nanosleep(&pause, NULL);
+        result = journal_truncate_log(journal);
+    }
+    if (result)
+        say(SAY_WARN, "removed text may stay in the journal's log until siltd is started again: %s",
+            strerror(-result));
+}
+
 /* What follows from a commit that is on disk. */
 static void after_commit(struct ingest *ingest)
 {
@@ -403,13 +421,13 @@ static void after_commit(struct ingest *ingest)
 
         if (result->error)
             continue;
-        removed |= result->kind == INGEST_REMOVE;
+        removed |= result->kind == INGEST_REMOVE || result->kind == INGEST_FORGET;
         if (result->kind == INGEST_BRANCH && ingest->keeper)
             keeper_branch(ingest->keeper, result->parent_id, result->stream_id,
                           result->tokens_acked);
     }
     if (removed)
-        journal_truncate_log(ingest->journal);
+        cut_log(ingest->journal);
 }
 
 static void end_batch(struct ingest *ingest)

@@ -24,13 +24,15 @@ enum ingest_kind {
     INGEST_KEEP, /* question and answer */
     INGEST_REMOVE,
     INGEST_BRANCH, /* a new stream that has all of another so far */
+    INGEST_FORGET, /* tokens of a stream in no slot */
 };
 
 struct ingest_request {
     enum ingest_kind kind;
     uint32_t slot; /* SLOT_NONE: remove of a parked stream */
     uint32_t record, ask;
-    uint64_t stream_id; /* load, remove; branch: of the parent */
+    uint64_t stream_id; /* load, remove, forget; branch: of the parent */
+    uint64_t from, to;  /* forget: tokens */
     bool past;          /* load: the stream as it was at tokens_to, to be read alone */
     uint64_t tokens_to;
     uint64_t request_id;
@@ -72,6 +74,8 @@ struct item_place {
 
 struct ingest {
     struct search *search; /* forgets what is removed; NULL: none */
+    struct spill *spill;   /* so does this */
+    uint32_t chunk_tokens;
     struct journal *journal;
     const struct tokenizer *tokenizer;
     struct slot *slots; /* [slot_count] */
@@ -101,6 +105,7 @@ bool ingest_step(struct ingest *ingest);
 /* Of the batch in work, shared by ingest.c and ingest_stream.c. */
 /* Opens the transaction where none is. False: it cannot be, and all in the batch will be told. */
 bool ingest_begin(struct ingest *ingest);
+/* The transaction is lost; everything in this batch is told so when it ends. */
 void ingest_failed(struct ingest *ingest, int error);
 void ingest_refuse(struct ingest_result *result, Silt__V1__Error__Code code, const char *message);
 
@@ -110,7 +115,10 @@ void ingest_create(struct ingest *ingest, struct slot *slot, const struct ingest
 void ingest_load(struct ingest *ingest, struct slot *slot, const struct ingest_request *request);
 void ingest_branch(struct ingest *ingest, const struct ingest_request *request,
                    struct ingest_result *result);
+/* slot: NULL where the stream is in none. */
 void ingest_remove(struct ingest *ingest, struct slot *slot, const struct ingest_request *request);
+void ingest_forget(struct ingest *ingest, const struct ingest_request *request,
+                   struct ingest_result *result);
 /* Writes how far a stream has come in this batch. */
 int ingest_save_tail(struct ingest *ingest, const struct ingest_slot *in);
 

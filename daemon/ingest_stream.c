@@ -1,10 +1,10 @@
-/* Streams come to the journal thread, branch and leave. */
+/* Streams come to the journal thread, branch, forget and leave. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "daemon/forget.h"
 #include "daemon/ingest.h"
-#include "daemon/search.h"
 
 static void take_slot(struct slot *slot, const struct journal_stream *stream)
 {
@@ -125,13 +125,41 @@ void ingest_remove(struct ingest *ingest, struct slot *slot, const struct ingest
         atomic_store(&slot->behind, false);
     }
     leave_past(ingest, request->stream_id);
+    if (slot)
+        atomic_store(&slot->stream_id, 0);
     if (!ingest_begin(ingest))
         return;
     error = journal_stream_remove(ingest->journal, request->stream_id);
-    if (!error && ingest->keeper)
-        error = keeper_forget(ingest->keeper, request->stream_id, slot);
-    if (!error && ingest->search)
-        error = search_forget(ingest->search, request->stream_id);
+    if (!error)
+        error = forget_derived(ingest, request->stream_id);
     if (error)
         ingest_failed(ingest, error);
+}
+
+void ingest_forget(struct ingest *ingest, const struct ingest_request *request,
+                   struct ingest_result *result)
+{
+    struct journal_stream stream;
+    int error = ingest_begin(ingest)
+                    ? journal_stream_get(ingest->journal, request->stream_id, &stream)
+                    : -EIO;
+
+    if (ingest->broken)
+        return;
+    if (!error)
+        error = forget_range(ingest, &stream, request->from, request->to);
+    if (error == -EINVAL) {
+        snprintf(result->message, sizeof result->message,
+                 "tokens %llu to %llu are not in the stream, which holds %llu",
+                 (unsigned long long)request->from, (unsigned long long)request->to,
+                 (unsigned long long)stream.tokens);
+        result->error = 1 + SILT__V1__ERROR__CODE__INVALID;
+        return;
+    }
+    if (!error)
+        error = journal_stream_update(ingest->journal, &stream);
+    if (error)
+        ingest_failed(ingest, error);
+    result->tokens_acked = stream.tokens;
+    result->bytes_text = stream.bytes_text;
 }

@@ -33,6 +33,12 @@ enum statement {
     PRODUCER_SET,
     ITEM_APPEND,
     ITEM_GET,
+    ITEM_PUT,
+    ITEM_CUT,
+    ITEM_PREPEND,
+    ITEM_PLACE,
+    ITEMS_CLEAR,
+    ITEMS_SHIFT,
     STATEMENT_COUNT,
 };
 
@@ -62,6 +68,13 @@ static const char *const statement_text[STATEMENT_COUNT] = {
                     "payload) VALUES (?,?,?,?,?,?,?)",
     [ITEM_GET] = "SELECT kind, detail, time_us, token_from, held_before, payload FROM items "
                  "WHERE key = " JOURNAL_ITEM_KEY,
+    [ITEM_PUT] = "UPDATE items SET kind = ?, detail = 0, payload = ? WHERE key = ?",
+    [ITEM_CUT] = "UPDATE items SET payload = substr(payload, 1, ?) WHERE key = ?",
+    [ITEM_PREPEND] = "UPDATE items SET payload = CAST(? || payload AS BLOB) WHERE key = ?",
+    [ITEM_PLACE] = "UPDATE items SET token_from = ?, held_before = ? WHERE key = ?",
+    [ITEMS_CLEAR] = "UPDATE items SET kind = ?, detail = 0, payload = x'', token_from = ?, "
+                    "held_before = ? WHERE key BETWEEN ? AND ?",
+    [ITEMS_SHIFT] = "UPDATE items SET token_from = token_from - ? WHERE key BETWEEN ? AND ?",
 };
 
 struct journal {
@@ -184,6 +197,8 @@ int journal_open(struct journal **out, const struct journal_options *options, ch
         result = prepare(journal);
     if (result)
         goto error;
+    /* Text that was removed just before a crash goes from the log now. */
+    (void)journal_truncate_log(journal);
     *out = journal;
     return 0;
 
@@ -461,6 +476,72 @@ int journal_item_get(struct journal *journal, uint64_t stream, uint64_t ordinal,
     out->item.bytes = sqlite3_column_blob(s, 5);
     out->item.bytes_count = (uint32_t)sqlite3_column_bytes(s, 5);
     return 0;
+}
+
+int journal_item_put(struct journal *journal, uint64_t stream, uint64_t ordinal,
+                     enum item_kind kind, const void *bytes, size_t bytes_count)
+{
+    sqlite3_stmt *s = use(journal, ITEM_PUT);
+
+    sqlite3_bind_int(s, 1, (int)kind);
+    sqlite3_bind_blob(s, 2, bytes_count ? bytes : "", (int)bytes_count, SQLITE_STATIC);
+    sqlite3_bind_int64(s, 3, item_key(stream, ordinal));
+    return run(s);
+}
+
+int journal_item_cut(struct journal *journal, uint64_t stream, uint64_t ordinal, uint32_t bytes)
+{
+    sqlite3_stmt *s = use(journal, ITEM_CUT);
+
+    sqlite3_bind_int64(s, 1, bytes);
+    sqlite3_bind_int64(s, 2, item_key(stream, ordinal));
+    return run(s);
+}
+
+int journal_item_prepend(struct journal *journal, uint64_t stream, uint64_t ordinal,
+                         const void *bytes, size_t bytes_count)
+{
+    sqlite3_stmt *s = use(journal, ITEM_PREPEND);
+
+    sqlite3_bind_blob(s, 1, bytes, (int)bytes_count, SQLITE_STATIC);
+    sqlite3_bind_int64(s, 2, item_key(stream, ordinal));
+    return run(s);
+}
+
+int journal_item_place(struct journal *journal, uint64_t stream, uint64_t ordinal,
+                       uint64_t token_from, uint32_t held_before)
+{
+    sqlite3_stmt *s = use(journal, ITEM_PLACE);
+
+    bind_u64(s, 1, token_from);
+    bind_u64(s, 2, held_before);
+    sqlite3_bind_int64(s, 3, item_key(stream, ordinal));
+    return run(s);
+}
+
+int journal_items_clear(struct journal *journal, uint64_t stream, uint64_t from, uint64_t to,
+                        uint64_t token_from, uint32_t held_before)
+{
+    sqlite3_stmt *s = use(journal, ITEMS_CLEAR);
+
+    if (from >= to)
+        return 0;
+    sqlite3_bind_int(s, 1, ITEM_TEXT);
+    bind_u64(s, 2, token_from);
+    bind_u64(s, 3, held_before);
+    sqlite3_bind_int64(s, 4, item_key(stream, from));
+    sqlite3_bind_int64(s, 5, item_key(stream, to) - 1);
+    return run(s);
+}
+
+int journal_items_shift(struct journal *journal, uint64_t stream, uint64_t from, uint64_t tokens)
+{
+    sqlite3_stmt *s = use(journal, ITEMS_SHIFT);
+
+    bind_u64(s, 1, tokens);
+    sqlite3_bind_int64(s, 2, item_key(stream, from));
+    sqlite3_bind_int64(s, 3, item_key(stream + 1, 0) - 1);
+    return run(s);
 }
 
 void journal_item_done(struct journal *journal)

@@ -88,6 +88,21 @@ int journal_item_append(struct journal *journal, uint64_t stream, uint64_t ordin
 /* -ENOENT: none has this ordinal. */
 int journal_item_get(struct journal *journal, uint64_t stream, uint64_t ordinal,
                      struct journal_item *out);
+/* These change items of a stream that shares none (journal_stream_part); what they take out is
+ * overwritten on disk. An item becomes another, in its place. */
+int journal_item_put(struct journal *journal, uint64_t stream, uint64_t ordinal,
+                     enum item_kind kind, const void *bytes, size_t bytes_count);
+/* Its first bytes stay. */
+int journal_item_cut(struct journal *journal, uint64_t stream, uint64_t ordinal, uint32_t bytes);
+int journal_item_prepend(struct journal *journal, uint64_t stream, uint64_t ordinal,
+                         const void *bytes, size_t bytes_count);
+int journal_item_place(struct journal *journal, uint64_t stream, uint64_t ordinal,
+                       uint64_t token_from, uint32_t held_before);
+/* Items [from, to) become empty text. */
+int journal_items_clear(struct journal *journal, uint64_t stream, uint64_t from, uint64_t to,
+                        uint64_t token_from, uint32_t held_before);
+/* Items from `from` on begin so many tokens earlier. */
+int journal_items_shift(struct journal *journal, uint64_t stream, uint64_t from, uint64_t tokens);
 /* Lets go of the item read last, so that the log can be folded. */
 void journal_item_done(struct journal *journal);
 

@@ -14,7 +14,7 @@ int keeper_take(struct keeper *keeper, const struct slot *slot, const void *stat
         return -EMSGSIZE;
     if (atomic_load_explicit(&keeper->busy, memory_order_acquire))
         return -EBUSY;
-    /* Not busy: the lock is free, or held for a moment by keeper_forget. */
+    /* Not busy: the lock is free, or held for a moment by keeper_cut. */
     pthread_mutex_lock(&keeper->lock);
     stream_id = atomic_load(&slot->stream_id);
     if (stream_id) {
@@ -58,16 +58,14 @@ uint64_t keeper_restore(struct keeper *keeper, uint64_t stream_id, struct stream
     return 0;
 }
 
-int keeper_forget(struct keeper *keeper, uint64_t stream_id, struct slot *slot)
+int keeper_cut(struct keeper *keeper, uint64_t stream_id, uint64_t tokens)
 {
     int result;
 
     pthread_mutex_lock(&keeper->lock);
-    if (slot)
-        atomic_store(&slot->stream_id, 0);
-    if (atomic_load(&keeper->busy) && keeper->stream_id == stream_id)
+    if (atomic_load(&keeper->busy) && keeper->stream_id == stream_id && keeper->tokens > tokens)
         keeper->forgotten = true;
-    result = checkpoint_remove(&keeper->at, stream_id);
+    result = checkpoint_cut(&keeper->at, stream_id, tokens);
     pthread_mutex_unlock(&keeper->lock);
     return result;
 }

@@ -30,15 +30,14 @@ static void put_tokens(struct slot *slot, const int32_t *tokens, uint32_t count)
     atomic_store_explicit(&slot->ring.tail, tail, memory_order_release);
 }
 
-/* The newest item that no token before `token` follows: the last with token_from <= token. */
-static int find_ordinal(struct ingest *ingest, const struct ingest_slot *in, uint64_t token,
-                        struct journal_item *item, uint64_t *ordinal)
+int replay_find(struct ingest *ingest, uint64_t stream_id, uint64_t items, uint64_t token,
+                struct journal_item *item, uint64_t *ordinal)
 {
-    uint64_t low = 0, high = in->committed.items;
+    uint64_t low = 0, high = items;
 
     while (high - low > 1) {
         uint64_t middle = low + (high - low) / 2;
-        int result = journal_item_get(ingest->journal, in->stream_id, middle, item);
+        int result = journal_item_get(ingest->journal, stream_id, middle, item);
 
         if (result)
             return result;
@@ -48,12 +47,11 @@ static int find_ordinal(struct ingest *ingest, const struct ingest_slot *in, uin
             high = middle;
     }
     *ordinal = low;
-    return journal_item_get(ingest->journal, in->stream_id, low, item);
+    return journal_item_get(ingest->journal, stream_id, low, item);
 }
 
-/* The bytes that waited before item `ordinal`, out of the text items before it. */
-static int find_text(struct ingest *ingest, const struct ingest_slot *in, uint64_t ordinal,
-                     uint32_t held_bytes, struct token_text *text)
+int replay_text_before(struct ingest *ingest, uint64_t stream_id, uint64_t ordinal,
+                       uint32_t held_bytes, struct token_text *text)
 {
     uint32_t missing = held_bytes;
 
@@ -64,7 +62,7 @@ static int find_text(struct ingest *ingest, const struct ingest_slot *in, uint64
         struct journal_item item;
         uint32_t n;
         int result =
-            ordinal ? journal_item_get(ingest->journal, in->stream_id, --ordinal, &item) : -EBADMSG;
+            ordinal ? journal_item_get(ingest->journal, stream_id, --ordinal, &item) : -EBADMSG;
 
         if (result)
             return result;
@@ -86,17 +84,20 @@ static int start(struct ingest *ingest, struct slot *slot)
     struct journal_item item;
     int result;
 
+    atomic_store(&slot->rebuild_to, in->committed.tokens > token ? in->committed.tokens : 0);
     memset(replay, 0, sizeof *replay);
     replay->started = true;
     if (in->committed.items == 0 || token == 0)
         return 0;
     if (token > in->committed.tokens)
         return -EBADMSG;
-    result = find_ordinal(ingest, in, token, &item, &replay->ordinal);
+    result =
+        replay_find(ingest, in->stream_id, in->committed.items, token, &item, &replay->ordinal);
     if (result)
         return result;
     replay->token = item.token_from;
-    return find_text(ingest, in, replay->ordinal, item.held_before, &replay->text);
+    return replay_text_before(ingest, in->stream_id, replay->ordinal, item.held_before,
+                              &replay->text);
 }
 
 /* One item, or a slice of a text item. 1: went on; 0: no room. */

@@ -120,7 +120,7 @@ static uint32_t wanted(struct core *core, const struct wire_client *client, uint
     uint32_t record = table_find(&core->table, name);
     int result;
 
-    if (record == RECORD_NONE || core->table.records[record].state == RECORD_REMOVING) {
+    if (record == RECORD_NONE) {
         reply_error(core, client, id, SILT__V1__ERROR__CODE__NOT_FOUND,
                     "no stream is called '%s': `silt ls` lists them, `silt open %s` makes it", name,
                     name);
@@ -320,35 +320,6 @@ static void serve_feed(struct core *core, const struct wire_client *client,
     push_or_busy(core, out, out->flight_bytes);
 }
 
-static void serve_remove(struct core *core, const struct wire_client *client,
-                         const struct wire_request *request)
-{
-    uint32_t index = table_find(&core->table, request->stream);
-    struct record *record = index == RECORD_NONE ? NULL : &core->table.records[index];
-    struct ingest_request *out;
-
-    if (!record || record->state == RECORD_REMOVING || !record->stream_id) {
-        reply_error(core, client, request->id, SILT__V1__ERROR__CODE__NOT_FOUND,
-                    "no stream is called '%s': `silt ls` lists them", request->stream);
-        return;
-    }
-    if (record->state == RECORD_LEAVING) {
-        reply_busy(core, client, request->id, "the stream is changing places: try again");
-        return;
-    }
-    out = new_request(core, INGEST_REMOVE, client, request->id, index);
-    if (serve_push(core, out, sizeof *out) != 0) {
-        reply_busy(core, client, request->id, "too many requests wait for the disk");
-        return;
-    }
-    record->state = RECORD_REMOVING;
-    for (uint32_t i = 0; i < core->plan.forks_max; i++)
-        if (core->asks[i].stage != ASK_FREE &&
-            core->table.records[core->asks[i].record].stream_id == record->stream_id)
-            atomic_store(&core->asks[i].cancelled, true); /* of its past too */
-    doorbell_ring(&core->compute_bell);
-}
-
 static void serve_stat(struct core *core, const struct wire_client *client,
                        const struct wire_request *request)
 {
@@ -359,7 +330,7 @@ static void serve_stat(struct core *core, const struct wire_client *client,
         return;
     }
     record = table_find(&core->table, request->stream);
-    if (record == RECORD_NONE || core->table.records[record].state == RECORD_REMOVING)
+    if (record == RECORD_NONE)
         reply_error(core, client, request->id, SILT__V1__ERROR__CODE__NOT_FOUND,
                     "no stream is called '%s': `silt ls` lists them", request->stream);
     else
@@ -399,7 +370,8 @@ static void dispatch(struct core *core, const struct wire_client *client,
         stats_list(core, client, request->id, request->stream);
         break;
     case REQUEST_REMOVE:
-        serve_remove(core, client, request);
+    case REQUEST_FORGET:
+        serve_erase(core, client, request);
         break;
     case REQUEST_FORK:
         serve_fork(core, client, request);
@@ -444,5 +416,6 @@ void serve_tick(void *user)
     serve_owed_tick(core);
     serve_ask_tick(core);
     serve_past_tick(core);
+    serve_erase_tick(core);
     cold_tick(core);
 }

@@ -30,7 +30,16 @@ void cold_tick(struct core *core);
 void cold_sweep(struct core *core, bool (*known)(void *core, uint64_t stream_id));
 void cold_attach(struct core *core, uint64_t stream_id);
 void cold_detach(struct core *core, uint64_t stream_id);
-int cold_remove(struct core *core, uint64_t stream_id);
+
+/* erase.c */
+void serve_erase(struct core *core, const struct wire_client *client,
+                 const struct wire_request *request);
+/* The record is in no slot any more; false: nobody waited for that. */
+bool serve_erase_left(struct core *core, uint32_t record);
+void serve_erased(struct core *core, const struct ingest_result *result);
+void serve_erase_tick(struct core *core);
+/* A range of the record's stream, or all of it, is being taken out. */
+bool serve_erasing(struct core *core, uint32_t record);
 
 /* serve_branch.c */
 void serve_fork(struct core *core, const struct wire_client *client,
@@ -92,6 +101,7 @@ bool serve_same_client(const struct wire_client *a, const struct wire_client *b)
 void serve_send_opened(struct core *core, const struct wire_client *client, uint64_t id,
                        const struct record *record, bool created);
 void serve_owed_tick(struct core *core);
+void serve_result_error(struct core *core, const struct ingest_result *result);
 /* A request has come back from the journal. */
 void serve_land(struct core *core, const struct wire_client *client, uint32_t bytes);
 /* A request on its way to the journal; flights bound what one client may have there. */

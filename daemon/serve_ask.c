@@ -64,6 +64,11 @@ static uint32_t place_for(struct core *core, const struct wire_client *client,
 {
     const Silt__V1__Ask *from = request->ask;
 
+    if (serve_erasing(core, index)) {
+        reply_busy(core, client, request->id,
+                   "something is being taken out of the stream: try again in a moment");
+        return RECORD_NONE;
+    }
     if (from->at_given && !serve_is_present(core, index, from->at_position))
         return serve_past(core, client, request, index);
     if (serve_wake(core, index) == 0)
@@ -83,7 +88,7 @@ void serve_ask(struct core *core, const struct wire_client *client,
     struct sched_request out = {.kind = SCHED_ASK};
     uint64_t acked;
 
-    if (!record || record->state == RECORD_REMOVING) {
+    if (!record) {
         reply_error(core, client, request->id, SILT__V1__ERROR__CODE__NOT_FOUND,
                     "no stream is called '%s': `silt ls` lists them", request->stream);
         return;
@@ -261,6 +266,7 @@ static bool send_done(struct core *core, struct ask *ask)
     done.wait_us = ask->end.wait_us;
     done.prefill_us = ask->end.prefill_us;
     done.decode_us = ask->end.decode_us;
+    done.rebuilding_to = ask->end.rebuilding_to;
     reply.body_case = SILT__V1__REPLY__BODY_DONE;
     reply.done = &done;
     return deliver(core, ask, &reply);

@@ -20,7 +20,7 @@ void serve_fork(struct core *core, const struct wire_client *client,
     struct ingest_request out = {
         .kind = INGEST_BRANCH, .slot = SLOT_NONE, .client = *client, .request_id = request->id};
 
-    if (!from || from->state == RECORD_REMOVING || !from->stream_id) {
+    if (!from || !from->stream_id) {
         reply_error(core, client, request->id, SILT__V1__ERROR__CODE__NOT_FOUND,
                     "no stream is called '%s': `silt ls` lists them", request->stream);
         return;

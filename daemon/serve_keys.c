@@ -24,6 +24,7 @@ static bool permitted(const struct core *core, const struct wire_client *client,
     case REQUEST_FEED:
     case REQUEST_ASK:
     case REQUEST_REMOVE:
+    case REQUEST_FORGET:
         return keys_may(keys, client->key, request->stream);
     case REQUEST_FORK:
         return keys_may(keys, client->key, request->stream) &&

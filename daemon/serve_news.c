@@ -100,7 +100,7 @@ static void send_attached(struct core *core, const struct ingest_result *result)
     reply_send(core, &result->client, &reply);
 }
 
-static void send_result_error(struct core *core, const struct ingest_result *result)
+void serve_result_error(struct core *core, const struct ingest_result *result)
 {
     Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
     Silt__V1__Error error = SILT__V1__ERROR__INIT;
@@ -129,7 +129,7 @@ static void feed_result(struct core *core, const struct ingest_result *result)
     if (result->credit_tokens == 0 && (owed = owe(core, &ack)))
         owed->for_room = true;
     if (result->error)
-        send_result_error(core, result);
+        serve_result_error(core, result);
     else if (send_ack(core, &ack, result->credit_tokens) == -EAGAIN && (owed = owe(core, &ack)))
         owed->unsent = true;
 }
@@ -146,32 +146,11 @@ static void create_result(struct core *core, const struct ingest_result *result)
         serve_send_opened(core, &result->client, result->request_id, record, result->created);
         return;
     }
-    send_result_error(core, result);
+    serve_result_error(core, result);
     if (!record->stream_id && !record->flights) {
         record->forget = true;
         serve_leave(core, result->record);
     }
-}
-
-static void remove_result(struct core *core, const struct ingest_result *result)
-{
-    struct record *record = &core->table.records[result->record];
-    Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
-    Silt__V1__Removed removed = SILT__V1__REMOVED__INIT;
-
-    if (!result->error && cold_remove(core, result->stream_id) != 0)
-        say(SAY_WARN, "cold segments of %s are left in the data folder", record->name);
-    if (result->error) {
-        send_result_error(core, result);
-    } else {
-        removed.stream = record->name;
-        reply.id = result->request_id;
-        reply.body_case = SILT__V1__REPLY__BODY_REMOVED;
-        reply.removed = &removed;
-        reply_send(core, &result->client, &reply);
-    }
-    record->forget = !result->error;
-    serve_leave(core, result->record);
 }
 
 static void load_result(struct core *core, const struct ingest_result *result)
@@ -204,7 +183,7 @@ static void journal_news(struct core *core, const struct ingest_result *result)
         break;
     case INGEST_ATTACH:
         if (result->error)
-            send_result_error(core, result);
+            serve_result_error(core, result);
         else
             send_attached(core, result);
         break;
@@ -215,11 +194,12 @@ static void journal_news(struct core *core, const struct ingest_result *result)
         serve_ask_kept(core, &core->asks[result->ask], result);
         break;
     case INGEST_REMOVE:
-        remove_result(core, result);
+    case INGEST_FORGET:
+        serve_erased(core, result);
         break;
     case INGEST_BRANCH:
         if (result->error) {
-            send_result_error(core, result);
+            serve_result_error(core, result);
             table_drop(&core->table, result->record);
             return;
         }

@@ -106,6 +106,7 @@ static void give_slot(struct slot *slot, const struct record *record, uint32_t i
     atomic_store(&slot->stream_id, record->stream_id);
     atomic_store(&slot->tokens_acked, record->tokens);
     atomic_store(&slot->indexed_to, 0);
+    atomic_store(&slot->rebuild_to, 0);
     atomic_store(&slot->ready, false);
     atomic_store(&slot->behind, false);
     atomic_store(&slot->credit_wanted, false);
@@ -168,6 +169,8 @@ static void left(struct core *core, uint32_t index)
     record->closing = false;
     if (record->forget)
         table_drop(&core->table, index);
+    else
+        serve_erase_left(core, index);
 }
 
 void serve_leave(struct core *core, uint32_t index)
@@ -176,7 +179,7 @@ void serve_leave(struct core *core, uint32_t index)
 
     if (record->state == RECORD_FREE)
         return;
-    if (record->state == RECORD_LIVE || record->state == RECORD_REMOVING)
+    if (record->state == RECORD_LIVE)
         record->state = RECORD_LEAVING;
     if (record->asks || record->flights)
         return; /* the last of them calls again */

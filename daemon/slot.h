@@ -76,6 +76,7 @@ struct slot {
     _Atomic uint64_t tokens_acked;
     _Atomic uint64_t bytes_text;
     _Atomic uint64_t indexed_to; /* tokens in the text index; the search thread's */
+    _Atomic uint64_t rebuild_to; /* tokens that are read again from the journal; 0: none were */
     _Atomic bool past;           /* as the stream was once: never saved, gone with its question */
     _Atomic bool unread;         /* its journal could not be read to the end */
     _Atomic bool ready;          /* the compute thread has opened the stream and set the ring */
@@ -101,6 +102,14 @@ static inline uint32_t ring_count(const struct token_ring *ring)
     uint64_t tail = atomic_load_explicit(&ring->tail, memory_order_acquire);
 
     return (uint32_t)(tail - head);
+}
+
+/* Where the stream is going that is read again from the journal; 0: it is there. */
+static inline uint64_t slot_rebuilding(const struct slot *slot)
+{
+    uint64_t to = atomic_load(&slot->rebuild_to);
+
+    return atomic_load(&slot->ring.head) < to ? to : 0;
 }
 
 /* Tokens acked and not yet handed to the stream. */

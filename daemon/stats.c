@@ -19,8 +19,8 @@ struct stat_parts {
     Silt__V1__StreamStat stat;
     Silt__V1__Tier tiers[TIER_COUNT];
     Silt__V1__Tier *tier_list[TIER_COUNT];
-    char *degraded[4];
-    char faults[160];
+    char *degraded[6];
+    char faults[160], rebuilding[80];
     double head_ratio[];
 };
 
@@ -88,6 +88,12 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
         fill_tiers(parts, stat);
         if (with_heads)
             fill_heads(core, slot, parts);
+    }
+    out->rebuilding_to = slot_rebuilding(slot);
+    if (out->rebuilding_to) {
+        snprintf(parts->rebuilding, sizeof parts->rebuilding, "rebuilding %llu/%llu",
+                 (unsigned long long)head, (unsigned long long)out->rebuilding_to);
+        parts->degraded[out->n_degraded++] = parts->rebuilding;
     }
     if (slot->stat.failed)
         parts->degraded[out->n_degraded++] = "not computed: see siltd's log";
@@ -168,8 +174,7 @@ void stats_list(struct core *core, const struct wire_client *client, uint64_t id
         uint32_t record = core->table.order[at];
         struct stat_parts *parts = parts_at(core, (uint32_t)list.n_streams);
 
-        if (core->table.records[record].state == RECORD_REMOVING ||
-            core->table.records[record].past || !core->table.records[record].stream_id ||
+        if (core->table.records[record].past || !core->table.records[record].stream_id ||
             !serve_may_see(core, client, core->table.records[record].name))
             continue;
         fill_stream(core, record, parts, false);

@@ -8,11 +8,11 @@
 
 enum record_state {
     RECORD_FREE,
-    RECORD_PARKED,   /* in the journal alone */
-    RECORD_LIVE,     /* has a slot; requests go to the journal in order */
-    RECORD_REMOVING, /* the journal forgets it */
-    RECORD_COMING,   /* a branch that the journal has not confirmed */
-    RECORD_LEAVING,  /* the journal has let go of the slot; the compute thread has to */
+    RECORD_PARKED,  /* in the journal alone */
+    RECORD_LIVE,    /* has a slot; requests go to the journal in order */
+    RECORD_ERASING, /* in no slot; the journal takes it, or a part of it, out */
+    RECORD_COMING,  /* a branch that the journal has not confirmed */
+    RECORD_LEAVING, /* the journal has let go of the slot; the compute thread has to */
 };
 
 struct record {

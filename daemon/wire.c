@@ -305,6 +305,13 @@ static int take_body(struct bump *bump, const Silt__V1__Request *request, uint32
     case SILT__V1__REQUEST__BODY_KEYS:
         out->kind = REQUEST_KEYS;
         return take_keys(request->keys, out, fault);
+    case SILT__V1__REQUEST__BODY_FORGET:
+        out->kind = REQUEST_FORGET;
+        out->from = request->forget->from;
+        out->to = request->forget->to;
+        if (out->from >= out->to)
+            return invalid(fault, "a range of tokens is half-open: --from is less than --to");
+        return take_stream(out, request->forget->stream, false, fault);
     default:
         return fail(fault, SILT__V1__ERROR__CODE__UNSUPPORTED,
                     "this siltd (" DAEMON_VERSION ") does not know that request");

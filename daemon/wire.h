@@ -36,6 +36,7 @@ enum request_kind {
     REQUEST_REMOVE,
     REQUEST_FORK,
     REQUEST_KEYS,
+    REQUEST_FORGET,
 };
 
 enum item_kind { ITEM_TEXT = 1, ITEM_TOKENS = 2, ITEM_TURN = 3, ITEM_MARK = 4 };
@@ -69,6 +70,8 @@ struct wire_request {
     const Silt__V1__Keys *keys;
     /* cancel */
     uint64_t ask_id;
+    /* forget */
+    uint64_t from, to;
 };
 
 struct wire_fault {

@@ -225,38 +225,6 @@ void spill_detach(struct spill *s, uint64_t stream_id)
     pthread_mutex_unlock(&s->lock);
 }
 
-int spill_remove(struct spill *s, uint64_t stream_id)
-{
-    spill_detach(s, stream_id);
-    return spill_unlink(s, stream_id);
-}
-
-int spill_cut(struct spill *s, uint64_t stream_id, uint64_t chunk)
-{
-    struct spill_stream *stream = spill_find(s, stream_id);
-    int code = 0;
-    if (!stream)
-        return -ENOENT;
-    spill_drain(s);
-    for (uint32_t level = 0; level < SEGMENT_LEVELS && !code; level++) {
-        struct spill_range range = stream->level[level];
-        uint64_t to = chunk >> level;
-        if (range.to <= to)
-            continue;
-        if (to < range.from)
-            to = range.from;
-        /* To the end of its file: the room behind it goes too. */
-        code = spill_punch(s, stream, level, to,
-                           (range.to / SPILL_FILE_RECORDS + 1) * SPILL_FILE_RECORDS, false);
-        pthread_mutex_lock(&s->lock);
-        stream->level[level].to = to;
-        if (!level && stream->level[0].from == to)
-            stream->level[0] = (struct spill_range){chunk, chunk};
-        pthread_mutex_unlock(&s->lock);
-    }
-    return code;
-}
-
 int spill_stream_stat(struct spill *s, uint64_t stream_id, struct spill_stream_stat *out)
 {
     *out = (struct spill_stream_stat){.chunks_from = UINT64_MAX};
@@ -349,7 +317,7 @@ static int take_place(struct spill *s, uint64_t stream_id, uint64_t number, bool
         stream = spill_find(s, stream_id);
         if (!stream)
             return -ENOENT;
-        if (stream->level[0].from < stream->level[0].to && has_gone(stream, number))
+        if (has_gone(stream, number))
             return 0;
         if ((*out = staging_take(s)))
             break;

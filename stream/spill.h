@@ -100,11 +100,9 @@ void spill_files_drop(struct spill *spill, uint64_t stream_id);
 uint64_t spill_offset(const struct spill *spill, uint64_t number);
 /* Which records of a stream are there, from its folder. */
 int spill_scan(struct spill *spill, struct spill_stream *stream);
-/* Gives records [from, to) of a level back to the file system; oldest: there are none before them.
- */
+/* Gives records [from, to) of a level, its oldest, back to the file system. */
 int spill_punch(struct spill *spill, struct spill_stream *stream, uint32_t level, uint64_t from,
-                uint64_t to, bool oldest);
-int spill_unlink(struct spill *spill, uint64_t stream_id);
+                uint64_t to);
 
 /* spill_quota.c: merges and drops until `need` more bytes fit the limit; the disk must be idle. */
 void spill_make_room(struct spill *spill, uint64_t need);

@@ -300,7 +300,7 @@ static void scan_level(struct spill *s, struct spill_stream *stream, uint32_t le
         from++;
     while (to > from && !is_there(s, stream, level, to - 1))
         to--;
-    *range = (struct spill_range){from, to};
+    *range = from < to ? (struct spill_range){from, to} : (struct spill_range){0, 0};
 }
 
 int spill_scan(struct spill *s, struct spill_stream *stream)
@@ -355,7 +355,7 @@ static int punch_file(struct spill *s, int slot, uint64_t record, uint64_t count
 }
 
 int spill_punch(struct spill *s, struct spill_stream *stream, uint32_t level, uint64_t from,
-                uint64_t to, bool oldest)
+                uint64_t to)
 {
     int code = 0;
     while (from < to && !code) {
@@ -370,7 +370,7 @@ int spill_punch(struct spill *s, struct spill_stream *stream, uint32_t level, ui
             continue;
         if (slot < 0)
             code = slot;
-        else if (to_end && (oldest || !record))
+        else if (to_end)
             code = unlink_file(s, slot);
         else
             code = punch_file(s, slot, record, count);
@@ -378,25 +378,102 @@ int spill_punch(struct spill *s, struct spill_stream *stream, uint32_t level, ui
     return code;
 }
 
-static int unlink_one(void *user, int folder, const char *name)
+/* ---- what must not be found again ---- */
+
+struct erasing {
+    const struct spill *spill;
+    uint64_t chunk; /* the first that goes */
+    uint64_t first; /* chunk that a record which goes begins with */
+    uint64_t bytes; /* given back */
+    bool look_only;
+};
+
+/* Zeros over what lies behind an offset, on the disk before it is given back. */
+static int overwrite(int fd, off_t from)
 {
-    add_blocks(user, folder, name);
-    return unlinkat(folder, name, 0) && errno != ENOENT ? -errno : 0;
+    static const uint8_t zeros[1 << 16];
+    off_t at = lseek(fd, from, SEEK_DATA), end = at < 0 ? -1 : lseek(fd, at, SEEK_HOLE);
+    while (at >= 0 && at < end) {
+        size_t n = end - at < (off_t)sizeof zeros ? (size_t)(end - at) : sizeof zeros;
+        ssize_t written = pwrite(fd, zeros, n, at);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written <= 0)
+            return written < 0 ? -errno : -EIO;
+        at += written;
+        if (at < end)
+            continue;
+        at = lseek(fd, at, SEEK_DATA);
+        end = at < 0 ? -1 : lseek(fd, at, SEEK_HOLE);
+    }
+    return fdatasync(fd) ? -errno : 0;
 }
 
-int spill_unlink(struct spill *s, uint64_t stream_id)
+/* A file's part behind an offset goes, with the file where that is all of it. */
+static int erase_file(int folder, const char *name, off_t from, uint64_t *bytes)
 {
+    struct stat before, after = {0};
+    int fd = openat(folder, name, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT ? 0 : -errno;
+    int code = fstat(fd, &before) ? -errno : overwrite(fd, from);
+    if (!code && from && (ftruncate(fd, from) || fstat(fd, &after)))
+        code = -errno;
+    close(fd);
+    if (!code && !from && unlinkat(folder, name, 0))
+        code = -errno;
+    if (!code && before.st_blocks > after.st_blocks)
+        *bytes += (uint64_t)(before.st_blocks - after.st_blocks) * 512;
+    return code;
+}
+
+static int erase_entry(void *user, int folder, const char *name)
+{
+    struct erasing *e = user;
+    unsigned level;
+    uint64_t number, first = 0, to = 0;
+    char rest[8] = "";
+    bool record = sscanf(name, "%u-%8" SCNx64 "%7s", &level, &number, rest) == 3 &&
+                  strcmp(rest, ".seg") == 0 && level < SEGMENT_LEVELS;
+    if (record) {
+        first = number * SPILL_FILE_RECORDS;
+        to = e->chunk >> level;
+        if (to >= first + SPILL_FILE_RECORDS)
+            return 0;
+        to = to > first ? to : first;
+        if (to << level < e->first)
+            e->first = to << level;
+    }
+    if (e->look_only)
+        return 0;
+    return erase_file(folder, name, (off_t)((to - first) * e->spill->shape.record_bytes),
+                      &e->bytes);
+}
+
+uint64_t spill_erase_first(struct spill *s, uint64_t stream_id, uint64_t chunk)
+{
+    struct erasing e = {.spill = s, .chunk = chunk, .first = chunk, .look_only = true};
     char name[NAME_MAX_BYTES];
-    uint64_t bytes = 0;
+    stream_name(stream_id, name);
+    int fd = open_folder(s->folder_fd, name);
+    if (fd >= 0)
+        (void)each_entry(fd, erase_entry, &e);
+    return e.first;
+}
+
+int spill_erase(struct spill *s, uint64_t stream_id, uint64_t chunk)
+{
+    struct erasing e = {.spill = s, .chunk = chunk, .first = chunk};
+    char name[NAME_MAX_BYTES];
     stream_name(stream_id, name);
     int fd = open_folder(s->folder_fd, name);
     if (fd == -ENOENT)
         return 0;
-    int code = fd < 0 ? fd : each_entry(fd, unlink_one, &bytes);
+    int code = fd < 0 ? fd : each_entry(fd, erase_entry, &e);
     pthread_mutex_lock(&s->lock);
-    s->stat.bytes_disk -= bytes < s->stat.bytes_disk ? bytes : s->stat.bytes_disk;
+    s->stat.bytes_disk -= e.bytes < s->stat.bytes_disk ? e.bytes : s->stat.bytes_disk;
     pthread_mutex_unlock(&s->lock);
-    if (!code && unlinkat(s->folder_fd, name, AT_REMOVEDIR))
+    if (!code && !chunk && unlinkat(s->folder_fd, name, AT_REMOVEDIR))
         code = -errno;
     return code;
 }

@@ -130,7 +130,7 @@ static int sync_level(struct spill *s, const struct spill_stream *stream, uint32
 /* Records [from, to) of a level go, and with them what is older of that level. */
 static int drop(struct spill *s, struct spill_stream *stream, uint32_t level, uint64_t to)
 {
-    int code = spill_punch(s, stream, level, stream->level[level].from, to, true);
+    int code = spill_punch(s, stream, level, stream->level[level].from, to);
     pthread_mutex_lock(&s->lock);
     stream->level[level].from = to;
     pthread_mutex_unlock(&s->lock);

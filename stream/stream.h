@@ -271,13 +271,15 @@ uint32_t spill_step(struct spill *spill, bool wait);
 void spill_limit(struct spill *spill, uint64_t bytes);
 
 /* A stream's segments become known; epoch tells its ages apart (a stream computed anew has another
- * one). -ENOSPC: streams_max. Step thread, as the next three. */
+ * one). -ENOSPC: streams_max. Step thread, as the next. */
 int spill_attach(struct spill *spill, uint64_t stream_id, uint64_t epoch);
 void spill_detach(struct spill *spill, uint64_t stream_id);
-/* All of a stream goes from the disk; it need not be attached. */
-int spill_remove(struct spill *spill, uint64_t stream_id);
-/* Segments of chunks from `chunk` on go, overwritten. */
-int spill_cut(struct spill *spill, uint64_t stream_id, uint64_t chunk);
+/* Segments of chunks from `chunk` on go for good: overwritten, then given back. Any thread; the
+ * stream must not be attached. */
+int spill_erase(struct spill *spill, uint64_t stream_id, uint64_t chunk);
+/* The first chunk that spill_erase leaves without a segment: one averaged with a later one goes
+ * with it. */
+uint64_t spill_erase_first(struct spill *spill, uint64_t stream_id, uint64_t chunk);
 /* Any thread. -ENOENT: not attached. */
 int spill_stream_stat(struct spill *spill, uint64_t stream_id, struct spill_stream_stat *out);
 

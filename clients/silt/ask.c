@@ -172,6 +172,10 @@ static json_t *sources_json(const struct client_answer *answer)
         json_object_set_new(one, "time",
                             source->time_us ? json_string(text_time_iso(time, source->time_us))
                                             : json_null());
+        json_object_set_new(one, "time_to",
+                            source->time_to_us
+                                ? json_string(text_time_iso(time, source->time_to_us))
+                                : json_null());
         json_array_append_new(json, one);
     }
     return json;
@@ -185,9 +189,10 @@ static int answer_json(const struct question *q, const struct client_answer *ans
                                 "decode_seconds", (double)answer->decode_us / 1e6);
 
     return text_json_print(json_pack(
-        "{s:s, s:o, s:I, s:I, s:s, s:I, s:I, s:o, s:o}", "stream", q->ask.stream, "answer",
+        "{s:s, s:o, s:I, s:I, s:I, s:s, s:I, s:I, s:o, s:o}", "stream", q->ask.stream, "answer",
         text_json(q->text ? q->text : "", q->text_bytes), "position", (json_int_t)answer->position,
-        "acked", (json_int_t)answer->acked, "finish", finish[answer->finish & 3], "question_tokens",
+        "acked", (json_int_t)answer->acked, "rebuilding_to", (json_int_t)answer->rebuilding_to,
+        "finish", finish[answer->finish & 3], "question_tokens",
         (json_int_t)answer->question_tokens, "answer_tokens", (json_int_t)answer->answer_tokens,
         "sources", sources_json(answer), "timings", timings));
 }
@@ -224,6 +229,9 @@ static void answer_print(const struct client_answer *answer)
            answer->finish == FINISH_CANCELLED ? " (stopped)"
            : answer->finish == FINISH_LENGTH  ? " (cut at its length)"
                                               : "");
+    if (answer->rebuilding_to)
+        printf("rebuilding %s/%s: the stream is being read again, the answer saw it so far\n",
+               position, text_count(acked, answer->rebuilding_to));
     if (answer->source_count)
         puts("sources");
     for (size_t i = 0; i < answer->source_count && i < SOURCES_SHOWN; i++)

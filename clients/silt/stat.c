@@ -73,6 +73,17 @@ json_t *stat_json(const struct client_stream_stat *stat)
     set_count(json, "hash_chunk", stat->hash_chunk);
     set_count(json, "numerics_epoch", stat->numerics_epoch);
     set_count(json, "indexed_to", stat->indexed_to);
+    set_count(json, "first_position", stat->first_position);
+    set_count(json, "rebuilding_to", stat->rebuilding_to);
+    set_count(json, "segments_merged", stat->segments_merged);
+    set_count(json, "segments_dropped", stat->segments_dropped);
+    set_count(json, "segments_repaired", stat->segments_repaired);
+    set_count(json, "segments_approximate", stat->segments_approximate);
+    json_object_set_new(json, "bytes_disk_by_tier",
+                        json_pack("{s:I, s:I, s:I, s:I}", "text", (json_int_t)stat->bytes_text,
+                                  "segments", (json_int_t)stat->bytes_segments, "checkpoints",
+                                  (json_int_t)stat->bytes_checkpoints, "index",
+                                  (json_int_t)stat->bytes_index));
     json_object_set_new(json, "dmc_ratio", json_real(stat->dmc_ratio));
     set_count(json, "dmc_ratio_asked", stat->dmc_ratio_asked);
     json_object_set_new(json, "rows_mean", json_real(stat->rows_mean));

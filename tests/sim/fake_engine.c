@@ -317,6 +317,18 @@ int spill_fetch(struct spill *spill, uint64_t stream_id, const uint64_t *chunks,
     return -EAGAIN;
 }
 
+uint64_t spill_erase_first(struct spill *spill, uint64_t stream_id, uint64_t chunk)
+{
+    (void)spill, (void)stream_id;
+    return chunk;
+}
+
+int spill_erase(struct spill *spill, uint64_t stream_id, uint64_t chunk)
+{
+    (void)spill, (void)stream_id, (void)chunk;
+    return 0;
+}
+
 bool spill_fetched(const struct spill_fetch *fetch)
 {
     (void)fetch;

@@ -117,6 +117,7 @@ static void make_parts(struct rig *rig, const struct engine_info *info)
                                   .slots = rig->slots,
                                   .slot_count = rig->options.slots,
                                   .lag_tokens_max = lag,
+                                  .chunk_tokens = info->chunk_tokens,
                                   .inbox = &rig->journal_queue,
                                   .loop = &rig->loop_queue,
                                   .bell = &rig->bell,

@@ -367,7 +367,7 @@ static void each_checkpoint_call_fails(void **state)
             break;
     }
     print_message("calls of a checkpoint: %" PRIu64 "\n", n);
-    assert_int_equal(checkpoint_remove(&at, 7), 0);
+    assert_int_equal(checkpoint_cut(&at, 7, 0), 0);
     assert_int_equal(newest_right(&at), 0);
 }
 

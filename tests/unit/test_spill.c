@@ -262,7 +262,10 @@ static void removing_and_cutting(void **state)
     assert_int_equal(spill_attach(h.spill, 2, 1), 0);
     spill_rig_put_many(h.spill, 1, 0, 40);
     spill_rig_put_many(h.spill, 2, 0, 40);
-    assert_int_equal(spill_cut(h.spill, 1, 10), 0);
+    assert_int_equal(spill_erase_first(h.spill, 1, 10), 10);
+    spill_detach(h.spill, 1);
+    assert_int_equal(spill_erase(h.spill, 1, 10), 0);
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
     assert_int_equal(spill_rig_stat(h.spill, 1).chunks_to, 10);
     assert_int_equal(spill_rig_fetch(h.spill, 1, (uint64_t[]){9, 10, 11}, 3), 1);
     spill_rig_put_many(h.spill, 1, 10, 12);
@@ -270,12 +273,14 @@ static void removing_and_cutting(void **state)
     assert_int_equal(spill_rig_fetch(h.spill, 1, (uint64_t[]){9, 10, 11, 12}, 4), 7);
     spill_stat(h.spill, &stat);
     check_disk(stat.bytes_disk);
-    assert_int_equal(spill_remove(h.spill, 1), 0);
+    spill_detach(h.spill, 1);
+    assert_int_equal(spill_erase(h.spill, 1, 0), 0);
     assert_int_equal(spill_stream_stat(h.spill, 1, &(struct spill_stream_stat){0}), -ENOENT);
     assert_int_equal(spill_rig_fetch(h.spill, 2, (uint64_t[]){9, 39}, 2), 3);
     spill_stat(h.spill, &stat);
     check_disk(stat.bytes_disk);
-    assert_int_equal(spill_remove(h.spill, 2), 0);
+    spill_detach(h.spill, 2);
+    assert_int_equal(spill_erase(h.spill, 2, 0), 0);
     assert_int_equal(disk_use(), 0);
     spill_rig_close(&h);
 }

@@ -198,4 +198,10 @@ class AsyncClient:
     async def remove(self, stream: str) -> None:
         await self._link.call(remove=pb.Remove(stream=check_name(stream)))
 
+    async def forget(self, stream: str, start: int, end: int) -> int:
+        """Takes tokens [start, end) out for good; returns how many the stream has then."""
+        wire = {"stream": check_name(stream), "from": start, "to": end}
+        reply = await self._link.call(once=True, forget=pb.Forget(**wire))
+        return int(reply.forgotten.tokens)
+
 

@@ -236,8 +236,8 @@ class Link:
     def forget(self, request_id: int) -> None:
         self._waiting.pop(request_id, None)
 
-    async def call(self, **body: Any) -> pb.Reply:
-        """A request with one reply, which may be asked again on a new connection."""
+    async def call(self, once: bool = False, **body: Any) -> pb.Reply:
+        """A request with one reply, asked again on a new connection but for `once`."""
         await self.start()
         request_id = self.next_id()
         frame = pack(request_id, body)
@@ -250,6 +250,9 @@ class Link:
                 except asyncio.TimeoutError:
                     raise Silent(f"siltd at {self.endpoint} did not answer in "
                                  f"{self.timeout:.0f} s") from None
+                if isinstance(reply, int) and once and reply >= epoch:
+                    raise Lost(f"the connection to siltd at {self.endpoint} was lost: nobody knows "
+                               "whether it was done")
                 if isinstance(reply, int):
                     if reply >= epoch:
                         epoch = await self.send(frame)

@@ -213,3 +213,7 @@ class Client:
 
     def remove(self, stream: str) -> None:
         self._loop.run(self._client.remove(stream))
+
+    def forget(self, stream: str, start: int, end: int) -> int:
+        """Takes tokens [start, end) out for good; returns how many the stream has then."""
+        return self._loop.run(self._client.forget(stream, start, end))

@@ -1,0 +1,18 @@
+/* forget: takes a range of tokens out of a stream's journal, and what was derived from them. */
+#ifndef SILT_DAEMON_FORGET_H
+#define SILT_DAEMON_FORGET_H
+
+#include "daemon/ingest.h"
+
+/*
+ * The stream must be in no slot. The items are changed in the open transaction; checkpoints,
+ * segments and index are gone when it returns, before the commit: a crash between loses time alone,
+ * for all of them can be computed again from the journal, old or new. stream->tokens and the like
+ * become what they are without the range. The log that still holds the text is cut by the caller,
+ * after the commit. -EINVAL: the range is not in the stream.
+ */
+int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t from, uint64_t to);
+/* All that a removed stream has outside the journal. */
+int forget_derived(struct ingest *ingest, uint64_t stream_id);
+
+#endif

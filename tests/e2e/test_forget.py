@@ -1,0 +1,138 @@
+"""What is forgotten is gone from disk when the command returns; the stream goes on, from before the
+range, and says so. Killed at any moment, nothing is half gone."""
+
+import pathlib
+import random
+import subprocess
+import time
+
+import lib
+import test_recall
+from test_recall import FACT, ask, daemon, done, feed, found, text
+
+CHUNK = 256
+
+
+def range_of(siltd, stream):
+    """Tokens around the chunk that holds the fact."""
+    source = found(ask(siltd, stream))[0]
+    return max(0, source["from"] - CHUNK), source["to"] + CHUNK
+
+
+def holders(siltd, words=b"Ottoline"):
+    """Files of the data folder that hold the words."""
+    return [str(path) for path in pathlib.Path(siltd.data).rglob("*")
+            if path.is_file() and words in path.read_bytes()]
+
+
+def forget(siltd, start, end, stream="s", **more):
+    return lib.silt(siltd.endpoint, "forget", stream, "--from", start, "--to", end, **more)
+
+
+def test_a_range_is_gone_and_the_rest_is_not():
+    with daemon() as siltd:
+        feed(siltd, "s", text(700, 20))
+        lib.silt(siltd.endpoint, "feed", "s", stdin=b"The last word is Perpetua.\n")
+        start, end = range_of(siltd, "s")
+        before = lib.stat(siltd.endpoint, "s")
+        assert holders(siltd)
+        out = forget(siltd, start, end).out.decode()
+        assert not holders(siltd), holders(siltd)
+        assert f"{end - start} tokens are gone" in out.replace(",", ""), out
+        stat = lib.wait_until("it is read again", lambda: done(siltd, "s"), 60)
+        assert stat["tokens_acked"] == before["tokens_acked"] - (end - start)
+        assert stat["chunks"] == stat["tokens_acked"] // CHUNK
+        assert not stat["degraded"] and not stat["rebuilding_to"]
+        assert not found(ask(siltd, "s")) and not holders(siltd)
+        assert holders(siltd, b"Perpetua")
+        memory = stat["memory_hash"]
+        siltd.stop()
+        siltd.start()
+        stat = lib.wait_until("the stream is back", lambda: done(siltd, "s"), 60)
+        assert stat["memory_hash"] == memory
+        feed(siltd, "s", b"It goes on.\n" * 200)
+
+
+def test_it_answers_and_says_so_while_it_reads_again():
+    with daemon() as siltd:
+        words = text(700, 20)
+        feed(siltd, "s", words)
+        for _ in range(6):
+            lib.silt(siltd.endpoint, "feed", "s", stdin=words.replace(FACT.encode(), b""))
+        stat = lib.wait_until("all is computed", lambda: done(siltd, "s"), 120)
+        start, end = range_of(siltd, "s")
+        forget(siltd, start, end)
+        answer = ask(siltd, "s", "--recall", "none")
+        again = lib.stat(siltd.endpoint, "s")
+        total = stat["tokens_acked"] - (end - start)
+        assert again["tokens_acked"] == total
+        # The tiny model reads fast: what is said must fit where it is.
+        if answer["position"] < total:
+            assert answer["rebuilding_to"] == total, answer
+        if again["tokens_computed"] < total:
+            assert again["rebuilding_to"] == total
+            assert any(line.startswith("rebuilding ") and line.endswith(f"/{total}")
+                       for line in again["degraded"]), again
+        lib.wait_until("it is read again", lambda: done(siltd, "s"), 120)
+
+
+def test_a_branch_keeps_what_it_has():
+    with daemon() as siltd:
+        feed(siltd, "s", text(300, 20))
+        start, end = range_of(siltd, "s")
+        lib.silt(siltd.endpoint, "fork", "s", "b")
+        forget(siltd, start, end)
+        lib.wait_until("it is read again", lambda: done(siltd, "s"), 60)
+        assert not found(ask(siltd, "s"))
+        lib.silt(siltd.endpoint, "feed", "b", stdin=b"More.\n")
+        lib.wait_until("the branch is read", lambda: done(siltd, "b"), 60)
+        assert found(ask(siltd, "b"))
+        forget(siltd, start, end, stream="b")
+        assert not holders(siltd), holders(siltd)
+
+
+def test_wrong_ranges_are_refused():
+    with daemon() as siltd:
+        feed(siltd, "s", text(50, 20))
+        tokens = lib.stat(siltd.endpoint, "s")["tokens_acked"]
+        assert "which holds" in forget(siltd, 0, tokens + 1, code=1).text()
+        assert "--from must be less" in forget(siltd, 5, 5, code=2).text()
+        unknown = lib.silt(siltd.endpoint, "forget", "no", "--from", 0, "--to", 5, code=1)
+        assert "no stream is called" in unknown.text()
+        assert lib.stat(siltd.endpoint, "s")["tokens_acked"] == tokens
+        forget(siltd, 0, tokens)
+        assert lib.stat(siltd.endpoint, "s")["tokens_acked"] == 0 and not holders(siltd)
+
+
+def test_killed_in_the_middle():
+    rng = random.Random(7)
+    with daemon() as siltd:
+        feed(siltd, "s", text(700, 20))
+        start, end = range_of(siltd, "s")
+        tokens = lib.stat(siltd.endpoint, "s")["tokens_acked"]
+        for i in range(12):
+            command = [str(lib.SILT), "-c", siltd.endpoint, "forget", "s", "--from", str(start),
+                       "--to", str(end)]
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.DEVNULL) as client:
+                time.sleep(rng.uniform(0, 0.06))
+                siltd.kill()
+                client.kill()
+            siltd.start()
+            stat = lib.wait_until("the stream is back", lambda: done(siltd, "s"), 60)
+            if stat["tokens_acked"] == tokens:
+                assert found(ask(siltd, "s")), "it was not done, so nothing is missing"
+                continue
+            assert stat["tokens_acked"] == tokens - (end - start), (i, stat["tokens_acked"], tokens)
+            assert not holders(siltd), holders(siltd)
+            break
+        else:
+            forget(siltd, start, end)
+        assert not holders(siltd)
+        lib.wait_until("it is read again", lambda: done(siltd, "s"), 60)
+        assert test_recall.segment_files(siltd)
+
+
+if __name__ == "__main__":
+    lib.main({name: test for name, test in globals().items() if name.startswith("test_")
+              and callable(test)})
