@@ -52,8 +52,9 @@ uint64_t keeper_restore(struct keeper *keeper, uint64_t stream_id, struct stream
             return tokens[count];
         say(SAY_WARN, "checkpoint of stream %llu at token %llu is not used: %s",
             (unsigned long long)stream_id, (unsigned long long)tokens[count],
-            result == -EBADMSG || result == -EINVAL ? "it is damaged or of another model or adapter"
-                                                    : strerror(-result));
+            result == -EBADMSG || result == -EINVAL
+                ? "it is damaged, or of another model, adapter or version"
+                : strerror(-result));
     }
     return 0;
 }

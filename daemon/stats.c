@@ -10,8 +10,8 @@
 enum { HEADS_SHOWN_MAX = (REPLY_BYTES_MAX - 2048) / 9 }; /* of 9 bytes each, beside all else */
 
 static const char *const tier_names[TIER_COUNT] = {
-    [TIER_SINKS] = "sinks",     [TIER_SUMMARY] = "summary", [TIER_RING] = "ring",
-    [TIER_PENDING] = "pending", [TIER_WINDOW] = "window",   [TIER_STATE] = "state",
+    [TIER_SINKS] = "sinks",   [TIER_SUMMARY] = "summary", [TIER_RING] = "ring",
+    [TIER_WINDOW] = "window", [TIER_STATE] = "state",
 };
 
 /* What a stream's reply points to, kept until it is packed. */

@@ -48,9 +48,7 @@ static void rows_visit(struct row_sum *sum, const struct attend_job *job, const 
     }
     for (uint32_t r = 0; job->k_local && r <= query; r++) {
         size_t at = (size_t)r * head_dim;
-        if (r == query || !job->merged || !job->merged[r])
-            row_visit(sum, q, job->k_local + at, values ? job->v_local + at : NULL, head_dim,
-                      scale);
+        row_visit(sum, q, job->k_local + at, values ? job->v_local + at : NULL, head_dim, scale);
     }
 }
 

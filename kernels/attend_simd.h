@@ -88,12 +88,9 @@ static void rows_bound(struct attend_work *w)
 static uint32_t local_seen(const struct attend_work *w, uint32_t row)
 {
     uint32_t seen = 0;
-    bool merged = w->job->merged && w->job->merged[row];
-    for (uint32_t i = 0; i < w->queries; i++) {
-        uint32_t query = w->query + i;
-        if (query == row || (query > row && !merged))
+    for (uint32_t i = 0; i < w->queries; i++)
+        if (w->query + i >= row)
             seen |= 1u << i;
-    }
     return seen;
 }
 

@@ -80,9 +80,8 @@ struct attend_job {
     uint32_t queries, group;
     struct attend_span span[ATTEND_SPANS_MAX];
     uint32_t span_count;
-    const f16 *k_local, *v_local; /* [queries][head_dim], row i belongs to query i; NULL: none */
-    const uint8_t *merged; /* [queries], nonzero: local row i is seen by query i alone, since token
-                              i+1 merged into it; NULL: plain causal */
+    const f16 *k_local, *v_local; /* [queries][head_dim], row i is seen by queries from i on; NULL:
+                                     none */
     const uint32_t *first; /* [queries], the first row of span[0] that query i sees; NULL: all */
 };
 

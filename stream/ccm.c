@@ -17,18 +17,17 @@ uint32_t ccm_visible(const struct engine *e, const struct layout *l, const struc
                      uint32_t *first)
 {
     (void)l;
+    uint32_t ring = e->shape.comp + e->shape.sinks;
     *first = state->summary_count ? 0 : e->shape.comp;
-    if (state->chunks < 2) /* the first chunk's entries are still there */
-        return 0;
-    return e->shape.comp + e->shape.sinks + state->ring_count * e->shape.comp - *first;
+    if (state->chunks < 2) /* the sinks' own chunk is still there */
+        *first = ring;
+    return ring + state->ring_count * e->shape.comp - *first;
 }
 
-/* Start of the oldest ring chunk once `chunks` are finished; without a ring, of the previous chunk.
- */
 int64_t ccm_ring_start(const struct engine *e, const struct state *state)
 {
-    uint64_t previous = state->chunks ? state->chunks - 1 : 0;
-    return (int64_t)((previous - state->ring_count) * e->shape.chunk);
+    uint64_t back = state->ring_count ? state->ring_count : state->chunks > 0;
+    return (int64_t)((state->chunks - back) * e->shape.chunk);
 }
 
 /* Un-rotated keys of the summary go to f16 and are rotated to P - kn - m + s; sinks to
@@ -110,8 +109,9 @@ static void leave_ring(struct stream *stream)
     state->ring_count--;
 }
 
-/* The previous chunk's segment joins the ring, rotated once to its own positions; its chunk's
- * entries go now. */
+/* The segment just made joins the ring at once, rotated to its own positions: while its chunk's
+ * entries are there too, a query finds the gist beside them (README, "where measuring changed
+ * it"). */
 static void join_ring(struct stream *stream)
 {
     struct engine *e = stream->engine;
@@ -119,8 +119,7 @@ static void join_ring(struct stream *stream)
     const struct layout *l = &stream->layout;
     const struct shape *s = &e->shape;
     size_t dim = s->head_dim;
-    uint64_t chunk =
-        state->chunks - 1; /* state->chunks is still the number of the chunk being closed */
+    uint64_t chunk = state->chunks; /* the one being closed */
     if (state->ring_count == l->ring)
         leave_ring(stream);
     uint32_t slot = (state->ring_first + state->ring_count) % l->ring;
@@ -128,7 +127,7 @@ static void join_ring(struct stream *stream)
         rotation_row(e, (int64_t)(chunk * s->chunk + (uint64_t)(i + 1) * (s->chunk / s->comp)) - 1,
                      e->rotation + i * dim);
     for (uint32_t h = 0; h < l->heads; h++) {
-        const f16 *from = STATE_AT(state, l->pending, f16) + (size_t)h * s->comp * 2 * dim;
+        const f16 *from = e->segment + (size_t)h * s->comp * 2 * dim;
         f16 *raw = STATE_AT(state, l->ring_k, f16) + ((size_t)slot * l->heads + h) * s->comp * dim;
         f16 *key = STATE_AT(state, l->fixed_k, f16) + fixed_slot(stream, h, slot);
         f16 *value = STATE_AT(state, l->fixed_v, f16) + fixed_slot(stream, h, slot);
@@ -180,16 +179,14 @@ void ccm_close_chunk(struct stream *stream)
                                     .rows = s->comp,
                                     .segment = e->segment};
         forward_run(e, &item, 1);
-        if (state->chunks)
-            join_ring(stream);
+        join_ring(stream);
     }
+    window_close(l, state);
     uint64_t *total = STATE_AT(state, l->entries_total, uint64_t);
     const uint32_t *count = STATE_AT(state, l->count[state->open], uint32_t);
     for (uint32_t h = 0; h < l->heads; h++)
         total[h] += count[h];
     chain_hash(stream);
-    memcpy(STATE_AT(state, l->pending, f16), e->segment,
-           (size_t)l->heads * s->comp * 2 * s->head_dim * sizeof(f16));
     state->open = !state->open;
     memset(STATE_AT(state, l->count[state->open], uint32_t), 0, l->heads * sizeof(uint32_t));
     state->chunks++;

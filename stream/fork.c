@@ -3,12 +3,15 @@
  *
  * A stream's state is a few megabytes without pointers, so a fork takes a copy (milliseconds)
  * rather than share rows under a stream that goes on. A fork never slides; its rows take the next
- * positions up to FORK_TOKENS_MAX.
+ * positions up to FORK_TOKENS_MAX. The stream's pending tokens come first among them, computed as
+ * their block will compute them once it is full: until then nothing of them is merged anyway.
  */
 #include "stream/internal.h"
 
 #include <errno.h>
 #include <string.h>
+
+enum { TAIL_ROWS_MAX = STREAM_BLOCK_TOKENS + FORK_TOKENS_MAX };
 
 static size_t aligned(size_t bytes)
 {
@@ -18,7 +21,7 @@ static size_t aligned(size_t bytes)
 static size_t tail_bytes(const struct engine *e)
 {
     const struct shape *s = &e->shape;
-    return aligned((size_t)s->layers * s->kv_heads * FORK_TOKENS_MAX * s->head_dim * sizeof(f16));
+    return aligned((size_t)s->layers * s->kv_heads * TAIL_ROWS_MAX * s->head_dim * sizeof(f16));
 }
 
 static size_t recall_bytes(const struct engine *e)
@@ -40,6 +43,22 @@ size_t fork_bytes(const struct engine *engine, const struct stream_options *opti
     return layout_make(&layout, engine, options, NULL, 0) ? 0 : bytes_for(engine, &layout);
 }
 
+static void compute_pending(struct fork *f)
+{
+    struct state *state = f->stream.state;
+    struct forward_item item = {.kind = FORWARD_RAW,
+                                .stream = &f->stream,
+                                .state = state,
+                                .tail = &f->tail,
+                                .tokens = state->pending,
+                                .rows = state->pending_count,
+                                .position = (int64_t)state->tokens,
+                                .dmc_lora = f->stream.layout.ratio > 1};
+    if (item.rows)
+        forward_run(f->stream.engine, &item, 1);
+    f->pending = item.rows;
+}
+
 int fork_open(struct fork **out, const struct stream *stream, void *memory, size_t memory_bytes)
 {
     struct engine *e = stream->engine;
@@ -47,7 +66,7 @@ int fork_open(struct fork **out, const struct stream *stream, void *memory, size
         return -EINVAL;
     struct fork *f = memory;
     char *at = (char *)memory + aligned(sizeof *f);
-    *f = (struct fork){.stream = *stream, .tail.capacity = FORK_TOKENS_MAX};
+    *f = (struct fork){.stream = *stream, .tail.capacity = TAIL_ROWS_MAX};
     f->stream.leave = NULL;
     f->stream.state = (void *)at;
     memcpy(f->stream.state, stream->state, stream->layout.bytes);
@@ -59,7 +78,7 @@ int fork_open(struct fork **out, const struct stream *stream, void *memory, size
     f->stream.recall_v = (void *)(at + recall_bytes(e));
     f->logits = (void *)(at + 2 * recall_bytes(e));
     f->position = stream->state->tokens + stream->state->pending_count;
-    stream_compute_pending(&f->stream);
+    compute_pending(f);
     *out = f;
     return 0;
 }
@@ -85,7 +104,7 @@ int fork_feed(struct fork *f, const int32_t *tokens, uint32_t count)
                                     .tail = &f->tail,
                                     .tokens = tokens + at,
                                     .rows = rows,
-                                    .position = (int64_t)(f->position + f->tail.count)};
+                                    .position = (int64_t)(f->stream.state->tokens + f->tail.count)};
         forward_run(e, &item, 1);
         at += rows;
         if (at == count)
@@ -97,7 +116,7 @@ int fork_feed(struct fork *f, const int32_t *tokens, uint32_t count)
 
 void fork_rewind(struct fork *fork)
 {
-    fork->tail.count = 0;
+    fork->tail.count = fork->pending;
     fork->fed = false;
 }
 
@@ -113,5 +132,5 @@ uint64_t fork_position(const struct fork *fork)
 
 uint32_t fork_room(const struct fork *fork)
 {
-    return fork->tail.capacity - fork->tail.count;
+    return FORK_TOKENS_MAX - (fork->tail.count - fork->pending);
 }

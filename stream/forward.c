@@ -28,8 +28,9 @@ struct work {
     float *rotation;        /* [rows][head_dim / 2][2] */
     float *importance;      /* [kv_heads][rows] */
     float *logits;          /* [LOGIT_ROWS][vocab] */
-    uint8_t *a, *merged;    /* [kv_heads][rows] */
-    f16 *k_local, *v_local; /* [kv_heads][rows][head_dim] */
+    uint8_t *a;             /* [kv_heads][rows] */
+    f16 *k_local, *v_local; /* [kv_heads][rows][head_dim]: rows as computed, k rotated */
+    f16 *k_entry, *v_entry; /* the same shape: the running entry after each row */
     void *q;                /* quantised activations of the widest input */
 };
 
@@ -73,9 +74,10 @@ static size_t carve_work(struct work *w, const struct engine *e, char *memory)
     w->importance = carve(memory, &used, rows * s->kv_heads * sizeof(float));
     w->logits = carve(memory, &used, (size_t)LOGIT_ROWS * s->vocab * sizeof(float));
     w->a = carve(memory, &used, rows * s->kv_heads);
-    w->merged = carve(memory, &used, rows * s->kv_heads);
     w->k_local = carve(memory, &used, rows * s->kv_dim * sizeof(f16));
     w->v_local = carve(memory, &used, rows * s->kv_dim * sizeof(f16));
+    w->k_entry = carve(memory, &used, rows * s->kv_dim * sizeof(f16));
+    w->v_entry = carve(memory, &used, rows * s->kv_dim * sizeof(f16));
     w->q = carve(memory, &used, k->quantize_bytes(k, FORWARD_ROWS_MAX, widest));
     return used;
 }
@@ -245,8 +247,8 @@ static void capture_sinks(const struct item_rows *r, uint32_t head)
     }
 }
 
-/* Un-merged rows: rounded to f16 once, before rotation, so that a stored key and the one just used
- * are the same bits. */
+/* Rows as computed: rounded to f16 once, before rotation, so that a stored key and the one just
+ * used are the same bits. */
 static void plain_rows(const struct item_rows *r, uint32_t head)
 {
     const struct shape *s = &r->e->shape;
@@ -295,8 +297,7 @@ static void decide(const struct item_rows *r, uint32_t head, struct merge_job *j
     float bias_a = lora->decide_bias[head] + r->e->ratio_bias[l->ratio_index * l->heads + index];
     float bias_o = lora->decide_bias[s->kv_heads + head];
     float *logit = w->lora + (size_t)r->item->row * w->lora_dim + lora->decide_column + head;
-    uint8_t *a = w->a + head * FORWARD_ROWS_MAX + r->item->row,
-            *merged = w->merged + head * FORWARD_ROWS_MAX + r->item->row;
+    uint8_t *a = w->a + head * FORWARD_ROWS_MAX + r->item->row;
     float *o = w->importance + head * FORWARD_ROWS_MAX + r->item->row;
     for (uint32_t i = 0; i < r->item->rows; i++) {
         logit[i * w->lora_dim] += bias_a;
@@ -305,8 +306,6 @@ static void decide(const struct item_rows *r, uint32_t head, struct merge_job *j
     }
     window_decide(l, r->item->state, index, logit, w->lora_dim, r->item->rows, a);
     trace_decisions(r, head, logit, a);
-    for (uint32_t i = 0; i < r->item->rows; i++)
-        merged[i] = i + 1 < r->item->rows && a[i + 1];
     *job = (struct merge_job){
         .k = row_kv(r, head, false),
         .v = row_kv(r, head, true),
@@ -317,8 +316,8 @@ static void decide(const struct item_rows *r, uint32_t head, struct merge_job *j
         .z = STATE_AT(r->item->state, l->z, float) + index,
         .sum_k = STATE_AT(r->item->state, l->sum_k, float) + (size_t)index * s->head_dim,
         .sum_v = STATE_AT(r->item->state, l->sum_v, float) + (size_t)index * s->head_dim,
-        .k_out = local(r, w->k_local, head),
-        .v_out = local(r, w->v_local, head),
+        .k_out = local(r, w->k_entry, head),
+        .v_out = local(r, w->v_entry, head),
         .rows = r->item->rows,
     };
 }
@@ -336,10 +335,9 @@ static void make_rows(const struct item_rows *r)
     for (uint32_t head = 0; head < s->kv_heads; head++) {
         if (r->item->kind == FORWARD_STREAM)
             capture_sinks(r, head);
+        plain_rows(r, head);
         if (merges(r->item))
             decide(r, head, &job[head % 64]);
-        else
-            plain_rows(r, head);
         if (merges(r->item) && (head % 64 == 63 || head + 1 == s->kv_heads))
             k->merge(k, job, head % 64 + 1, s->head_dim);
     }
@@ -361,45 +359,54 @@ static void add_span(struct attend_job *job, const f16 *k, const f16 *v, size_t 
     job->span[job->span_count++] = (struct attend_span){k + row * dim, v + row * dim, rows};
 }
 
+/* Rows [from, to) of `fixed`, as far as they are in [first, end). */
+struct fixed_view {
+    uint32_t first, end;
+};
+
 static void add_fixed(struct attend_job *job, const struct stream *stream, uint32_t index,
-                      uint32_t from, uint32_t to)
+                      const struct fixed_view *view, uint32_t from, uint32_t to)
 {
+    from = max_u32(from, view->first);
+    to = to < view->end ? to : view->end;
     const struct layout *l = &stream->layout;
     add_span(job, STATE_AT_CONST(stream->state, l->fixed_k, f16),
              STATE_AT_CONST(stream->state, l->fixed_v, f16), (size_t)index * l->fixed_rows + from,
              to > from ? to - from : 0, l->head_dim);
 }
 
-/* Summary, sinks, ring and what was recalled; then the previous chunk and what the open one holds.
- */
-static void add_memory(struct attend_job *job, const struct forward_item *item, uint32_t index,
-                       bool rewrites_last)
+/* Summary, sinks, ring and what was recalled; then the previous chunk's entries, those of the open
+ * one that are in view, and its newest block's rows. */
+static void add_memory(struct attend_job *job, const struct forward_item *item, uint32_t index)
 {
     const struct stream *stream = item->stream;
     const struct engine *e = stream->engine;
     const struct layout *l = &stream->layout;
     const struct state *state = stream->state;
-    uint32_t first, sinks = e->shape.comp + e->shape.sinks;
-    uint32_t rows = ccm_visible(e, l, state, &first);
-    if (stream->swap && rows) {
-        add_fixed(job, stream->swap, index, first, first < e->shape.comp ? e->shape.comp : first);
-        add_fixed(job, stream, index, e->shape.comp, sinks);
-        add_fixed(job, stream->swap, index, sinks, first + rows);
-    } else if (!stream->hide_memory) {
-        add_fixed(job, stream, index, first, first + rows);
-    } else if (rows) {
-        add_fixed(job, stream, index, e->shape.comp, sinks);
+    uint32_t comp = e->shape.comp, sinks = comp + e->shape.sinks;
+    struct fixed_view view;
+    view.end = ccm_visible(e, l, state, &view.first) + view.first;
+    if (stream->swap) {
+        add_fixed(job, stream->swap, index, &view, 0, comp);
+        add_fixed(job, stream, index, &view, comp, sinks);
+        add_fixed(job, stream->swap, index, &view, sinks, view.end);
+    } else if (stream->hide_memory) {
+        add_fixed(job, stream, index, &view, comp, sinks);
+    } else {
+        add_fixed(job, stream, index, &view, 0, view.end);
     }
     add_span(job, stream->recall_k, stream->recall_v,
              (size_t)index * STREAM_RECALL_MAX * e->shape.comp, stream->recall_rows, l->head_dim);
     uint32_t row = STATE_AT_CONST(state, l->row, uint32_t)[index];
     for (uint32_t i = 0; i < 2; i++) {
         uint32_t w = i ? state->open : !state->open;
-        uint32_t held = STATE_AT_CONST(state, l->count[w], uint32_t)[index];
         add_span(job, STATE_AT_CONST(state, l->window_k[w], f16),
-                 STATE_AT_CONST(state, l->window_v[w], f16), row, held - (i && rewrites_last),
-                 l->head_dim);
+                 STATE_AT_CONST(state, l->window_v[w], f16), row,
+                 STATE_AT_CONST(state, l->count[w], uint32_t)[index], l->head_dim);
     }
+    if (l->ratio > 1)
+        add_span(job, STATE_AT_CONST(state, l->raw_k, f16), STATE_AT_CONST(state, l->raw_v, f16),
+                 (size_t)index * STREAM_BLOCK_TOKENS, window_raw_rows(l, state), l->head_dim);
 }
 
 static void add_tail(struct attend_job *job, const struct tail *t, uint32_t index, uint32_t dim)
@@ -415,7 +422,6 @@ static void make_job(const struct item_rows *r, uint32_t head, struct attend_job
     struct work *w = r->e->work;
     const struct shape *s = &r->e->shape;
     uint32_t index = r->layer * s->kv_heads + head;
-    bool merge = merges(r->item);
     *job = (struct attend_job){
         .q = w->qkv + (size_t)r->item->row * w->qkv_dim + head * s->group * s->head_dim,
         .out = w->att + (size_t)r->item->row * w->q_dim + head * s->group * s->head_dim,
@@ -425,10 +431,9 @@ static void make_job(const struct item_rows *r, uint32_t head, struct attend_job
         .group = s->group,
         .k_local = local(r, w->k_local, head),
         .v_local = local(r, w->v_local, head),
-        .merged = merge ? w->merged + head * FORWARD_ROWS_MAX + r->item->row : NULL,
     };
     if (r->item->stream)
-        add_memory(job, r->item, index, merge && w->a[head * FORWARD_ROWS_MAX + r->item->row]);
+        add_memory(job, r->item, index);
     if (r->item->tail) {
         if (!r->item->stream && r->item->tail->count > r->item->tail->start)
             job->first = r->item->tail->first;
@@ -458,15 +463,14 @@ static void keep_rows(const struct item_rows *r)
             append_tail(r, head);
         if (r->item->kind != FORWARD_STREAM)
             continue;
-        size_t at = (size_t)head * FORWARD_ROWS_MAX + r->item->row;
-        bool merge = merges(r->item);
-        struct block_rows rows = {.a = merge ? w->a + at : NULL,
-                                  .merged = merge ? w->merged + at : NULL,
-                                  .k = local(r, w->k_local, head),
+        struct block_rows rows = {.k = local(r, w->k_local, head),
                                   .v = local(r, w->v_local, head),
+                                  .entry_k = local(r, w->k_entry, head),
+                                  .entry_v = local(r, w->v_entry, head),
+                                  .a = w->a + (size_t)head * FORWARD_ROWS_MAX + r->item->row,
                                   .rows = r->item->rows};
-        window_append(&r->item->stream->layout, r->item->state, r->layer * s->kv_heads + head,
-                      &rows);
+        window_enter(&r->item->stream->layout, r->item->state, r->layer * s->kv_heads + head,
+                     &rows);
     }
 }
 

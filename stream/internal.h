@@ -13,7 +13,7 @@ enum {
     FORWARD_ITEMS_MAX = 32,
     LAYERS_MAX = 256,
     STATE_MAGIC = 0x746c6973, /* "silt" */
-    STATE_VERSION = 1,
+    STATE_VERSION = 2,        /* 2: segments join the ring at once, merges are seen a block late */
 };
 
 /* ---- weights ---- */
@@ -102,8 +102,8 @@ int fail_with(char *error, size_t error_bytes, int code, const char *format, ...
 
 /*
  * Rows of one (layer, kv head) in `fixed`, rotated for use: [summary m | sinks | ring R*m]. What is
- * visible is always one run of them: nothing in the first two chunks, sinks and ring until a
- * segment leaves it, then all.
+ * visible is always one run of them: nothing in the first chunk, the ring in the second, sinks and
+ * ring until a segment leaves it, then all.
  */
 struct layout {
     uint32_t ratio, ratio_index; /* index into quota and ratio_bias; unused at 1 */
@@ -111,19 +111,23 @@ struct layout {
     uint32_t fixed_rows;         /* comp + sinks + ring * comp */
     uint32_t heads;              /* layers * kv_heads */
     uint32_t head_dim;
-    uint32_t window_rows;    /* sum of the capacities of all heads, one chunk */
-    size_t capacity;         /* u32 [heads]: entries a head may hold a chunk */
-    size_t row;              /* u32 [heads]: first row of a head in a window buffer */
-    size_t count[2];         /* u32 [heads]: entries held, by buffer */
-    size_t entries_total;    /* u64 [heads]: entries of closed chunks */
-    size_t fixed_k, fixed_v; /* f16 [heads][fixed_rows][head_dim] */
-    size_t sink_k;           /* f16 [heads][sinks][head_dim], un-rotated */
-    size_t summary;          /* f32 [heads][comp][2][head_dim], un-rotated K | V */
-    size_t ring_k;           /* f16 [ring][heads][comp][head_dim], un-rotated */
-    size_t pending;          /* f16 [heads][comp][2][head_dim]: segment of the previous chunk */
+    uint32_t window_rows;            /* sum of the capacities of all heads, one chunk */
+    size_t capacity;                 /* u32 [heads]: entries a head may hold a chunk */
+    size_t row;                      /* u32 [heads]: first row of a head in a window buffer */
+    size_t count[2];                 /* u32 [heads]: entries in view, by buffer */
+    size_t entries_total;            /* u64 [heads]: entries of closed chunks */
+    size_t fixed_k, fixed_v;         /* f16 [heads][fixed_rows][head_dim] */
+    size_t sink_k;                   /* f16 [heads][sinks][head_dim], un-rotated */
+    size_t summary;                  /* f32 [heads][comp][2][head_dim], un-rotated K | V */
+    size_t ring_k;                   /* f16 [ring][heads][comp][head_dim], un-rotated */
     size_t window_k[2], window_v[2]; /* f16 [window_rows][head_dim] */
-    size_t z, sum_k,
-        sum_v; /* f32 [heads], [heads][head_dim] twice: the running entries, ratio above 1 */
+    /* The rest at ratios above 1. The newest block of the open chunk: its rows as computed, and its
+     * entries, which come into view a block later (window.c). */
+    size_t held;             /* u32 [heads]: entries in view and those that wait behind them */
+    size_t grown;            /* u32 [heads]: 1: the newest entry in view has grown, to this: */
+    size_t grown_k, grown_v; /* f16 [heads][head_dim] */
+    size_t raw_k, raw_v;     /* f16 [heads][STREAM_BLOCK_TOKENS][head_dim] */
+    size_t z, sum_k, sum_v;  /* f32 [heads], [heads][head_dim] twice: the running entries */
     size_t bytes;
 };
 
@@ -171,9 +175,9 @@ struct stream {
 /* ---- one forward pass ---- */
 
 enum forward_kind {
-    FORWARD_STREAM, /* a block of the open chunk: DMC at ratios above 1, joins the window */
+    FORWARD_STREAM, /* a whole block of the open chunk: DMC at ratios above 1, joins the window */
     FORWARD_COMP,   /* the COMP tokens of the chunk just filled: their K, V are its segment */
-    FORWARD_RAW,    /* base weights, rows join a tail */
+    FORWARD_RAW,    /* rows join a tail, un-merged */
 };
 
 /* Raw rows of a fork or of a history. */
@@ -190,8 +194,9 @@ struct tail {
 /* A question in its own rows behind a copy of a stream's state. */
 struct fork {
     struct stream stream; /* over the copied state */
-    struct tail tail;
-    float *logits; /* [vocab] */
+    struct tail tail;     /* the stream's pending tokens, then those of the question */
+    float *logits;        /* [vocab] */
+    uint32_t pending;     /* rows of the tail that no rewind forgets */
     bool fed;
     uint64_t position;
 };
@@ -205,7 +210,7 @@ struct forward_item {
     uint32_t rows;
     int64_t position; /* of the first row; unused by COMP */
     f16 *segment;     /* COMP: out, [layers * kv_heads][comp][2][head_dim] */
-    bool dmc_lora;    /* RAW: with the DMC LoRA, for a baseline */
+    bool dmc_lora;    /* RAW: with the DMC LoRA: a fork's pending tokens, and a baseline */
     uint32_t row;     /* set by forward_run: first row in the batch */
 };
 
@@ -224,22 +229,28 @@ void forward_nll(struct engine *engine, uint32_t row, uint32_t rows, const int32
  * 2 pi. */
 void rotation_row(const struct engine *engine, int64_t position, float *out);
 
-/* window.c: the entries of one block. */
+/* window.c: one head's rows of one block. */
 struct block_rows {
-    uint8_t *a;       /* [rows] decisions */
-    uint8_t *merged;  /* [rows] nonzero: a later token of the block merged into it */
-    const f16 *k, *v; /* [rows][head_dim] */
+    const f16 *k, *v; /* [rows][head_dim], as computed, k rotated */
+    /* ratio above 1 */
+    const f16 *entry_k, *entry_v; /* [rows][head_dim]: the running entry after each token */
+    const uint8_t *a;             /* [rows] decisions, 0 or 1 */
     uint32_t rows;
 };
 /* Decides for one head of a block: a [rows] from logits (stride floats apart), forced by chunk
  * start and quota. */
 void window_decide(const struct layout *layout, const struct state *state, uint32_t head,
                    const float *logit, size_t stride, uint32_t rows, uint8_t *a);
-/* Appends what stays of a block's rows to the open window of one head. */
-void window_append(const struct layout *layout, struct state *state, uint32_t head,
-                   const struct block_rows *block);
+/* Takes a block's rows into the open window of one head. Ratio above 1: what waited comes into
+ * view, the block's own entries wait, its rows stand for them. */
+void window_enter(const struct layout *layout, struct state *state, uint32_t head,
+                  const struct block_rows *block);
+/* The chunk is full and its segment made: what waited comes into view. */
+void window_close(const struct layout *layout, struct state *state);
+/* Rows of the newest block that are seen as they were computed: of every head the same. */
+uint32_t window_raw_rows(const struct layout *layout, const struct state *state);
 
-/* ccm.c: runs COMP for the chunk just filled and slides. */
+/* ccm.c: runs COMP for the chunk just filled; its segment joins the ring, and the window slides. */
 void ccm_close_chunk(struct stream *stream);
 /* Rows of `fixed` that are attended: [*first, *first + result). */
 uint32_t ccm_visible(const struct engine *engine, const struct layout *layout,
@@ -248,9 +259,6 @@ uint32_t ccm_visible(const struct engine *engine, const struct layout *layout,
 int64_t ccm_ring_start(const struct engine *engine, const struct state *state);
 /* Summary and sinks to their places before the ring and `recalled` chunks. */
 void ccm_place_old_rows(struct stream *stream, uint32_t recalled);
-
-/* stream.c: the pending tokens as a partial block; only in a fork's own copy. */
-void stream_compute_pending(struct stream *stream);
 
 /* history.c, for evaluation: a sliding window of raw rows at base weights, its sinks kept and
  * re-placed (StreamingLLM, arXiv 2309.17453). Query t attends its newest rows_visible[t] rows, the
@@ -271,11 +279,10 @@ void stream_hide_memory(struct stream *stream, bool hide);
  * same options: feed both in lockstep, a block each, other last (fed first, it has already slid at
  * a chunk's end). NULL: back to its own. */
 void stream_swap_memory(struct stream *stream, const struct stream *other);
-/* KV rows that the last token fed in a block attended, itself included: mean over layers and heads.
- */
+/* KV rows that a query attends now, besides its own: mean over layers and heads. */
 double stream_rows_now(const struct stream *stream);
-/* The same for each of the last `count` tokens fed (at most a block), oldest first; rows that were
- * merged over count as the head held them at that time. */
+/* Those that each of the last `count` tokens fed (at most a block) attended, its own included,
+ * oldest first. */
 void stream_rows_block(const struct stream *stream, double *rows, uint32_t count);
 
 #endif

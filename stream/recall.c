@@ -38,7 +38,7 @@ int fork_recall(struct fork *fork, const struct cold_segment *segments, uint32_t
     for (uint32_t i = 1; i < count; i++)
         if (segments[i].number <= segments[i - 1].number)
             return -EINVAL;
-    if (fork->tail.count)
+    if (fork->fed)
         return -EBUSY;
     int64_t start = ccm_ring_start(stream->engine, stream->state) - (int64_t)count * s->chunk;
     for (uint32_t i = 0; i < count; i++)

@@ -13,7 +13,7 @@
 #include "stream/ring.h"
 
 enum {
-    SEGMENT_VERSION = 1,
+    SEGMENT_VERSION = 2, /* 2: made by the rules of STATE_VERSION 2 */
     SEGMENT_HEADER_BYTES = DISK_ALIGN,
     SEGMENT_LEVELS = 8, /* a segment of level l averages 2^l chunks */
 };

@@ -66,38 +66,27 @@ static bool known(const struct engine *e, const int32_t *tokens, uint32_t count)
     return true;
 }
 
-static double held_mean(const struct stream *stream, uint32_t window)
+/* Mean over heads of the u32 [heads] at an offset of the state. */
+static double heads_mean(const struct stream *stream, size_t offset)
 {
-    const uint32_t *count = STATE_AT_CONST(stream->state, stream->layout.count[window], uint32_t);
+    const uint32_t *count = STATE_AT_CONST(stream->state, offset, uint32_t);
     uint64_t sum = 0;
     for (uint32_t h = 0; h < stream->layout.heads; h++)
         sum += count[h];
     return (double)sum / stream->layout.heads;
 }
 
-/* Rows each token of the block sees: what was there before it, and the open chunk's entries as they
- * grew. Growth inside the block is spread evenly: heads append at different tokens, and the mean
- * over heads is what equal-rows baselines need. */
-static void note_rows(struct stream *stream, double before, uint32_t count)
-{
-    const struct state *state = stream->state;
-    uint32_t first;
-    double fixed = ccm_visible(stream->engine, &stream->layout, state, &first) +
-                   held_mean(stream, !state->open);
-    double after = held_mean(stream, state->open);
-    for (uint32_t i = 0; i < count; i++)
-        stream->rows_block[i] = fixed + before + (after - before) * (i + 1) / count;
-    stream->rows_block_count = count;
-}
-
-/* Computes the pending tokens as one block. The caller has seen to it that there are as many as it
- * wants. */
+/* Computes the pending tokens, a whole block of them. */
 static void compute_block(struct stream *stream, const int32_t *targets, float *nll)
 {
     struct state *state = stream->state;
     struct engine *e = stream->engine;
     uint32_t count = state->pending_count;
-    double before = held_mean(stream, state->open);
+    double before = stream_rows_now(stream);
+    assert(count == STREAM_BLOCK_TOKENS);
+    for (uint32_t i = 0; i < count; i++)
+        stream->rows_block[i] = before + i + 1;
+    stream->rows_block_count = count;
     struct forward_item item = {.kind = FORWARD_STREAM,
                                 .stream = stream,
                                 .state = state,
@@ -107,7 +96,6 @@ static void compute_block(struct stream *stream, const int32_t *targets, float *
     forward_run(e, &item, 1);
     if (nll)
         forward_nll(e, 0, count, targets, nll);
-    note_rows(stream, before, count);
     state->tokens += count;
     state->chunk_tokens += count;
     state->pending_count = 0;
@@ -156,18 +144,12 @@ int stream_score(struct stream *stream, const int32_t *tokens, const int32_t *ta
     return 0;
 }
 
-/* The pending tokens of a fork's own copy, as a partial block. */
-void stream_compute_pending(struct stream *stream)
-{
-    if (stream->state->pending_count)
-        compute_block(stream, NULL, NULL);
-}
-
 double stream_rows_now(const struct stream *stream)
 {
+    const struct layout *l = &stream->layout;
     uint32_t first;
-    return ccm_visible(stream->engine, &stream->layout, stream->state, &first) +
-           held_mean(stream, 0) + held_mean(stream, 1);
+    return ccm_visible(stream->engine, l, stream->state, &first) + heads_mean(stream, l->count[0]) +
+           heads_mean(stream, l->count[1]) + window_raw_rows(l, stream->state);
 }
 
 void stream_rows_block(const struct stream *stream, double *rows, uint32_t count)
@@ -197,15 +179,18 @@ static void stat_tiers(const struct stream *stream, struct stream_stat *out)
     plan[TIER_SINKS] = 3 * row * s->sinks;
     plan[TIER_SUMMARY] = (2 + 4) * row * s->comp;
     plan[TIER_RING] = 3 * row * l->ring * s->comp;
-    plan[TIER_PENDING] = 2 * row * s->comp;
     plan[TIER_WINDOW] = 4 * (size_t)l->window_rows * s->head_dim * sizeof(f16);
     uint64_t held = state->tokens < s->sinks ? state->tokens : s->sinks;
     used[TIER_SINKS] = 3 * row * held;
     used[TIER_SUMMARY] = state->summary_count ? plan[TIER_SUMMARY] : 0;
     used[TIER_RING] = 3 * row * state->ring_count * s->comp;
-    used[TIER_PENDING] = state->chunks && l->ring ? plan[TIER_PENDING] : 0;
-    used[TIER_WINDOW] = (size_t)((held_mean(stream, 0) + held_mean(stream, 1)) * l->heads + 0.5) *
-                        2 * s->head_dim * sizeof(f16);
+    double entries = heads_mean(stream, l->count[!state->open]) +
+                     heads_mean(stream, l->ratio > 1 ? l->held : l->count[state->open]);
+    used[TIER_WINDOW] = (size_t)(entries * l->heads + 0.5) * 2 * s->head_dim * sizeof(f16);
+    if (l->ratio > 1)
+        plan[TIER_WINDOW] += 2 * row * (STREAM_BLOCK_TOKENS + 1);
+    if (window_raw_rows(l, state))
+        used[TIER_WINDOW] += 2 * row * (STREAM_BLOCK_TOKENS + 1);
     plan[TIER_STATE] = out->bytes_plan;
     for (int t = 0; t < TIER_STATE; t++)
         plan[TIER_STATE] -= plan[t];
@@ -252,6 +237,20 @@ const void *stream_state(const struct stream *stream, size_t *bytes)
     return stream->state;
 }
 
+static bool plausible_head(const struct layout *l, const struct state *state, uint32_t head)
+{
+    uint32_t most = STATE_AT_CONST(state, l->capacity, uint32_t)[head];
+    uint32_t seen = STATE_AT_CONST(state, l->count[state->open], uint32_t)[head];
+    if (seen > most || STATE_AT_CONST(state, l->count[!state->open], uint32_t)[head] > most)
+        return false;
+    if (l->ratio == 1)
+        return true;
+    uint32_t held = STATE_AT_CONST(state, l->held, uint32_t)[head];
+    uint32_t grown = STATE_AT_CONST(state, l->grown, uint32_t)[head];
+    /* A chunk's first token appends: from its second block on something is held. */
+    return held >= seen && held <= most && held >= (state->chunk_tokens > 0) && grown <= (seen > 0);
+}
+
 /* A state from outside is believed only as far as it keeps every index inside its buffers. */
 static bool plausible(const struct stream *stream, const struct state *state)
 {
@@ -264,18 +263,17 @@ static bool plausible(const struct stream *stream, const struct state *state)
         state->ring != l->ring)
         return false;
     if (state->chunk_tokens >= chunk || state->chunk_tokens % STREAM_BLOCK_TOKENS ||
-        state->ring_count > l->ring || (l->ring && state->ring_first >= l->ring) ||
-        state->open > 1 || state->pending_count >= STREAM_BLOCK_TOKENS ||
+        state->ring_count > l->ring || state->ring_count > state->chunks ||
+        (l->ring && state->ring_first >= l->ring) || state->open > 1 ||
+        state->pending_count >= STREAM_BLOCK_TOKENS ||
         state->tokens != state->chunks * chunk + state->chunk_tokens)
         return false;
     if (memcmp(STATE_AT_CONST(state, l->capacity, char), STATE_AT_CONST(own, l->capacity, char),
                2 * (l->row - l->capacity)))
         return false;
-    for (int w = 0; w < 2; w++)
-        for (uint32_t h = 0; h < l->heads; h++)
-            if (STATE_AT_CONST(state, l->count[w], uint32_t)[h] >
-                STATE_AT_CONST(state, l->capacity, uint32_t)[h])
-                return false;
+    for (uint32_t h = 0; h < l->heads; h++)
+        if (!plausible_head(l, state, h))
+            return false;
     return known(stream->engine, state->pending, state->pending_count);
 }
 

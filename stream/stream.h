@@ -112,15 +112,7 @@ struct stream_options {
     uint32_t ring_segments; /* 0: the adapter's */
 };
 
-enum stream_tier {
-    TIER_SINKS,
-    TIER_SUMMARY,
-    TIER_RING,
-    TIER_PENDING,
-    TIER_WINDOW,
-    TIER_STATE,
-    TIER_COUNT
-};
+enum stream_tier { TIER_SINKS, TIER_SUMMARY, TIER_RING, TIER_WINDOW, TIER_STATE, TIER_COUNT };
 
 struct stream_stat {
     uint64_t tokens_computed; /* in finished blocks */
@@ -130,7 +122,8 @@ struct stream_stat {
     uint64_t segments_cold; /* left the ring, folded into the summary */
     uint32_t dmc_ratio, ring_segments;
     double ratio_realised; /* tokens in closed chunks / mean entries; 1 before the first */
-    double rows_mean;      /* KV rows a query attends now, mean over layers and heads */
+    double rows_mean;      /* KV rows that a query attends now, besides its own: mean over layers
+                            * and heads */
     uint64_t memory_hash;  /* hash chain at the last chunk's end, 0 before */
     uint64_t hash_chunk;   /* chunks it covers */
     size_t bytes_plan;

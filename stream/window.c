@@ -5,6 +5,11 @@
  * DMC (arXiv 2403.09636) lets each KV head append or merge by itself, so heads differ in length. A
  * head's room is its quota: once its appends reach it, every further token of the chunk merges.
  * That turns an average into a guarantee.
+ *
+ * A merge is seen a block late (delayed eviction: DMS, arXiv 2506.05345). Queries of block b see
+ * the open chunk's entries as they stood when block b-2 ended, then the rows of blocks b-1 and b as
+ * they were computed. So the newest block's entries wait: new ones behind those in view, and in a
+ * row of its own what the newest one in view has grown to. At the chunk's end nothing waits.
  */
 #include "stream/internal.h"
 
@@ -56,8 +61,9 @@ int layout_make(struct layout *l, const struct engine *e, const struct stream_op
         return code;
     l->ring = options->ring_segments ? options->ring_segments : s->ring;
     /* The farthest pair of rows a query ever sees stays inside the trained context (DESIGN 2.6). */
-    uint64_t reach = (uint64_t)(l->ring + 2 + (l->ring ? STREAM_RECALL_MAX : 0)) * s->chunk +
-                     FORK_TOKENS_MAX + s->comp + s->sinks;
+    uint64_t chunks = l->ring ? l->ring + 1 + STREAM_RECALL_MAX : 2; /* the newest of the ring is
+                                                                        the previous chunk's */
+    uint64_t reach = chunks * s->chunk + FORK_TOKENS_MAX + s->comp + s->sinks;
     if (l->ring > STREAM_RING_MAX || (l->ring && !s->comp) || reach > s->context)
         return fail_with(error, error_bytes, -EINVAL,
                          "a ring of %u segments reaches %llu tokens back, past the model's trained "
@@ -76,7 +82,6 @@ int layout_make(struct layout *l, const struct engine *e, const struct stream_op
     l->sink_k = take(l, heads * s->sinks * row);
     l->summary = take(l, heads * s->comp * 2 * s->head_dim * sizeof(float));
     l->ring_k = take(l, heads * l->ring * s->comp * row);
-    l->pending = take(l, heads * s->comp * 2 * row);
     for (uint32_t h = 0; h < l->heads; h++)
         l->window_rows += head_capacity(e, l, h);
     for (int w = 0; w < 2; w++) {
@@ -84,6 +89,12 @@ int layout_make(struct layout *l, const struct engine *e, const struct stream_op
         l->window_v[w] = take(l, l->window_rows * row);
     }
     if (l->ratio > 1) {
+        l->held = take(l, heads * sizeof(uint32_t));
+        l->grown = take(l, heads * sizeof(uint32_t));
+        l->grown_k = take(l, heads * row);
+        l->grown_v = take(l, heads * row);
+        l->raw_k = take(l, heads * STREAM_BLOCK_TOKENS * row);
+        l->raw_v = take(l, heads * STREAM_BLOCK_TOKENS * row);
         l->z = take(l, heads * sizeof(float));
         l->sum_k = take(l, heads * s->head_dim * sizeof(float));
         l->sum_v = take(l, heads * s->head_dim * sizeof(float));
@@ -115,7 +126,7 @@ void state_init(struct state *state, const struct engine *e, const struct layout
 void window_decide(const struct layout *l, const struct state *state, uint32_t head,
                    const float *logit, size_t stride, uint32_t rows, uint8_t *a)
 {
-    uint32_t held = STATE_AT_CONST(state, l->count[state->open], uint32_t)[head];
+    uint32_t held = STATE_AT_CONST(state, l->held, uint32_t)[head];
     uint32_t most = STATE_AT_CONST(state, l->capacity, uint32_t)[head];
     for (uint32_t i = 0; i < rows; i++) {
         bool first = state->chunk_tokens + i == 0;
@@ -125,22 +136,85 @@ void window_decide(const struct layout *l, const struct state *state, uint32_t h
     assert(held <= most);
 }
 
-void window_append(const struct layout *l, struct state *state, uint32_t head,
-                   const struct block_rows *b)
+uint32_t window_raw_rows(const struct layout *l, const struct state *state)
+{
+    return l->ratio > 1 && state->chunk_tokens ? STREAM_BLOCK_TOKENS : 0;
+}
+
+/* Where the open chunk's rows of a head lie. */
+static f16 *window_rows(const struct layout *l, struct state *state, const size_t buffer[2],
+                        uint32_t head)
+{
+    size_t row = STATE_AT_CONST(state, l->row, uint32_t)[head];
+    return STATE_AT(state, buffer[state->open], f16) + row * l->head_dim;
+}
+
+static void settle(const struct layout *l, struct state *state, uint32_t head)
 {
     uint32_t *count = STATE_AT(state, l->count[state->open], uint32_t) + head;
-    uint32_t row = STATE_AT_CONST(state, l->row, uint32_t)[head];
+    uint32_t *grown = STATE_AT(state, l->grown, uint32_t) + head;
     size_t dim = l->head_dim;
-    f16 *k = STATE_AT(state, l->window_k[state->open], f16) + row * dim;
-    f16 *v = STATE_AT(state, l->window_v[state->open], f16) + row * dim;
-    uint32_t at = *count - (b->a && b->a[0]); /* a merging first token rewrites the newest entry */
+    if (*grown) {
+        size_t newest = (*count - 1) * dim, from = head * dim;
+        memcpy(window_rows(l, state, l->window_k, head) + newest,
+               STATE_AT_CONST(state, l->grown_k, f16) + from, dim * sizeof(f16));
+        memcpy(window_rows(l, state, l->window_v, head) + newest,
+               STATE_AT_CONST(state, l->grown_v, f16) + from, dim * sizeof(f16));
+    }
+    *grown = 0;
+    *count = STATE_AT_CONST(state, l->held, uint32_t)[head];
+}
+
+/* The entries of a block, behind those in view; a merging first token grows the newest of these. */
+static void keep_entries(const struct layout *l, struct state *state, uint32_t head,
+                         const struct block_rows *b)
+{
+    uint32_t seen = STATE_AT_CONST(state, l->count[state->open], uint32_t)[head];
+    size_t dim = l->head_dim;
+    f16 *k = window_rows(l, state, l->window_k, head);
+    f16 *v = window_rows(l, state, l->window_v, head);
+    uint32_t at = seen - b->a[0];
     for (uint32_t i = 0; i < b->rows; i++) {
-        if (b->merged && b->merged[i])
+        if (i + 1 < b->rows && b->a[i + 1]) /* the next token merged into it */
             continue;
+        bool grows = at < seen;
         assert(at < STATE_AT_CONST(state, l->capacity, uint32_t)[head]);
-        memcpy(k + at * dim, b->k + i * dim, dim * sizeof *k);
-        memcpy(v + at * dim, b->v + i * dim, dim * sizeof *v);
+        memcpy(grows ? STATE_AT(state, l->grown_k, f16) + head * dim : k + at * dim,
+               b->entry_k + i * dim, dim * sizeof *k);
+        memcpy(grows ? STATE_AT(state, l->grown_v, f16) + head * dim : v + at * dim,
+               b->entry_v + i * dim, dim * sizeof *v);
         at++;
     }
-    *count = at;
+    STATE_AT(state, l->grown, uint32_t)[head] = b->a[0];
+    STATE_AT(state, l->held, uint32_t)[head] = at;
+}
+
+void window_enter(const struct layout *l, struct state *state, uint32_t head,
+                  const struct block_rows *b)
+{
+    size_t bytes = b->rows * l->head_dim * sizeof(f16);
+    if (l->ratio > 1) {
+        size_t at = (size_t)head * STREAM_BLOCK_TOKENS * l->head_dim;
+        assert(b->rows == STREAM_BLOCK_TOKENS);
+        settle(l, state, head);
+        keep_entries(l, state, head, b);
+        memcpy(STATE_AT(state, l->raw_k, f16) + at, b->k, bytes);
+        memcpy(STATE_AT(state, l->raw_v, f16) + at, b->v, bytes);
+        return;
+    }
+    uint32_t *count = STATE_AT(state, l->count[state->open], uint32_t) + head;
+    size_t at = (size_t)*count * l->head_dim;
+    assert(*count + b->rows <= STATE_AT_CONST(state, l->capacity, uint32_t)[head]);
+    memcpy(window_rows(l, state, l->window_k, head) + at, b->k, bytes);
+    memcpy(window_rows(l, state, l->window_v, head) + at, b->v, bytes);
+    *count += b->rows;
+}
+
+void window_close(const struct layout *l, struct state *state)
+{
+    if (l->ratio == 1)
+        return;
+    for (uint32_t h = 0; h < l->heads; h++)
+        settle(l, state, h);
+    memset(STATE_AT(state, l->held, uint32_t), 0, l->heads * sizeof(uint32_t));
 }

@@ -8,6 +8,7 @@ import numpy as np
 import gguf
 
 IMPORTANCE_FLOOR = 2.0 ** -7
+BLOCK = 32      # tokens, aligned in the chunk: merges come into view a block late
 
 
 class Base:
@@ -56,15 +57,32 @@ def sigmoid(x):
 
 
 class _Head:
-    """One KV head's part of a chunk: its entries and, while the last one is open, its sums."""
+    """One KV head's part of a chunk: its entries, the sums of the last one while it is open, and
+    what a query sees of them.
+
+    Merging is seen a block late (delayed eviction, arXiv 2506.05345): the queries of block b see
+    the entries as they stood when block b-2 ended, then the rows of blocks b-1 and b un-merged.
+    """
 
     def __init__(self):
         self.keys, self.values = [], []
         self.z, self.sum_key, self.sum_value = 0.0, None, None
+        self.in_view = ([], [])         # entries (keys, values) when the last but one block ended
+        self.waiting = ([], [])         # when the last block ended
+        self.rows_before = ([], [])     # the rows of the last block
+        self.rows = ([], [])            # of the block being read
+
+    def end_block(self):
+        self.in_view, self.waiting = self.waiting, (list(self.keys), list(self.values))
+        self.rows_before, self.rows = self.rows, ([], [])
+
+    def visible(self):
+        parts = (self.in_view, self.rows_before, self.rows)
+        return sum((part[0] for part in parts), []), sum((part[1] for part in parts), [])
 
 
 class Stream:
-    """One stream at one ratio and ring length; `feed` takes its next token."""
+    """One stream at one ratio and ring length; `feed` takes its next token, `ask` forks."""
 
     def __init__(self, base, adapter, ratio=1, ring=None, round_f16=True):
         self.base, self.adapter, self.ratio = base, adapter, ratio
@@ -75,11 +93,11 @@ class Stream:
             (lambda x: x)
         self.position = 0
         self.ring = []                      # (chunk number, keys, values), each [layer][kv][m][dim]
-        self.pending = None                 # the segment of the previous chunk
         self.summary, self.summary_count = None, 0
         self.sink_keys, self.sink_values = [], []
         self.previous = None
         self.open = self._fresh()
+        self.tail = None                    # a fork's rows while it runs, [layer]: (keys, values)
         self.segments = []                  # of every chunk, for golden vectors
         self.decisions, self.decision_logits = [], []
         self._refresh()
@@ -89,23 +107,39 @@ class Stream:
 
     def feed(self, token):
         """Runs one token; returns its logits.  Closes the chunk when the token fills it."""
+        self.decisions.append([])
+        self.decision_logits.append([])
         x = self._layers(self.base.embd[token], None)
-        logits = self.base.head @ rms_norm(x, self.base.norm, self.base.eps)
         self.position += 1
+        if self.position % BLOCK == 0:
+            for row in self.open:
+                for state in row:
+                    state.end_block()
         if self.position % self.n == 0:
             self._close_chunk()
-        return logits
+        return self._logits(x)
 
-    # One row through all layers: a stream token (slot None) or COMP number `slot`.
+    def ask(self, tokens):
+        """Logits after a question in a fork: raw rows behind the stream's, base weights alone."""
+        self.tail = [([], []) for _ in range(self.base.layers)]
+        for token in tokens:
+            x = self._layers(self.base.embd[token], None)
+        self.tail = None
+        return self._logits(x)
+
+    def _logits(self, x):
+        return self.base.head @ rms_norm(x, self.base.norm, self.base.eps)
+
+    # One row through all layers: a token of the stream or of a fork (slot None) or COMP number
+    # `slot`.
 
     def _layers(self, x, slot):
         base = self.base
         in_chunk = self.position % self.n
-        if slot is None:
-            position = self.position
-            self.decisions.append([])
-            self.decision_logits.append([])
-        else:
+        position = self.position
+        if self.tail is not None:
+            position += len(self.tail[0][0])
+        elif slot is not None:
             # The chunk is full: `position` is already the next chunk's start.
             position = self.position - self.n + (slot + 1) * self.n // self.m - 1
         for layer in range(base.layers):
@@ -115,7 +149,10 @@ class Stream:
             k = self._linear(layer, "k", "attn_k", h, slot).reshape(base.kv_heads, base.head_dim)
             v = self._linear(layer, "v", "attn_v", h, slot).reshape(base.kv_heads, base.head_dim)
             q = rotate(q, position, base.theta)
-            if slot is None:
+            if self.tail is not None:
+                self.tail[layer][0].append(self.round(rotate(k, position, base.theta)))
+                self.tail[layer][1].append(self.round(v))
+            elif slot is None:
                 self._enter(layer, h, k, v, position, in_chunk)
             else:
                 self.comp_raw[layer].append((self.round(k), self.round(v)))
@@ -134,9 +171,10 @@ class Stream:
         return x
 
     def _linear(self, layer, part, name, h, slot):
-        """Base weight, DMC LoRA above ratio 1, conditional LoRA on COMP rows."""
+        """Base weight, DMC LoRA above ratio 1 but in a fork, conditional LoRA on COMP rows."""
         y = self.base.blocks[layer][name] @ h
-        kinds = (["dmc"] if self.ratio > 1 else []) + (["comp"] if slot is not None else [])
+        kinds = (["dmc"] if self.ratio > 1 and self.tail is None else []) \
+            + (["comp"] if slot is not None else [])
         for kind in kinds:
             a = self.adapter.get("blk.%d.%s_%s.a" % (layer, kind, part))
             if a is not None:
@@ -146,6 +184,11 @@ class Stream:
     def _enter(self, layer, h, k, v, position, in_chunk):
         """Appends or merges one token's k and v in every KV head of a layer."""
         base = self.base
+        rotated = self.round(rotate(k, position, base.theta))
+        for head in range(base.kv_heads):
+            state = self.open[layer][head]
+            state.rows[0].append(rotated[head])
+            state.rows[1].append(self.round(v[head]))
         if position < self.sinks_count:
             if layer == 0:
                 self.sink_keys.append([])
@@ -155,8 +198,8 @@ class Stream:
         if self.ratio == 1:
             for head in range(base.kv_heads):
                 state = self.open[layer][head]
-                state.keys.append(self.round(rotate(k[head], position, base.theta)))
-                state.values.append(self.round(v[head]))
+                state.keys.append(state.rows[0][-1])
+                state.values.append(state.rows[1][-1])
             return
         index = self.adapter.dmc_ratios.index(self.ratio)
         flat = self.adapter["blk.%d.dmc_decide" % layer] @ h \
@@ -176,20 +219,22 @@ class Stream:
                 state.sum_value = state.sum_value + omega * v[head]
                 state.keys.pop(), state.values.pop()
             else:
-                if state.keys:      # the entry before is closed now: every later use reads f16
-                    state.keys[-1] = self.round(state.keys[-1])
-                    state.values[-1] = self.round(state.values[-1])
                 state.z, state.sum_key, state.sum_value = omega, omega * k[head], omega * v[head]
-            state.keys.append(rotate(state.sum_key / state.z, position, base.theta))
-            state.values.append(state.sum_value / state.z)
+            state.keys.append(self.round(rotate(state.sum_key / state.z, position, base.theta)))
+            state.values.append(self.round(state.sum_value / state.z))
 
     def _visible(self, layer, head, slot):
-        """sinks | summary | ring | previous chunk | open chunk | COMP rows up to this one."""
+        """sinks | summary | ring | previous chunk | open chunk | COMP or a fork's rows so far."""
         keys, values = [self.far_keys[layer, head]], [self.far_values[layer, head]]
-        for chunk in (self.previous, self.open):
-            if chunk is not None and chunk[layer][head].keys:
-                keys.append(np.stack(chunk[layer][head].keys))
-                values.append(np.stack(chunk[layer][head].values))
+        near = [self.open[layer][head].visible()]
+        if self.previous is not None:
+            near.insert(0, (self.previous[layer][head].keys, self.previous[layer][head].values))
+        if self.tail is not None:
+            near.append([[row[head] for row in part] for part in self.tail[layer]])
+        for near_keys, near_values in near:
+            if near_keys:
+                keys.append(np.stack(near_keys))
+                values.append(np.stack(near_values))
         if slot is not None:
             start = self.position - self.n
             own = np.stack([k[head] for k, _ in self.comp_raw[layer]])
@@ -200,10 +245,6 @@ class Stream:
 
     def _close_chunk(self):
         base = self.base
-        for row in self.open:
-            for state in row:
-                state.keys[-1] = self.round(state.keys[-1])
-                state.values[-1] = self.round(state.values[-1])
         self.comp_raw = [[] for _ in range(base.layers)]
         for slot in range(self.m):
             self._layers(self.adapter["comp.embd"][slot], slot)
@@ -211,10 +252,8 @@ class Stream:
         values = np.stack([np.stack([v for _, v in row], 1) for row in self.comp_raw])
         chunk = self.position // self.n - 1
         self.segments.append((keys, values))
-        # Slide: the previous chunk's segment takes its entries' place; the new one is held back.
-        if self.pending is not None:
-            self.ring.append(self.pending)
-        self.pending = (chunk, keys, values)
+        # Slide: the segment joins the ring while its chunk's entries are still there.
+        self.ring.append((chunk, keys, values))
         if len(self.ring) > self.ring_length:
             self._fold(self.ring.pop(0))
         self.previous, self.open = self.open, self._fresh()

@@ -26,6 +26,9 @@ VOCABULARY = 512
 CHUNK, COMP, RING, SINKS = 256, 16, 4, 8
 RATIOS = (2, 4, 8)
 GOLDEN_CHUNKS, GOLDEN_RING = 6, 2
+# With and without pending tokens, on both sides of a block's and of a chunk's end.
+FORK_POSITIONS = [0, 1, 31, 32, 33, 64, 255, 256, 257, 288, 512, 513] \
+    + [1024 + at for at in (0, 1, 31, 32, 33, 64, 65, 255, 256, 257)]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']"
@@ -183,10 +186,14 @@ def write_golden(folder, base, adapter, ratio):
     count = GOLDEN_CHUNKS * CHUNK
     tokens = (Source(3).words(count) % np.uint64(VOCABULARY - len(SPECIAL))).astype(int) \
         + len(SPECIAL)
+    question = tokens[count // 2:count // 2 + 5]
     stream = reference.Stream(base, adapter, ratio, GOLDEN_RING)
+    forks = {}
     nll, rows = np.zeros(count, np.float32), {}
     places = [0, 1, 31, 32, 255, 256, 257, 511, 512, 800, 1023, 1024, 1279, 1280, 1400, count - 1]
     for at, token in enumerate(tokens):
+        if at in FORK_POSITIONS:
+            forks[at] = stream.ask(question)
         logits = stream.feed(token).astype(np.float64)
         if at in places:
             rows[at] = logits
@@ -201,7 +208,9 @@ def write_golden(folder, base, adapter, ratio):
         segment_layers=range(LAYERS), segments=segments, top_positions=places,
         logits=np.stack([rows[at] for at in places]),
         decisions=stream.decisions if ratio > 1 else None,
-        decision_logits=stream.decision_logits if ratio > 1 else None)
+        decision_logits=stream.decision_logits if ratio > 1 else None,
+        fork_positions=FORK_POSITIONS, question=question,
+        fork_logits=np.stack([forks[at] for at in FORK_POSITIONS]))
     share = 1 - np.mean(stream.decisions) if ratio > 1 else 1.0
     print("tiny.r%d.golden: mean NLL %.4f, %.2fx" % (ratio, nll[1:].mean(), 1 / share))
 

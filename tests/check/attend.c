@@ -1,4 +1,4 @@
-/* attend: spans, local rows, merged rows, sliding starts; any number of queries, heads, rows. */
+/* attend: spans, local rows, sliding starts; any number of queries, heads, rows. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,15 +12,15 @@
 
 struct shape {
     uint32_t queries, group, head_dim, spans, span_rows;
-    bool local, merged, first;
+    bool local, first;
     float size; /* of queries and keys */
 };
 
 static void shape_label(struct check *c, const struct shape *s, const char *what)
 {
-    case_begin(c, "attend %s: %u queries %u heads of %u, %u spans of %u%s%s%s, size %g", what,
+    case_begin(c, "attend %s: %u queries %u heads of %u, %u spans of %u%s%s, size %g", what,
                s->queries, s->group, s->head_dim, s->spans, s->span_rows, s->local ? " local" : "",
-               s->merged ? " merged" : "", s->first ? " first" : "", (double)s->size);
+               s->first ? " first" : "", (double)s->size);
 }
 
 static f16 *halves(struct check *c, size_t count, float scale)
@@ -53,13 +53,9 @@ static struct attend_job job_make(struct check *c, const struct shape *s)
         job.k_local = halves(c, (size_t)s->queries * s->head_dim, s->size);
         job.v_local = halves(c, (size_t)s->queries * s->head_dim, 1.0f);
     }
-    uint8_t *merged = case_buffer(c, s->queries);
     uint32_t *first = case_buffer(c, s->queries * sizeof *first);
-    for (uint32_t i = 0; i < s->queries; i++) {
-        merged[i] = random_u32(c) % 4 != 0;
+    for (uint32_t i = 0; i < s->queries; i++)
         first[i] = i + random_u32(c) % (s->span_rows + 2);
-    }
-    job.merged = s->merged ? merged : NULL;
     job.first = s->first ? first : NULL;
     return job;
 }
@@ -75,8 +71,6 @@ static uint32_t rows_seen(const struct attend_job *job, uint32_t i, uint32_t hea
             v[count++] = job->span[s].v + (size_t)r * head_dim;
         }
     for (uint32_t r = 0; job->k_local && r <= i; r++) {
-        if (r < i && job->merged && job->merged[r])
-            continue;
         k[count] = job->k_local + (size_t)r * head_dim;
         v[count++] = job->v_local + (size_t)r * head_dim;
     }
@@ -168,8 +162,8 @@ static void attend_case(struct check *c, const struct shape *s)
     case_end(c);
 }
 
-/* Query i of a plain causal block gives the bits of query i alone, with the local rows before it as
- * one more span. */
+/* Query i of a block gives the bits of query i alone, with the local rows before it as one more
+ * span. */
 static void alone_case(struct check *c, const struct shape *s)
 {
     shape_label(c, s, "alone");
@@ -195,21 +189,21 @@ static void alone_case(struct check *c, const struct shape *s)
 void check_attend(struct check *c)
 {
     static const struct shape shapes[] = {
-        /* queries, group, head_dim, spans, rows, local, merged, first, size */
-        {1, 1, 64, 1, 1, false, false, false, 1},   {1, 3, 64, 3, 100, true, false, false, 1},
-        {32, 3, 64, 5, 224, true, true, false, 1},  {32, 3, 64, 5, 224, true, false, false, 1},
-        {16, 3, 64, 4, 131, true, false, false, 1}, {7, 3, 64, 2, 33, true, true, false, 1},
-        {32, 3, 64, 1, 300, true, false, true, 1},  {32, 1, 64, 0, 0, true, true, false, 1},
-        {20, 2, 32, 2, 40, true, true, true, 1},    {17, 4, 128, 2, 65, true, false, false, 1},
-        {33, 9, 16, 1, 50, true, true, false, 1},   {64, 7, 8, 3, 20, true, true, true, 1},
-        {5, 1, 2, 1, 31, true, false, false, 1},    {12, 5, 22, 6, 64, false, false, false, 1},
-        {9, 3, 256, 1, 90, true, true, false, 1},   {32, 3, 64, 2, 90, true, true, false, 6},
-        {3, 2, 64, 1, 90, false, false, true, 1},   {4, 3, 64, 1, 70, true, true, false, 0},
-        {32, 3, 64, 2, 128, false, false, true, 4}, {2, 3, 64, 1, 8192, true, false, false, 1},
+        /* queries, group, head_dim, spans, rows, local, first, size */
+        {1, 1, 64, 1, 1, false, false, 1},    {1, 3, 64, 3, 100, true, false, 1},
+        {32, 3, 64, 6, 224, false, false, 1}, {32, 3, 64, 5, 224, true, false, 1},
+        {16, 3, 64, 4, 131, true, false, 1},  {7, 3, 64, 2, 33, true, false, 1},
+        {32, 3, 64, 1, 300, true, true, 1},   {32, 1, 64, 0, 0, true, false, 1},
+        {20, 2, 32, 2, 40, true, true, 1},    {17, 4, 128, 2, 65, true, false, 1},
+        {33, 9, 16, 1, 50, true, false, 1},   {64, 7, 8, 3, 20, true, true, 1},
+        {5, 1, 2, 1, 31, true, false, 1},     {12, 5, 22, 6, 64, false, false, 1},
+        {9, 3, 256, 1, 90, true, false, 1},   {32, 3, 64, 2, 90, true, false, 6},
+        {3, 2, 64, 1, 90, false, true, 1},    {4, 3, 64, 1, 70, true, false, 0},
+        {32, 3, 64, 2, 128, false, true, 4},  {2, 3, 64, 1, 8192, true, false, 1},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         attend_case(c, &shapes[i]);
-        if (shapes[i].local && !shapes[i].merged)
+        if (shapes[i].local)
             alone_case(c, &shapes[i]);
     }
     case_begin(c, "attend nothing");
@@ -223,7 +217,7 @@ void check_attend(struct check *c)
 static void bench_one(struct check *c, struct kernels *k, uint32_t queries, uint32_t rows)
 {
     enum { HEADS = 3 };
-    struct shape s = {queries, 3, 64, 1, rows, true, true, false, 1};
+    struct shape s = {queries, 3, 64, 1, rows, true, false, 1};
     struct attend_job jobs[HEADS];
     for (int i = 0; i < HEADS; i++)
         jobs[i] = job_make(c, &s);

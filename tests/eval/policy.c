@@ -199,7 +199,8 @@ static int stream_block(struct runner *r, const int32_t *tokens, const int32_t *
     uint32_t first;
     if (r->options->policy == POLICY_NONE) {
         uint32_t visible = ccm_visible(r->engine, &r->stream->layout, r->stream->state, &first);
-        hidden = visible ? (double)(visible - r->info.sink_tokens) : 0.0;
+        bool sinks = first <= r->info.comp_tokens;
+        hidden = (double)(visible - (sinks ? r->info.sink_tokens : 0));
     }
     int result = targets ? stream_score(r->stream, tokens, targets, BLOCK, nll)
                          : stream_feed(r->stream, tokens, BLOCK);

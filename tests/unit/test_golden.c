@@ -47,6 +47,10 @@ struct golden {
     const float *top_logit;
     const uint8_t *a;
     const float *logit;
+    uint32_t forks, asked;
+    const uint32_t *fork_position;
+    const int32_t *question, *fork_id;
+    const float *fork_logit;
 };
 
 static const void *take(const uint8_t **at, size_t bytes)
@@ -70,6 +74,7 @@ static bool golden_read(struct golden *g, const char *path)
     uint32_t h[16];
     memcpy(h, g->file, sizeof h);
     assert_memory_equal(g->file, "SILTGOLD", 8);
+    assert_int_equal(h[2], 2);
     uint32_t *to[] = {&g->tokens_count, &g->ratio,    &g->ring, &g->chunk,  &g->comp,
                       &g->layers,       &g->kv_heads, &g->dim,  &g->chunks, &g->segment_layers,
                       &g->tops,         &g->decided,  &g->top};
@@ -89,12 +94,18 @@ static bool golden_read(struct golden *g, const char *path)
         g->a = take(&at, n * columns);
         g->logit = take(&at, n * columns * 4);
     }
+    g->forks = *(const uint32_t *)take(&at, 4);
+    g->asked = *(const uint32_t *)take(&at, 4);
+    g->fork_position = take(&at, g->forks * 4);
+    g->question = take(&at, g->asked * 4);
+    g->fork_id = take(&at, (size_t)g->forks * g->top * 4);
+    g->fork_logit = take(&at, (size_t)g->forks * g->top * 4);
     assert_int_equal(at - g->file, bytes);
     return true;
 }
 
 struct found {
-    double nll_difference, nll_worst, segment_error, logit_error;
+    double nll_difference, nll_worst, segment_error, logit_error, fork_error;
     uint64_t decisions, near_ties, followed, wrong;
 };
 
@@ -213,6 +224,35 @@ static void run_stream(const struct golden *g, struct engine *e, const struct bo
     free(memory);
 }
 
+/* The file's question in a fork at each of its positions, of one stream that goes on. */
+static void run_forks(const struct golden *g, struct engine *e, struct found *found)
+{
+    struct stream_options options = {.dmc_ratio = g->ratio, .ring_segments = g->ring};
+    size_t bytes = stream_bytes(e, &options, NULL, 0), more = fork_bytes(e, &options);
+    void *memory = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+    void *fork_memory = aligned_alloc(64, (more + 63) & ~(size_t)63);
+    struct stream *stream;
+    uint32_t fed = 0;
+    assert_int_equal(stream_open(&stream, e, &options, memory, bytes), 0);
+    for (uint32_t f = 0; f < g->forks; f++) {
+        struct fork *fork;
+        assert_int_equal(stream_feed(stream, g->tokens + fed, g->fork_position[f] - fed), 0);
+        fed = g->fork_position[f];
+        assert_int_equal(fork_open(&fork, stream, fork_memory, more), 0);
+        assert_int_equal(fork_position(fork), fed);
+        assert_int_equal(fork_feed(fork, g->question, g->asked), 0);
+        for (uint32_t i = 0; i < g->top; i++) {
+            size_t at = (size_t)f * g->top + i;
+            double d = fabs((double)fork_logits(fork)[g->fork_id[at]] - (double)g->fork_logit[at]);
+            found->fork_error = fmax(found->fork_error, d);
+        }
+        fork_close(&fork);
+    }
+    stream_close(&stream);
+    free(memory);
+    free(fork_memory);
+}
+
 static void golden_matches(const char *model, const char *adapter, const char *path,
                            uint32_t features, bool exact)
 {
@@ -234,16 +274,19 @@ static void golden_matches(const char *model, const char *adapter, const char *p
         printf("engine_open: %s\n", error);
     assert_int_equal(code, 0);
     run_stream(&g, e, bounds, &found);
+    run_forks(&g, e, &found);
     printf("%s, %s kernels, %s: NLL differs by %+.5f nats/token in the mean (worst token %.3f), "
            "segments by %.4f, top logits by "
-           "%.3f; %llu decisions, %llu near-ties, %llu that follow from one, %llu others\n",
+           "%.3f, of %u forks by %.3f; %llu decisions, %llu near-ties, %llu that follow from one, "
+           "%llu others\n",
            path, e->info.kernels_name, exact ? "fp32" : "as it runs", found.nll_difference,
-           found.nll_worst, found.segment_error, found.logit_error,
+           found.nll_worst, found.segment_error, found.logit_error, g.forks, found.fork_error,
            (unsigned long long)found.decisions, (unsigned long long)found.near_ties,
            (unsigned long long)found.followed, (unsigned long long)found.wrong);
     assert_true(fabs(found.nll_difference) <= bounds->nll_mean);
     assert_true(found.segment_error <= bounds->segment);
     assert_true(found.logit_error <= bounds->logit);
+    assert_true(found.fork_error <= bounds->logit);
     assert_true((double)found.wrong <= bounds->other_share * (double)found.decisions);
     assert_true((double)found.near_ties <= bounds->near_tie_share * (double)found.decisions + 1);
     engine_close(&e);

@@ -292,6 +292,40 @@ static void a_checkpoint_changes_nothing(void **state)
     assert_int_equal(slot_lag(&rig.slots[0]), 0);
 }
 
+/* One of a silt whose memory was made by other rules: the journal is read from its beginning. */
+static void an_old_checkpoint_is_not_used(void **state)
+{
+    uint64_t hash, id, tokens[CHECKPOINTS_SEEN_MAX];
+    uint32_t count;
+
+    (void)state;
+    rig_close(&rig);
+    assert_int_equal(rig_open(&rig, folder, &saving), 0);
+    rig_stream(&rig, 0, "a", 4);
+    feed_mixture(0, 1, 40000, 21);
+    hash = rig_hash(&rig, 0);
+    id = atomic_load(&rig.slots[0].stream_id);
+    rig_close(&rig);
+    assert_int_equal(rig_open(&rig, folder, &saving), 0);
+    count = checkpoint_list(&rig.keeper.at, id, tokens);
+    assert_true(count >= 1);
+    for (uint32_t i = 0; i < count; i++) {
+        size_t bytes;
+        uint32_t *old = (void *)rig.keeper.restore; /* magic, version, ... */
+        assert_int_equal(
+            checkpoint_read(&rig.keeper.at, id, tokens[i], old, rig.keeper.buffer_bytes, &bytes),
+            0);
+        old[1]--;
+        assert_int_equal(checkpoint_write(&rig.keeper.at, id, tokens[i], old, bytes), 0);
+    }
+    rig_stream(&rig, 0, "a", 4);
+    rig_compute(&rig);
+    assert_int_equal(rig.slots[0].checkpoint, 0);
+    rig_settle(&rig);
+    assert_int_equal(rig_hash(&rig, 0), hash);
+    assert_int_equal(slot_lag(&rig.slots[0]), 0);
+}
+
 /* A stream leaves its slot and comes back to another one. */
 static void parking_changes_nothing(void **state)
 {
@@ -417,6 +451,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(lag_is_bounded, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_crash_and_replay_change_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_checkpoint_changes_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(an_old_checkpoint_is_not_used, set_up, tear_down),
         cmocka_unit_test_setup_teardown(parking_changes_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(removal_leaves_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(killed_in_the_middle, set_up, tear_down),

@@ -130,7 +130,7 @@ static void shorten(const struct held *from, struct held *to)
     y->summary_count = x->summary_count + a->ring - b->ring;
     memcpy((char *)y + b->capacity, (const char *)x + a->capacity, a->fixed_k - a->capacity);
     memcpy((char *)y + b->sink_k, (const char *)x + a->sink_k, a->ring_k - a->sink_k);
-    memcpy((char *)y + b->pending, (const char *)x + a->pending, a->bytes - a->pending);
+    memcpy((char *)y + b->window_k[0], (const char *)x + a->window_k[0], a->bytes - a->window_k[0]);
     for (uint32_t h = 0; h < a->heads; h++)
         for (int v = 0; v < 2; v++) {
             const f16 *in = STATE_AT_CONST(x, v ? a->fixed_v : a->fixed_k, f16) +

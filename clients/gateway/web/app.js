@@ -103,10 +103,8 @@ function drawStrip(stream, card) {
     parts.push(cold);
   }
   const ring = tier(stream, "ring");
-  const pending = tier(stream, "pending");
   parts.push(filled("sinks", tier(stream, "sinks"), "sinks"),
              filled("summary", tier(stream, "summary"), "summary"), ringPart(stream, card, ring));
-  if (pending.bytes_plan) parts.push(filled("ring", pending, "pending segment"));
   parts.push(filled("window", tier(stream, "window"), "window"));
   card.strip.replaceChildren(...parts);
   card.chunks = stream.chunks;
