@@ -146,7 +146,7 @@ class Pairs:
             chunk = np.unique(chunk)
             shared = np.isin(chunk, question) & (self.random.rand(len(chunk)) < lose)
             questions.append(question)
-            chunks.append(chunk[~shared])
+            chunks.append(chunk if shared.all() else chunk[~shared])
         return questions, chunks
 
     def pool(self, sort, count):
