@@ -3,10 +3,10 @@
 
 Producers feed and a questioner asks without pause while, in a seeded order, siltd is killed, is
 stopped for a while, has its disk filled up (where a small file system can be mounted), has bits of
-its checkpoints flipped while it is down, and is talked to by clients that ask and never read, that
-send what is no message, and that go in the middle. Nothing acked may be lost, a question must get an
-answer again after each fault, facts planted in the text must be found, and at the end every stream's
-memory must be, to the bit, that of a siltd to which nothing ever happened.
+its checkpoints flipped while it is down, and is talked to by clients that ask and never read,
+that send what is no message, and that go in the middle. Nothing acked may be lost, a question must
+get an answer again after each fault, facts planted in the text must be found, and at the end every
+stream's memory must be, to the bit, that of a siltd to which nothing ever happened.
 """
 
 import pathlib

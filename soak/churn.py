@@ -32,7 +32,8 @@ class Churn:
         self.siltd, self.record = siltd, record
         self.client = silt.Client(siltd.endpoint)
         self.texts = {}  # stream -> all that was acked
-        self.counts = dict.fromkeys(("feed", "ask", "fork", "remove", "idle", "restart", "check"), 0)
+        verbs = ("feed", "ask", "fork", "remove", "idle", "restart", "check")
+        self.counts = dict.fromkeys(verbs, 0)
         self.wrong, self.serial = [], 0
         self.rate = 0.0
 

@@ -1,9 +1,10 @@
 /*
- * endless: one stream without end. Feeds text for as many tokens as asked and watches that memory,
- * bytes in use and the time a chunk takes stay what they were.
+ * endless: one stream without end. Feeds text for as many tokens or minutes as asked and watches
+ * that memory, bytes in use and the time a chunk takes stay what they were, and that facts planted
+ * on the way are found again at any distance.
  *
- * Each sample is a row of CSV; the last lines say what was seen and whether it held. Exit status 0:
- * it did.
+ * Samples become rows of CSV, a thousand at most however long it runs; the last lines say what was
+ * seen and whether it held. Exit status 0: it did.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -15,35 +16,51 @@
 #include <unistd.h>
 
 #include "clients/client.h"
+#include "soak/probe.h"
 #include "soak/siltd.h"
 
 enum {
-    SAMPLES_MAX = 1 << 16,
+    TOKENS_DEFAULT = 200000,
+    SAMPLES_MAX = 1 << 14, /* then every second one goes */
+    ROWS_MAX = 1000,       /* of the CSV */
     PIECE_BYTES = 16 << 10,
     TEXT_BYTES_MAX = 64 << 20,
     SETTLE_TOKENS = 10000, /* from here on nothing may grow */
+    CHUNK_TOKENS = 256,
     SAMPLE_MS = 250,
+    DRAIN_MS = 60000,
+    PROBES = 200,            /* of a run of so many tokens */
+    PROBE_TOKENS_MIN = 4096, /* but not more often */
+    PROBE_TOKENS_MAX = 50000,
 };
-#define RESIDENT_GROWTH_MAX 0.01 /* of the process, after SETTLE_TOKENS */
+#define TOKENS_ENDLESS      ((uint64_t)1 << 50) /* with --minutes alone */
+#define RESIDENT_GROWTH_MAX 0.01                /* of the process, after SETTLE_TOKENS */
+#define RESIDENT_SLACK      6e6  /* of a process so small that a cache is more than that */
+#define SLOWER_MAX          1.25 /* processor time a chunk, last tenth against first */
+#define FOUND_MIN           0.9  /* of the planted facts asked for */
 
 struct sample {
-    double seconds;
-    uint64_t tokens, acked, resident, used, disk, segments_cold;
+    double seconds, cpu; /* of siltd's processor */
+    uint64_t tokens, acked, indexed, resident, used, disk, segments_cold;
+    uint32_t asked, found, answered;
 };
 
 struct soak {
     struct siltd siltd;
     struct client *client;
     struct producer *producer;
-    const char *program, *model, *adapter, *csv;
+    const char *program, *model, *adapter, *csv, *disk;
     uint64_t tokens;
+    double minutes, slower_max;
     uint32_t threads, ratio;
     uint8_t *text;
     size_t text_bytes, text_at;
-    struct sample *samples;
+    struct sample *samples; /* [SAMPLES_MAX] */
     size_t sample_count;
+    double sample_s; /* between two */
     double start;
-    uint64_t plan;
+    uint64_t plan, probe_tokens, plant_at, ask_at;
+    struct probe probe;
 };
 
 static double now(void)
@@ -88,48 +105,108 @@ static int read_text(struct soak *s, char **files, int count)
     return 0;
 }
 
+/* Room for more: every second one goes, and they come half as often. */
+static void thin(struct soak *s)
+{
+    for (size_t i = 0; i < SAMPLES_MAX / 2; i++)
+        s->samples[i] = s->samples[2 * i];
+    s->sample_count = SAMPLES_MAX / 2;
+    s->sample_s *= 2;
+}
+
 static int take_sample(struct soak *s, struct sample *out)
 {
     struct client_stream_stat stat;
     struct client_error error;
     if (client_stat(s->client, "endless", &stat, &error))
         return complain("stat", &error);
-    *out = (struct sample){
-        now() - s->start, stat.tokens_computed, stat.tokens_acked, siltd_resident_bytes(&s->siltd),
-        stat.bytes_used,  stat.bytes_disk,      stat.segments_cold};
+    *out = (struct sample){.seconds = now() - s->start,
+                           .cpu = siltd_cpu_seconds(&s->siltd),
+                           .tokens = stat.tokens_computed,
+                           .acked = stat.tokens_acked,
+                           .indexed = stat.indexed_to,
+                           .resident = siltd_resident_bytes(&s->siltd),
+                           .used = stat.bytes_used,
+                           .disk = stat.bytes_disk,
+                           .segments_cold = stat.segments_cold,
+                           .asked = s->probe.asked,
+                           .found = s->probe.found,
+                           .answered = s->probe.answered};
     s->plan = stat.bytes_plan;
     client_stat_free(&stat);
-    if (s->sample_count < SAMPLES_MAX)
-        s->samples[s->sample_count++] = *out;
+    if (s->sample_count == SAMPLES_MAX)
+        thin(s);
+    s->samples[s->sample_count++] = *out;
     if (isatty(STDERR_FILENO))
-        fprintf(stderr, "\r%" PRIu64 " of %" PRIu64 " tokens, %.0f tokens/s, resident %.1f MB   ",
-                out->tokens, s->tokens, (double)out->tokens / out->seconds,
-                (double)out->resident / 1e6);
+        fprintf(stderr,
+                "\r%" PRIu64 " tokens, %.0f s, %.0f tokens/s, resident %.1f MB, found %u of %u   ",
+                out->tokens, out->seconds, (double)out->tokens / out->seconds,
+                (double)out->resident / 1e6, out->found, out->asked);
     return 0;
 }
 
-/* Feeds whatever fits siltd's credit, a sample every quarter of a second, until enough is computed.
- */
-static int feed(struct soak *s)
+/* A fact, acked, so that it is known where in the stream it ends. */
+static int plant(struct soak *s)
 {
     struct client_error error;
+    struct client_stream_stat stat;
+    char fact[FACT_BYTES];
+    size_t bytes = probe_plant(&s->probe, fact);
+    if (producer_write(s->producer, fact, bytes, &error) ||
+        producer_drain(s->producer, DRAIN_MS, &error) ||
+        client_stat(s->client, "endless", &stat, &error))
+        return complain("plant", &error);
+    probe_planted(&s->probe, stat.tokens_acked + 1);
+    client_stat_free(&stat);
+    return 0;
+}
+
+static int probe(struct soak *s, const struct sample *last)
+{
+    struct client_error error;
+    int code = 0;
+    if (last->acked >= s->plant_at) {
+        s->plant_at = last->acked + s->probe_tokens;
+        code = plant(s);
+    }
+    if (!code && last->tokens >= s->ask_at) {
+        s->ask_at = last->tokens + s->probe_tokens;
+        if (probe_ask(&s->probe, s->client, "endless", last->indexed, &error))
+            return complain("ask", &error);
+    }
+    return code;
+}
+
+static int feed_credit(struct soak *s, const struct sample *last)
+{
+    struct client_error error;
+    while (producer_room(s->producer) >= PIECE_BYTES &&
+           last->acked < s->tokens + (s->tokens >> 3)) {
+        size_t left = s->text_bytes - s->text_at, bytes = left < PIECE_BYTES ? left : PIECE_BYTES;
+        if (producer_write(s->producer, s->text + s->text_at, bytes, &error))
+            return complain("feed", &error);
+        s->text_at = (s->text_at + bytes) % s->text_bytes;
+    }
+    if (producer_work(s->producer, 20, &error))
+        return complain("feed", &error);
+    return 0;
+}
+
+/* Feeds whatever fits siltd's credit until enough is computed or the time is over. */
+static int feed(struct soak *s)
+{
     struct sample last = {0};
     double next = s->start;
-    while (last.tokens < s->tokens) {
-        while (producer_room(s->producer) >= PIECE_BYTES &&
-               last.acked < s->tokens + (s->tokens >> 3)) {
-            size_t left = s->text_bytes - s->text_at,
-                   bytes = left < PIECE_BYTES ? left : PIECE_BYTES;
-            if (producer_write(s->producer, s->text + s->text_at, bytes, &error))
-                return complain("feed", &error);
-            s->text_at = (s->text_at + bytes) % s->text_bytes;
-        }
-        if (producer_work(s->producer, 20, &error))
-            return complain("feed", &error);
+    while (last.tokens < s->tokens && (!s->minutes || last.seconds < s->minutes * 60)) {
+        int code = feed_credit(s, &last);
+        if (code)
+            return code;
         if (now() < next)
             continue;
-        next += SAMPLE_MS / 1e3;
-        int code = take_sample(s, &last);
+        next = now() + s->sample_s;
+        code = take_sample(s, &last);
+        if (!code)
+            code = probe(s, &last);
         if (code)
             return code;
     }
@@ -138,29 +215,41 @@ static int feed(struct soak *s)
     return 0;
 }
 
-static double seconds_at(const struct soak *s, double tokens)
-{
-    for (size_t i = 1; i < s->sample_count; i++) {
-        const struct sample *a = &s->samples[i - 1], *b = &s->samples[i];
-        if ((double)b->tokens >= tokens && b->tokens > a->tokens)
-            return a->seconds + (b->seconds - a->seconds) * (tokens - (double)a->tokens) /
-                                    (double)(b->tokens - a->tokens);
-    }
-    return s->samples[s->sample_count - 1].seconds;
-}
-
 static void write_csv(const struct soak *s, FILE *f)
 {
+    size_t step = (s->sample_count + ROWS_MAX - 1) / ROWS_MAX;
     fprintf(f, "seconds,tokens_computed,tokens_acked,resident_bytes,used_bytes,disk_bytes,segments_"
-               "cold\n");
-    for (size_t i = 0; i < s->sample_count; i++) {
+               "cold,recall_asked,recall_found,recall_answered,cpu_seconds\n");
+    for (size_t i = 0; i < s->sample_count; i += step) {
         const struct sample *a = &s->samples[i];
-        fprintf(f, "%.2f,%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64 "\n",
-                a->seconds, a->tokens, a->acked, a->resident, a->used, a->disk, a->segments_cold);
+        fprintf(f,
+                "%.2f,%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64
+                ",%u,%u,%u,%.2f\n",
+                a->seconds, a->tokens, a->acked, a->resident, a->used, a->disk, a->segments_cold,
+                a->asked, a->found, a->answered, a->cpu);
     }
 }
 
-static int judge(const struct soak *s)
+/* Tokens a second of wall clock, and milliseconds of processor a chunk, between two shares of the
+ * run. Other work on the machine slows the former; the latter it hardly touches. */
+static void pace(const struct soak *s, double from, double to, double *rate, double *cpu_ms)
+{
+    double n = (double)s->samples[s->sample_count - 1].tokens;
+    const struct sample *a = NULL, *b = NULL;
+    for (size_t i = 0; i < s->sample_count; i++) {
+        if (!a && (double)s->samples[i].tokens >= from * n)
+            a = &s->samples[i];
+        if ((double)s->samples[i].tokens <= to * n)
+            b = &s->samples[i];
+    }
+    *rate = *cpu_ms = 0;
+    if (!a || !b || b->tokens <= a->tokens)
+        return;
+    *rate = (double)(b->tokens - a->tokens) / (b->seconds - a->seconds);
+    *cpu_ms = 1e3 * CHUNK_TOKENS * (b->cpu - a->cpu) / (double)(b->tokens - a->tokens);
+}
+
+static bool judge_memory(const struct soak *s)
 {
     uint64_t least = UINT64_MAX, most = 0, used = 0;
     for (size_t i = 0; i < s->sample_count; i++) {
@@ -171,17 +260,36 @@ static int judge(const struct soak *s)
         most = a->resident > most ? a->resident : most;
         used = a->used > used ? a->used : used;
     }
-    double n = (double)s->tokens, growth = (double)most / (double)least - 1;
-    double early = seconds_at(s, 0.2 * n) - seconds_at(s, 0.1 * n),
-           late = seconds_at(s, n) - seconds_at(s, 0.9 * n);
+    double growth = (double)most / (double)least - 1;
     printf("resident memory after %d tokens: %.1f to %.1f MB, %.2f %% apart (at most %.0f %%)\n",
            SETTLE_TOKENS, (double)least / 1e6, (double)most / 1e6, 100 * growth,
            100 * RESIDENT_GROWTH_MAX);
     printf("stream: at most %.2f MB in use of the %.2f MB planned\n", (double)used / 1e6,
            (double)s->plan / 1e6);
-    printf("time a chunk, last tenth to second tenth: %.3f (%.1f and %.1f tokens/s)\n",
-           late / early, 0.1 * n / late, 0.1 * n / early);
-    bool ok = growth <= RESIDENT_GROWTH_MAX && used <= s->plan;
+    return (growth <= RESIDENT_GROWTH_MAX || (double)(most - least) < RESIDENT_SLACK) &&
+           used <= s->plan;
+}
+
+static int judge(const struct soak *s)
+{
+    const struct probe *p = &s->probe;
+    const struct sample *end = &s->samples[s->sample_count - 1];
+    double first, second, last, first_ms, second_ms, last_ms;
+    bool ok = judge_memory(s);
+    pace(s, 0, 0.1, &first, &first_ms);
+    pace(s, 0.1, 0.2, &second, &second_ms);
+    pace(s, 0.9, 1, &last, &last_ms);
+    printf("%" PRIu64
+           " tokens in %.0f s; first, second and last tenth: %.0f, %.0f, %.0f tokens/s\n",
+           end->tokens, end->seconds, first, second, last);
+    printf("time a chunk, last tenth to first: %.3f on the clock, %.3f of the processor (%.2f and "
+           "%.2f ms; at most %.2f); to second: %.3f and %.3f\n",
+           first / last, last_ms / first_ms, last_ms, first_ms, s->slower_max, second / last,
+           last_ms / second_ms);
+    printf("facts planted %u, asked for %u, among the sources %u (at least %.0f %%), in the answer "
+           "%u\n",
+           p->planted, p->asked, p->found, 100 * FOUND_MIN, p->answered);
+    ok &= last_ms <= s->slower_max * first_ms && p->found >= FOUND_MIN * p->asked;
     puts(ok ? "held" : "did not hold");
     return ok ? 0 : 1;
 }
@@ -190,7 +298,7 @@ static int run(struct soak *s)
 {
     struct client_error error;
     struct client_opened opened;
-    int code = siltd_start(&s->siltd, s->program, s->model, s->adapter, s->threads);
+    int code = siltd_start(&s->siltd, s->program, s->model, s->adapter, s->threads, s->disk);
     if (code)
         return code;
     struct client_options options = {.endpoint = s->siltd.endpoint};
@@ -200,6 +308,13 @@ static int run(struct soak *s)
         (code = producer_open(&s->producer, s->client, "endless", "soak", &error)))
         return complain("open", &error);
     s->start = now();
+    s->sample_s = SAMPLE_MS / 1e3;
+    s->probe_tokens = s->tokens / PROBES;
+    if (s->probe_tokens < PROBE_TOKENS_MIN)
+        s->probe_tokens = PROBE_TOKENS_MIN;
+    if (s->probe_tokens > PROBE_TOKENS_MAX)
+        s->probe_tokens = PROBE_TOKENS_MAX;
+    s->ask_at = s->probe_tokens;
     code = feed(s);
     if (code)
         return code;
@@ -216,49 +331,88 @@ static int run(struct soak *s)
 
 static void usage(void)
 {
-    puts("endless [FILE…]: one stream without end; memory and time a chunk must stay flat\n"
-         "  --tokens N (200000)   --dmc 1|2|4|8   --threads N\n"
-         "  --siltd PROGRAM (build/siltd)  --model GGUF  --adapter GGUF   default: those of siltd\n"
-         "  --csv FILE            samples are appended there, else printed");
+    puts(
+        "endless [FILE…]: one stream without end; memory and time a chunk must stay flat, planted\n"
+        "facts must be found\n"
+        "  --tokens N (200000)   --minutes M (no limit)   whichever is over first\n"
+        "  --dmc 1|2|4|8   --threads N   --seed N (1)\n"
+        "  --slower-max X (1.25) most that a chunk of the last tenth may take, of one of the "
+        "first\n"
+        "  --siltd PROGRAM (build/siltd)  --model GGUF  --adapter GGUF   default: those of siltd\n"
+        "  --disk SIZE           siltd's quota: cold segments are merged, then dropped\n"
+        "  --csv FILE            samples are appended there, else printed");
+}
+
+static const struct option longs[] = {{"tokens", 1, 0, 'n'},
+                                      {"minutes", 1, 0, 'M'},
+                                      {"dmc", 1, 0, 'd'},
+                                      {"threads", 1, 0, 't'},
+                                      {"seed", 1, 0, 'S'},
+                                      {"siltd", 1, 0, 's'},
+                                      {"model", 1, 0, 'm'},
+                                      {"adapter", 1, 0, 'a'},
+                                      {"csv", 1, 0, 'c'},
+                                      {"disk", 1, 0, 'D'},
+                                      {"help", 0, 0, 'h'},
+                                      {"slower-max", 1, 0, 'x'},
+                                      {0}};
+
+/* False: show how it is used. */
+static bool take_option(struct soak *s, int option)
+{
+    switch (option) {
+    case 'n':
+        s->tokens = strtoull(optarg, NULL, 0);
+        return true;
+    case 'M':
+        s->minutes = strtod(optarg, NULL);
+        return true;
+    case 'd':
+        s->ratio = (uint32_t)strtoul(optarg, NULL, 0);
+        return true;
+    case 't':
+        s->threads = (uint32_t)strtoul(optarg, NULL, 0);
+        return true;
+    case 'S':
+        s->probe.seed = strtoull(optarg, NULL, 0);
+        return true;
+    case 'x':
+        s->slower_max = strtod(optarg, NULL);
+        return true;
+    case 's':
+        s->program = optarg;
+        return true;
+    case 'm':
+        s->model = optarg;
+        return true;
+    case 'a':
+        s->adapter = optarg;
+        return true;
+    case 'c':
+        s->csv = optarg;
+        return true;
+    case 'D':
+        s->disk = optarg;
+        return true;
+    default:
+        return false;
+    }
 }
 
 int main(int argc, char **argv)
 {
-    struct soak s = {.program = "build/siltd", .tokens = 200000};
-    static const struct option longs[] = {
-        {"tokens", 1, 0, 'n'}, {"dmc", 1, 0, 'd'},   {"threads", 1, 0, 't'},
-        {"siltd", 1, 0, 's'},  {"model", 1, 0, 'm'}, {"adapter", 1, 0, 'a'},
-        {"csv", 1, 0, 'c'},    {"help", 0, 0, 'h'},  {0}};
-    for (int c; (c = getopt_long(argc, argv, "h", longs, NULL)) != -1;) {
-        switch (c) {
-        case 'n':
-            s.tokens = strtoull(optarg, NULL, 0);
-            break;
-        case 'd':
-            s.ratio = (uint32_t)strtoul(optarg, NULL, 0);
-            break;
-        case 't':
-            s.threads = (uint32_t)strtoul(optarg, NULL, 0);
-            break;
-        case 's':
-            s.program = optarg;
-            break;
-        case 'm':
-            s.model = optarg;
-            break;
-        case 'a':
-            s.adapter = optarg;
-            break;
-        case 'c':
-            s.csv = optarg;
-            break;
-        default:
+    struct soak s = {.program = "build/siltd", .slower_max = SLOWER_MAX, .probe = {.seed = 1}};
+    int code;
+
+    for (int c; (c = getopt_long(argc, argv, "h", longs, NULL)) != -1;)
+        if (!take_option(&s, c)) {
             usage();
             return c == 'h' ? 0 : 2;
         }
-    }
+    if (!s.tokens)
+        s.tokens = s.minutes > 0 ? TOKENS_ENDLESS : TOKENS_DEFAULT;
     s.samples = calloc(SAMPLES_MAX, sizeof *s.samples);
-    int code = s.samples ? read_text(&s, argv + optind, argc - optind) : -ENOMEM;
+    code = s.samples ? read_text(&s, argv + optind, argc - optind) : -ENOMEM;
     if (!code)
         code = run(&s);
     producer_close(&s.producer);

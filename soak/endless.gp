@@ -1,18 +1,22 @@
-# Memory and speed over one endless stream, from the CSV of build/endless.
-set terminal svg size 900,520 background "white"
+# Memory, speed and recall over one endless stream, from the CSV of build/endless.
+set terminal svg size 900,700 background "white"
 set output svg
 set datafile separator ","
 set datafile commentschars "#"
 set xlabel "tokens read"
 set format x "%.0s%c"
 set key bottom right
-set multiplot layout 2,1
+set multiplot layout 3,1
 set ylabel "MB"
 set yrange [0:*]
-plot csv using 2:($4/1e6) skip 1 with lines lw 2 title "resident, whole process", \
-     csv using 2:($5/1e6) skip 1 with lines lw 2 title "in use by the stream"
-set ylabel "tokens/s"
+plot csv using (column("tokens_computed")):(column("resident_bytes")/1e6) with lines lw 2 title "resident, whole process", \
+     csv using (column("tokens_computed")):(column("used_bytes")/1e6) with lines lw 2 title "in use by the stream"
+set ylabel "ms a chunk"
 p = 0; q = 0
-plot csv using 2:(d = $2 - p, t = $1 - q, p = $2, q = $1, t > 0 ? d / t : NaN) skip 1 \
-     with points pt 7 ps 0.3 lc 3 title "speed, each sample"
+plot csv using (column("tokens_computed")):(d = $2 - p, t = $1 - q, p = $2, q = $1, d > 0 ? 256e3 * t / d : NaN) \
+     with points pt 7 ps 0.3 lc 3 title "time a chunk, between samples"
+set ylabel "facts"
+plot csv using (column("tokens_computed")):(column("recall_asked")) with lines lw 4 lc rgb "#bbbbbb" title "asked for", \
+     csv using (column("tokens_computed")):(column("recall_found")) with lines lw 2 title "found among the sources", \
+     csv using (column("tokens_computed")):(column("recall_answered")) with lines lw 2 title "in the answer"
 unset multiplot

@@ -1,5 +1,5 @@
-"""What the soaks in Python share: a siltd of one's own, a record that becomes a CSV and a live line,
-and the journal read back.
+"""What the soaks in Python share: a siltd of one's own, a record that becomes a CSV and a live
+line, and the journal read back.
 
 A soak prints its seed first, a line of progress while it runs (over itself on a terminal, twice a
 minute elsewhere), and what held last; exit status 0: all of it did.

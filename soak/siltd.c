@@ -18,7 +18,7 @@ static void sleep_ms(long ms)
 }
 
 static void child(const struct siltd *s, const char *program, const char *model,
-                  const char *adapter, uint32_t threads)
+                  const char *adapter, uint32_t threads, const char *disk)
 {
     char data[160], log[160], count[16];
     const char *argv[16] = {program, "--listen", s->endpoint, "--data", data};
@@ -33,6 +33,8 @@ static void child(const struct siltd *s, const char *program, const char *model,
         argv[n++] = "--adapter", argv[n++] = adapter;
     if (threads)
         argv[n++] = "--threads", argv[n++] = count;
+    if (disk)
+        argv[n++] = "--disk", argv[n++] = disk;
     fd = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd >= 0) {
         dup2(fd, STDOUT_FILENO);
@@ -56,7 +58,7 @@ static void print_log(const struct siltd *s)
 }
 
 int siltd_start(struct siltd *out, const char *program, const char *model, const char *adapter,
-                uint32_t threads)
+                uint32_t threads, const char *disk)
 {
     *out = (struct siltd){0};
     snprintf(out->folder, sizeof out->folder, "/tmp/silt-soak-XXXXXX");
@@ -67,7 +69,7 @@ int siltd_start(struct siltd *out, const char *program, const char *model, const
     if (out->pid < 0)
         return -errno;
     if (!out->pid)
-        child(out, program, model, adapter, threads);
+        child(out, program, model, adapter, threads, disk);
     for (int waited = 0; waited < START_MS_MAX; waited += POLL_MS) {
         int status;
         if (waitpid(out->pid, &status, WNOHANG) == out->pid) {
@@ -120,4 +122,21 @@ uint64_t siltd_resident_bytes(const struct siltd *s)
     if (f)
         fclose(f);
     return kb << 10;
+}
+
+double siltd_cpu_seconds(const struct siltd *s)
+{
+    char path[64], line[1024];
+    const char *at;
+    unsigned long user = 0, system = 0;
+    FILE *f;
+
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)s->pid);
+    f = fopen(path, "r");
+    /* The name in brackets may hold anything; fields 14 and 15 come after it. */
+    if (f && fgets(line, sizeof line, f) && (at = strrchr(line, ')')))
+        sscanf(at + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system);
+    if (f)
+        fclose(f);
+    return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
 }

@@ -12,13 +12,16 @@ struct siltd {
     char endpoint[128];
 };
 
-/* model and adapter: NULL: the defaults, adapter "none" for none. threads 0: all. Returns 0 or a
+/* model and adapter: NULL: the defaults, adapter "none" for none. threads 0: all; disk: a
+ * quota as siltd's --disk takes it, or NULL. Returns 0 or a
  * negative errno with a sentence on stderr. Waits until it listens. */
 int siltd_start(struct siltd *out, const char *program, const char *model, const char *adapter,
-                uint32_t threads);
+                uint32_t threads, const char *disk);
 /* SIGTERM, then its exit status: 0 is a clean end. Removes the folder. */
 int siltd_stop(struct siltd *siltd);
 /* Bytes of memory that the kernel counts as resident, 0: it is gone. */
 uint64_t siltd_resident_bytes(const struct siltd *siltd);
+/* Seconds of processor that it has used, of all threads. */
+double siltd_cpu_seconds(const struct siltd *siltd);
 
 #endif

@@ -119,7 +119,7 @@ static int name_watch(struct follow *follow, struct name *name)
     }
     /* Between the two looks the name may have moved on once more. */
     fstat(fd, &st);
-    if (!name->next_count)
+    if (name->next_count < 2) /* from when there is one behind the oldest, that one is given up */
         name->next_us = silt_now_us();
     name->next[name->next_count++] = fd;
     name->device = st.st_dev;

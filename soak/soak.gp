@@ -1,0 +1,36 @@
+# What a soak saw over time: memory, disk and one figure of its own, from the CSV of soak/*.py.
+set terminal svg size 900,620 background "white"
+set output svg
+set datafile separator ","
+set datafile commentschars "#"
+set xlabel "minutes"
+set key outside right
+set multiplot layout 3,1 title title
+set ylabel "MB"
+set yrange [0:*]
+plot csv using ($1/60):(column("resident_bytes")/1e6) with lines lw 2 title "resident"
+set ylabel "MB on disk"
+if (title eq "feed") {
+    set ylabel "MB of text"
+    plot csv using ($1/60):(column("written_bytes")/1e6) with lines lw 3 title "written", \
+         csv using ($1/60):(column("acked_bytes")/1e6) with lines lw 1 lc rgb "black" title "acked"
+    set ylabel "so far"
+    plot csv using ($1/60):(column("rotations")) with lines lw 2 title "rotations", \
+         csv using ($1/60):(column("kills")) with steps lw 2 title "kills"
+} else {
+    plot csv using ($1/60):(column("disk_bytes")/1e6) with lines lw 2 lc 3 title "disk"
+}
+if (title eq "churn") {
+    set ylabel "so far"
+    set y2label "tokens/s"
+    set y2tics
+    plot csv using ($1/60):(column("operations")) with lines lw 2 title "operations", \
+         csv using ($1/60):(column("tokens_per_second")) axes x1y2 with points pt 7 ps 0.4 title "of a check"
+}
+if (title eq "chaos") {
+    set ylabel "so far"
+    plot csv using ($1/60):(column("faults")) with lines lw 2 title "faults", \
+         csv using ($1/60):(column("recall_asked")) with lines lw 3 title "facts asked for", \
+         csv using ($1/60):(column("recall_found")) with lines lw 1 lc rgb "black" title "facts found"
+}
+unset multiplot
