@@ -34,7 +34,7 @@ class Tokenizer:
     """The smollm pre-tokenizer: digits one by one, then GPT-2 byte-level BPE, from the GGUF."""
 
     def __init__(self, model_path):
-        from tokenizers import Tokenizer as Fast, models, pre_tokenizers
+        from tokenizers import Tokenizer as Fast, decoders, models, pre_tokenizers
         meta = gguf.Reader(model_path).meta
         tokens = meta["tokenizer.ggml.tokens"]
         merges = [tuple(line.split(" ", 1)) for line in meta["tokenizer.ggml.merges"]]
@@ -43,6 +43,10 @@ class Tokenizer:
         self.fast.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+        self.fast.decoder = decoders.ByteLevel()
+
+    def decode(self, ids):
+        return self.fast.decode(list(ids), skip_special_tokens=False)
 
     def encode(self, text):
         return np.array(self.fast.encode(text, add_special_tokens=False).ids, np.uint16)

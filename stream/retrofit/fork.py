@@ -31,13 +31,13 @@ def read_memory(evaluator, tokens, ratio):
     c, kept, rows = evaluator.constants, [], len(tokens)
     plain = model_file.attention_function
 
-    def capture(q, keys, values, column, *more):
+    def capture(q, keys, values, column, n, entries):
         # A chunk of padding behind the stream sees what a fork would: its own rows are cut off.
-        shared = keys.shape[1] - sum(more[1:]) - c["n"] - c["m"]
+        shared = keys.shape[1] - entries - n - c["m"]
         last = [part.unflatten(0, (rows, -1))[:, -1] for part in (keys, values, column)]
         kept.append((last[0][:, :shared].clone(), last[1][:, :shared].clone(),
                      last[2][..., :shared].clone()))
-        return plain(q, keys, values, column, *more)
+        return plain(q, keys, values, column, n, entries)
 
     ids = F.pad(torch.from_numpy(tokens.astype("int64")).to(evaluator.device), (0, c["n"]))
     _, tables = evaluator.tables(rows, ids.shape[1] // c["n"], c["ring"])
