@@ -24,7 +24,8 @@
 #include "kernels/kernels.h"
 
 enum {
-    STREAM_BLOCK_TOKENS = 32, /* ingest computes blocks of this many tokens, aligned in the chunk */
+    STREAM_BLOCK_TOKENS = 32, /* ingest computes blocks of this many tokens, aligned in the chunk;
+                               * what is merged in one is seen merged when the next has ended */
     STREAM_SINK_TOKENS_MAX = 16, /* an adapter may ask for fewer */
     STREAM_RING_MAX = 256,
     STREAM_RATIO_MAX = 8,
