@@ -78,6 +78,23 @@ void *extents_take(struct extents *extents, size_t bytes)
     return extents->base + from;
 }
 
+size_t extents_room(const struct extents *extents)
+{
+    size_t from = 0, most = 0;
+
+    if (extents->count == extents->list_max)
+        return 0;
+    for (uint32_t at = 0; at <= extents->count; at++) {
+        const struct extent *next = at < extents->count ? &extents->list[at] : NULL;
+        size_t room = (next ? next->from : extents->bytes) - from;
+
+        most = room > most ? room : most;
+        if (next)
+            from = next->from + next->bytes;
+    }
+    return most / EXTENT_ALIGN * EXTENT_ALIGN;
+}
+
 void extents_give(struct extents *extents, void *memory)
 {
     size_t from = (size_t)((uint8_t *)memory - extents->base);

@@ -86,11 +86,18 @@ static int build_prompt(struct sched *sched, struct ask *ask)
     return ask->prompt_count + ANSWER_TOKENS_MIN <= FORK_TOKENS_MAX ? 0 : -ENOSPC;
 }
 
-/* All that was acked when the question came is in the stream, or all of the past that it is about;
- * or nobody asked for that. */
-static bool wait_over(const struct ask *ask, const struct slot *slot)
+/* All that was acked when the question came is in the stream and its chunks in the text index, or
+ * all of the past that it is about; or nobody asked for that. */
+static bool wait_over(const struct sched *sched, const struct ask *ask, const struct slot *slot)
 {
-    return !ask->wait || atomic_load(&slot->ring.head) >= ask->wait_for;
+    uint64_t chunks = ask->wait_for / sched->info.chunk_tokens;
+
+    if (!ask->wait)
+        return true;
+    if (atomic_load(&slot->ring.head) < ask->wait_for)
+        return false;
+    return !sched->search || atomic_load(&slot->past) || atomic_load(&slot->unindexed) ||
+           atomic_load(&slot->indexed_to) >= chunks * sched->info.chunk_tokens;
 }
 
 static bool start(struct sched *sched, struct ask *ask)
@@ -103,7 +110,7 @@ static bool start(struct sched *sched, struct ask *ask)
              "the stream cannot be computed: see siltd's log, restart siltd");
         return true;
     }
-    if (!wait_over(ask, slot))
+    if (!wait_over(sched, ask, slot))
         return false;
     result = fork_open(&ask->fork, slot->stream, ask->memory, ask->memory_bytes);
     if (result) {

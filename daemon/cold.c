@@ -24,6 +24,7 @@ enum {
     ATTACH_PATIENCE_MS = 1000, /* a stream's first segments may come before the loop knows its id */
     EPOCH = 1,
     COLD_PERIOD_US = 500000, /* the folder is measured so often */
+    SAY_PERIOD_US = 60000000,
     /* What text, index, their logs and a checkpoint may add meanwhile. */
     DISK_RESERVE_BYTES_MAX = 8 << 20,
     DISK_RESERVE_SHARE = 4,
@@ -35,7 +36,7 @@ struct spill_options cold_options(const struct core *core, uint32_t streams_max)
                                   .streams_max = streams_max,
                                   .staging_max = STAGING_SEGMENTS,
                                   .fetches_max = FETCHES,
-                                  .dtype = SEGMENT_F16};
+                                  .dtype = core->config.segments};
 }
 
 static void fetched(void *user)
@@ -49,7 +50,13 @@ static void segment_leaves(void *user, const struct segment_view *segment)
 {
     static const struct timespec pause = {.tv_nsec = 1000000};
     struct slot *slot = user;
+    struct chunk_time time = {0};
     int result = -ENOENT;
+
+    if (slot->times_count)
+        time = slot->times[segment->number % slot->times_count];
+    if (time.end != segment->number + 1)
+        time = (struct chunk_time){0};
 
     for (int i = 0; i < ATTACH_PATIENCE_MS && result == -ENOENT; i++) {
         uint64_t stream_id = atomic_load(&slot->stream_id);
@@ -58,7 +65,7 @@ static void segment_leaves(void *user, const struct segment_view *segment)
             nanosleep(&pause, NULL);
         if (!stream_id)
             return; /* being removed */
-        result = spill_put_wait(slot->spill, stream_id, segment, 0, 0);
+        result = spill_put_wait(slot->spill, stream_id, segment, time.from_us, time.to_us);
     }
     if (result)
         say(SAY_WARN, "a segment of the stream in slot %u is not kept: %s", slot->index,
@@ -84,7 +91,7 @@ static int open_spill(struct core *core, char *error, size_t error_bytes)
     struct spill_stat stat;
     int result;
 
-    if (!core->info.adapter_fingerprint)
+    if (!core->info.adapter_fingerprint || core->config.segments == SEGMENT_NONE)
         return 0;
     options.fetched = fetched;
     options.fetched_user = core;
@@ -156,9 +163,37 @@ static void remove_words(struct core *core, uint64_t stream_id)
     search_forget(core->search, stream_id);
 }
 
+/* Segments of another kind than the ones that are there cannot lie beside them: these go, and the
+ * text of their chunks is still found. True: they are of another. */
+static bool kind_changed(const struct core *core)
+{
+    char path[PATH_BYTES_MAX + 24], kind = '0' + SEGMENT_F16;
+    char now = (char)('0' + core->config.segments);
+    int fd;
+    bool changed;
+
+    if (!core->spill)
+        return false;
+    snprintf(path, sizeof path, "%s/segments/.kind", core->config.data);
+    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return false;
+    if (read(fd, &kind, 1) != 1)
+        kind = '0' + SEGMENT_F16;
+    changed = kind != now;
+    if (changed)
+        say(SAY_WARN, "--segments is another than before: the cold segments so far are dropped");
+    if (pwrite(fd, &now, 1, 0) != 1)
+        say(SAY_WARN, "%s cannot be written: %s", path, strerror(errno));
+    close(fd);
+    return changed;
+}
+
 void cold_sweep(struct core *core, bool (*known)(void *core, uint64_t stream_id))
 {
-    sweep(core, "segments", core->config.rebuild ? NULL : known, remove_segments);
+    bool all = kind_changed(core) || core->config.rebuild;
+
+    sweep(core, "segments", all ? NULL : known, remove_segments);
     sweep(core, "search", known, remove_words);
 }
 
@@ -189,6 +224,50 @@ static uint64_t folder_bytes(int at, const char *name, const char *without, int 
     return sum;
 }
 
+static uint64_t file_bytes(const char *path)
+{
+    struct stat status;
+
+    return stat(path, &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
+}
+
+void cold_stream_bytes(const struct core *core, uint64_t stream_id, uint64_t *checkpoints,
+                       uint64_t *index)
+{
+    static const char *const ends[] = {"", "-wal", "-shm"};
+    char path[PATH_BYTES_MAX + 64];
+
+    snprintf(path, sizeof path, "%s/checkpoints/%016llx", core->config.data,
+             (unsigned long long)stream_id);
+    *checkpoints = folder_bytes(AT_FDCWD, path, NULL, 0);
+    *index = 0;
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        snprintf(path, sizeof path, "%s/search/%016llx.db%s", core->config.data,
+                 (unsigned long long)stream_id, ends[i]);
+        *index += file_bytes(path);
+    }
+}
+
+/* What the quota costs the past is said when it begins, then once in a while. */
+static void say_costs(struct core *core, uint64_t now)
+{
+    struct spill_stat stat;
+
+    if (!core->spill || now < core->cold_said_us + SAY_PERIOD_US)
+        return;
+    spill_stat(core->spill, &stat);
+    if (stat.segments_merged == core->cold_merged && stat.segments_dropped == core->cold_dropped)
+        return;
+    say(SAY_INFO,
+        "to stay below --disk, %llu cold segments were averaged with their neighbours and %llu "
+        "dropped, the oldest first",
+        (unsigned long long)(stat.segments_merged - core->cold_merged),
+        (unsigned long long)(stat.segments_dropped - core->cold_dropped));
+    core->cold_said_us = now;
+    core->cold_merged = stat.segments_merged;
+    core->cold_dropped = stat.segments_dropped;
+}
+
 /* Everything under --data counts: what journal, index and checkpoints take, segments cannot have;
  * where these alone fill it, nothing more is acked. */
 void cold_tick(struct core *core)
@@ -204,6 +283,7 @@ void cold_tick(struct core *core)
     atomic_store(&core->disk_others, others);
     if (!most)
         return;
+    say_costs(core, now);
     if (reserve > DISK_RESERVE_BYTES_MAX)
         reserve = DISK_RESERVE_BYTES_MAX;
     full = others + reserve > most;

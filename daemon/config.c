@@ -20,6 +20,7 @@ enum option_kind {
     OPTION_SIZE,
     OPTION_COUNT,
     OPTION_CHOICE,
+    OPTION_SEGMENTS,
     OPTION_FLAG
 };
 
@@ -60,6 +61,10 @@ static const struct option_row rows[] = {
      0, NULL, NULL},
     {"when-full", "stop|trim", "at the bound: stop taking text, or drop the oldest (default: stop)",
      OPTION_CHOICE, AT(when_full_trim), 0, 0, "stop", "trim"},
+    {"segments", "f16|int8|none",
+     "how cold segments are kept: int8 takes half the disk for a little loss; none:\n"
+     "not at all (default: f16)",
+     OPTION_SEGMENTS, AT(segments), 0, 0, NULL, NULL},
     {"lag-tokens-max", "N",
      "tokens of a stream acked and not yet computed (default: 65536);\n"
      "a producer that is further ahead waits",
@@ -122,6 +127,7 @@ void config_defaults(struct config *config)
     config->clients_max = CLIENTS_DEFAULT;
     config->lag_tokens_max = LAG_TOKENS_DEFAULT;
     config->device = DEVICE_CPU;
+    config->segments = SEGMENT_F16;
     config->feature_mask = UINT32_MAX;
     if (endpoint_default(config->listen, sizeof config->listen))
         config->listen[0] = '\0';
@@ -204,6 +210,22 @@ static int set_choice(struct config *config, const struct option_row *row, const
     return 0;
 }
 
+static int set_segments(struct config *config, const char *value, char *error, size_t error_bytes)
+{
+    static const struct {
+        const char *name;
+        enum segment_dtype dtype;
+    } kinds[] = {{"f16", SEGMENT_F16}, {"int8", SEGMENT_INT8}, {"none", SEGMENT_NONE}};
+
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strcmp(value, kinds[i].name) == 0) {
+            config->segments = kinds[i].dtype;
+            return 0;
+        }
+    snprintf(error, error_bytes, "--segments: '%s' is neither f16, int8 nor none", value);
+    return -EINVAL;
+}
+
 static int set_option(struct config *config, const struct option_row *row, const char *value,
                       char *error, size_t error_bytes)
 {
@@ -230,6 +252,8 @@ static int set_option(struct config *config, const struct option_row *row, const
         return set_count((uint32_t *)(void *)field, row, value, error, error_bytes);
     case OPTION_CHOICE:
         return set_choice(config, row, value, error, error_bytes);
+    case OPTION_SEGMENTS:
+        return set_segments(config, value, error, error_bytes);
     case OPTION_FLAG:
         *(bool *)(void *)field = strcmp(value, "no") != 0 && strcmp(value, "0") != 0;
         return 0;

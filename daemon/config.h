@@ -22,7 +22,8 @@ struct config {
     enum device device;
     bool adapter_given; /* named by the user: then it must be there and fit */
     bool when_full_trim;
-    bool rebuild; /* replay all streams with another adapter */
+    enum segment_dtype segments; /* NONE: cold ones are not kept */
+    bool rebuild;                /* replay all streams with another adapter */
     bool debug;
 };
 

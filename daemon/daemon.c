@@ -134,7 +134,9 @@ static void measure_cold(struct core *core, struct plan_costs *costs)
     uint32_t streams = core->config.streams_max ? core->config.streams_max : PLAN_STREAMS_DEFAULT;
     struct spill_options options = cold_options(core, streams);
 
-    costs->spill_bytes = core->info.adapter_fingerprint ? spill_bytes(core->engine, &options) : 0;
+    costs->spill_bytes = core->info.adapter_fingerprint && options.dtype != SEGMENT_NONE
+                             ? spill_bytes(core->engine, &options)
+                             : 0;
     costs->search_bytes = search_bytes(streams, ingest_scratch_tokens(core->config.lag_tokens_max));
 }
 

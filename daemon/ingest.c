@@ -139,12 +139,14 @@ static bool has_room(const struct ingest *ingest, struct slot *slot, uint32_t co
     return lag_of(slot) + count <= ingest->lag_tokens_max;
 }
 
-static void stage_tokens(const struct ingest *ingest, struct slot *slot, uint32_t count)
+static void stage_tokens(const struct ingest *ingest, struct slot *slot, uint32_t count,
+                         uint64_t time_us)
 {
     struct ingest_slot *in = &slot->ingest;
 
     if (!in->live)
         return; /* replay gets there */
+    slot_note_time(slot, in->staged, in->staged + count, time_us);
     for (uint32_t i = 0; i < count; i++)
         slot->ring.tokens[(in->staged + i) % slot->ring.capacity] = ingest->scratch[i];
     in->staged += count;
@@ -192,7 +194,7 @@ static void store_request(struct ingest *ingest, struct slot *slot,
     tail->text = forming->text;
     tail->tokens += forming->count;
     snprintf(tail->producer, sizeof tail->producer, "%s", request->producer);
-    stage_tokens(ingest, slot, forming->count);
+    stage_tokens(ingest, slot, forming->count, request->time_us);
 }
 
 /* Forms the tokens of a request in scratch and notes where each item begins. */

@@ -11,6 +11,8 @@ static void take_slot(struct slot *slot, const struct journal_stream *stream)
     struct ingest_slot *in = &slot->ingest;
 
     memset(in, 0, sizeof *in);
+    if (slot->times_count)
+        memset(slot->times, 0, slot->times_count * sizeof *slot->times);
     in->open = true;
     in->stream_id = stream->id;
     in->working.items = stream->items;

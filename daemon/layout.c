@@ -1,6 +1,6 @@
 #include "daemon/layout.h"
 
-enum { ALIGN = 64, RING_SLACK_TOKENS = 8192 };
+enum { ALIGN = 64, RING_SLACK_TOKENS = 8192, CHUNK_TOKENS = 256 };
 
 _Static_assert(RING_SLACK_TOKENS >= 4096 + PRETOKEN_BYTES_MAX + 8,
                "a slice of replayed text always fits an empty ring");
@@ -15,9 +15,17 @@ uint32_t layout_ring_tokens(uint32_t lag_tokens_max)
     return lag_tokens_max + RING_SLACK_TOKENS;
 }
 
+/* Chunks whose times a slot remembers: those of a full token ring and of the stream's own. Where an
+ * adapter's chunks are shorter, some are forgotten. */
+static uint32_t times_count(uint32_t lag_tokens_max)
+{
+    return layout_ring_tokens(lag_tokens_max) / CHUNK_TOKENS + STREAM_RING_MAX + 8;
+}
+
 uint64_t layout_ring_bytes(uint32_t lag_tokens_max)
 {
-    return up((uint64_t)layout_ring_tokens(lag_tokens_max) * sizeof(int32_t));
+    return up((uint64_t)layout_ring_tokens(lag_tokens_max) * sizeof(int32_t)) +
+           up(times_count(lag_tokens_max) * sizeof(struct chunk_time));
 }
 
 uint64_t layout_record_bytes(uint32_t streams_max, uint32_t forks_max, uint32_t heads)
@@ -70,6 +78,9 @@ static void carve_streams(struct core *core, uint32_t heads)
         slot->index = i;
         slot->ring.capacity = capacity;
         slot->ring.tokens = take(core, capacity, sizeof(int32_t));
+        slot->times_count = times_count(core->config.lag_tokens_max);
+        slot->times = take(core, slot->times_count, sizeof *slot->times);
+        slot->chunk_tokens = core->info.chunk_tokens;
         arena_settle(&core->arena, slot->ring.tokens);
         slot->stat.entries = take(core, heads, sizeof(uint64_t));
         pthread_mutex_init(&slot->stat_lock, NULL);

@@ -74,5 +74,7 @@ struct extents {
 };
 void *extents_take(struct extents *extents, size_t bytes); /* 64-aligned; NULL: no room */
 void extents_give(struct extents *extents, void *memory);
+/* The most that extents_take gives now. */
+size_t extents_room(const struct extents *extents);
 
 #endif

@@ -18,12 +18,13 @@ static uint32_t ring_room(const struct slot *slot)
 
 /* Puts tokens in the ring, without those that the stream has already (it came from a checkpoint).
  * The caller has seen that there is room. */
-static void put_tokens(struct slot *slot, const int32_t *tokens, uint32_t count)
+static void put_tokens(struct slot *slot, const int32_t *tokens, uint32_t count, uint64_t time_us)
 {
     struct replay *replay = &slot->ingest.replay;
     uint64_t tail = atomic_load_explicit(&slot->ring.tail, memory_order_relaxed);
     uint64_t end = slot->ingest.past ? slot->ingest.tokens_to : UINT64_MAX;
 
+    slot_note_time(slot, replay->token, replay->token + count, time_us);
     for (uint32_t i = 0; i < count; i++, replay->token++)
         if (replay->token >= tail && replay->token < end)
             slot->ring.tokens[tail++ % slot->ring.capacity] = tokens[i];
@@ -76,6 +77,25 @@ int replay_text_before(struct ingest *ingest, uint64_t stream_id, uint64_t ordin
     return 0;
 }
 
+/* Times of the chunks that a restored stream holds in its ring: their segments leave it later. */
+static int note_times(struct ingest *ingest, struct slot *slot, uint64_t token, uint64_t ordinal)
+{
+    const struct ingest_slot *in = &slot->ingest;
+    uint64_t held = (uint64_t)(slot->options.ring_segments + 2) * slot->chunk_tokens, at, time_us;
+    struct journal_item item;
+    uint64_t from = token > held ? token - held : 0;
+    int result = replay_find(ingest, in->stream_id, in->committed.items, from, &item, &at);
+
+    for (time_us = item.time_us; !result && at < ordinal; time_us = item.time_us) {
+        uint64_t begin = item.token_from;
+
+        result = journal_item_get(ingest->journal, in->stream_id, ++at, &item);
+        if (!result)
+            slot_note_time(slot, begin, item.token_from, time_us);
+    }
+    return result;
+}
+
 static int start(struct ingest *ingest, struct slot *slot)
 {
     struct ingest_slot *in = &slot->ingest;
@@ -96,6 +116,11 @@ static int start(struct ingest *ingest, struct slot *slot)
     if (result)
         return result;
     replay->token = item.token_from;
+    result = note_times(ingest, slot, token, replay->ordinal);
+    if (!result) /* its bytes have moved */
+        result = journal_item_get(ingest->journal, in->stream_id, replay->ordinal, &item);
+    if (result)
+        return result;
     return replay_text_before(ingest, in->stream_id, replay->ordinal, item.held_before,
                               &replay->text);
 }
@@ -112,7 +137,7 @@ static int replay_text(struct ingest *ingest, struct slot *slot, const struct jo
         return 0;
     count = token_feed(ingest->tokenizer, &replay->text, item->item.bytes + replay->offset, n,
                        ingest->scratch);
-    put_tokens(slot, ingest->scratch, (uint32_t)count);
+    put_tokens(slot, ingest->scratch, (uint32_t)count, item->time_us);
     replay->offset += n;
     if (replay->offset == item->item.bytes_count) {
         replay->offset = 0;
@@ -147,11 +172,11 @@ static int replay_other(struct ingest *ingest, struct slot *slot, const struct j
     }
     left = count - (uint32_t)replay->offset;
     if (left > room) {
-        put_tokens(slot, ingest->scratch + replay->offset, room);
+        put_tokens(slot, ingest->scratch + replay->offset, room, item->time_us);
         replay->offset += room;
         return 0;
     }
-    put_tokens(slot, ingest->scratch + replay->offset, left);
+    put_tokens(slot, ingest->scratch + replay->offset, left, item->time_us);
     replay->text = text;
     replay->offset = 0;
     replay->ordinal++;

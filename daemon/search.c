@@ -27,7 +27,8 @@ static const char *const statement_text[STATEMENTS] = {
     [ADD_WORDS] = "INSERT INTO words (rowid, text) VALUES (?,?)",
     [FIND] = "SELECT rowid, bm25(words) FROM words WHERE words MATCH ? AND rowid < ? "
              "ORDER BY rank LIMIT ?",
-    [GET_TEXT] = "SELECT token_from, token_to, time_from_us, text FROM chunks WHERE chunk = ?",
+    [GET_TEXT] = "SELECT token_from, token_to, time_from_us, text, time_to_us FROM chunks WHERE "
+                 "chunk = ?",
     [GET_EXCERPT] = "SELECT snippet(words, 0, '', '', ' … ', ?) FROM words "
                     "WHERE words MATCH ? AND rowid = ?",
     [GET_END] = "SELECT max(chunk) FROM chunks",
@@ -306,6 +307,14 @@ static int index_batch(struct search *s, struct cursor *c, struct word_table *t)
     return result ? result : count > 0;
 }
 
+/* A question may wait for the index. */
+static void note_indexed(const struct search *s, struct slot *slot, bool failed)
+{
+    atomic_store(&slot->unindexed, failed);
+    if (s->options.done_bell)
+        doorbell_ring(s->options.done_bell);
+}
+
 /* The slot's stream goes on being indexed. True: there is more to do now. */
 static bool index_slot(struct search *s, uint32_t index)
 {
@@ -321,6 +330,8 @@ static bool index_slot(struct search *s, uint32_t index)
         return false;
     t = use_table(s, stream_id);
     if (!t)
+        note_indexed(s, slot, true);
+    if (!t)
         return false;
     if (c->stream_id != stream_id)
         result = start_cursor(s, c, t, stream_id);
@@ -333,9 +344,11 @@ static bool index_slot(struct search *s, uint32_t index)
                 sqlite3_errmsg(t->db));
         close_table(t);
         c->stream_id = 0; /* begins again from what is stored */
+        note_indexed(s, slot, true);
         return false;
     }
     atomic_store(&slot->indexed_to, c->chunk * chunk);
+    note_indexed(s, slot, false);
     return result > 0 && atomic_load(&slot->tokens_acked) >= (c->chunk + 1) * chunk;
 }
 
@@ -405,12 +418,13 @@ static void get_text(struct search *s, struct word_table *t, struct search_text 
     out->text[0] = '\0';
     out->token_from = out->chunk * s->options.chunk_tokens;
     out->token_to = out->token_from + s->options.chunk_tokens;
-    out->time_us = 0;
+    out->time_us = out->time_to_us = 0;
     sqlite3_bind_int64(get, 1, (int64_t)out->chunk);
     if (sqlite3_step(get) == SQLITE_ROW) {
         out->token_from = (uint64_t)sqlite3_column_int64(get, 0);
         out->token_to = (uint64_t)sqlite3_column_int64(get, 1);
         out->time_us = (uint64_t)sqlite3_column_int64(get, 2);
+        out->time_to_us = (uint64_t)sqlite3_column_int64(get, 4);
         copy_text(out, get, 3);
     }
     sqlite3_reset(get);

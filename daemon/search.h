@@ -35,7 +35,8 @@ struct search_hit {
     double score; /* larger is better */
 };
 struct search_text {
-    uint64_t chunk, token_from, token_to, time_us;
+    uint64_t chunk, token_from, token_to;
+    uint64_t time_us, time_to_us; /* of its first and last text */
     uint32_t bytes;
     char text[SEARCH_TEXT_MAX]; /* whole UTF-8 characters, terminated */
 };

@@ -168,11 +168,12 @@ static bool options_of(struct core *core, const struct wire_client *client,
     return true;
 }
 
-/* The lowest ratio whose stream fits what is free; the largest if none does. */
+/* The lowest ratio whose stream fits what is free of the plan; where none does, the highest: an
+ * idle stream has to make room for it. */
 static void choose_ratio(const struct core *core, struct wire_request *request)
 {
-    size_t room = core->pool.bytes - core->pool.used;
-    uint32_t best = 0;
+    size_t room = extents_room(&core->pool);
+    uint32_t best = 0, highest = 0;
 
     for (uint32_t i = 0; i < core->info.ratio_count; i++) {
         struct stream_options options = {core->info.ratio[i], request->ring_segments};
@@ -181,8 +182,10 @@ static void choose_ratio(const struct core *core, struct wire_request *request)
 
         if (bytes && bytes <= room && (!best || options.dmc_ratio < best))
             best = options.dmc_ratio;
+        if (bytes && options.dmc_ratio > highest)
+            highest = options.dmc_ratio;
     }
-    request->dmc_ratio = best;
+    request->dmc_ratio = best ? best : highest;
 }
 
 void serve_send_opened(struct core *core, const struct wire_client *client, uint64_t id,

@@ -232,6 +232,7 @@ static size_t fill_sources(const struct ask *ask, Silt__V1__Source *sources,
         source->from = text->token_from;
         source->to = text->token_to;
         source->time_us = text->time_us;
+        source->time_to_us = text->time_to_us;
         if (wire_utf8_valid((const uint8_t *)text->text, text->bytes))
             source->text = (char *)(uintptr_t)text->text;
         list[count++] = source;

@@ -107,6 +107,7 @@ static void give_slot(struct slot *slot, const struct record *record, uint32_t i
     atomic_store(&slot->tokens_acked, record->tokens);
     atomic_store(&slot->indexed_to, 0);
     atomic_store(&slot->rebuild_to, 0);
+    atomic_store(&slot->unindexed, false);
     atomic_store(&slot->ready, false);
     atomic_store(&slot->behind, false);
     atomic_store(&slot->credit_wanted, false);

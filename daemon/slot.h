@@ -22,6 +22,12 @@ struct token_ring {
     _Atomic uint64_t tail; /* next to come */
 };
 
+/* Wall clock of the text of one chunk, as its sources gave it. */
+struct chunk_time {
+    uint64_t end; /* chunk + 1; 0: nothing is known here */
+    uint64_t from_us, to_us;
+};
+
 /* What stat shows, copied out by the compute thread after each block. */
 struct slot_stat {
     struct stream_stat stream;
@@ -76,6 +82,7 @@ struct slot {
     _Atomic uint64_t tokens_acked;
     _Atomic uint64_t bytes_text;
     _Atomic uint64_t indexed_to; /* tokens in the text index; the search thread's */
+    _Atomic bool unindexed;      /* the search thread cannot */
     _Atomic uint64_t rebuild_to; /* tokens that are read again from the journal; 0: none were */
     _Atomic bool past;           /* as the stream was once: never saved, gone with its question */
     _Atomic bool unread;         /* its journal could not be read to the end */
@@ -87,6 +94,10 @@ struct slot {
     struct slot_stat stat;
 
     struct ingest_slot ingest; /* the journal thread's */
+    /* [times_count] by chunk: the journal thread's of tokens that the ring does not show yet, then
+     * the compute thread's, which needs them until a chunk leaves the stream's ring. */
+    struct chunk_time *times;
+    uint32_t times_count, chunk_tokens;
 
     struct spill *spill; /* where its cold segments go; NULL: nowhere */
 
@@ -95,6 +106,23 @@ struct slot {
     uint64_t checkpoint; /* tokens in the newest one */
     bool closing;        /* told to close; waits to be saved */
 };
+
+/* Tokens [from, to) of the stream are of this time. */
+static inline void slot_note_time(struct slot *slot, uint64_t from, uint64_t to, uint64_t time_us)
+{
+    while (from < to && slot->times_count) {
+        uint64_t chunk = from / slot->chunk_tokens;
+        struct chunk_time *time = &slot->times[chunk % slot->times_count];
+
+        if (time->end != chunk + 1)
+            *time = (struct chunk_time){chunk + 1, time_us, time_us};
+        if (time_us < time->from_us)
+            time->from_us = time_us;
+        if (time_us > time->to_us)
+            time->to_us = time_us;
+        from = (chunk + 1) * slot->chunk_tokens;
+    }
+}
 
 static inline uint32_t ring_count(const struct token_ring *ring)
 {

@@ -111,6 +111,11 @@ static void fill_cold(struct core *core, uint64_t stream_id, struct stat_parts *
     if (!core->spill || spill_stream_stat(core->spill, stream_id, &cold) != 0)
         return;
     parts->stat.bytes_disk += cold.bytes_disk;
+    parts->stat.bytes_segments = cold.bytes_disk;
+    parts->stat.segments_merged = cold.segments_merged;
+    parts->stat.segments_dropped = cold.segments_dropped;
+    parts->stat.segments_repaired = cold.segments_repaired;
+    parts->stat.segments_approximate = cold.segments_approximate;
     for (int i = SEGMENT_MISSING; i < SEGMENT_FAULTS && used < sizeof parts->faults; i++)
         if (cold.faults[i])
             used += (size_t)snprintf(
@@ -146,6 +151,10 @@ static void fill_stream(struct core *core, uint32_t index, struct stat_parts *pa
     }
     out->bytes_disk = out->bytes_text;
     fill_cold(core, record->stream_id, parts);
+    if (with_heads) {
+        cold_stream_bytes(core, record->stream_id, &out->bytes_checkpoints, &out->bytes_index);
+        out->bytes_disk += out->bytes_checkpoints + out->bytes_index;
+    }
 }
 
 void stats_stream(struct core *core, const struct wire_client *client, uint64_t id, uint32_t record)

@@ -155,6 +155,7 @@ static int merge_some(struct spill *s, struct spill_stream *stream, uint32_t lev
         stream->level[level + 1].from = from;
     stream->level[level + 1].to = to;
     s->stat.segments_merged += 2 * (to - from);
+    stream->merged += 2 * (to - from);
     pthread_mutex_unlock(&s->lock);
     return drop(s, stream, level, 2 * to);
 }
@@ -179,6 +180,7 @@ void spill_make_room(struct spill *s, uint64_t need)
         code = drop(s, stream, level, stream->level[level].from + 1);
         pthread_mutex_lock(&s->lock);
         s->stat.segments_dropped++;
+        stream->dropped++;
         pthread_mutex_unlock(&s->lock);
     }
     if (code) {

@@ -196,7 +196,7 @@ int stream_restore(struct stream *stream, const void *state, size_t bytes);
  * spill_step and alone calls what is marked so. What is on disk can be made again from the journal:
  * nothing here is synced for its own sake, and nothing is used that does not check out.
  */
-enum segment_dtype { SEGMENT_F16 = 1, SEGMENT_INT8 = 2 };
+enum segment_dtype { SEGMENT_NONE, SEGMENT_F16, SEGMENT_INT8 };
 
 /* What was wrong with a record, and so was not used. */
 enum segment_fault {
@@ -235,6 +235,8 @@ struct spill_stream_stat {
     uint64_t chunks_from, chunks_to; /* with a segment on disk */
     uint64_t records;                /* that hold them */
     uint64_t bytes_disk;
+    uint64_t segments_merged, segments_dropped;       /* since it was attached */
+    uint64_t segments_repaired, segments_approximate; /* written by spill_repair */
     uint64_t faults[SEGMENT_FAULTS];
 };
 /* A segment read back; rows are valid until the fetch is released. */

@@ -4,6 +4,8 @@ gone when it is removed."""
 import json
 import pathlib
 import random
+import struct
+import time
 
 import lib
 
@@ -11,6 +13,8 @@ WORDS = ("meeting report budget network server house river stone bread window ga
          "train letter music winter summer doctor school bridge").split()
 FACT = "The access code for the Kestrel vault is 48213 and the guard is named Ottoline.\n"
 QUESTION = "Who guards the Kestrel vault?"
+F16_RECORD = 20480  # bytes of the tiny model's
+TIME_OFFSET = 80    # of time_from_us in struct segment_header
 
 
 def daemon(*args, data=None):
@@ -134,6 +138,74 @@ def test_a_disk_quota_holds():
         assert stat["segments_cold"] > 700
         sources = found(ask(siltd, "s"))
         assert sources, "the text of what was merged is still found"
+
+
+def header_times(path, record_bytes):
+    """Wall-clock ranges that the records of a segment file name, in microseconds."""
+    data = path.read_bytes()
+    for at in range(0, len(data), record_bytes):
+        if data[at:at + 8] == b"SILTSEG1":
+            yield struct.unpack_from("<QQ", data, at + TIME_OFFSET)
+
+
+def test_segments_know_when_their_text_was():
+    with daemon() as siltd:
+        before = time.time() * 1e6
+        feed(siltd, "s", text(300, 20))
+        siltd.stop()
+        siltd.start()  # what was in the ring then knows it too
+        feed(siltd, "s", text(300, 20, seed=3))
+        found_one = found(ask(siltd, "s"))[0]
+        assert found_one["time"] <= found_one["time_to"]
+        siltd.stop()
+        times = [t for path in segment_files(siltd) for t in header_times(path, F16_RECORD)]
+        assert len(times) > 30
+        assert all(before <= first <= last <= time.time() * 1e6 for first, last in times), times
+
+
+def test_segments_as_int8_or_not_at_all():
+    with daemon("--segments", "int8") as siltd:
+        stat = feed(siltd, "s", text(700, 20))
+        assert found(ask(siltd, "s", "--recall", "segments"))
+        assert not lib.stat(siltd.endpoint, "s")["degraded"]
+        small = stat["bytes_disk_by_tier"]["segments"]
+        siltd.stop()
+    with daemon("--segments", "none") as siltd:
+        feed(siltd, "s", text(700, 20))
+        assert not segment_files(siltd)
+        assert found(ask(siltd, "s"))  # by its text
+    with daemon() as siltd:
+        stat = feed(siltd, "s", text(700, 20))
+        # Of the tiny model: its heads are short, so scales and the header's page weigh much.
+        assert small < 0.85 * stat["bytes_disk_by_tier"]["segments"], stat
+        siltd.command += ["--segments", "int8"]
+        siltd.stop()
+        siltd.start()
+        lib.wait_until("the stream is back", lambda: done(siltd, "s"))
+        assert "--segments is another" in siltd.log_text()
+        assert not segment_files(siltd)
+        assert found(ask(siltd, "s"))
+        assert not lib.stat(siltd.endpoint, "s")["degraded"]
+
+
+def test_wait_waits_for_the_index():
+    for i in range(3):
+        with daemon() as siltd:
+            lib.silt(siltd.endpoint, "feed", "s", stdin=text(1500, 1400, seed=i))
+            answer = ask(siltd, "s", "--wait")
+            assert answer["position"] == answer["acked"]
+            assert lib.stat(siltd.endpoint, "s")["indexed_to"] == answer["acked"] // 256 * 256
+            assert found(answer), answer["sources"]
+
+
+def test_auto_takes_the_lowest_ratio_that_fits():
+    with daemon() as siltd:
+        ratios = []
+        for name in ("a", "b"):
+            lib.silt(siltd.endpoint, "open", name, "--dmc", "auto")
+            ratios.append(lib.stat(siltd.endpoint, name)["dmc_ratio_asked"])
+        # The plan's two places are for streams at 2x: one at 1x leaves less than that.
+        assert ratios[0] == 1 and ratios[1] > 2, ratios
 
 
 if __name__ == "__main__":
