@@ -37,12 +37,13 @@ static json_t *sources_json(const struct client_answer *answer)
 /* What OpenAI's form has no place for. */
 static json_t *silt_json(const struct question *q)
 {
-    return json_pack(
-        "{s:s, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:o}", "stream", q->chat.stream, "position",
-        (json_int_t)q->answer.position, "acked", (json_int_t)q->answer.acked, "messages_known",
-        (json_int_t)q->messages_known, "messages_new", (json_int_t)q->messages_new, "wait_seconds",
-        (double)q->answer.wait_us / 1e6, "prefill_seconds", (double)q->answer.prefill_us / 1e6,
-        "decode_seconds", (double)q->answer.decode_us / 1e6, "sources", sources_json(&q->answer));
+    return json_pack("{s:s, s:b, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:o}", "stream", q->chat.stream,
+                     "branched", q->branched, "position", (json_int_t)q->answer.position, "acked",
+                     (json_int_t)q->answer.acked, "messages_known", (json_int_t)q->messages_known,
+                     "messages_new", (json_int_t)q->messages_new, "wait_seconds",
+                     (double)q->answer.wait_us / 1e6, "prefill_seconds",
+                     (double)q->answer.prefill_us / 1e6, "decode_seconds",
+                     (double)q->answer.decode_us / 1e6, "sources", sources_json(&q->answer));
 }
 
 static json_t *usage_json(const struct question *q)

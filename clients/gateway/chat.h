@@ -11,7 +11,9 @@
 #include "clients/gateway/gateway.h"
 
 enum history_mode {
-    HISTORY_FULL,   /* as OpenAI's clients do: all of the conversation, of which the end is new */
+    HISTORY_FULL,   /* as OpenAI's clients do: all of the conversation, of which the end is new; one
+                       that was edited goes on in a branch of the stream */
+    HISTORY_STRICT, /* the same, but one that was edited is refused */
     HISTORY_APPEND, /* all that is sent is new */
     HISTORY_ADOPT,  /* all but the last is taken to be in the stream, whatever it says */
     HISTORY_NONE,   /* a question outside of any conversation: nothing is kept */
@@ -49,6 +51,7 @@ struct question {
     struct client_error error; /* code 0: none */
     struct client_answer answer;
     size_t messages_known, messages_new;
+    bool branched;
     uint64_t id, begun_us, first_us;
     time_t created;
 
@@ -70,5 +73,16 @@ void question_close(struct question **question);
 /* Waits for text after `seen` bytes or the end; false: neither within the time. Locked on return.
  */
 bool question_wait(struct question *question, size_t seen, int milliseconds);
+
+/* ---- branch.c: histories that were edited ---- */
+
+enum { BRANCHES_MAX = 8 };
+
+/* After chain_match said -ESTALE: closes the chain and opens that of the branch which holds most of
+ * the history and nothing else, or a new one, whose name the chat gets. A new branch is an empty
+ * stream: the caller feeds it the common turns with the rest. *tokens: of that stream. 0, or a
+ * negative errno with question->error. */
+int branch_take(struct question *question, struct client *client,
+                const struct client_stream_stat *origin, struct chain *chain, uint64_t *tokens);
 
 #endif

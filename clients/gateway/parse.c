@@ -239,10 +239,12 @@ static int history_of(struct chat *chat, const char *mode, struct client_error *
         chat->history = HISTORY_FULL;
     else if (!strcasecmp(mode, "append"))
         chat->history = HISTORY_APPEND;
+    else if (!strcasecmp(mode, "strict"))
+        chat->history = HISTORY_STRICT;
     else if (!strcasecmp(mode, "adopt"))
         chat->history = HISTORY_ADOPT;
     else
-        return FAIL("X-Silt-History is full, append or adopt");
+        return FAIL("X-Silt-History is full, strict, append or adopt");
     return 0;
 }
 

@@ -121,7 +121,7 @@ static int settle_doubt(struct question *q, struct chain *chain,
                         const struct client_stream_stat *stat)
 {
     if (!chain->doubt || stat->tokens_acked == chain->tokens_before ||
-        q->chat.history != HISTORY_FULL) {
+        (q->chat.history != HISTORY_FULL && q->chat.history != HISTORY_STRICT)) {
         chain->doubt = false;
         return 0;
     }
@@ -151,13 +151,16 @@ static int find_known(struct question *q, struct chain *chain)
         return r ? fault(q, r, "cannot be written") : 0;
     }
     r = chain_match(chain, chat->messages, chat->count, &differs);
+    if (r == -ESTALE && chat->history == HISTORY_FULL)
+        return r;
     if (r == -ESTALE) {
         q->error = (struct client_error){.code = r};
-        snprintf(q->error.text, sizeof q->error.text,
-                 "message %zu is not what stream %s holds (it has %llu): a stream cannot be "
-                 "edited. Send the history as it was, use another stream, or send only what is new "
-                 "with the header X-Silt-History: append",
-                 differs, chat->stream, (unsigned long long)chain->count);
+        snprintf(
+            q->error.text, sizeof q->error.text,
+            "message %zu is not what stream %s holds (it has %llu): a stream cannot be "
+            "edited. Send the history as it was, use another stream, send only what is new with "
+            "the header X-Silt-History: append, or leave the header out and a branch is made",
+            differs, chat->stream, (unsigned long long)chain->count);
         return r;
     }
     if (r)
@@ -259,6 +262,7 @@ static int with_chain(struct question *q, struct client *client)
 {
     struct client_stream_stat stat;
     struct chain chain;
+    uint64_t tokens;
     int r = client_stream_open(client, q->chat.stream, NULL, NULL, &q->error);
 
     if (!r)
@@ -270,10 +274,13 @@ static int with_chain(struct question *q, struct client *client)
         fault(q, r, "cannot be opened");
         goto error;
     }
+    tokens = stat.tokens_acked;
     r = settle_doubt(q, &chain, &stat);
     if (!r)
         r = find_known(q, &chain);
-    if (!r && chain_begin(&chain, stat.tokens_acked))
+    if (r == -ESTALE && !q->error.code)
+        r = branch_take(q, client, &stat, &chain, &tokens);
+    if (!r && chain_begin(&chain, tokens))
         r = fault(q, -EIO, "cannot be written");
     if (!r)
         r = converse(q, client, &chain);

@@ -114,9 +114,11 @@ def test_edited_history_is_refused():
         before = gateway.tokens()
         history += [("assistant", reply), ("user", "Three?")]
         edited = [("user", "Other?"), *history[1:]]
-        refused(gateway.chat(edited), 409, "message 0 is not what stream s holds")
-        refused(gateway.chat(history[:1]), 409, "message 1")
-        refused(gateway.chat([*history[:3], ("assistant", "forged"), history[4]]), 409, "message 3")
+        strict = {"X-Silt-History": "strict"}
+        refused(gateway.chat(edited, headers=strict), 409, "message 0 is not what stream s holds")
+        refused(gateway.chat(history[:1], headers=strict), 409, "message 1")
+        refused(gateway.chat([*history[:3], ("assistant", "forged"), history[4]], headers=strict),
+                409, "message 3")
         assert gateway.tokens() == before
         adopted = gateway.chat(edited, headers={"X-Silt-History": "adopt"})
         edited += [("assistant", words(adopted)), ("user", "Four?")]
@@ -126,6 +128,35 @@ def test_edited_history_is_refused():
         # A stream that was removed and made again knows nothing.
         lib.silt(gateway.endpoint, "rm", "s")
         assert gateway.chat([("user", "One?")])[1]["silt"]["messages_known"] == 0
+
+
+def test_edited_history_branches():
+    with Gateway() as gateway:
+        history = [("user", "One?")]
+        for text in ("Two?", "Three?"):
+            history += [("assistant", words(gateway.chat(history))), ("user", text)]
+        origin = gateway.tokens()
+        edited = [*history[:2], ("user", "Other?")]
+        answer = gateway.chat(edited)
+        assert answer[1]["silt"]["branched"] and answer[1]["silt"]["stream"] == "s.edit-1", answer
+        assert answer[1]["silt"]["messages_new"] == 3
+        edited += [("assistant", words(answer)), ("user", "And?")]
+        answer = gateway.chat(edited)  # it goes on there, and only what is new is sent
+        assert answer[1]["silt"]["stream"] == "s.edit-1" and not answer[1]["silt"]["branched"]
+        assert answer[1]["silt"]["messages_new"] == 1
+        assert gateway.tokens() == origin  # the stream itself is as it was,
+        answer = gateway.chat(history)  # and goes on too
+        assert answer[1]["silt"]["stream"] == "s" and answer[1]["silt"]["messages_new"] == 1
+        answer = gateway.chat(history)  # the same once more: another answer, in another branch
+        assert answer[1]["silt"]["stream"] == "s.edit-2" and answer[1]["silt"]["branched"]
+        # A branch has what a stream of the same turns has.
+        plain = gateway.chat(history, "plain", temperature=0)
+        assert gateway.tokens("s.edit-2") - answer[1]["usage"]["completion_tokens"] == (
+            gateway.tokens("plain") - plain[1]["usage"]["completion_tokens"])
+        for i in range(8):
+            words(gateway.chat([("user", f"Branch {i}?")]))
+        names = lib.silt(gateway.endpoint, "ls", "-q").out.decode().split()
+        assert sum(name.startswith("s.edit-") for name in names) == 8, names
 
 
 def test_cut_off_request_is_known():
@@ -303,9 +334,15 @@ def test_one_at_a_time_and_many():
         assert sum(r[0] == 200 and r[1]["silt"]["stream"] == "one" for r in results) == 1, results
 
 
-def openai_client(home):
-    """The official client, from PyPI."""
-    site = home / "site"
+def openai_client():
+    """The official client: this Python's, else PyPI's where that is asked for."""
+    try:
+        import openai
+        return openai
+    except ImportError:
+        if not os.environ.get("SILT_OPENAI"):
+            raise lib.Skip("no Python package openai here; SILT_OPENAI=1 gets it from PyPI")
+    site = lib.folder() / "site"
     done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", site,
                            "--disable-pip-version-check", "openai"], capture_output=True,
                           check=False)
@@ -317,9 +354,7 @@ def openai_client(home):
 
 
 def test_openai_client_over_many_turns():
-    if not os.environ.get("SILT_OPENAI"):
-        raise lib.Skip("needs the network: SILT_OPENAI=1 runs 200 turns with PyPI's openai")
-    openai = openai_client(lib.folder())
+    openai = openai_client()
     with Gateway() as gateway:
         client = openai.OpenAI(base_url=f"{gateway.url}v1", api_key="none", max_retries=0)
         assert client.models.list().data[0].id == "silt"
@@ -340,8 +375,13 @@ def test_openai_client_over_many_turns():
             history.append({"role": "assistant", "content": reply})
             grown.append(gateway.tokens("agent") - before)
         assert max(grown[1:]) < 80, grown
+        edited = [*history[:101], {"role": "user", "content": "Something else?"}]
+        client.chat.completions.create(model="silt", messages=edited, user="agent", max_tokens=6)
+        names = lib.silt(gateway.endpoint, "ls", "-q").out.decode().split()
+        assert names == ["agent", "agent.edit-1"], names
         try:
-            client.chat.completions.create(model="silt", messages=history[1:-1], user="agent")
+            client.chat.completions.create(model="silt", messages=edited[1:], user="agent",
+                                           extra_headers={"X-Silt-History": "strict"})
         except openai.ConflictError as error:
             assert "cannot be edited" in str(error)
         else:
