@@ -76,6 +76,7 @@ struct core {
     _Atomic bool disk_full;       /* --disk: what cannot be dropped fills it */
     _Atomic uint64_t disk_others; /* bytes under --data without segments */
     uint64_t cold_next_us, past_count;
+    uint64_t cold_said_us, cold_merged, cold_dropped; /* what --disk has cost, as last said */
 
     /* The loop thread's. */
     struct loop loop;
