@@ -91,6 +91,25 @@ function ringPart(stream, card, one) {
   return made;
 }
 
+// Where on the disk's part a recalled segment stands, lit up for a while.
+function light(card, segments) {
+  card.hits = segments;
+  card.litUntil = Date.now() + 6000;
+}
+
+function addTicks(stream, card, cold) {
+  if (stream.recalled && stream.recalled.length && stream.recalled_us !== card.recalled) {
+    if (card.recalled !== undefined) light(card, stream.recalled);
+    card.recalled = stream.recalled_us;
+  }
+  if (!card.hits || Date.now() > card.litUntil) return;
+  for (const segment of card.hits) {
+    const tick = element("div", "tick");
+    tick.style.left = `${Math.min(100, 100 * (segment + 0.5) / stream.segments_cold)}%`;
+    cold.append(tick);
+  }
+}
+
 // Oldest first, as queries attend: cold ones grow with the logarithm of their number, so that a
 // stream of millions still shows what is in memory.
 function drawStrip(stream, card) {
@@ -100,6 +119,7 @@ function drawStrip(stream, card) {
     const share = plan * 0.08 * Math.log2(1 + stream.segments_cold) / 2;
     const cold = part("cold", share, `${count(stream.segments_cold)} cold segments on disk`);
     cold.textContent = count(stream.segments_cold);
+    addTicks(stream, card, cold);
     parts.push(cold);
   }
   const ring = tier(stream, "ring");
@@ -108,6 +128,13 @@ function drawStrip(stream, card) {
   parts.push(filled("window", tier(stream, "window"), "window"));
   card.strip.replaceChildren(...parts);
   card.chunks = stream.chunks;
+}
+
+function lossText(loss) {
+  if (!loss || !loss.chunks) return "";
+  const sign = loss.difference < 0 ? "−" : "+";
+  return `, loss ${sign}${Math.abs(loss.difference).toFixed(3)} nats against a window` +
+    (loss.flagged ? ": too much" : "");
 }
 
 function drawStream(stream) {
@@ -124,7 +151,7 @@ function drawStream(stream) {
   drawStrip(stream, card);
   card.below.textContent = `${bytes(stream.bytes_used)} of ${bytes(stream.bytes_plan)} planned, ` +
     `${stream.dmc_ratio.toFixed(1)}x merged, ${count(stream.chunks)} chunks, ` +
-    `${bytes(stream.bytes_disk)} on disk`;
+    `${bytes(stream.bytes_disk)} on disk` + lossText(stream.loss);
   card.bad.textContent = stream.degraded.join("; ");
   return card.root;
 }
@@ -185,6 +212,8 @@ function showDone(box, message) {
   box.append(element("div", "faint", `at token ${count(silt.position)} of ${count(silt.acked)}, ` +
     `${(silt.wait_seconds + silt.prefill_seconds).toFixed(1)} s to read the question, ` +
     `${message.usage.completion_tokens} tokens in ${silt.decode_seconds.toFixed(1)} s${what}`));
+  const card = cards.get(silt.stream);
+  if (card) light(card, silt.sources.map((source) => source.segment));
   for (const source of silt.sources)
     box.append(element("div", "source", `tokens ${count(source.from)} to ${count(source.to)}: ` +
       source.text.slice(0, 300)));

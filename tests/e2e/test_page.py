@@ -1,0 +1,148 @@
+"""The gateway's page in headless Chromium, by WebDriver: streams are drawn, a question is asked in
+the page and answered, nothing in the console is an error. SILT_SHOTS=DIR keeps the screenshots."""
+
+import base64
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+
+import lib
+import texts
+from test_gateway import Gateway
+
+SIZE_LEAST = 10_000  # bytes of a screenshot that shows something
+
+
+class Browser:
+    """A chromedriver of one's own; WebDriver needs no more than HTTP and JSON."""
+
+    def __init__(self, width=1280, height=860, dark=False):
+        driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
+        if not driver or not chromium:
+            raise lib.Skip("no chromium with chromedriver: apt-get install chromium-driver")
+        self.home = lib.folder()
+        self.process = lib.spawn(driver, "--port=0", stdout=subprocess.PIPE,
+                                 env={**os.environ, "HOME": str(self.home)})
+        line = b""
+        while b"successfully on port" not in line:
+            line = self.process.stdout.readline()
+            assert line, "chromedriver ended"
+        self.url = f"http://127.0.0.1:{int(line.split()[-1].rstrip(b'.'))}/session"
+        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+                     "--disable-dev-shm-usage", f"--window-size={width},{height}",
+                     *(["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]
+                       if dark else [])]
+        session = self.call("POST", "", {"capabilities": {"alwaysMatch": {
+            "browserName": "chrome", "goog:loggingPrefs": {"browser": "ALL"},
+            "goog:chromeOptions": {"args": arguments, "binary": chromium}}}})
+        self.url += f"/{session['sessionId']}"
+
+    def call(self, method, path, body=None):
+        data = json.dumps(body or {}).encode() if method == "POST" else None
+        request = urllib.request.Request(self.url + path, data, method=method,
+                                         headers={"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60 * lib.SLOW) as reply:
+                return json.load(reply)["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{path}: {error.read().decode()[:400]}") from None
+
+    def run(self, script, *arguments):
+        return self.call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
+
+    def shot(self, name):
+        png = base64.b64decode(self.call("GET", "/screenshot"))
+        assert png[:4] == b"\x89PNG" and len(png) > SIZE_LEAST, len(png)
+        kept = os.environ.get("SILT_SHOTS")
+        if kept:
+            pathlib.Path(kept).mkdir(parents=True, exist_ok=True)
+            (pathlib.Path(kept) / f"{name}.png").write_bytes(png)
+
+    def complaints(self):
+        return [entry["message"] for entry in self.call("POST", "/se/log", {"type": "browser"})
+                if entry["level"] == "SEVERE"]
+
+    def close(self):
+        self.call("DELETE", "")
+        lib.reap(self.process)
+
+
+def card(browser, name):
+    """What the page shows of a stream: text, and its strip's parts with their widths."""
+    return browser.run("""
+        const root = [...document.querySelectorAll(".stream")].find(
+            (one) => one.querySelector(".name").textContent === arguments[0]);
+        return root && {text: root.innerText, parts: [...root.querySelectorAll(".part")].map(
+            (one) => [one.title, one.getBoundingClientRect().width])};""", name)
+
+
+def fed(gateway):
+    for name, size in (("router.log", 90_000), ("standup-monday", 20_000), ("agent-7", 3000)):
+        path = gateway.home / name
+        path.write_bytes(texts.text(size))
+        lib.silt(gateway.endpoint, "feed", name, path, "--wait")
+
+
+def test_page_shows_and_asks():
+    with Gateway() as gateway:
+        fed(gateway)
+        browser = Browser()
+        browser.call("POST", "/url", {"url": gateway.url})
+        shown = lib.wait_until("the streams are drawn", lambda: card(browser, "router.log"))
+        seen = lib.stat(gateway.endpoint, "router.log")
+        assert f"{seen['tokens_acked']:,} tokens" in shown["text"], shown
+        titles = [title.split(":")[0].split(" ", 1)[-1] for title, _ in shown["parts"]]
+        assert titles == ["cold segments on disk", "sinks", "summary", "ring", "window"], shown
+        assert all(width >= 6 for _, width in shown["parts"]), shown
+        browser.shot("streams")
+        browser.run("""
+            [...document.querySelectorAll(".stream")].find((one) =>
+                one.querySelector(".name").textContent === "router.log").click();
+            document.getElementById("question").value = "What runs slow?";
+            document.getElementById("recall").value = "text";
+            document.getElementById("ask").requestSubmit();""")
+        answer = lib.wait_until("the answer's end", lambda: browser.run(
+            'const box = document.querySelector(".answer .faint"); return box && '
+            'box.parentElement.innerText;'), 60)
+        assert "router.log: What runs slow?" in answer and "at token" in answer, answer
+        assert "tokens" in answer.split("at token")[1], answer
+        lib.wait_until("what was recalled lights up", lambda: browser.run(
+            'return document.querySelectorAll(".tick").length'))
+        browser.shot("answer")
+        # A stream that is removed goes, one that grows is drawn anew, siltd's end is said.
+        lib.silt(gateway.endpoint, "rm", "agent-7")
+        lib.silt(gateway.endpoint, "feed", "standup-monday", stdin=texts.text(5000, 2))
+        lib.wait_until("gone", lambda: not card(browser, "agent-7"))
+        count = lib.stat(gateway.endpoint, "standup-monday")["tokens_acked"]
+        lib.wait_until("grown", lambda: f"{count:,} tokens" in
+                       card(browser, "standup-monday")["text"])
+        assert not browser.complaints(), browser.complaints()
+        gateway.siltd.kill()
+        lib.wait_until("trouble is said", lambda: browser.run(
+            'const bar = document.getElementById("trouble"); '
+            'return !bar.hidden && bar.innerText;'), 60)
+        browser.shot("trouble")
+        browser.close()
+
+
+def test_page_on_a_small_dark_screen():
+    with Gateway() as gateway:
+        fed(gateway)
+        browser = Browser(500, 900, dark=True)
+        browser.call("POST", "/url", {"url": gateway.url + "#standup-monday"})
+        lib.wait_until("the streams are drawn", lambda: card(browser, "standup-monday"))
+        lib.wait_until("one is chosen", lambda: not browser.run(
+            'return document.getElementById("side").hidden'))
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth"), \
+            "the page is wider than the screen"
+        browser.shot("small")
+        assert not browser.complaints(), browser.complaints()
+        browser.close()
+
+
+if __name__ == "__main__":
+    lib.main(globals())
