@@ -119,6 +119,11 @@ class Siltd:
             return 0
         return int(pages) * os.sysconf("SC_PAGESIZE")
 
+    def cpu_seconds(self):
+        """Of all its threads, in user and kernel."""
+        text = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(") ", 1)[1]
+        return sum(map(int, text.split()[11:13])) / os.sysconf("SC_CLK_TCK")
+
     def handles(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
@@ -131,6 +136,13 @@ class Siltd:
             except OSError:
                 continue
         return total
+
+
+def stat(siltd, *stream):
+    """What `silt stat --json` says of a stream, or of siltd."""
+    done = subprocess.run([SILT, "-c", siltd.endpoint, "stat", "--json", *stream], check=True,
+                          capture_output=True)
+    return json.loads(done.stdout)
 
 
 def journal_texts(data):

@@ -62,6 +62,25 @@ static void the_sum_is_what_is_planned(void **state)
     assert_non_null(strstr(error, "--memory"));
 }
 
+/* To the byte: what the plan needs is enough, one less is refused, with the limit to lower. */
+static void one_byte_decides(void **state)
+{
+    struct config config;
+    struct plan plan;
+
+    (void)state;
+    config_defaults(&config);
+    config.streams_max = 8;
+    config.forks_max = 2;
+    config.memory_bytes = 8ull << 30;
+    assert_int_equal(plan_make(&plan, &config, &costs, error, sizeof error), 0);
+    config.memory_bytes = plan.bytes;
+    assert_int_equal(plan_make(&plan, &config, &costs, error, sizeof error), 0);
+    config.memory_bytes--;
+    assert_int_equal(plan_make(&plan, &config, &costs, error, sizeof error), -ENOSPC);
+    assert_non_null(strstr(error, "lower --"));
+}
+
 static void what_is_left_open_is_fitted(void **state)
 {
     struct config config;
@@ -201,6 +220,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_sum_is_what_is_planned),
+        cmocka_unit_test(one_byte_decides),
         cmocka_unit_test(what_is_left_open_is_fitted),
         cmocka_unit_test(the_layout_fits_the_plan),
         cmocka_unit_test(sizes),
