@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import lib
 
@@ -207,6 +209,94 @@ def test_examples():
         before = lib.stat(daemon.endpoint, "agent")["tokens_acked"]
         example("agent_loop.py", daemon, "agent", "And now?", stdin=b"")
         assert lib.stat(daemon.endpoint, "agent")["tokens_acked"] > before > 20
+
+
+def test_follow():
+    """A file that is fed late, grows, rotates and is emptied, siltd killed in between; then again
+    by another client, which goes on."""
+    mock = Mock()
+    path, want = mock.home / "log", b""
+
+    async def run():
+        async with silt.AsyncClient(mock.endpoint, reconnect_timeout=60) as client:
+            await client.open("s")
+            async for _ in client.follow("s", path, poll=0.05):
+                if mock.text("s").endswith(b"end\n"):
+                    return
+
+    def write(text):
+        nonlocal want
+        with open(path, "ab") as file:
+            file.write(text)
+        want += text
+        lib.wait_until("it arrives", lambda: "s" in mock.streams and mock.text("s") == want)
+
+    for turn in range(2):
+        thread = threading.Thread(target=lambda: asyncio.run(run()))
+        thread.start()
+        write(b"first line %d\n" % turn)
+        write(b"half a ")
+        mock.kill()
+        os.rename(path, f"{path}.{turn}")
+        with open(path, "ab") as file:
+            file.write(b"rotated %d\n" % turn)
+        want += b"rotated %d\n" % turn
+        mock.start()
+        write(b"and more\n")
+        os.truncate(path, 0)
+        time.sleep(0.3)
+        write(b"emptied %d\n" % turn)
+        write(b"end\n")
+        thread.join(20)
+        assert not thread.is_alive()
+    with silt.Client(mock.endpoint) as client:  # the same to be called
+        for acked in client.follow("other", path) if client.open("other") else ():
+            assert acked == path.stat().st_size and mock.text("other") == path.read_bytes()
+            break
+
+
+def test_watch():
+    mock = Mock()
+    with silt.Client(mock.endpoint) as client:
+        client.open("s")
+        seen = []
+        for stat in client.watch("s", 0.05):
+            seen.append(stat.tokens_acked)
+            if len(seen) == 3:
+                break
+            with client.feed("s", "p") as feed:
+                feed.write("more ")
+        assert seen == sorted(set(seen)), seen
+
+
+def test_types():
+    """mypy --strict over the package and its examples."""
+    if not shutil.which("mypy"):
+        raise lib.Skip("no mypy: apt-get install mypy")
+    done = subprocess.run(["mypy", "--strict", "--cache-dir", lib.folder(), "silt", "examples"],
+                          cwd=lib.ROOT / "clients/python", capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode()
+
+
+def test_installs():
+    """By pip into a place of its own, with what Debian has to build it; then it is used there."""
+    home = lib.folder()
+    source = home / "source"
+    shutil.copytree(lib.ROOT / "clients/python", source)
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps",
+                           "--no-build-isolation", "--disable-pip-version-check", "--no-index",
+                           "--target", home / "site", source], capture_output=True, check=False)
+    if done.returncode and b"No module named" in done.stderr + done.stdout:
+        raise lib.Skip("pip builds nothing here: apt-get install python3-pip python3-setuptools")
+    assert done.returncode == 0, done.stderr.decode()
+    assert (home / "site/silt/py.typed").exists() and (home / "site/silt/silt_pb2.pyi").exists()
+    with siltd() as daemon:
+        code = ("import silt; c = silt.Client(); c.open('s')\nwith c.feed('s', 'p') as f: "
+                "f.write('x ' * 99)\nprint(silt.__file__, c.stat('s').tokens_acked); c.close()")
+        out = subprocess.run([sys.executable, "-c", code], cwd=home, check=True, timeout=60,
+                             env={**os.environ, "PYTHONPATH": str(home / "site"),
+                                  "SILT_ENDPOINT": daemon.endpoint}, stdout=subprocess.PIPE).stdout
+        assert str(home).encode() in out and int(out.split()[-1]) > 50, out
 
 
 if __name__ == "__main__":

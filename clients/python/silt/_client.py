@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-from typing import AsyncIterator, Callable, Optional, Sequence, Union
+from typing import Any, AsyncIterator, Callable, Dict, Optional, Sequence, Union
 
 from . import silt_pb2 as pb
 from ._errors import Error, Invalid, Lost, of_wire
 from ._feed import AsyncFeed
+from ._follow import Path, follow, watch
 from ._keys import settings
 from ._link import Link, pack
 from ._types import (PRODUCER_BYTES_MAX, STOP_MAX, Done, Opened, ProcessStat, Sampling, StreamStat,
@@ -173,6 +174,16 @@ class AsyncClient:
         reply = await self._link.call(stat=pb.Stat(stream=check_name(stream)))
         return stream_of(reply.stat.stream)
 
+    def follow(self, stream: str, path: Path, *, poll: float = 0.2) -> AsyncIterator[int]:
+        """Feeds a file as it grows, over rotation and truncation, for as long as you iterate; the
+        stream must exist. Yields how many bytes of the file siltd has on disk. A later call goes on
+        after the last acked byte."""
+        return follow(self, check_name(stream), path, poll)
+
+    def watch(self, stream: str, interval: float = 1.0) -> AsyncIterator[StreamStat]:
+        """The stream's stat each time it has changed, without an end."""
+        return watch(self, check_name(stream), interval)
+
     async def process(self) -> ProcessStat:
         """siltd as a whole."""
         reply = await self._link.call(stat=pb.Stat())
@@ -200,7 +211,7 @@ class AsyncClient:
 
     async def forget(self, stream: str, start: int, end: int) -> int:
         """Takes tokens [start, end) out for good; returns how many the stream has then."""
-        wire = {"stream": check_name(stream), "from": start, "to": end}
+        wire: Dict[str, Any] = {"stream": check_name(stream), "from": start, "to": end}
         reply = await self._link.call(once=True, forget=pb.Forget(**wire))
         return int(reply.forgotten.tokens)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any, Callable, Coroutine, Iterator, List, Optional, Sequence, TypeVar, Union
+from typing import (Any, AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, List,
+                    Optional, Sequence, TypeVar, Union)
 
 from . import silt_pb2 as pb
 from ._client import AsyncAnswer, AsyncClient
 from ._errors import Lost
 from ._feed import AsyncFeed, Text
+from ._follow import Path
 from ._types import Done, Opened, ProcessStat, Sampling, StreamStat
 
 T = TypeVar("T")
@@ -196,6 +198,31 @@ class Client:
 
     def stat(self, stream: str) -> StreamStat:
         return self._loop.run(self._client.stat(stream))
+
+    def follow(self, stream: str, path: Path, *, poll: float = 0.2) -> Iterator[int]:
+        """Feeds a file as it grows; see AsyncClient.follow."""
+        return self._iterate(self._client.follow(stream, path, poll=poll))
+
+    def watch(self, stream: str, interval: float = 1.0) -> Iterator[StreamStat]:
+        """The stream's stat each time it has changed."""
+        return self._iterate(self._client.watch(stream, interval))
+
+    def _iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+        async def following() -> T:
+            return await items.__anext__()
+
+        async def close() -> None:
+            if isinstance(items, AsyncGenerator):
+                await items.aclose()
+        try:
+            while True:
+                try:
+                    item = self._loop.run(following())
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            self._loop.run(close())
 
     def process(self) -> ProcessStat:
         """siltd as a whole."""
