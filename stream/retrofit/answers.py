@@ -54,7 +54,7 @@ def ask(evaluator, view, items, length_max):
     return losses, [[word for word in line if word >= 0] for line in said]
 
 
-def questions(evaluator, streams, items, memories, batch, decode):
+def questions(evaluator, streams, items, memories, batch, decode, save):
     """One record a question: its source and, per condition, loss and the ids that were said.
     streams [Q, 2, N]: with passage, without.  Conditions are (memory, which)."""
     records = [{"source": item["source"], "text": item["text"], "loss": {}, "said": {}}
@@ -70,6 +70,8 @@ def questions(evaluator, streams, items, memories, batch, decode):
                 for record, loss, ids in zip(records[at:at + batch], losses, said):
                     record["loss"][key] = round(loss, 5)
                     record["said"][key] = ids
+        save(records)
+        print("  memory %d done" % memory, flush=True)
     return records
 
 

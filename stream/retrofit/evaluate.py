@@ -273,7 +273,8 @@ def load_streams(options, kind):
     return streams[:, :options.tokens] if options.tokens else streams
 
 
-def run_part(evaluator, part, options, ratios):
+def run_part(evaluator, part, options, ratios, save):
+    """A part's figures; save() writes what there is, so that a run cut short leaves some."""
     if part == "drift":
         ids = np.load(os.path.join(options.set, "long.npy"))
         return drift(evaluator, ids[:options.tokens] if options.tokens else ids, ratios)
@@ -289,7 +290,7 @@ def run_part(evaluator, part, options, ratios):
                   if not options.sources or item["source"] in options.sources.split(",")]
         picked = picked[:options.items]
         return answers.questions(evaluator, streams[picked], [items[i] for i in picked], memories,
-                                 batch, DECODE)
+                                 batch, DECODE, save)
     if part == "tasks":
         out = {}
         for path in sorted(glob.glob(os.path.join(options.set, "task_*.npz"))):
@@ -298,6 +299,7 @@ def run_part(evaluator, part, options, ratios):
                 streams, items = evalset.unpack(path)
                 out[name] = answers.task(evaluator, streams[:options.items],
                                          items[:options.items], memories, batch, evalset.SHOTS)
+                save(out)
                 print("  %s %s" % (name, json.dumps(out[name])), flush=True)
         return out
     out = {}
@@ -310,6 +312,7 @@ def run_part(evaluator, part, options, ratios):
             out[kind] = rings(evaluator, streams, RINGS)
         else:
             out[kind] = precision(evaluator, streams[:1, :24576], ratios)
+        save(out)
     return out
 
 
@@ -326,9 +329,13 @@ def main():
         if part not in PARTS:
             raise SystemExit("--parts: %s is none of %s" % (part, ", ".join(PARTS)))
         print("%s, %.0f s" % (part, time.time() - begun), flush=True)
-        figures[part] = run_part(evaluator, part, options, ratios)
-        with open(options.out, "w") as file:
-            json.dump(figures, file)
+
+        def save(found, part=part):
+            figures[part] = found
+            with open(options.out, "w") as file:
+                json.dump(figures, file)
+
+        save(run_part(evaluator, part, options, ratios, save))
         torch.set_float32_matmul_precision("high")
     print("%.0f s in all" % (time.time() - begun))
 
