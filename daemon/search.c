@@ -7,7 +7,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <sqlite3.h>
 #include <stdio.h>
@@ -17,7 +16,7 @@
 
 #include "daemon/journal.h"
 #include "daemon/log.h"
-#include "daemon/pages.h"
+#include "daemon/search_table.h"
 
 enum { EXPRESSION_BYTES = SEARCH_WORDS_MAX * 48, CHUNK_TEXT_MAX = SEARCH_CHUNK_MAX * 24 };
 
@@ -33,20 +32,6 @@ static const char *const statement_text[STATEMENTS] = {
                     "WHERE words MATCH ? AND rowid = ?",
     [GET_END] = "SELECT max(chunk) FROM chunks",
 };
-static const char schema[] =
-    "CREATE TABLE IF NOT EXISTS chunks (chunk INTEGER PRIMARY KEY, token_from INTEGER,"
-    " token_to INTEGER, time_from_us INTEGER, time_to_us INTEGER, text TEXT);"
-    "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (text, content='chunks',"
-    " content_rowid='chunk', tokenize='porter unicode61 remove_diacritics 2');";
-
-/* An open database. */
-struct word_table {
-    uint64_t stream_id; /* 0: free */
-    uint64_t touched;
-    sqlite3 *db;
-    sqlite3_stmt *statement[STATEMENTS];
-};
-
 /* Where indexing of a live stream stands. */
 struct cursor {
     uint64_t stream_id; /* 0: free */
@@ -77,75 +62,10 @@ struct search {
 
 /* ---- databases ---- */
 
-static void path_of(const struct search *s, uint64_t stream_id, const char *end, char *out)
-{
-    snprintf(out, PATH_BYTES_MAX + 48, "%s/%016" PRIx64 ".db%s", s->folder, stream_id, end);
-}
-
-static void close_table(struct word_table *t)
-{
-    for (int i = 0; i < STATEMENTS; i++)
-        sqlite3_finalize(t->statement[i]);
-    sqlite3_close(t->db);
-    memset(t, 0, sizeof *t);
-}
-
-static int unlink_table(const struct search *s, uint64_t stream_id)
-{
-    static const char *const ends[] = {"", "-wal", "-shm"};
-    char path[PATH_BYTES_MAX + 48];
-    int result = 0;
-
-    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
-        path_of(s, stream_id, ends[i], path);
-        if (unlink(path) != 0 && errno != ENOENT)
-            result = -errno;
-    }
-    return result;
-}
-
-/* The format and the chunk length a database was made with; another one is made again. */
-static int check_version(const struct search *s, struct word_table *t)
-{
-    int version = SEARCH_FORMAT << 16 | (int)s->options.chunk_tokens, found = 0;
-    sqlite3_stmt *get;
-    char text[64];
-    int code = sqlite3_prepare_v2(t->db, "PRAGMA user_version", -1, &get, NULL);
-
-    if (!code && sqlite3_step(get) == SQLITE_ROW)
-        found = sqlite3_column_int(get, 0);
-    sqlite3_finalize(get);
-    if (code || (found && found != version))
-        return -ESTALE;
-    snprintf(text, sizeof text, "PRAGMA user_version=%d", version);
-    return found || !sqlite3_exec(t->db, text, NULL, NULL, NULL) ? 0 : -EIO;
-}
-
 static int set_up(struct search *s, struct word_table *t)
 {
-    char path[PATH_BYTES_MAX + 48], pragmas[200];
-    int result;
-
-    path_of(s, t->stream_id, "", path);
-    if (sqlite3_open_v2(path, &t->db,
-                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
-                        PAGES_VFS) ||
-        pages_reserve(t->db))
-        return -EIO;
-    snprintf(pragmas, sizeof pragmas,
-             "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-%d;"
-             "PRAGMA mmap_size=0; PRAGMA wal_autocheckpoint=512; PRAGMA journal_size_limit=0;",
-             SEARCH_CACHE_BYTES >> 10);
-    if (sqlite3_exec(t->db, pragmas, NULL, NULL, NULL))
-        return -EIO;
-    result = check_version(s, t);
-    if (!result && sqlite3_exec(t->db, schema, NULL, NULL, NULL))
-        result = -EIO;
-    for (int i = 0; i < STATEMENTS && !result; i++)
-        if (sqlite3_prepare_v3(t->db, statement_text[i], -1, SQLITE_PREPARE_PERSISTENT,
-                               &t->statement[i], NULL))
-            result = -EIO;
-    return result;
+    return word_table_open(t, s->folder, SEARCH_FORMAT << 16 | (int)s->options.chunk_tokens,
+                           statement_text, STATEMENTS);
 }
 
 /* A stream's database; one that cannot be used is made anew, once. NULL: there is none. */
@@ -162,22 +82,22 @@ static struct word_table *use_table(struct search *s, uint64_t stream_id)
         if (s->tables[i].touched < t->touched)
             t = &s->tables[i];
     }
-    close_table(t);
+    word_table_close(t);
     t->stream_id = stream_id;
     t->touched = ++s->uses;
     result = set_up(s, t);
     if (result) {
         say(SAY_WARN, "the text index of stream %llu cannot be used (%s): it is made again",
             (unsigned long long)stream_id, t->db ? sqlite3_errmsg(t->db) : "no memory");
-        close_table(t);
-        unlink_table(s, stream_id);
+        word_table_close(t);
+        word_table_unlink(s->folder, stream_id);
         t->stream_id = stream_id;
         t->touched = ++s->uses;
         result = set_up(s, t);
     }
     if (!result)
         return t;
-    close_table(t);
+    word_table_close(t);
     return NULL;
 }
 
@@ -214,24 +134,28 @@ static int add_chunk(struct search *s, struct word_table *t, const struct cursor
 }
 
 /* Chunks that are in the index: it has no gaps. */
-static uint64_t chunks_of(struct word_table *t)
+static int chunks_of(struct word_table *t, uint64_t *end)
 {
     sqlite3_stmt *s = t->statement[GET_END];
-    uint64_t end = 0;
+    int code = sqlite3_step(s);
 
-    if (sqlite3_step(s) == SQLITE_ROW && sqlite3_column_type(s, 0) != SQLITE_NULL)
-        end = (uint64_t)sqlite3_column_int64(s, 0) + 1;
+    *end = 0;
+    if (code == SQLITE_ROW && sqlite3_column_type(s, 0) != SQLITE_NULL)
+        *end = (uint64_t)sqlite3_column_int64(s, 0) + 1;
     sqlite3_reset(s);
-    return end;
+    return code == SQLITE_ROW ? 0 : -EIO;
 }
 
 static int start_cursor(struct search *s, struct cursor *c, struct word_table *t,
                         uint64_t stream_id)
 {
     uint64_t from;
+    int result;
 
     memset(c, 0, offsetof(struct cursor, tokens));
-    c->chunk = chunks_of(t);
+    result = chunks_of(t, &c->chunk);
+    if (result)
+        return result;
     c->stream_id = stream_id;
     from = c->chunk * s->options.chunk_tokens;
     return reader_seek(s->reader, &c->place, stream_id,
@@ -315,6 +239,17 @@ static void note_indexed(const struct search *s, struct slot *slot, bool failed)
         doorbell_ring(s->options.done_bell);
 }
 
+static int drop_index(struct search *s, uint64_t stream_id)
+{
+    for (int i = 0; i < SEARCH_OPEN_MAX; i++)
+        if (s->tables[i].stream_id == stream_id)
+            word_table_close(&s->tables[i]);
+    for (uint32_t i = 0; i < s->options.slot_count; i++)
+        if (s->cursors[i].stream_id == stream_id)
+            s->cursors[i].stream_id = 0;
+    return word_table_unlink(s->folder, stream_id);
+}
+
 /* The slot's stream goes on being indexed. True: there is more to do now. */
 static bool index_slot(struct search *s, uint32_t index)
 {
@@ -342,7 +277,11 @@ static bool index_slot(struct search *s, uint32_t index)
             say(SAY_WARN, "stream %llu cannot be indexed at chunk %llu (%s): %s",
                 (unsigned long long)stream_id, (unsigned long long)c->chunk, strerror(-result),
                 sqlite3_errmsg(t->db));
-        close_table(t);
+        if (word_table_damaged(t)) {
+            drop_index(s, stream_id); /* begins again from nothing */
+            return true;
+        }
+        word_table_close(t);
         c->stream_id = 0; /* begins again from what is stored */
         note_indexed(s, slot, true);
         return false;
@@ -395,24 +334,28 @@ static void copy_text(struct search_text *out, sqlite3_stmt *from, int column)
 }
 
 /* Around the question's words, where the chunk has any; s->expression is of that question. */
-static void get_excerpt(struct search *s, struct word_table *t, struct search_text *out)
+static int get_excerpt(struct search *s, struct word_table *t, struct search_text *out)
 {
     sqlite3_stmt *get = t->statement[GET_EXCERPT];
+    int code;
 
     if (!s->expression[0])
-        return;
+        return 0;
     sqlite3_bind_int(get, 1, SEARCH_EXCERPT_WORDS);
     sqlite3_bind_text(get, 2, s->expression, -1, SQLITE_STATIC);
     sqlite3_bind_int64(get, 3, (int64_t)out->chunk);
-    if (sqlite3_step(get) == SQLITE_ROW)
+    code = sqlite3_step(get);
+    if (code == SQLITE_ROW)
         copy_text(out, get, 0);
     sqlite3_reset(get);
     sqlite3_clear_bindings(get);
+    return code == SQLITE_ROW || code == SQLITE_DONE ? 0 : -EIO;
 }
 
-static void get_text(struct search *s, struct word_table *t, struct search_text *out)
+static int get_text(struct search *s, struct word_table *t, struct search_text *out)
 {
     sqlite3_stmt *get = t->statement[GET_TEXT];
+    int code;
 
     out->bytes = 0;
     out->text[0] = '\0';
@@ -420,7 +363,8 @@ static void get_text(struct search *s, struct word_table *t, struct search_text 
     out->token_to = out->token_from + s->options.chunk_tokens;
     out->time_us = out->time_to_us = 0;
     sqlite3_bind_int64(get, 1, (int64_t)out->chunk);
-    if (sqlite3_step(get) == SQLITE_ROW) {
+    code = sqlite3_step(get);
+    if (code == SQLITE_ROW) {
         out->token_from = (uint64_t)sqlite3_column_int64(get, 0);
         out->token_to = (uint64_t)sqlite3_column_int64(get, 1);
         out->time_us = (uint64_t)sqlite3_column_int64(get, 2);
@@ -428,19 +372,21 @@ static void get_text(struct search *s, struct word_table *t, struct search_text 
         copy_text(out, get, 3);
     }
     sqlite3_reset(get);
-    if (out->bytes)
-        get_excerpt(s, t, out);
+    if (code != SQLITE_ROW && code != SQLITE_DONE)
+        return -EIO;
+    return out->bytes ? get_excerpt(s, t, out) : 0;
 }
 
 static int texts(struct search *s, struct word_table *t, struct search_job *job)
 {
     size_t bytes =
         search_expression(job->question, job->question_bytes, s->expression, EXPRESSION_BYTES);
+    int result = 0;
 
     s->expression[bytes] = '\0';
-    for (uint32_t i = 0; i < job->text_count; i++)
-        get_text(s, t, &job->text[i]);
-    return 0;
+    for (uint32_t i = 0; i < job->text_count && !result; i++)
+        result = get_text(s, t, &job->text[i]);
+    return result;
 }
 
 /* All chunks that the question may see are in the index before it is asked, so that the same
@@ -463,11 +409,11 @@ static void catch_up(struct search *s, const struct search_job *job)
     }
 }
 
-static void run_job(struct search *s, struct search_job *job)
+static void try_job(struct search *s, struct search_job *job, bool again)
 {
     struct word_table *t;
 
-    if (job->kind == SEARCH_FIND)
+    if (job->kind == SEARCH_FIND || again)
         catch_up(s, job);
     t = use_table(s, job->stream_id);
     job->result = t ? 0 : -EIO;
@@ -476,6 +422,18 @@ static void run_job(struct search *s, struct search_job *job)
         job->result = find(s, t, job);
     if (t && job->kind == SEARCH_TEXTS)
         job->result = texts(s, t, job);
+}
+
+/* A database that cannot be read is made again, once for a job. */
+static void run_job(struct search *s, struct search_job *job)
+{
+    try_job(s, job, false);
+    if (job->result) {
+        say(SAY_WARN, "the text index of stream %llu is damaged: it is made again",
+            (unsigned long long)job->stream_id);
+        drop_index(s, job->stream_id);
+        try_job(s, job, true);
+    }
     atomic_store(&job->done, true);
     if (s->options.done_bell)
         doorbell_ring(s->options.done_bell);
@@ -538,13 +496,7 @@ int search_forget(struct search *s, uint64_t stream_id)
     int result;
 
     pthread_mutex_lock(&s->lock);
-    for (int i = 0; i < SEARCH_OPEN_MAX; i++)
-        if (s->tables[i].stream_id == stream_id)
-            close_table(&s->tables[i]);
-    for (uint32_t i = 0; i < s->options.slot_count; i++)
-        if (s->cursors[i].stream_id == stream_id)
-            s->cursors[i].stream_id = 0;
-    result = unlink_table(s, stream_id);
+    result = drop_index(s, stream_id);
     pthread_mutex_unlock(&s->lock);
     return result;
 }
@@ -597,7 +549,7 @@ void search_close(struct search **search)
     if (!s)
         return;
     for (int i = 0; i < SEARCH_OPEN_MAX; i++)
-        close_table(&s->tables[i]);
+        word_table_close(&s->tables[i]);
     reader_close(&s->reader);
     doorbell_close(&s->bell);
     pthread_mutex_destroy(&s->lock);

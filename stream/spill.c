@@ -416,8 +416,12 @@ static void add_part(struct spill *s, struct spill_fetch *f, const struct spill_
     struct spill_io *part = &f->part[f->count];
     part->fault = SEGMENT_FINE;
     part->stream = (uint32_t)(stream - s->streams);
-    if (!find_record(s, stream, chunk, &part->place))
+    if (!find_record(s, stream, chunk, &part->place)) {
+        /* Older ones than there are may have been dropped; newer ones are lost. */
+        if (chunk >= stream->level[0].to)
+            spill_note_fault(s, (struct spill_stream *)(uintptr_t)stream, SEGMENT_MISSING);
         return;
+    }
     for (uint32_t i = 0; i < f->count; i++)
         if (same_place(&f->part[i].place, &part->place))
             return;

@@ -32,9 +32,10 @@ static void die(const char *what)
 
 void rig_folder(char *out, size_t out_bytes)
 {
-    snprintf(out, out_bytes, "/tmp/silt-rig-XXXXXX");
-    if (!mkdtemp(out))
-        die("no folder under /tmp");
+    const char *under = getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp";
+
+    if ((size_t)snprintf(out, out_bytes, "%s/silt-rig-XXXXXX", under) >= out_bytes || !mkdtemp(out))
+        die("no folder for temporary files");
 }
 
 void rig_folder_drop(const char *folder)

@@ -1,0 +1,96 @@
+/* A database is made of the journal's text: where anything is wrong with it, it is made again. */
+#include "daemon/search_table.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/pages.h"
+#include "daemon/search.h"
+
+static const char schema[] =
+    "CREATE TABLE IF NOT EXISTS chunks (chunk INTEGER PRIMARY KEY, token_from INTEGER,"
+    " token_to INTEGER, time_from_us INTEGER, time_to_us INTEGER, text TEXT);"
+    "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (text, content='chunks',"
+    " content_rowid='chunk', tokenize='porter unicode61 remove_diacritics 2');";
+
+static void path_of(const char *folder, uint64_t stream_id, const char *end, char *out)
+{
+    snprintf(out, PATH_BYTES_MAX + 48, "%s/%016" PRIx64 ".db%s", folder, stream_id, end);
+}
+
+void word_table_close(struct word_table *t)
+{
+    for (int i = 0; i < WORD_STATEMENTS_MAX; i++)
+        sqlite3_finalize(t->statement[i]);
+    sqlite3_close(t->db);
+    memset(t, 0, sizeof *t);
+}
+
+int word_table_unlink(const char *folder, uint64_t stream_id)
+{
+    static const char *const ends[] = {"", "-wal", "-shm"};
+    char path[PATH_BYTES_MAX + 48];
+    int result = 0;
+
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        path_of(folder, stream_id, ends[i], path);
+        if (unlink(path) != 0 && errno != ENOENT)
+            result = -errno;
+    }
+    return result;
+}
+
+/* What a database was made with; another one is made again. */
+static int check_version(const struct word_table *t, int version)
+{
+    int found = 0;
+    sqlite3_stmt *get;
+    char text[64];
+    int code = sqlite3_prepare_v2(t->db, "PRAGMA user_version", -1, &get, NULL);
+
+    if (!code && sqlite3_step(get) == SQLITE_ROW)
+        found = sqlite3_column_int(get, 0);
+    sqlite3_finalize(get);
+    if (code || (found && found != version))
+        return -ESTALE;
+    snprintf(text, sizeof text, "PRAGMA user_version=%d", version);
+    return found || !sqlite3_exec(t->db, text, NULL, NULL, NULL) ? 0 : -EIO;
+}
+
+int word_table_open(struct word_table *t, const char *folder, int version,
+                    const char *const *statement_text, int statement_count)
+{
+    char path[PATH_BYTES_MAX + 48], pragmas[200];
+    int result;
+
+    path_of(folder, t->stream_id, "", path);
+    if (sqlite3_open_v2(path, &t->db,
+                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
+                        PAGES_VFS) ||
+        pages_reserve(t->db))
+        return -EIO;
+    snprintf(pragmas, sizeof pragmas,
+             "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-%d;"
+             "PRAGMA mmap_size=0; PRAGMA wal_autocheckpoint=512; PRAGMA journal_size_limit=0;",
+             SEARCH_CACHE_BYTES >> 10);
+    if (sqlite3_exec(t->db, pragmas, NULL, NULL, NULL))
+        return -EIO;
+    result = check_version(t, version);
+    if (!result && sqlite3_exec(t->db, schema, NULL, NULL, NULL))
+        result = -EIO;
+    for (int i = 0; i < statement_count && !result; i++)
+        if (sqlite3_prepare_v3(t->db, statement_text[i], -1, SQLITE_PREPARE_PERSISTENT,
+                               &t->statement[i], NULL))
+            result = -EIO;
+    return result;
+}
+
+bool word_table_damaged(const struct word_table *t)
+{
+    int code = sqlite3_extended_errcode(t->db);
+
+    return code == SQLITE_IOERR_DATA || (code & 0xff) == SQLITE_CORRUPT;
+}
