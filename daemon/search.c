@@ -314,20 +314,12 @@ static int find(struct search *s, struct word_table *t, struct search_job *job)
     return code == SQLITE_ROW || code == SQLITE_DONE ? 0 : -EIO;
 }
 
-static uint32_t cut_text(const uint8_t *text, uint32_t bytes, uint32_t bytes_max)
-{
-    if (bytes <= bytes_max)
-        return bytes;
-    while (bytes_max && (text[bytes_max] & 0xc0) == 0x80)
-        bytes_max--;
-    return bytes_max;
-}
-
 static void copy_text(struct search_text *out, sqlite3_stmt *from, int column)
 {
     const uint8_t *text = sqlite3_column_text(from, column);
 
-    out->bytes = cut_text(text, (uint32_t)sqlite3_column_bytes(from, column), SEARCH_TEXT_MAX - 1);
+    out->bytes =
+        search_cut(text, (uint32_t)sqlite3_column_bytes(from, column), SEARCH_TEXT_MAX - 1);
     if (out->bytes)
         memcpy(out->text, text, out->bytes);
     out->text[out->bytes] = '\0';

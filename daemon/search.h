@@ -94,6 +94,8 @@ struct search_tokens {
 };
 size_t search_chunk_text(const struct tokenizer *tokenizer, const struct search_tokens *parts,
                          uint32_t part_count, uint8_t *out, size_t bytes_max);
+/* Bytes of a text that fit bytes_max and end with a character. */
+uint32_t search_cut(const uint8_t *text, uint32_t bytes, uint32_t bytes_max);
 /* The question as an FTS5 expression; 0: no word is in it. */
 size_t search_expression(const uint8_t *question, size_t bytes_count, char *out, size_t out_bytes);
 

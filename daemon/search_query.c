@@ -126,3 +126,12 @@ size_t search_chunk_text(const struct tokenizer *tokenizer, const struct search_
     memmove(out, out + from, used - from);
     return used - from;
 }
+
+uint32_t search_cut(const uint8_t *text, uint32_t bytes, uint32_t bytes_max)
+{
+    if (bytes <= bytes_max)
+        return bytes;
+    while (bytes_max && (text[bytes_max] & 0xc0) == 0x80)
+        bytes_max--;
+    return bytes_max;
+}

@@ -61,8 +61,8 @@ def main():
         for siltd in order:
             held, took[siltd], cpu[siltd] = piece(siltd, text, record.end)
         per_token, tokens = len(text) / max(1, held - tokens), held
-        record.sample(f"{tokens} tokens, {took[on]:.2f} s with and {took[off]:.2f} s without",
-                      tokens, round(took[on], 4), round(took[off], 4), on.resident(), on.disk(),
+        record.sample(f"{tokens} tokens, {took[on]:.2f} s with, {took[off]:.2f} s without", tokens,
+                      round(took[on], 4), round(took[off], 4), on.resident(), on.disk(),
                       round(took[on] / took[off], 4), round(cpu[on] / cpu[off], 4))
     rows = record.rows[WARM:]
     ratios = sorted(row[6] for row in rows)
@@ -78,7 +78,8 @@ def main():
                 f"({late / early - 1:+.1%})", late < early * (1 + DRIFT_MAX))
     first = max(row[4] for row in rows[:quarter])
     most = max(row[4] for row in rows)
-    record.held(f"resident memory {first} bytes at first, at most {most}", most <= first * 1.01 + (1 << 20))
+    record.held(f"resident memory {first} bytes at first, at most {most}",
+                most <= first * 1.01 + (1 << 20))
     disk = max(row[5] for row in rows)
     record.held(f"disk at most {disk} of {quota} bytes", disk <= quota)
     stat = rig.stat(on, "s")
