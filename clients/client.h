@@ -138,6 +138,14 @@ struct client_tier {
     char name[32];
     uint64_t bytes_plan, bytes_used;
 };
+/* What a stream's memory costs: as it reads, against the newest 2,048 tokens uncompressed. */
+struct client_loss {
+    uint64_t chunks;                             /* scored; 0: none yet */
+    double with_memory, with_window, difference; /* nats a token; above 0: the memory loses */
+    double low, high;                            /* 95 % interval of the difference */
+    bool flagged;                                /* low is above siltd's --loss-flag */
+};
+enum { CLIENT_RECALLED_MAX = 8 };
 struct client_stream_stat {
     char stream[132];
     uint64_t tokens_acked, tokens_computed, lag_tokens, chunks, segments_ring, segments_cold;
@@ -153,9 +161,16 @@ struct client_stream_stat {
     struct client_tier *tiers;
     double *head_ratio; /* [layers * kv_heads] */
     char **degraded;
+    struct client_loss loss;
+    uint64_t recall_hits; /* cold segments that came back for questions */
+    uint64_t recalled_us; /* when the last ones did, wall clock; 0: never */
+    size_t recalled_count;
+    uint64_t recalled[CLIENT_RECALLED_MAX]; /* their chunks, oldest first */
 };
 struct client_process_stat {
     uint64_t bytes_plan, bytes_used, bytes_disk, bytes_resident, uptime_us, tokens_computed;
+    uint64_t compute_us, meter_us; /* of the compute thread; of that the loss meter's */
+    double loss_flag;
     uint32_t streams, streams_max, forks, forks_max, threads;
     size_t tier_count, degraded_count;
     struct client_tier *tiers;

@@ -238,6 +238,20 @@ static void stream_stat_numbers(struct client_stream_stat *out, const Silt__V1__
         .head_ratio_count = stat->n_head_ratio,
         .degraded_count = stat->n_degraded,
     };
+    out->recall_hits = stat->recall_hits;
+    out->recalled_us = stat->recalled_us;
+    for (size_t i = 0; i < stat->n_recalled && i < CLIENT_RECALLED_MAX; i++)
+        out->recalled[out->recalled_count++] = stat->recalled[i];
+    if (stat->loss)
+        out->loss = (struct client_loss){
+            .chunks = stat->loss->chunks,
+            .with_memory = stat->loss->with_memory,
+            .with_window = stat->loss->with_window,
+            .difference = stat->loss->difference,
+            .low = stat->loss->low,
+            .high = stat->loss->high,
+            .flagged = stat->loss->flagged,
+        };
     for (size_t i = 0; i < stat->n_tiers; i++)
         out->bytes_used += stat->tiers[i]->bytes_used;
 }
@@ -308,6 +322,9 @@ static int process_stat_reply(struct pending *pending, const wire_reply *reply)
         .bytes_resident = stat->bytes_resident,
         .uptime_us = stat->uptime_us,
         .tokens_computed = stat->tokens_computed,
+        .compute_us = stat->compute_us,
+        .meter_us = stat->meter_us,
+        .loss_flag = stat->loss_flag,
         .streams = stat->streams,
         .streams_max = stat->streams_max,
         .forks = stat->forks,

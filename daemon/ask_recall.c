@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "daemon/clock.h"
 #include "daemon/sched.h"
 
 enum {
@@ -77,8 +78,22 @@ static void fetch(struct sched *sched, struct ask *ask)
     ask->phase = PHASE_FETCH;
 }
 
+/* For who watches. */
+static void note_hits(struct slot *slot, const struct cold_segment *segments, uint32_t count)
+{
+    if (!count)
+        return;
+    pthread_mutex_lock(&slot->stat_lock);
+    slot->stat.recall_hits += count;
+    slot->stat.recalled_us = clock_wall_us();
+    slot->stat.recalled_count = count;
+    for (uint32_t i = 0; i < count; i++)
+        slot->stat.recalled[i] = segments[i].number;
+    pthread_mutex_unlock(&slot->stat_lock);
+}
+
 /* The segments go into the fork; the disk's buffers are free again. */
-static void recall(struct ask *ask)
+static void recall(struct sched *sched, struct ask *ask)
 {
     struct cold_segment segments[STREAM_RECALL_MAX];
     uint32_t count;
@@ -89,8 +104,10 @@ static void recall(struct ask *ask)
     /* One that covers more by now than had left the ring at a past position is not of that past. */
     while (count && segments[count - 1].number >= ask->cold_chunks)
         count--;
-    if (fork_recall(ask->fork, segments, count) == 0)
+    if (fork_recall(ask->fork, segments, count) == 0) {
         ask->recalled = count;
+        note_hits(&sched->slots[ask->slot], segments, count);
+    }
     spill_release(&ask->fetch);
 }
 
@@ -106,7 +123,7 @@ bool ask_recall_step(struct sched *sched, struct ask *ask)
     }
     if (ask->fetch && !spill_fetched(ask->fetch))
         return false;
-    recall(ask);
+    recall(sched, ask);
     ask->phase = PHASE_PREFILL;
     return true;
 }

@@ -1,5 +1,6 @@
 /* One table of options serves the command line, the file and --help. */
 #include "daemon/config.h"
+#include "daemon/meter.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -21,6 +22,7 @@ enum option_kind {
     OPTION_COUNT,
     OPTION_CHOICE,
     OPTION_SEGMENTS,
+    OPTION_REAL,
     OPTION_FLAG
 };
 
@@ -69,6 +71,14 @@ static const struct option_row rows[] = {
      "tokens of a stream acked and not yet computed (default: 65536);\n"
      "a producer that is further ahead waits",
      OPTION_COUNT, AT(lag_tokens_max), LAG_TOKENS_MIN, LAG_TOKENS_LIMIT, NULL, NULL},
+    {"loss-meter", "no|yes",
+     "score a chunk now and then with and without compression, in at most 2 % of the\n"
+     "computing (default: where its memory fits the plan)",
+     OPTION_CHOICE, AT(loss_meter), 0, 0, "no", "yes"},
+    {"loss-flag", "NATS",
+     "a stream whose memory surely loses more than this a token is flagged (default:\n"
+     "0.1)",
+     OPTION_REAL, AT(loss_flag), 0, 0, NULL, NULL},
     {"device", "cpu|cuda", "where the model runs (default: cpu)", OPTION_CHOICE, AT(device), 0, 0,
      "cpu", "cuda"},
     {"threads", "N", "compute threads (default: as many as the process may use)", OPTION_COUNT,
@@ -128,6 +138,7 @@ void config_defaults(struct config *config)
     config->lag_tokens_max = LAG_TOKENS_DEFAULT;
     config->device = DEVICE_CPU;
     config->segments = SEGMENT_F16;
+    config->loss_flag = METER_FLAG_DEFAULT;
     config->feature_mask = UINT32_MAX;
     if (endpoint_default(config->listen, sizeof config->listen))
         config->listen[0] = '\0';
@@ -205,6 +216,8 @@ static int set_choice(struct config *config, const struct option_row *row, const
     }
     if (row->offset == AT(device))
         config->device = yes ? DEVICE_CUDA : DEVICE_CPU;
+    else if (row->offset == AT(loss_meter))
+        config->loss_meter = yes ? METER_YES : METER_NO;
     else
         config->when_full_trim = yes;
     return 0;
@@ -224,6 +237,20 @@ static int set_segments(struct config *config, const char *value, char *error, s
         }
     snprintf(error, error_bytes, "--segments: '%s' is neither f16, int8 nor none", value);
     return -EINVAL;
+}
+
+static int set_real(double *field, const struct option_row *row, const char *value, char *error,
+                    size_t error_bytes)
+{
+    char *end;
+    double n = strtod(value, &end);
+
+    if (*end || end == value || !isfinite(n)) {
+        snprintf(error, error_bytes, "--%s: '%s' is not a number", row->name, value);
+        return -EINVAL;
+    }
+    *field = n;
+    return 0;
 }
 
 static int set_option(struct config *config, const struct option_row *row, const char *value,
@@ -254,6 +281,8 @@ static int set_option(struct config *config, const struct option_row *row, const
         return set_choice(config, row, value, error, error_bytes);
     case OPTION_SEGMENTS:
         return set_segments(config, value, error, error_bytes);
+    case OPTION_REAL:
+        return set_real((double *)(void *)field, row, value, error, error_bytes);
     case OPTION_FLAG:
         *(bool *)(void *)field = strcmp(value, "no") != 0 && strcmp(value, "0") != 0;
         return 0;

@@ -5,6 +5,8 @@
 
 #include "daemon/daemon.h"
 
+enum meter_choice { METER_AUTO /* where it fits the plan */, METER_NO, METER_YES };
+
 struct config {
     char listen[ENDPOINT_BYTES_MAX];         /* ipc:// */
     char listen_network[ENDPOINT_BYTES_MAX]; /* tcp://; empty: none */
@@ -20,6 +22,8 @@ struct config {
     uint32_t threads;      /* 0: as many as the process may use */
     uint32_t feature_mask; /* instruction sets it may use */
     enum device device;
+    enum meter_choice loss_meter;
+    double loss_flag;   /* nats a token */
     bool adapter_given; /* named by the user: then it must be there and fit */
     bool when_full_trim;
     enum segment_dtype segments; /* NONE: cold ones are not kept */

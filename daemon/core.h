@@ -62,6 +62,8 @@ struct core {
     struct ingest ingest;
     struct sched sched;
     struct keeper keeper;
+    struct meter meter;
+    void *meter_memory; /* NULL: there is none */
     pthread_t journal_thread, compute_thread, keeper_thread;
     bool journal_runs, compute_runs, keeper_runs;
     _Atomic bool stopping, journal_done, compute_done, keeper_stopping;

@@ -166,6 +166,7 @@ static int measure(struct core *core, struct plan_costs *costs, char *error, siz
         costs->state_bytes = bytes > costs->state_bytes ? bytes : costs->state_bytes;
     }
     measure_cold(core, costs);
+    costs->meter_bytes = meter_bytes(core->engine);
     costs->library_bytes = LIBRARY_MARGIN_BYTES + THREAD_COUNT * THREAD_STACK_BYTES + files;
     if (anonymous > engine_bytes)
         costs->library_bytes += anonymous - engine_bytes;
@@ -243,6 +244,23 @@ static void wire_keeper(struct core *core)
     core->ingest.keeper = core->sched.keeper = keeper;
 }
 
+static void open_meter(struct core *core)
+{
+    struct meter *meter = &core->meter;
+
+    if (!core->meter_memory) {
+        if (core->config.loss_meter == METER_AUTO && core->info.adapter_fingerprint)
+            say(SAY_INFO, "no loss meter: its memory does not fit --memory");
+        return;
+    }
+    meter_open(meter, core->engine, &core->info, core->meter_memory);
+    meter->slots = core->slots;
+    meter->slot_count = core->plan.streams_max;
+    meter->flag = core->config.loss_flag;
+    meter->compute_us = &core->sched.compute_us;
+    core->sched.meter = meter;
+}
+
 static void wire_threads(struct core *core)
 {
     struct ingest *ingest = &core->ingest;
@@ -308,6 +326,7 @@ int daemon_open(struct daemon **out, const struct config *config, char *error, s
         goto error;
     wire_threads(core);
     wire_keeper(core);
+    open_meter(core);
     result = cold_open(core, error, error_bytes);
     if (!result)
         result = keys_open(&core->keys, &files_real, config->data, error, error_bytes);

@@ -130,6 +130,8 @@ void layout_carve(struct core *core, uint32_t heads)
     core->keeper.restore = take(core, core->plan.state_bytes, 1);
     core->spill_memory = arena_take(&core->arena, core->plan.spill_bytes, 1, 4096);
     core->search_memory = take(core, core->plan.search_bytes, 1);
+    if (core->plan.meter_bytes)
+        core->meter_memory = take(core, core->plan.meter_bytes, 1);
     carve_queues(core);
     carve_loop(core);
     ingest->scratch_max = ingest_scratch_tokens(core->config.lag_tokens_max);

@@ -53,6 +53,8 @@ static void add_lines(struct plan *plan, const struct config *config,
     add(plan, "cold segments on their way", NULL, 1, plan->spill_bytes + COLD_ALIGN, true);
     plan->search_bytes = align_up(costs->search_bytes);
     add(plan, "text index", NULL, 1, plan->search_bytes, true);
+    if (plan->meter_bytes)
+        add(plan, "loss meter", "loss-meter", 1, plan->meter_bytes, true);
     add(plan, "token queues", "lag-tokens-max", streams, layout_ring_bytes(config->lag_tokens_max),
         true);
     add(plan, "stream and question records", "streams-max", 1,
@@ -73,7 +75,12 @@ static void fit(struct plan *plan, const struct config *config, const struct pla
     uint32_t streams = config->streams_max ? config->streams_max : PLAN_STREAMS_DEFAULT;
     uint32_t forks = config->forks_max ? config->forks_max : FORKS_DEFAULT;
 
+    plan->meter_bytes = config->loss_meter == METER_NO ? 0 : align_up(costs->meter_bytes);
     add_lines(plan, config, costs, streams, forks);
+    if (plan->bytes > plan->memory_bytes && config->loss_meter == METER_AUTO) {
+        plan->meter_bytes = 0;
+        add_lines(plan, config, costs, streams, forks);
+    }
     while (plan->bytes > plan->memory_bytes) {
         if (!config->streams_max && streams > 1 && (streams > forks || config->forks_max))
             streams--;

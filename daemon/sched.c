@@ -62,7 +62,8 @@ static bool feed_block(struct sched *sched, struct slot *slot)
     first = (uint32_t)(head % slot->ring.capacity);
     for (uint32_t i = 0; i < count; i++)
         block[i] = slot->ring.tokens[(first + i) % slot->ring.capacity];
-    result = stream_feed(slot->stream, block, count);
+    result = sched->meter ? meter_feed(sched->meter, slot, block, count)
+                          : stream_feed(slot->stream, block, count);
     if (result) {
         fail_stream(slot, result);
         return false;
@@ -132,13 +133,19 @@ static void close_waiting(struct sched *sched)
 
 bool sched_step(struct sched *sched)
 {
-    bool worked = false;
+    uint64_t start = clock_us();
+    bool asked = false, worked;
 
     take_messages(sched);
     close_waiting(sched);
     for (int i = 0; i < ASK_SLICES && ask_next(sched); i++)
-        worked = true;
-    return feed_next(sched) || worked;
+        asked = true;
+    worked = feed_next(sched) || asked;
+    if (sched->meter && !asked)
+        worked = meter_step(sched->meter) || worked;
+    if (worked)
+        atomic_fetch_add(&sched->compute_us, clock_us() - start);
+    return worked;
 }
 
 void *sched_main(void *argument)

@@ -10,6 +10,7 @@
 
 #include "daemon/ask.h"
 #include "daemon/ingest.h"
+#include "daemon/meter.h"
 #include "daemon/queue.h"
 
 enum { ASK_SLICES = 4 };
@@ -45,6 +46,8 @@ struct sched {
     struct queue *inbox, *loop;
     const struct doorbell *bell, *journal_bell;
     struct keeper *keeper; /* NULL: no checkpoints */
+    struct meter *meter;   /* NULL: no loss meter */
+    _Atomic uint64_t compute_us;
     _Atomic bool *stopping;
     _Atomic uint64_t *tokens_computed;   /* of the process */
     struct sample_candidate *candidates; /* [vocab_count] */

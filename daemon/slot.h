@@ -34,7 +34,11 @@ struct slot_stat {
     uint64_t entries_chunks;
     uint64_t *entries; /* [layers * kv_heads], of closed chunks */
     double tokens_per_second;
-    bool failed; /* computing it stopped with an error */
+    bool failed;          /* computing it stopped with an error */
+    uint64_t recall_hits; /* cold segments that came back for questions */
+    uint64_t recalled_us; /* when the last ones did, wall clock; 0: never */
+    uint32_t recalled_count;
+    uint64_t recalled[STREAM_RECALL_MAX]; /* their chunks, oldest first */
 };
 
 /* How far a stream's journal has come. */

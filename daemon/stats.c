@@ -19,8 +19,10 @@ struct stat_parts {
     Silt__V1__StreamStat stat;
     Silt__V1__Tier tiers[TIER_COUNT];
     Silt__V1__Tier *tier_list[TIER_COUNT];
-    char *degraded[6];
-    char faults[160], rebuilding[80];
+    Silt__V1__LossMeter loss;
+    uint64_t recalled[STREAM_RECALL_MAX];
+    char *degraded[8];
+    char faults[160], rebuilding[80], lossy[120];
     double head_ratio[];
 };
 
@@ -86,6 +88,11 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
         out->rows_mean = stat->rows_mean;
         out->tokens_per_second = out->lag_tokens ? slot->stat.tokens_per_second : 0;
         fill_tiers(parts, stat);
+        out->recall_hits = slot->stat.recall_hits;
+        out->recalled_us = slot->stat.recalled_us;
+        out->n_recalled = slot->stat.recalled_count;
+        memcpy(parts->recalled, slot->stat.recalled, sizeof parts->recalled);
+        out->recalled = parts->recalled;
         if (with_heads)
             fill_heads(core, slot, parts);
     }
@@ -126,6 +133,31 @@ static void fill_cold(struct core *core, uint64_t stream_id, struct stat_parts *
         parts->degraded[parts->stat.n_degraded++] = parts->faults;
 }
 
+/* What its memory costs, as far as it has been measured. */
+static void fill_loss(struct core *core, uint32_t index, struct stat_parts *parts)
+{
+    Silt__V1__LossMeter *out = &parts->loss;
+    struct loss loss;
+
+    if (!core->sched.meter ||
+        !meter_read(core->sched.meter, index, core->table.records[index].stream_id, &loss))
+        return;
+    silt__v1__loss_meter__init(out);
+    out->chunks = loss.chunks;
+    out->with_memory = loss.with_memory / (double)loss.chunks;
+    out->with_window = loss.with_window / (double)loss.chunks;
+    out->difference = loss.difference;
+    loss_interval(&loss, &out->low, &out->high);
+    out->flagged = loss.flagged;
+    parts->stat.loss = out;
+    if (!loss.flagged)
+        return;
+    snprintf(parts->lossy, sizeof parts->lossy,
+             "memory loses %.3f nats a token (%.3f to %.3f), more than --loss-flag %.3f",
+             out->difference, out->low, out->high, core->sched.meter->flag);
+    parts->degraded[parts->stat.n_degraded++] = parts->lossy;
+}
+
 static void fill_stream(struct core *core, uint32_t index, struct stat_parts *parts,
                         bool with_heads)
 {
@@ -155,6 +187,7 @@ static void fill_stream(struct core *core, uint32_t index, struct stat_parts *pa
         cold_stream_bytes(core, record->stream_id, &out->bytes_checkpoints, &out->bytes_index);
         out->bytes_disk += out->bytes_checkpoints + out->bytes_index;
     }
+    fill_loss(core, index, parts);
 }
 
 void stats_stream(struct core *core, const struct wire_client *client, uint64_t id, uint32_t record)
@@ -251,6 +284,9 @@ static void fill_process(struct core *core, Silt__V1__ProcessStat *out, Silt__V1
     out->uptime_us = clock_us() - core->started_us;
     out->tokens_computed = atomic_load(&core->tokens_computed);
     out->version = DAEMON_VERSION;
+    out->compute_us = atomic_load(&core->sched.compute_us);
+    out->meter_us = atomic_load(&core->meter.meter_us);
+    out->loss_flag = core->config.loss_flag;
 }
 
 void stats_process(struct core *core, const struct wire_client *client, uint64_t id)

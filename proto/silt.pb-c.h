@@ -762,7 +762,7 @@ struct  Silt__V1__ProcessStat
    */
   uint64_t meter_us;
   /*
-   * nats a token: a stream whose memory surely loses more is flagged; 0: none is
+   * nats a token: a stream whose memory surely loses more is flagged
    */
   double loss_flag;
 };

@@ -116,6 +116,28 @@ int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
     return 0;
 }
 
+int stream_feed_scored(struct stream *stream, const int32_t *tokens, uint32_t count, double *nll,
+                       uint32_t *scored)
+{
+    struct state *state = stream->state;
+    int32_t targets[STREAM_BLOCK_TOKENS];
+    float block[STREAM_BLOCK_TOKENS];
+    if (!known(stream->engine, tokens, count))
+        return -EINVAL;
+    for (uint32_t i = 0; i < count; i++) {
+        state->pending[state->pending_count++] = tokens[i];
+        if (state->pending_count < STREAM_BLOCK_TOKENS)
+            continue;
+        for (uint32_t j = 0; j < STREAM_BLOCK_TOKENS; j++)
+            targets[j] = j + 1 < STREAM_BLOCK_TOKENS ? state->pending[j + 1] : -1;
+        compute_block(stream, targets, block);
+        for (uint32_t j = 0; j + 1 < STREAM_BLOCK_TOKENS; j++)
+            *nll += block[j];
+        *scored += STREAM_BLOCK_TOKENS - 1;
+    }
+    return 0;
+}
+
 int streams_feed(struct stream_work *work, uint32_t count)
 {
     int first = 0;

@@ -175,6 +175,10 @@ int streams_feed(struct stream_work *work, uint32_t count);
  * STREAM_BLOCK_TOKENS: -EINVAL. */
 int stream_score(struct stream *stream, const int32_t *tokens, const int32_t *targets,
                  uint32_t count, float *nll);
+/* stream_feed that also scores what it computes: of every block, all tokens but the first, each
+ * after those before it. Adds their -log p in nats to *nll and their number to *scored. */
+int stream_feed_scored(struct stream *stream, const int32_t *tokens, uint32_t count, double *nll,
+                       uint32_t *scored);
 void stream_stat(const struct stream *stream, struct stream_stat *out);
 /* Entries per (layer, kv head) of the closed chunks, summed: counts [layers * kv_heads], chunks
  * covered as the result. */
@@ -186,6 +190,19 @@ const void *stream_state(const struct stream *stream, size_t *bytes);
 /* Puts back a state taken from a stream with the same engine and options. -EINVAL: it is not one.
  */
 int stream_restore(struct stream *stream, const void *state, size_t bytes);
+
+/* ---- raw: a short text without compression ---- */
+
+struct raw;
+/* At most `tokens` of them, in the caller's memory (64-byte aligned), which it must keep. */
+size_t raw_bytes(const struct engine *engine, uint32_t tokens);
+int raw_open(struct raw **out, struct engine *engine, uint32_t tokens, void *memory,
+             size_t memory_bytes);
+void raw_reset(struct raw *raw); /* empty again */
+/* Takes at most STREAM_BLOCK_TOKENS at base weights; targets and nll as in stream_score, NULL: not
+ * scored. -ENOSPC: all rows are taken. */
+int raw_score(struct raw *raw, const int32_t *tokens, const int32_t *targets, uint32_t count,
+              float *nll);
 
 /* ---- cold segments on disk ---- */
 

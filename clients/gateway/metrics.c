@@ -104,6 +104,12 @@ static void process(struct text *out, const struct client_process_stat *stat)
            (double)stat->uptime_us / 1e6);
     single(out, "silt_tokens_computed_total", "counter", "Tokens computed since siltd started.",
            (double)stat->tokens_computed);
+    single(out, "silt_compute_seconds_total", "counter", "Time the compute thread was at work.",
+           (double)stat->compute_us / 1e6);
+    single(out, "silt_loss_meter_seconds_total", "counter", "Part of it that the loss meter took.",
+           (double)stat->meter_us / 1e6);
+    single(out, "silt_loss_flag_nats", "gauge", "A stream that surely loses more is flagged.",
+           stat->loss_flag);
     single(out, "silt_resident_bytes", "gauge", "Memory of the process as the kernel counts it.",
            (double)stat->bytes_resident);
     single(out, "silt_disk_bytes", "gauge", "Bytes under the data folder.",
@@ -192,6 +198,9 @@ static const struct stream_field {
     FIELD("segments_cold", "gauge", "Segments on disk, for recall.", U64, segments_cold),
     FIELD("dmc_ratio", "gauge", "Tokens of closed chunks per entry kept.", REAL, dmc_ratio),
     FIELD("rows_mean", "gauge", "Rows of memory attended, mean of the heads.", REAL, rows_mean),
+    FIELD("recall_hits_total", "counter", "Cold segments that came back for questions.", U64,
+          recall_hits),
+    FIELD("loss_chunks_total", "counter", "Chunks scored by the loss meter.", U64, loss.chunks),
     FIELD("indexed_tokens", "gauge", "Tokens whose text can be searched.", U64, indexed_to),
 };
 
@@ -207,6 +216,41 @@ static void stream_tiers(struct text *out, const struct streams *streams, const 
             label(out, "tier", tier->name);
             text_addf(out, "} %" PRIu64 "\n", used ? tier->bytes_used : tier->bytes_plan);
         }
+}
+
+/* Of streams that have been scored: no number is better than a zero that means nothing. */
+static void losses(struct text *out, const struct streams *streams)
+{
+    static const struct {
+        const char *name, *help;
+        size_t offset;
+    } parts[] = {
+        {"silt_stream_loss_nats", "What the memory loses a token against 2,048 raw ones, mean.",
+         offsetof(struct client_loss, difference)},
+        {"silt_stream_loss_low_nats", "Lower end of its 95 % interval.",
+         offsetof(struct client_loss, low)},
+        {"silt_stream_loss_high_nats", "Upper end of its 95 % interval.",
+         offsetof(struct client_loss, high)},
+    };
+
+    for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) {
+        family(out, parts[p].name, "gauge", parts[p].help);
+        for (size_t s = 0; s < streams->count; s++) {
+            const struct client_loss *loss = &streams->list[s].loss;
+            double value;
+
+            memcpy(&value, (const char *)loss + parts[p].offset, sizeof value);
+            if (loss->chunks > (p ? 1 : 0))
+                text_addf(out, "%s{stream=\"%s\"} %.9g\n", parts[p].name, streams->list[s].stream,
+                          value);
+        }
+    }
+    family(out, "silt_stream_loss_flagged", "gauge",
+           "1: the memory surely loses more than siltd's --loss-flag.");
+    for (size_t s = 0; s < streams->count; s++)
+        if (streams->list[s].loss.chunks)
+            text_addf(out, "silt_stream_loss_flagged{stream=\"%s\"} %d\n", streams->list[s].stream,
+                      streams->list[s].loss.flagged);
 }
 
 static void per_stream(struct text *out, const struct streams *streams)
@@ -228,6 +272,7 @@ static void per_stream(struct text *out, const struct streams *streams)
                  "Bytes a stream may hold, by tier of its memory.", false);
     stream_tiers(out, streams, "silt_stream_memory_used_bytes",
                  "Bytes a stream holds, by tier of its memory.", true);
+    losses(out, streams);
     family(out, "silt_stream_degraded", "gauge", "1 for each reason why a stream is not well.");
     for (size_t s = 0; s < streams->count; s++)
         for (size_t i = 0; i < streams->list[s].degraded_count; i++) {

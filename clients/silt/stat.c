@@ -47,9 +47,26 @@ static void set_text(json_t *json, const char *name, const char *value)
     json_object_set_new(json, name, text_json(value, strlen(value)));
 }
 
+/* null: nothing scored yet. */
+static json_t *loss_json(const struct client_loss *loss)
+{
+    json_t *json = loss->chunks ? json_object() : json_null();
+
+    if (!loss->chunks)
+        return json;
+    set_count(json, "chunks", loss->chunks);
+    json_object_set_new(json, "with_memory", json_real(loss->with_memory));
+    json_object_set_new(json, "with_window", json_real(loss->with_window));
+    json_object_set_new(json, "difference", json_real(loss->difference));
+    json_object_set_new(json, "low", json_real(loss->low));
+    json_object_set_new(json, "high", json_real(loss->high));
+    json_object_set_new(json, "flagged", json_boolean(loss->flagged));
+    return json;
+}
+
 json_t *stat_json(const struct client_stream_stat *stat)
 {
-    json_t *json = json_object(), *heads = json_array();
+    json_t *json = json_object(), *heads = json_array(), *recalled = json_array();
     char hash[24];
 
     snprintf(hash, sizeof hash, "%016" PRIx64, stat->memory_hash);
@@ -92,6 +109,12 @@ json_t *stat_json(const struct client_stream_stat *stat)
     for (size_t i = 0; i < stat->head_ratio_count; i++)
         json_array_append_new(heads, json_real(stat->head_ratio[i]));
     json_object_set_new(json, "head_ratio", heads);
+    for (size_t i = 0; i < stat->recalled_count; i++)
+        json_array_append_new(recalled, json_integer((json_int_t)stat->recalled[i]));
+    json_object_set_new(json, "loss", loss_json(&stat->loss));
+    set_count(json, "recall_hits", stat->recall_hits);
+    json_object_set_new(json, "recalled", recalled);
+    set_count(json, "recalled_us", stat->recalled_us);
     set_count(json, "created_us", stat->created_us);
     json_object_set_new(json, "degraded", texts_json(stat->degraded, stat->degraded_count));
     return json;
@@ -113,6 +136,9 @@ static json_t *process_json(const struct client_process_stat *stat)
     set_count(json, "forks_max", stat->forks_max);
     set_count(json, "tokens_computed", stat->tokens_computed);
     set_count(json, "uptime_us", stat->uptime_us);
+    set_count(json, "compute_us", stat->compute_us);
+    set_count(json, "meter_us", stat->meter_us);
+    json_object_set_new(json, "loss_flag", json_real(stat->loss_flag));
     set_count(json, "bytes_plan", stat->bytes_plan);
     json_object_set_new(json, "bytes_plan_by_tier",
                         tiers_json(stat->tiers, stat->tier_count, true));
@@ -171,6 +197,17 @@ static void print_degraded(char *const *texts, size_t count)
         printf("  degraded: %s\n", texts[i]);
 }
 
+static void print_loss(const struct client_loss *loss)
+{
+    if (!loss->chunks)
+        return;
+    printf("  loss meter      %+.3f nats a token against 2,048 uncompressed tokens",
+           loss->difference);
+    if (loss->chunks > 1)
+        printf(" (95 %%: %+.3f to %+.3f)", loss->low, loss->high);
+    printf(", %" PRIu64 " chunk%s scored\n", loss->chunks, loss->chunks == 1 ? "" : "s");
+}
+
 static void print_stream(const struct client_stream_stat *stat)
 {
     char a[TEXT_BYTES], b[TEXT_BYTES], c[TEXT_BYTES], d[TEXT_BYTES];
@@ -190,6 +227,7 @@ static void print_stream(const struct client_stream_stat *stat)
            text_bytes(a, stat->bytes_disk), text_count(b, stat->indexed_to));
     printf("  memory hash     %016" PRIx64 " at chunk %s\n", stat->memory_hash,
            text_count(a, stat->hash_chunk));
+    print_loss(&stat->loss);
     print_degraded(stat->degraded, stat->degraded_count);
     putchar('\n');
     text_tiers(stat->tiers, stat->tier_count, stat->bytes_plan, stat->bytes_used);

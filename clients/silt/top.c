@@ -8,14 +8,16 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "clients/silt/silt.h"
+#include "clients/silt/strip.h"
 
 static const char help[] =
     "silt top [STREAM] [--delay SECONDS]\n"
     "\n"
     "Shows the streams live: tokens, rate, lag, memory of its plan. Enter shows one stream's "
     "memory\n"
-    "as a strip, oldest first, as questions read it: cold on disk, sinks, summary, ring, window.\n"
+    "as a strip, oldest first, as questions read it: cold on disk, sinks, summary, ring, window. "
+    "Cold\n"
+    "chunks that a question just brought back light up.\n"
     "\n"
     "  silt top              all streams\n"
     "  silt top log          that one's memory\n"
@@ -25,23 +27,14 @@ static const char help[] =
     "Keys: up and down choose, Enter opens, Backspace goes back, s sorts by the next column, q "
     "ends.\n";
 
-enum { ROWS_MAX = 10000, HEADER_LINES = 4, ESCAPE_MS = 50 };
-enum paint {
-    PAINT_COLD = 1,
-    PAINT_SINKS,
-    PAINT_SUMMARY,
-    PAINT_RING,
-    PAINT_WINDOW,
-    PAINT_LAG,
-    PAINT_BAD
-};
+enum { ROWS_MAX = 10000, HEADER_LINES = 4, ESCAPE_MS = 50, HIT_US = 8000000 };
 enum sort { BY_NAME, BY_TOKENS, BY_RATE, BY_LAG, BY_MEMORY, SORT_COUNT };
 static const char *const sort_names[] = {"name", "tokens", "rate", "lag", "memory"};
 
 struct row {
     char stream[132];
     uint64_t acked, computed, lag, used, plan, disk, cold;
-    double rate, ratio;
+    double rate, ratio, loss; /* loss NAN: not measured */
     bool degraded;
 };
 struct rows {
@@ -58,7 +51,8 @@ struct top {
     char chosen[132];
     bool open, away;
     enum sort sort;
-    size_t first; /* shown */
+    size_t first;         /* shown */
+    int64_t hit_until_us; /* what was recalled lights up */
 };
 
 /* ---- looking ---- */
@@ -87,6 +81,7 @@ static int row_add(void *user, const struct client_stream_stat *stat)
                         .disk = stat->bytes_disk,
                         .cold = stat->segments_cold,
                         .ratio = stat->dmc_ratio,
+                        .loss = stat->loss.chunks ? stat->loss.difference : NAN,
                         .degraded = stat->degraded_count > 0};
     memcpy(row->stream, stat->stream, sizeof row->stream);
     return rows->count == ROWS_MAX;
@@ -183,6 +178,9 @@ static int look(struct top *top)
             top->open = false; /* removed */
         else if (r)
             return r;
+        if (!strcmp(stream.stream, top->stream.stream) &&
+            stream.recall_hits > top->stream.recall_hits)
+            top->hit_until_us = silt_now_us() + HIT_US;
         client_stat_free(&top->stream);
         top->stream = stream;
     }
@@ -190,14 +188,6 @@ static int look(struct top *top)
 }
 
 /* ---- drawing ---- */
-
-static void painted(enum paint paint, bool on)
-{
-    if (on)
-        attr_on(has_colors() ? (attr_t)COLOR_PAIR(paint) : A_REVERSE, NULL);
-    else
-        attr_off(has_colors() ? (attr_t)COLOR_PAIR(paint) : A_REVERSE, NULL);
-}
 
 static void draw_head(const struct top *top)
 {
@@ -213,26 +203,28 @@ static void draw_head(const struct top *top)
              text_bytes(resident, p->bytes_resident), text_bytes(disk, p->bytes_disk),
              text_count(tokens, p->tokens_computed), p->forks, p->forks_max);
     move(2, 0);
-    painted(PAINT_BAD, true);
+    strip_paint(PAINT_BAD, true);
     if (top->away)
         printw("%.*s", COLS - 1, top->silt->error.text);
     else if (p->degraded_count)
         printw("%.*s", COLS - 1, p->degraded[0]);
-    painted(PAINT_BAD, false);
+    strip_paint(PAINT_BAD, false);
 }
 
 static void draw_row(const struct row *row, int line, bool chosen)
 {
     char acked[TEXT_BYTES], rate[TEXT_BYTES], lag[TEXT_BYTES], used[TEXT_BYTES], plan[TEXT_BYTES],
-        disk[TEXT_BYTES], cold[TEXT_BYTES];
+        disk[TEXT_BYTES], cold[TEXT_BYTES], loss[TEXT_BYTES] = "-";
 
+    if (!isnan(row->loss))
+        snprintf(loss, sizeof loss, "%+.3f", row->loss);
     if (chosen)
         attr_on(A_REVERSE, NULL);
-    mvprintw(line, 0, "%-24.24s %14s %9s %10s %5.1fx %10s %10s %7s %10s%s", row->stream,
+    mvprintw(line, 0, "%-24.24s %14s %9s %10s %5.1fx %10s %10s %7s %10s %7s%s", row->stream,
              text_count(acked, row->acked), text_count(rate, (uint64_t)llround(row->rate)),
              text_count(lag, row->lag), row->ratio, text_bytes(used, row->used),
              text_bytes(plan, row->plan), text_count(cold, row->cold), text_bytes(disk, row->disk),
-             row->degraded ? "  degraded" : "");
+             loss, row->degraded ? "  degraded" : "");
     if (chosen)
         attr_off(A_REVERSE, NULL);
     else if (row->lag)
@@ -253,8 +245,9 @@ static void draw_table(struct top *top)
     size_t chosen = chosen_at(top);
 
     attr_on(A_BOLD, NULL);
-    mvprintw(3, 0, "%-24s %14s %9s %10s %6s %10s %10s %7s %10s  by %s", "stream", "tokens",
-             "rate/s", "lag", "ratio", "memory", "plan", "cold", "disk", sort_names[top->sort]);
+    mvprintw(3, 0, "%-24s %14s %9s %10s %6s %10s %10s %7s %10s %7s  by %s", "stream", "tokens",
+             "rate/s", "lag", "ratio", "memory", "plan", "cold", "disk", "loss",
+             sort_names[top->sort]);
     attr_off(A_BOLD, NULL);
     if (chosen < top->first)
         top->first = chosen;
@@ -267,96 +260,30 @@ static void draw_table(struct top *top)
         mvprintw(HEADER_LINES, 0, "no streams yet: silt feed NAME FILE");
 }
 
-static const struct client_tier *tier_of(const struct client_stream_stat *stat, const char *name)
+/* What the meter says, and what questions brought back. */
+static void draw_measured(const struct client_stream_stat *stat, int line)
 {
-    static const struct client_tier none;
+    const struct client_loss *loss = &stat->loss;
+    char when[TEXT_BYTES];
 
-    for (size_t i = 0; i < stat->tier_count; i++)
-        if (!strcmp(stat->tiers[i].name, name))
-            return &stat->tiers[i];
-    return &none;
-}
-
-/* `filled` of `width` cells in a colour, the rest as dots. */
-static void draw_part(enum paint paint, int width, int filled)
-{
-    for (int i = 0; i < width; i++) {
-        painted(paint, i < filled);
-        addch(i < filled ? ' ' : '.');
-        painted(paint, false);
-    }
-    addch(' ');
-}
-
-static int share(uint64_t part, uint64_t whole, int width)
-{
-    int cells = whole ? (int)((double)part / (double)whole * width + 0.5) : 0;
-
-    return cells > width ? width : cells;
-}
-
-/* Parts are as wide as their plans; cold ones by the logarithm of their number. */
-static void draw_strip(const struct client_stream_stat *stat, int line)
-{
-    static const struct {
-        const char *name;
-        enum paint paint;
-    } parts[] = {{"sinks", PAINT_SINKS}, {"summary", PAINT_SUMMARY}, {"window", PAINT_WINDOW}};
-    int width = COLS - 24 > 20 ? COLS - 24 : 20;
-    int cold = stat->segments_cold ? 2 + (int)log2((double)stat->segments_cold) : 0;
-    const struct client_tier *ring = tier_of(stat, "ring");
-    uint64_t plan = ring->bytes_plan;
-
-    for (int i = 0; i < 3; i++)
-        plan += tier_of(stat, parts[i].name)->bytes_plan;
     move(line, 0);
-    if (cold)
-        draw_part(PAINT_COLD, cold, cold);
-    for (int i = 0; i < 3; i++) {
-        const struct client_tier *tier = tier_of(stat, parts[i].name);
-        int cells = share(tier->bytes_plan, plan, width);
-
-        if (i == 2) { /* the ring stands before the window */
-            int segments = (int)stat->ring_segments;
-            int each = share(ring->bytes_plan, plan, width) / (segments ? segments : 1);
-
-            for (int s = 0; s < segments; s++)
-                draw_part(PAINT_RING, each > 1 ? each - 1 : 1,
-                          (uint64_t)s < stat->segments_ring ? each > 1 ? each - 1 : 1 : 0);
-        }
-        draw_part(parts[i].paint, cells ? cells : 1,
-                  share(tier->bytes_used, tier->bytes_plan, cells ? cells : 1));
-    }
-    move(line + 1, 0);
-    for (enum paint paint = PAINT_COLD; paint <= PAINT_WINDOW; paint++) {
-        static const char *const names[] = {"", "cold", "sinks", "summary", "ring", "window"};
-
-        draw_part(paint, 2, 2);
-        printw("%s   ", names[paint]);
-    }
-}
-
-/* A digit for each head: how many tokens an entry stands for. */
-static void draw_heads(const struct client_stream_stat *stat, int line)
-{
-    if (!stat->head_ratio_count || stat->head_ratio_count < (size_t)stat->layers * stat->kv_heads)
+    if (loss->chunks)
+        printw("loss %+.3f nats a token (%+.3f to %+.3f, %" PRIu64 " chunks)%s   ",
+               loss->difference, loss->low, loss->high, loss->chunks,
+               loss->flagged ? " FLAGGED" : "");
+    if (!stat->recalled_us)
         return;
-    mvprintw(line, 0,
-             "tokens an entry stands for, a row for each KV head, a column for each layer");
-    for (uint32_t h = 0; h < stat->kv_heads && line + 1 + (int)h < LINES; h++)
-        for (uint32_t l = 0; l < stat->layers && (int)l < COLS; l++) {
-            double ratio = stat->head_ratio[(size_t)l * stat->kv_heads + h];
-
-            mvaddch(line + 1 + (int)h, (int)l,
-                    ratio > 9.5 ? '+' : (chtype)('0' + (int)(ratio + 0.5)));
-        }
+    printw("recalled %" PRIu64 " times, last at %s: chunks", stat->recall_hits,
+           text_time(when, stat->recalled_us));
+    for (size_t i = 0; i < stat->recalled_count; i++)
+        printw(" %" PRIu64, stat->recalled[i]);
 }
 
-static void draw_stream(const struct client_stream_stat *stat)
+static void draw_stream(const struct client_stream_stat *stat, bool hit)
 {
     char acked[TEXT_BYTES], lag[TEXT_BYTES], cold[TEXT_BYTES], chunks[TEXT_BYTES], used[TEXT_BYTES],
         plan[TEXT_BYTES];
-    int line = HEADER_LINES + 6;
+    int line = HEADER_LINES + 7;
 
     attr_on(A_BOLD, NULL);
     mvprintw(3, 0, "%s", stat->stream);
@@ -365,11 +292,12 @@ static void draw_stream(const struct client_stream_stat *stat)
            text_count(acked, stat->tokens_acked), text_count(lag, stat->lag_tokens),
            text_count(chunks, stat->chunks), text_count(cold, stat->segments_cold), stat->dmc_ratio,
            stat->memory_hash);
-    draw_strip(stat, HEADER_LINES + 1);
+    strip_draw(stat, hit, HEADER_LINES + 1);
+    draw_measured(stat, HEADER_LINES + 3);
     if (stat->degraded_count) {
-        painted(PAINT_BAD, true);
-        mvprintw(HEADER_LINES + 4, 0, "%.*s", COLS - 1, stat->degraded[0]);
-        painted(PAINT_BAD, false);
+        strip_paint(PAINT_BAD, true);
+        mvprintw(HEADER_LINES + 5, 0, "%.*s", COLS - 1, stat->degraded[0]);
+        strip_paint(PAINT_BAD, false);
     }
     for (size_t i = 0; i < stat->tier_count; i++) {
         const struct client_tier *tier = &stat->tiers[i];
@@ -380,7 +308,7 @@ static void draw_stream(const struct client_stream_stat *stat)
     mvprintw(line++, 0, "%-10s %10s of %10s", "all", text_bytes(used, stat->bytes_used),
              text_bytes(plan, stat->bytes_plan));
     mvprintw(line++, 0, "%-10s %10s", "disk", text_bytes(used, stat->bytes_disk));
-    draw_heads(stat, line + 1);
+    strip_heads(stat, line + 1);
 }
 
 static void draw(struct top *top)
@@ -389,7 +317,7 @@ static void draw(struct top *top)
     if (top->process.version)
         draw_head(top);
     if (top->open && top->stream.stream[0])
-        draw_stream(&top->stream);
+        draw_stream(&top->stream, silt_now_us() < top->hit_until_us);
     else
         draw_table(top);
     refresh();
@@ -465,6 +393,7 @@ static void screen_open(void)
         init_pair(i, COLOR_WHITE, colors[i - 1]);
     init_pair(PAINT_LAG, COLOR_YELLOW, -1);
     init_pair(PAINT_BAD, COLOR_RED, -1);
+    init_pair(PAINT_HIT, COLOR_BLACK, COLOR_CYAN);
 }
 
 /* Until the time is over or a key asks for a new look. */

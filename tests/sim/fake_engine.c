@@ -207,6 +207,14 @@ int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
     return 0;
 }
 
+int stream_feed_scored(struct stream *stream, const int32_t *tokens, uint32_t count, double *nll,
+                       uint32_t *scored)
+{
+    *nll += count;
+    *scored += count;
+    return stream_feed(stream, tokens, count);
+}
+
 uint32_t stream_block_room(const struct stream *stream)
 {
     return STREAM_BLOCK_TOKENS - stream->pending_count;
@@ -243,6 +251,32 @@ int stream_restore(struct stream *stream, const void *state, size_t bytes)
 }
 
 /* ---- forks ---- */
+
+/* No loss meter in the simulation. */
+size_t raw_bytes(const struct engine *engine, uint32_t tokens)
+{
+    (void)engine, (void)tokens;
+    return 0;
+}
+
+int raw_open(struct raw **out, struct engine *engine, uint32_t tokens, void *memory,
+             size_t memory_bytes)
+{
+    (void)out, (void)engine, (void)tokens, (void)memory, (void)memory_bytes;
+    return -ENOTSUP;
+}
+
+void raw_reset(struct raw *raw)
+{
+    (void)raw;
+}
+
+int raw_score(struct raw *raw, const int32_t *tokens, const int32_t *targets, uint32_t count,
+              float *nll)
+{
+    (void)raw, (void)tokens, (void)targets, (void)count, (void)nll;
+    return -ENOTSUP;
+}
 
 size_t fork_bytes(const struct engine *engine, const struct stream_options *options)
 {

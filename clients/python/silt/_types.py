@@ -33,6 +33,19 @@ class Tier:
 
 
 @dataclasses.dataclass(frozen=True)
+class Loss:
+    """What a stream's memory costs: as it reads, against the newest 2,048 tokens uncompressed."""
+
+    chunks: int  # scored
+    with_memory: float  # mean nats a token
+    with_window: float
+    difference: float  # above 0: the memory loses
+    low: float  # of its 95 % interval
+    high: float
+    flagged: bool  # low is above siltd's --loss-flag
+
+
+@dataclasses.dataclass(frozen=True)
 class StreamStat:
     stream: str
     tokens_acked: int
@@ -59,6 +72,10 @@ class StreamStat:
     created_us: int
     numerics_epoch: int
     degraded: Tuple[str, ...]  # empty: well
+    loss: Optional[Loss]  # None: not measured yet
+    recall_hits: int  # cold segments that came back for questions
+    recalled: Tuple[int, ...]  # the last ones, by chunk
+    recalled_us: int  # when, wall clock; 0: never
 
     @property
     def memory_bytes_used(self) -> int:
@@ -148,7 +165,16 @@ def stream_of(wire: pb.StreamStat) -> StreamStat:
         dmc_ratio_asked=wire.dmc_ratio_asked, ring_segments=wire.ring_segments,
         rows_mean=wire.rows_mean, head_ratio=tuple(wire.head_ratio), layers=wire.layers,
         kv_heads=wire.kv_heads, created_us=wire.created_us, numerics_epoch=wire.numerics_epoch,
-        degraded=tuple(wire.degraded))
+        degraded=tuple(wire.degraded), loss=_loss(wire), recall_hits=wire.recall_hits,
+        recalled=tuple(wire.recalled), recalled_us=wire.recalled_us)
+
+
+def _loss(wire: pb.StreamStat) -> Optional[Loss]:
+    if not wire.HasField("loss"):
+        return None
+    loss = wire.loss
+    return Loss(loss.chunks, loss.with_memory, loss.with_window, loss.difference, loss.low,
+                loss.high, loss.flagged)
 
 
 def process_of(wire: pb.ProcessStat) -> ProcessStat:

@@ -1,0 +1,73 @@
+/*
+ * A short text at base weights, every row kept: what the model makes of it without any compression.
+ *
+ * The loss meter's reference. Positions begin at 0, no row ever goes.
+ */
+#include "stream/internal.h"
+
+#include <errno.h>
+
+struct raw {
+    struct engine *engine;
+    struct tail tail;
+};
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + 63) & ~(size_t)63;
+}
+
+static size_t rows_bytes(const struct engine *e, uint32_t tokens)
+{
+    const struct shape *s = &e->shape;
+    return aligned((size_t)s->layers * s->kv_heads * tokens * s->head_dim * sizeof(f16));
+}
+
+size_t raw_bytes(const struct engine *engine, uint32_t tokens)
+{
+    return aligned(sizeof(struct raw)) + 2 * rows_bytes(engine, tokens);
+}
+
+int raw_open(struct raw **out, struct engine *engine, uint32_t tokens, void *memory,
+             size_t memory_bytes)
+{
+    if (memory_bytes < raw_bytes(engine, tokens) || (uintptr_t)memory % 64 ||
+        tokens > engine->shape.context)
+        return -EINVAL;
+    struct raw *raw = memory;
+    char *rows = (char *)memory + aligned(sizeof *raw);
+    *raw = (struct raw){.engine = engine,
+                        .tail = {.k = (void *)rows,
+                                 .v = (void *)(rows + rows_bytes(engine, tokens)),
+                                 .capacity = tokens}};
+    *out = raw;
+    return 0;
+}
+
+void raw_reset(struct raw *raw)
+{
+    raw->tail.count = 0;
+}
+
+int raw_score(struct raw *raw, const int32_t *tokens, const int32_t *targets, uint32_t count,
+              float *nll)
+{
+    struct engine *e = raw->engine;
+    if (count > STREAM_BLOCK_TOKENS)
+        return -EINVAL;
+    if (count > raw->tail.capacity - raw->tail.count)
+        return -ENOSPC;
+    for (uint32_t i = 0; i < count; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->shape.vocab ||
+            (targets && targets[i] >= (int32_t)e->shape.vocab))
+            return -EINVAL;
+    struct forward_item item = {.kind = FORWARD_RAW,
+                                .tail = &raw->tail,
+                                .tokens = tokens,
+                                .rows = count,
+                                .position = raw->tail.count};
+    forward_run(e, &item, 1);
+    if (targets)
+        forward_nll(e, 0, count, targets, nll);
+    return 0;
+}
