@@ -3,7 +3,8 @@
     python3 evalset.py --model BASE.gguf --text DEV [--sets SETS] --out EVALSET
 
 DEV holds KIND.jsonl[.xz|.zst]; SETS, for the in-context tasks, the files of two open sets (README).
-EVALSET gets KIND.npy [streams, tokens], long.npy [tokens], questions.npz and tasks.npz.
+EVALSET gets KIND.npy [streams, tokens], long.npy [tokens], questions.npz, task_NAME.npz, and as text
+for silt-eval --ask questions-passage.jsonl and questions-none.jsonl.
 """
 import argparse
 import csv
@@ -20,6 +21,7 @@ QUICK = (2, 16384)      # streams of tests/eval/quality.py, which runs the engin
 MIXED_PIECE = 3000      # tokens of one log before another vendor's goes on
 LONG_TOKENS = 1 << 20
 QUESTION_TOKENS = 31 * CHUNK    # a stream before its question, which then fits 8,192
+ASKED = 16              # questions that the engine is asked too
 TASK_TOKENS = 16 * CHUNK
 SHOTS = (0, 1, 4, 16)
 FOLDERS = ("red", "blue", "green", "black")     # a user's own names: nothing to guess them by
@@ -131,8 +133,8 @@ def questions(tokenizer, folder, counts, seed=1):
             with_passage = without.copy()
             with_passage[at:at + len(passage)] = passage
             streams.append(np.stack([with_passage, without]))
-            items.append({"source": source, "tail": tail, "gold": gold.tolist(), "text": answer,
-                          "distance": gap})
+            items.append({"source": source, "question": question, "tail": tail,
+                          "gold": gold.tolist(), "text": answer, "distance": gap})
             count -= 1
             if count == 0:
                 break
@@ -250,6 +252,13 @@ def main():
     streams, items = questions(tokenizer, options.text, counts)
     pack(os.path.join(options.out, "questions.npz"), streams, items)
     print("questions %s" % (streams.shape,), flush=True)
+    for which, name in enumerate(("passage", "none")):      # for silt-eval --ask
+        with open(os.path.join(options.out, "questions-%s.jsonl" % name), "w") as file:
+            for line, item in zip(streams[:ASKED, which], items):
+                file.write(json.dumps({
+                    "id": "%s, %d tokens ago" % (item["source"], item["distance"]),
+                    "text": tokenizer.decode(line), "question": item["question"],
+                    "answer": item["text"]}) + "\n")
     if options.sets:
         for name, (streams, items) in tasks(tokenizer, options.text, options.sets,
                                             options.episodes).items():

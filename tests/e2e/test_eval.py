@@ -133,6 +133,27 @@ def test_joined_and_packed_texts():
     assert "zstd" in trial.run(torn, "full", code=1)
 
 
+def test_questions_behind_documents():
+    trial = Trial()
+    path = trial.home / "asked.jsonl"
+    lines = [{"id": f"q{i}", "text": story(20 + i, 300), "question": "who saw it?",
+              "answer": "The keeper, at 06:15."} for i in range(2)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second, total = trial.run(path, "ccm", "--ask", "--dmc", 1)
+    assert (first["document"], first["policy"], total["questions"]) == ("q0", "ccm", 2)
+    near((first["answer_nll"] + second["answer_nll"]) / 2, total["answer_nll"], 1e-5)
+    assert 0 <= total["f1"] <= 1 and "said" in first
+    assert abs(trial.run(path, "none", "--ask", "--dmc", 1)[-1]["answer_nll"] -
+               total["answer_nll"]) > 1e-4
+    # Before anything is compressed, a fork sees what a full context sees.
+    short = trial.home / "short.jsonl"
+    short.write_text(json.dumps(dict(lines[0], text=story(22, 5))) + "\n")
+    near(trial.run(short, "ccm", "--ask", "--dmc", 1)[-1]["answer_nll"],
+         trial.run(short, "full", "--ask")[-1]["answer_nll"], 2e-3)
+    assert "question" in trial.run(trial.write("none.jsonl", "text"), "ccm", "--ask", code=1)
+    assert "--ask" in trial.run(path, "window", "--ask", code=2)
+
+
 def test_what_it_cannot_do_it_says():
     trial = Trial()
     text = trial.write("one.jsonl", story(10, 50))

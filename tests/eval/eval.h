@@ -1,8 +1,8 @@
 /*
  * silt-eval: the loss of a model over text, under one way of remembering what was read.
  *
- * text.c reads documents, policy.c runs one of them, report.c says what came out, main.c joins
- * them.
+ * text.c reads documents, policy.c runs one of them, ask.c asks behind one, report.c says what came
+ * out, main.c joins them.
  */
 #ifndef SILT_EVAL_H
 #define SILT_EVAL_H
@@ -37,13 +37,15 @@ struct eval_options {
     uint32_t documents_max; /* 0: all */
     uint32_t streams;       /* join: cut into so many of tokens_max each; 0: one */
     bool join, json;
+    bool ask; /* each document's question, behind it */
 };
 
 /* ---- text.c ---- */
 
 struct document {
-    char *id, *kind; /* "" where the file says none */
-    int32_t *tokens; /* [count] */
+    char *id, *kind;         /* "" where the file says none */
+    char *question, *answer; /* with --ask, else NULL */
+    int32_t *tokens;         /* [count] */
     size_t count;
 };
 struct documents {
@@ -81,6 +83,20 @@ int runner_score(struct runner *runner, const struct document *document,
                  void *user);
 void score_add(struct score *total, const struct score *score);
 
+/* ---- ask.c ---- */
+
+struct answer {
+    double nll;       /* nats a token of the right answer */
+    uint32_t tokens;  /* of it */
+    double exact, f1; /* of what was said, greedily; full says nothing */
+    char said[512];
+};
+/* Asks a document's question behind it. -ENOSPC: question or answer too long. */
+int ask_document(struct engine *engine, const struct eval_options *options,
+                 const struct document *document, struct answer *out);
+/* 0 to 1: the same words in the same order; F1 of words. */
+void answer_match(const char *said, const char *gold, double *exact, double *f1);
+
 /* ---- report.c ---- */
 
 const char *policy_name(enum policy policy);
@@ -89,6 +105,9 @@ void report_begin(const struct eval_options *options, const struct engine_info *
 /* document NULL: the total. */
 void report_line(const struct eval_options *options, const struct document *document,
                  const struct score *score);
+/* document NULL: the mean of count answers, whose sums are in answer. */
+void report_answer(const struct eval_options *options, const struct document *document,
+                   const struct answer *answer, size_t count);
 /* The progress line on a terminal; text NULL clears it. */
 void report_progress(const char *text);
 

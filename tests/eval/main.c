@@ -42,6 +42,9 @@ static const char help[] =
     "  --documents N      the first N documents alone\n"
     "  --join             string all documents together, a blank line between them\n"
     "  --streams N        with --join: cut what is joined into N streams of --tokens tokens each\n"
+    "  --ask              each document has a \"question\" and its \"answer\": asks behind it, "
+    "from\n"
+    "                     the memory alone (ccm, none), and scores the answer (full: in context)\n"
     "  --block N          independent blocks of N tokens, the second half of each scored, as\n"
     "                     llama.cpp's perplexity tool does\n"
     "  --device cpu|cuda  --threads N\n"
@@ -82,6 +85,7 @@ enum {
     OPTION_DOCUMENTS,
     OPTION_JOIN,
     OPTION_STREAMS,
+    OPTION_ASK,
     OPTION_BLOCK,
     OPTION_DEVICE,
     OPTION_THREADS,
@@ -175,6 +179,7 @@ static int parse(struct eval_options *o, int argc, char **argv)
         {"documents", 1, NULL, OPTION_DOCUMENTS},
         {"join", 0, NULL, OPTION_JOIN},
         {"streams", 1, NULL, OPTION_STREAMS},
+        {"ask", 0, NULL, OPTION_ASK},
         {"block", 1, NULL, OPTION_BLOCK},
         {"device", 1, NULL, OPTION_DEVICE},
         {"threads", 1, NULL, OPTION_THREADS},
@@ -191,6 +196,8 @@ static int parse(struct eval_options *o, int argc, char **argv)
             return 2; /* getopt has said it */
         if (found == OPTION_JOIN)
             o->join = true;
+        else if (found == OPTION_ASK)
+            o->ask = true;
         else if (found == OPTION_JSON)
             o->json = true;
         else if (!set_word(o, found, optarg) && !set_number(o, found, optarg)) {
@@ -205,6 +212,10 @@ static int parse(struct eval_options *o, int argc, char **argv)
         return usage("--text FILE is missing", NULL);
     if (o->policy == POLICY_COUNT)
         return usage("--policy is missing", NULL);
+    if (o->ask &&
+        (o->join || o->block ||
+         (o->policy != POLICY_CCM && o->policy != POLICY_NONE && o->policy != POLICY_FULL)))
+        return usage("--ask goes with ccm, none and full, and not with --join or --block", NULL);
     if (o->streams && !(o->join && o->tokens_max))
         return usage("--streams needs --join and --tokens", NULL);
     return 0;
@@ -277,6 +288,26 @@ static int run_documents(struct runner *runner, const struct eval_options *optio
     return 0;
 }
 
+static int run_questions(struct engine *engine, const struct eval_options *options,
+                         const struct documents *documents)
+{
+    struct answer total = {0}, answer;
+    for (size_t i = 0; i < documents->count; i++) {
+        const struct document *document = &documents->list[i];
+        int result = ask_document(engine, options, document, &answer);
+        if (result) {
+            fprintf(stderr, "silt-eval: %s: %s\n", document->id, strerror(-result));
+            return 1;
+        }
+        report_answer(options, document, &answer, 1);
+        total.nll += answer.nll;
+        total.exact += answer.exact;
+        total.f1 += answer.f1;
+    }
+    report_answer(options, NULL, &total, documents->count);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     struct eval_options options = {.engine = {.device = DEVICE_CPU, .feature_mask = UINT32_MAX},
@@ -300,6 +331,10 @@ int main(int argc, char **argv)
         goto end;
     if (options.policy == POLICY_CCM_SWAP && documents.count < 2) {
         snprintf(error, sizeof error, "ccm-swap needs a second document to take the memory from");
+        goto end;
+    }
+    if (options.ask) {
+        status = run_questions(engine, &options, &documents);
         goto end;
     }
     if (runner_open(&runner, engine, &options, error, sizeof error))

@@ -105,6 +105,49 @@ void report_line(const struct eval_options *options, const struct document *docu
     fflush(stdout);
 }
 
+/* A model may say bytes that are no UTF-8, which JSON cannot carry. */
+static json_t *text_json(const char *text)
+{
+    char ascii[sizeof((struct answer *)0)->said];
+    json_t *json = json_string(text);
+    if (json)
+        return json;
+    snprintf(ascii, sizeof ascii, "%s", text);
+    for (char *c = ascii; *c; c++)
+        *c = (unsigned char)*c < 0x80 ? *c : '?';
+    return json_string(ascii);
+}
+
+void report_answer(const struct eval_options *options, const struct document *document,
+                   const struct answer *answer, size_t count)
+{
+    double n = count ? (double)count : 1.0;
+    report_progress(NULL);
+    if (!options->json) {
+        printf("%-*s %8u %7.4f %5.2f %5.2f  %s\n", ID_COLUMNS, document ? document->id : "mean",
+               document ? answer->tokens : (unsigned)count, answer->nll / n, answer->exact / n,
+               answer->f1 / n, document ? answer->said : "");
+        return;
+    }
+    json_t *line = json_object();
+    json_object_set_new(line, document ? "document" : "total",
+                        document ? json_string(document->id) : json_true());
+    json_object_set_new(line, "policy", json_string(policy_name(options->policy)));
+    json_object_set_new(line, "answer_nll", json_real(answer->nll / n));
+    if (options->policy != POLICY_FULL) {
+        json_object_set_new(line, "exact", json_real(answer->exact / n));
+        json_object_set_new(line, "f1", json_real(answer->f1 / n));
+        if (document)
+            json_object_set_new(line, "said", text_json(answer->said));
+    }
+    if (!document)
+        json_object_set_new(line, "questions", json_integer((json_int_t)count));
+    json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(7));
+    putchar('\n');
+    fflush(stdout);
+    json_decref(line);
+}
+
 void report_progress(const char *text)
 {
     if (!isatty(STDERR_FILENO))

@@ -182,8 +182,11 @@ static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint
     json_t *text = json_object_get(object, "text");
     const char *id = json_string_value(json_object_get(object, "id"));
     const char *kind = json_string_value(json_object_get(object, "kind"));
+    json_t *question = json_object_get(object, "question");
+    json_t *answer = json_object_get(object, "answer");
     int result = -EBADMSG;
-    if (!json_is_string(text))
+    if (!json_is_string(text) ||
+        (b->options->ask && (!json_is_string(question) || !json_is_string(answer))))
         goto end;
     snprintf(name, sizeof name, "line %u", number);
     result = 0;
@@ -193,6 +196,12 @@ static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint
         result = build_text(b, (const uint8_t *)json_string_value(text), json_string_length(text));
     if (!result && !b->options->join)
         result = build_finish(b, id ? id : name, kind ? kind : "");
+    if (!result && b->options->ask) {
+        struct document *document = &b->out->list[b->out->count - 1];
+        document->question = strdup(json_string_value(question));
+        document->answer = strdup(json_string_value(answer));
+        result = document->question && document->answer ? 0 : -ENOMEM;
+    }
 end:
     json_decref(object);
     return result;
@@ -212,9 +221,9 @@ static int build_lines(struct builder *b, const struct buffer *file, const char 
         int result = build_line(b, line, bytes, number);
         if (result == -EBADMSG)
             return fail(result, error, error_bytes,
-                        "%s: line %u is no JSON object with a string \"text\": give one document "
+                        "%s: line %u is no JSON object with a string \"text\"%s: give one document "
                         "a line",
-                        path, number);
+                        path, number, b->options->ask ? ", a \"question\" and an \"answer\"" : "");
         if (result)
             return fail(result, error, error_bytes, "not enough memory for the tokens");
         documents++;
@@ -256,6 +265,8 @@ void documents_free(struct documents *documents)
     for (size_t i = 0; i < documents->count; i++) {
         free(documents->list[i].id);
         free(documents->list[i].kind);
+        free(documents->list[i].question);
+        free(documents->list[i].answer);
         free(documents->list[i].tokens);
     }
     free(documents->list);
