@@ -13,7 +13,7 @@
 #define MODEL_FILE   "smollm2-135m-instruct-q4_1.gguf"
 #define ADAPTER_FILE "smollm2-135m-instruct.gguf"
 
-enum { CLIENTS_DEFAULT = 32, CLIENTS_LIMIT = 4096, THREADS_LIMIT = 1024 };
+enum { CLIENTS_DEFAULT = 32, THREADS_LIMIT = 1024 };
 
 enum option_kind {
     OPTION_PATH,
@@ -57,8 +57,9 @@ static const struct option_row rows[] = {
      AT(streams_max), 1, STREAMS_LIVE_MAX, NULL, NULL},
     {"forks-max", "N", "questions at once (default: what fits, at most 4); more are told to wait",
      OPTION_COUNT, AT(forks_max), 1, FORKS_LIVE_MAX, NULL, NULL},
-    {"clients-max", "N", "clients connected at once that the plan reckons with (default: 32)",
-     OPTION_COUNT, AT(clients_max), 1, CLIENTS_LIMIT, NULL, NULL},
+    {"clients-max", "N",
+     "clients served at once (default: 32); more are told to wait until one has left", OPTION_COUNT,
+     AT(clients_max), 1, CLIENTS_LIVE_MAX, NULL, NULL},
     {"disk", "SIZE", "most bytes under --data (default: no bound)", OPTION_SIZE, AT(disk_bytes), 0,
      0, NULL, NULL},
     {"when-full", "stop|trim", "at the bound: stop taking text, or drop the oldest (default: stop)",

@@ -293,6 +293,8 @@ static int open_gate(struct core *core, char *error, size_t error_bytes)
     const struct config *config = &core->config;
     int result = gate_open(&core->gate, config->listen, error, error_bytes);
 
+    core->gate.clients.max = config->clients_max;
+
     if (result || !config->listen_network[0])
         return result;
     return gate_open_network(&core->gate, config->listen_network, &core->keys, error, error_bytes);

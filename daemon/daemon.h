@@ -40,6 +40,7 @@ enum {
 
     STREAMS_LIVE_MAX = 4096,    /* bound of --streams-max */
     STREAMS_KNOWN_MAX = 16384,  /* live and parked */
+    CLIENTS_LIVE_MAX = 4096,    /* bound of --clients-max */
     FORKS_LIVE_MAX = 64,        /* bound of --forks-max */
     WAITERS_MAX = 1024,         /* producers told BUSY that wait for an Ack */
     FLIGHTS_MAX = 1024,         /* clients with a request in the journal's queue */

@@ -94,8 +94,9 @@ static int set_option(void *socket, int option, int value)
     return zmq_setsockopt(socket, option, &value, sizeof value) == 0 ? 0 : -errno;
 }
 
-static int make_socket(struct gate *gate, void **out)
+static int make_socket(struct gate *gate, int door)
 {
+    void **out = &gate->socket[door];
     int64_t frame_max = FRAME_BYTES_HARD_MAX;
     int result = 0;
 
@@ -115,7 +116,7 @@ static int make_socket(struct gate *gate, void **out)
     result |= set_option(*out, ZMQ_LINGER, 200);
     result |= set_option(*out, ZMQ_ROUTER_MANDATORY, 1);
     result |= set_option(*out, ZMQ_BACKLOG, 128);
-    return result ? -EINVAL : 0;
+    return result ? -EINVAL : clients_watch(&gate->clients, gate->context, *out, door);
 }
 
 int gate_open(struct gate *gate, const char *endpoint, char *error, size_t error_bytes)
@@ -130,7 +131,7 @@ int gate_open(struct gate *gate, const char *endpoint, char *error, size_t error
     result = prepare_path(gate, endpoint, error, error_bytes);
     if (result)
         return result;
-    result = make_socket(gate, &gate->socket[DOOR_LOCAL]);
+    result = make_socket(gate, DOOR_LOCAL);
     if (result) {
         fail(error, error_bytes, result, "--listen %s: no socket: %s", endpoint, strerror(-result));
         goto error;
@@ -184,7 +185,7 @@ int gate_open_network(struct gate *gate, const char *endpoint, const struct keys
         return fail(error, error_bytes, result, "--listen %s: no ZAP socket: %s", endpoint,
                     zmq_strerror(-result));
     }
-    result = make_socket(gate, &gate->socket[DOOR_NETWORK]);
+    result = make_socket(gate, DOOR_NETWORK);
     socket = gate->socket[DOOR_NETWORK];
     if (!result)
         result = set_curve(socket, keys);
@@ -266,6 +267,7 @@ void gate_close(struct gate *gate)
 {
     if (gate->holds_frame)
         zmq_msg_close(&gate->frame);
+    clients_close(&gate->clients);
     for (int door = 0; door < GATE_DOORS; door++)
         if (gate->socket[door])
             zmq_close(gate->socket[door]);
@@ -328,6 +330,7 @@ int gate_receive(struct gate *gate, struct wire_client *client, const uint8_t **
     zmq_msg_init(&gate->frame);
     gate->holds_frame = true;
     memset(client, 0, sizeof *client);
+    clients_drain(&gate->clients);
     if (!receive_id(gate, client))
         return -EAGAIN;
     socket = gate->socket[client->door];
@@ -342,6 +345,7 @@ int gate_receive(struct gate *gate, struct wire_client *client, const uint8_t **
         drop_rest(gate, socket);
         return -EPROTO; /* nobody that can be answered */
     }
+    gate->admitted = clients_admit(&gate->clients, zmq_msg_get(&gate->frame, ZMQ_SRCFD));
     if (zmq_msg_more(&gate->frame)) {
         drop_rest(gate, socket);
         return -EBADMSG;

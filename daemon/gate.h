@@ -15,6 +15,7 @@
 
 #include <zmq.h>
 
+#include "daemon/clients.h"
 #include "daemon/keys.h"
 #include "daemon/wire.h"
 
@@ -35,6 +36,8 @@ struct gate {
     void *socket[GATE_DOORS]; /* of a door that is not open: NULL */
     void *zap;
     const struct keys *keys;
+    struct clients clients;
+    bool admitted;   /* who sent the frame received last is a client, or one too many */
     zmq_msg_t frame; /* received last */
     bool holds_frame;
     uint64_t refused_us;              /* when the log said so last */

@@ -126,13 +126,23 @@ static int file_close(sqlite3_file *f)
     return real(f)->pMethods->xClose(real(f));
 }
 
+/* Behind the end of a file SQLite takes zeros, which a new page is; half a page is none. */
+static bool all_zero(const uint8_t *bytes, int count)
+{
+    return count == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, (size_t)count - 1) == 0);
+}
+
 static int file_read(sqlite3_file *f, void *bytes, int count, sqlite3_int64 at)
 {
     const struct page_file *file = (const struct page_file *)(void *)f;
     int code = real(f)->pMethods->xRead(real(f), bytes, count, at);
     uint64_t hash;
 
-    if (code || !file->database || count != PAGES_BYTES)
+    if (!file->database || count != PAGES_BYTES)
+        return code;
+    if (code == SQLITE_IOERR_SHORT_READ && !all_zero(bytes, count))
+        return SQLITE_IOERR_DATA;
+    if (code)
         return code;
     memcpy(&hash, (uint8_t *)bytes + PAGES_BYTES - PAGES_HASH_BYTES, sizeof hash);
     return hash == page_hash(bytes) ? SQLITE_OK : SQLITE_IOERR_DATA;

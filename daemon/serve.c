@@ -385,6 +385,17 @@ static void dispatch(struct core *core, const struct wire_client *client,
     }
 }
 
+static void refuse_client(struct core *core, const struct wire_client *client, uint64_t id)
+{
+    char text[160];
+
+    snprintf(text, sizeof text,
+             "siltd serves %u clients at once and has as many: try again when one has left, or "
+             "start it with a larger --clients-max",
+             core->config.clients_max);
+    reply_busy(core, client, id, text);
+}
+
 void serve_frames(void *user)
 {
     struct core *core = user;
@@ -407,6 +418,8 @@ void serve_frames(void *user)
         else if (wire_parse(&core->bump, bytes, bytes_count, core->info.vocab_count, &request,
                             &fault) != 0)
             reply_error(core, &client, fault.id, fault.code, "%s", fault.message);
+        else if (!core->gate.admitted)
+            refuse_client(core, &client, request.id);
         else
             dispatch(core, &client, &request);
     }

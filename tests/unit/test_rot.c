@@ -6,7 +6,7 @@
  * in one place and read again whole: journal, memories, cold segments, passages. Each round ends
  * refused (the folder is not opened), noticed (a warning, a fault that is counted, an error instead
  * of an answer) or harmless (all as before, without a word). Anything else fails the test.
- * SILT_ROUNDS=10000 and SILT_SEED: more and others; SILT_CSV=FILE: counts by kind of file.
+ * SILT_ROUNDS=10000, SILT_SEED, SILT_FROM: more and others; SILT_CSV=FILE: counts by kind of file.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -434,7 +434,9 @@ static void nothing_wrong_is_served(void **state)
 {
     const char *rounds_text = getenv("SILT_ROUNDS"), *seed_text = getenv("SILT_SEED");
     uint64_t rounds = rounds_text ? strtoull(rounds_text, NULL, 10) : 250;
+    const char *from_text = getenv("SILT_FROM");
     uint64_t first = seed_text ? strtoull(seed_text, NULL, 10) : 1;
+    uint64_t from = from_text ? strtoull(from_text, NULL, 10) : 0;
     static char files[FILES_MAX][NAME_BYTES];
     char base[64], ended[96], killed[96], work[96];
 
@@ -456,7 +458,7 @@ static void nothing_wrong_is_served(void **state)
         copy_folder(i ? killed : ended, work);
         assert_int_equal(read_all(work), HARMLESS);
     }
-    for (uint64_t round = 0; round < rounds; round++) {
+    for (uint64_t round = from; round < from + rounds; round++) {
         bool cut;
         off_t at;
         int fate;

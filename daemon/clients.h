@@ -1,0 +1,29 @@
+/*
+ * clients: how many are served at once. The loop thread's alone.
+ *
+ * A connection becomes a client with its first frame, where fewer than --clients-max are, and stops
+ * being one when it is cut; libzmq tells of that over a monitor. What others send meanwhile is
+ * answered BUSY and kept nowhere, so the plan's share for clients holds.
+ */
+#ifndef SILT_DAEMON_CLIENTS_H
+#define SILT_DAEMON_CLIENTS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/daemon.h"
+
+struct clients {
+    void *monitor[2];             /* of a door that is not open: NULL */
+    int32_t fd[CLIENTS_LIVE_MAX]; /* [count] of their connections */
+    uint32_t count, max;
+};
+/* Before a socket is bound. */
+int clients_watch(struct clients *clients, void *context, void *socket, int door);
+void clients_close(struct clients *clients);
+/* Forgets who has gone: before any frame is looked at, as a connection may have a dead one's fd. */
+void clients_drain(struct clients *clients);
+/* False: there are as many as may be. fd < 0: not known, and let in. */
+bool clients_admit(struct clients *clients, int fd);
+
+#endif
