@@ -536,7 +536,18 @@ static void feed_forward(struct engine *e, uint32_t n, uint32_t rows)
     project(e, &layer->down, w->x, e->shape.dim, w->act, e->shape.ff, rows, true);
 }
 
-void forward_run(struct engine *e, struct forward_item *items, uint32_t count)
+float *work_logits(struct work *w)
+{
+    return w->logits;
+}
+
+void *work_quantized(struct work *w)
+{
+    return w->q;
+}
+
+static void run_layers(struct engine *e, struct forward_item *items, uint32_t count,
+                       uint32_t layers)
 {
     uint32_t rows = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -545,13 +556,24 @@ void forward_run(struct engine *e, struct forward_item *items, uint32_t count)
         assert(rows <= FORWARD_ROWS_MAX);
         load_rows(e, &items[i]);
     }
-    for (uint32_t n = 0; n < e->shape.layers; n++) {
+    for (uint32_t n = 0; n < layers; n++) {
         attention(e, n, items, count, rows);
         feed_forward(e, n, rows);
     }
     for (uint32_t i = 0; i < count; i++)
         if (items[i].kind == FORWARD_RAW)
             items[i].tail->count += items[i].rows;
+}
+
+void forward_run(struct engine *e, struct forward_item *items, uint32_t count)
+{
+    run_layers(e, items, count, e->shape.layers);
+}
+
+const float *forward_hidden(struct engine *e, struct forward_item *item, uint32_t layers)
+{
+    run_layers(e, item, 1, layers);
+    return e->work->x + (size_t)item->row * e->shape.dim;
 }
 
 void forward_logits(struct engine *e, uint32_t row, uint32_t rows, float *out)

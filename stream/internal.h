@@ -54,6 +54,19 @@ struct layer {
     struct lora comp, dmc;
 };
 
+/* How questions find chunks (FORMAT.md, recall keys). */
+enum { RECALL_QUESTION_MAX = 64, RECALL_DIM_MAX = 256, RECALL_VOCAB_MAX = 1 << 16 };
+struct recall_key {
+    uint32_t layer, dim;      /* dim 0: the adapter has none */
+    struct weight token;      /* [vocab][dim], as long as the gain */
+    struct weight query;      /* [dim][2 * model dim] */
+    const float *query_bias;  /* [dim] */
+    const float *weight;      /* [vocab] */
+    const float *weight_deep; /* [model dim] */
+    float *input;             /* [STREAM_BLOCK_TOKENS][2 * model dim] scratch */
+    float *queries;           /* [RECALL_QUESTION_MAX][dim] scratch */
+};
+
 struct engine {
     struct kernels *kernels;
     struct tokenizer *tokenizer;
@@ -68,6 +81,7 @@ struct engine {
     const float *comp_embedding;         /* [comp][dim] */
     const float *ratio_bias;             /* [ratios above 1][layers * kv_heads] */
     const uint32_t *quota;               /* [ratios above 1][layers * kv_heads] */
+    struct recall_key recall;
     double *inverse_frequency;           /* [head_dim / 2] of RoPE */
     void *weights_memory;
     size_t weights_used;
@@ -220,6 +234,12 @@ size_t work_bytes(const struct work *work);
 /* Runs the layers over all rows of the items, at most FORWARD_ROWS_MAX together. Hidden states stay
  * in the work area. */
 void forward_run(struct engine *engine, struct forward_item *items, uint32_t count);
+/* The first layers alone, for one item: hidden states [rows][dim], valid until the next run. */
+const float *forward_hidden(struct engine *engine, struct forward_item *item, uint32_t layers);
+/* Scratch that no pass holds on to: [STREAM_BLOCK_TOKENS][vocab]; activations of the widest input.
+ */
+float *work_logits(struct work *work);
+void *work_quantized(struct work *work);
 /* Logits of rows [row, row + rows) of the last run into out [rows][vocab]. */
 void forward_logits(struct engine *engine, uint32_t row, uint32_t rows, float *out);
 /* nll [rows] of targets after those rows; targets < 0 give 0. */
@@ -228,6 +248,10 @@ void forward_nll(struct engine *engine, uint32_t row, uint32_t rows, const int32
 /* cos, sin of position * frequency for one row: out [head_dim / 2][2]; angle in double, reduced mod
  * 2 pi. */
 void rotation_row(const struct engine *engine, int64_t position, float *out);
+
+/* recall_key.c: keys of the whole vocabulary as Q8_0 rows [vocab][map rows]. */
+int recall_key_rows(struct engine *engine, const struct weight *map, const float *bias,
+                    const float *gain, uint8_t *rows);
 
 /* window.c: one head's rows of one block. */
 struct block_rows {

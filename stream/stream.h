@@ -32,6 +32,7 @@ enum {
     STREAM_RATIO_DEFAULT = 2, /* the highest whose loss the shipped adapter's card can defend */
     STREAM_RATIOS_MAX = 8,
     STREAM_RECALL_MAX = 8, /* cold segments a question may bring back */
+    RECALL_QUERY_TOKENS = 32, /* of a question that count most: what a recall table holds */
     FORK_TOKENS_MAX = 1920,
     PRETOKEN_BYTES_MAX = 1024,
 };
@@ -332,6 +333,16 @@ const float *fork_logits(struct fork *fork);
 int fork_recall(struct fork *fork, const struct cold_segment *segments, uint32_t count);
 /* Forgets the tokens fed, not what was recalled. */
 void fork_rewind(struct fork *fork);
+/* What a question asks for, by meaning: how near each token of the vocabulary is to each of its
+ * tokens, table [vocab][RECALL_QUERY_TOKENS]. tokens: the opening of its turn and, from `from` on,
+ * the question; read with nothing before it, by the first layers alone. -ENOTSUP: the adapter has
+ * no recall keys; -EBUSY: tokens were fed. */
+int fork_recall_table(struct fork *fork, const int32_t *tokens, uint32_t count, uint32_t from,
+                      uint8_t *table);
+/* Bytes of such a table; 0: no recall keys. */
+size_t recall_table_bytes(const struct engine *engine);
+/* Of a chunk, by the distinct tokens in it: larger is nearer. */
+uint32_t recall_score(const uint8_t *table, const uint16_t *tokens, uint32_t count);
 uint64_t fork_position(const struct fork *fork); /* tokens of the stream it saw */
 uint32_t fork_room(const struct fork *fork);     /* tokens that still fit */
 

@@ -345,6 +345,75 @@ static int load_ratios(struct loader *l)
     return 0;
 }
 
+/* Keys of the vocabulary are made here, from the map and the embeddings: many times smaller in the
+ * file. */
+static int load_recall_tokens(struct loader *l, uint32_t c)
+{
+    struct engine *e = l->engine;
+    const struct kernels *k = e->kernels;
+    const struct gguf_tensor *map = find(l, e->adapter, "recall.token", c, e->shape.dim);
+    const float *bias, *gain;
+    uint8_t *rows = NULL;
+    void *memory = NULL;
+    struct weight packed;
+
+    int code = map ? 0 : -EBADMSG;
+    if (!code)
+        code = load_floats(l, &bias, e->adapter, "recall.token.bias", 1, c);
+    if (!code)
+        code = load_floats(l, &gain, e->adapter, "recall.gain", 1, e->shape.vocab);
+    if (!code && l->memory) {
+        rows = malloc(e->shape.vocab * tensor_row_bytes(TENSOR_Q8_0, c));
+        memory = aligned_alloc(64, (k->weight_bytes(k, map->type, c, e->shape.dim) + 63) / 64 * 64);
+        code = rows && memory ? 0 : -ENOMEM;
+        if (!code)
+            code = k->weight_pack(k, &packed, memory, map->data, map->type, c, e->shape.dim);
+        if (!code)
+            code = recall_key_rows(e, &packed, bias, gain, rows);
+    }
+    if (!code)
+        code = pack(l, &e->recall.token, rows, TENSOR_Q8_0, e->shape.vocab, c);
+    free(memory);
+    free(rows);
+    return code;
+}
+
+/* Optional: without them far chunks are found by words alone. */
+static int load_recall(struct loader *l)
+{
+    struct engine *e = l->engine;
+    const struct shape *s = &e->shape;
+    struct recall_key *r = &e->recall;
+    const struct gguf_tensor *t = gguf_tensor(e->adapter, "recall.query");
+    uint64_t layer = 0;
+
+    if (!t)
+        return 0;
+    if (t->dim[1] < KERNELS_BLOCK || t->dim[1] > RECALL_DIM_MAX || t->dim[1] % KERNELS_BLOCK ||
+        s->vocab > RECALL_VOCAB_MAX || !gguf_u64(e->adapter, "silt.recall_layer", &layer) ||
+        layer > s->layers)
+        return fail_with(l->error, l->error_bytes, -EBADMSG,
+                         "adapter: recall keys want a width in %d..%d by %d, silt.recall_layer of "
+                         "at most %u and a vocabulary of at most %d",
+                         KERNELS_BLOCK, RECALL_DIM_MAX, KERNELS_BLOCK, s->layers, RECALL_VOCAB_MAX);
+    uint32_t c = (uint32_t)t->dim[1];
+    r->layer = (uint32_t)layer;
+    t = find(l, e->adapter, "recall.query", c, 2 * s->dim);
+    int code = t ? pack(l, &r->query, t->data, t->type, c, 2 * s->dim) : -EBADMSG;
+    if (!code)
+        code = load_floats(l, &r->query_bias, e->adapter, "recall.query.bias", 1, c);
+    if (!code)
+        code = load_floats(l, &r->weight, e->adapter, "recall.weight", 1, s->vocab);
+    if (!code)
+        code = load_floats(l, &r->weight_deep, e->adapter, "recall.weight_deep", 1, s->dim);
+    if (!code)
+        code = load_recall_tokens(l, c);
+    r->input = loader_take(l, (size_t)STREAM_BLOCK_TOKENS * 2 * s->dim * sizeof(float));
+    r->queries = loader_take(l, (size_t)RECALL_QUESTION_MAX * c * sizeof(float));
+    r->dim = code ? 0 : c;
+    return code;
+}
+
 static int load_adapter(struct loader *l)
 {
     struct engine *e = l->engine;
@@ -356,7 +425,9 @@ static int load_adapter(struct loader *l)
         if (!code && dmc)
             code = load_lora(l, &e->layer[n].dmc, n, "dmc", true);
     }
-    return !code && dmc ? load_ratios(l) : code;
+    if (!code && dmc)
+        code = load_ratios(l);
+    return code ? code : load_recall(l);
 }
 
 static uint64_t fingerprint(const struct gguf *file)
