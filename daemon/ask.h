@@ -69,6 +69,7 @@ struct ask {
     /* Recall: the job is the search thread's while it is under way; its texts are the answer's
      * sources, which the loop thread reads once the answer has ended. */
     struct search_job job;
+    uint8_t *table; /* of recall keys, stream.h; NULL: there are none */
     bool searching;
     struct spill_fetch *fetch;
     uint64_t chunks[STREAM_RECALL_MAX]; /* chosen, best first */

@@ -15,11 +15,32 @@
 #include "daemon/sched.h"
 
 enum {
+    TABLE_BYTES_MAX = 1024,    /* of a question, by which it is looked for */
     PASSAGES_MAX = 3,          /* of text, read again before the question */
     PASSAGE_TOKENS_MAX = 1100, /* all of them */
     ANSWER_ROOM = 512,         /* that passages leave, where the question asks for as much */
     PASSAGES_BYTES_MAX = PASSAGES_MAX * (SEARCH_TEXT_MAX + 8) + 128,
 };
+
+/* What the question asks for by meaning; without recall keys its words alone are looked for. */
+static void ask_table(struct sched *sched, struct ask *ask)
+{
+    int32_t *tokens = ask->tokens; /* nothing else is in them yet */
+    struct token_text text = {0};
+    uint32_t bytes = ask->question_bytes;
+    int from = token_turn_open(sched->tokenizer, "user", tokens, FORK_TOKENS_MAX);
+    size_t count = from > 0 ? (size_t)from : 0;
+
+    ask->job.table = NULL;
+    if (bytes > TABLE_BYTES_MAX)
+        bytes = TABLE_BYTES_MAX;
+    if (!ask->table || from < 0 || count + token_count_max(&text, bytes) > FORK_TOKENS_MAX)
+        return;
+    count += token_feed(sched->tokenizer, &text, ask->question, bytes, tokens + count);
+    count += token_flush(sched->tokenizer, &text, tokens + count);
+    if (fork_recall_table(ask->fork, tokens, (uint32_t)count, (uint32_t)from, ask->table) == 0)
+        ask->job.table = ask->table;
+}
 
 bool ask_find(struct sched *sched, struct ask *ask)
 {
@@ -39,6 +60,8 @@ bool ask_find(struct sched *sched, struct ask *ask)
     ask->job.stream_id = atomic_load(&slot->stream_id);
     ask->job.question = ask->question;
     ask->job.question_bytes = ask->question_bytes;
+    if (ask->job.chunk_end)
+        ask_table(sched, ask);
     if (!ask->job.chunk_end || !ask->job.stream_id || search_submit(sched->search, &ask->job) != 0)
         return false;
     ask->searching = true;

@@ -114,6 +114,9 @@ static int open_spill(struct core *core, char *error, size_t error_bytes)
 int cold_open(struct core *core, char *error, size_t error_bytes)
 {
     struct search_options options = {.folder = core->config.data,
+                                     .keys = core->plan.table_bytes > 0,
+                                     .model_fingerprint = core->info.model_fingerprint,
+                                     .by = core->config.find,
                                      .tokenizer = engine_tokenizer(core->engine),
                                      .chunk_tokens = core->info.chunk_tokens,
                                      .item_tokens_max =
@@ -124,6 +127,14 @@ int cold_open(struct core *core, char *error, size_t error_bytes)
                                      .stopping = &core->stopping};
     int result = open_spill(core, error, error_bytes);
 
+    if (options.by == SEARCH_BY_KEYS && !options.keys) {
+        snprintf(error, error_bytes,
+                 "--find keys: the adapter has no recall keys; stream/retrofit/key.py adds them");
+        return -ENOTSUP;
+    }
+    if (!options.keys)
+        say(SAY_INFO, "the far past is found by words alone%s",
+            options.by == SEARCH_BY_WORDS ? "" : ": the adapter has no recall keys");
     if (!result)
         result = search_open(&core->search, &options, core->search_memory, error, error_bytes);
     core->sched.search = core->ingest.search = core->search;

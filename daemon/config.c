@@ -68,6 +68,10 @@ static const struct option_row rows[] = {
      "how cold segments are kept: int8 takes half the disk for a little loss; none:\n"
      "not at all (default: f16)",
      OPTION_SEGMENTS, AT(segments), 0, 0, NULL, NULL},
+    {"find", "both|words|keys",
+     "what finds far chunks for a question: their words, recall keys (their meaning),\n"
+     "or both (default: both, where the adapter has keys)",
+     OPTION_CHOICE, AT(find), 0, 0, NULL, NULL},
     {"lag-tokens-max", "N",
      "tokens of a stream acked and not yet computed (default: 65536);\n"
      "a producer that is further ahead waits",
@@ -205,11 +209,28 @@ static int set_count(uint32_t *field, const struct option_row *row, const char *
     return 0;
 }
 
+static int set_find(struct config *config, const char *value, char *error, size_t error_bytes)
+{
+    static const char *const names[] = {
+        [SEARCH_BY_BOTH] = "both", [SEARCH_BY_WORDS] = "words", [SEARCH_BY_KEYS] = "keys"};
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(value, names[i]) == 0) {
+            config->find = (enum search_by)i;
+            return 0;
+        }
+    snprintf(error, error_bytes, "--find: '%s' is neither both, words nor keys", value);
+    return -EINVAL;
+}
+
 static int set_choice(struct config *config, const struct option_row *row, const char *value,
                       char *error, size_t error_bytes)
 {
-    bool yes = strcmp(value, row->yes) == 0;
+    bool yes;
 
+    if (row->offset == AT(find))
+        return set_find(config, value, error, error_bytes);
+    yes = strcmp(value, row->yes) == 0;
     if (!yes && strcmp(value, row->no) != 0) {
         snprintf(error, error_bytes, "--%s: '%s' is neither %s nor %s", row->name, value, row->no,
                  row->yes);

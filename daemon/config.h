@@ -4,6 +4,7 @@
 #define SILT_DAEMON_CONFIG_H
 
 #include "daemon/daemon.h"
+#include "daemon/search.h"
 
 enum meter_choice { METER_AUTO /* where it fits the plan */, METER_NO, METER_YES };
 
@@ -24,6 +25,7 @@ struct config {
     enum device device;
     enum meter_choice loss_meter;
     double loss_flag;   /* nats a token */
+    enum search_by find;
     bool adapter_given; /* named by the user: then it must be there and fit */
     bool when_full_trim;
     enum segment_dtype segments; /* NONE: cold ones are not kept */

@@ -137,6 +137,8 @@ static void measure_cold(struct core *core, struct plan_costs *costs)
     costs->spill_bytes = core->info.adapter_fingerprint && options.dtype != SEGMENT_NONE
                              ? spill_bytes(core->engine, &options)
                              : 0;
+    costs->table_bytes =
+        core->config.find == SEARCH_BY_WORDS ? 0 : recall_table_bytes(core->engine);
     costs->search_bytes = search_bytes(streams, ingest_scratch_tokens(core->config.lag_tokens_max));
 }
 

@@ -90,6 +90,7 @@ static void carve_streams(struct core *core, uint32_t heads)
         core->asks[i].index = i;
         core->asks[i].memory = take(core, plan->fork_bytes, 1);
         core->asks[i].memory_bytes = plan->fork_bytes;
+        core->asks[i].table = plan->table_bytes ? take(core, plan->table_bytes, 1) : NULL;
     }
 }
 

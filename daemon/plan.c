@@ -49,6 +49,9 @@ static void add_lines(struct plan *plan, const struct config *config,
     add(plan, "forks (questions)", "forks-max", forks, fork, true);
     plan->state_bytes = align_up(costs->state_bytes);
     add(plan, "checkpoints on their way", NULL, 2, plan->state_bytes, true);
+    plan->table_bytes = align_up(costs->table_bytes);
+    if (plan->table_bytes)
+        add(plan, "recall tables (questions)", "forks-max", forks, plan->table_bytes, true);
     plan->spill_bytes = align_up(costs->spill_bytes);
     add(plan, "cold segments on their way", NULL, 1, plan->spill_bytes + COLD_ALIGN, true);
     plan->search_bytes = align_up(costs->search_bytes);

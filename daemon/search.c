@@ -3,12 +3,11 @@
  *
  * The lock is held over each round: who forgets a stream waits for at most one batch.
  */
-#include "daemon/search.h"
+#include "daemon/search_internal.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <sqlite3.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -16,12 +15,8 @@
 
 #include "daemon/journal.h"
 #include "daemon/log.h"
-#include "daemon/search_table.h"
 
-enum { EXPRESSION_BYTES = SEARCH_WORDS_MAX * 48, CHUNK_TEXT_MAX = SEARCH_CHUNK_MAX * 24 };
-
-enum { ADD_CHUNK, ADD_WORDS, FIND, GET_TEXT, GET_EXCERPT, GET_END, STATEMENTS };
-static const char *const statement_text[STATEMENTS] = {
+static const char *const statement_text[SEARCH_STATEMENTS] = {
     [ADD_CHUNK] = "REPLACE INTO chunks VALUES (?,?,?,?,?,?)",
     [ADD_WORDS] = "INSERT INTO words (rowid, text) VALUES (?,?)",
     [FIND] = "SELECT rowid, bm25(words) FROM words WHERE words MATCH ? AND rowid < ? "
@@ -32,44 +27,21 @@ static const char *const statement_text[STATEMENTS] = {
                     "WHERE words MATCH ? AND rowid = ?",
     [GET_END] = "SELECT max(chunk) FROM chunks",
 };
-/* Where indexing of a live stream stands. */
-struct cursor {
-    uint64_t stream_id; /* 0: free */
-    struct reader_place place;
-    uint64_t chunk; /* being gathered */
-    uint32_t count; /* tokens of it */
-    uint64_t time_from_us, time_to_us;
-    bool failed; /* said once */
-    uint32_t before_count;
-    int32_t before[SEARCH_OVERLAP]; /* [before_count] the end of the chunk before */
-    int32_t tokens[SEARCH_CHUNK_MAX];
-};
-
-struct search {
-    struct search_options options;
-    char folder[PATH_BYTES_MAX + 8];
-    pthread_mutex_t lock; /* of all below */
-    struct doorbell bell;
-    struct reader *reader;
-    struct word_table tables[SEARCH_OPEN_MAX];
-    struct search_job *jobs[SEARCH_JOBS_MAX];
-    uint32_t job_count, slot_next;
-    uint64_t uses;
-    char expression[EXPRESSION_BYTES];
-    uint8_t text[CHUNK_TEXT_MAX];
-    struct cursor cursors[]; /* [slot_count] */
-};
 
 /* ---- databases ---- */
 
 static int set_up(struct search *s, struct word_table *t)
 {
-    return word_table_open(t, s->folder, SEARCH_FORMAT << 16 | (int)s->options.chunk_tokens,
-                           statement_text, STATEMENTS);
+    int result =
+        word_table_open(t, s->folder, SEARCH_FORMAT << 16 | (int)s->options.chunk_tokens,
+                        statement_text, SEARCH_STATEMENTS);
+
+    if (!result)
+        word_table_open_keys(t, s->folder, s->keys, (uint32_t)(t - s->tables));
+    return result;
 }
 
-/* A stream's database; one that cannot be used is made anew, once. NULL: there is none. */
-static struct word_table *use_table(struct search *s, uint64_t stream_id)
+struct word_table *search_table(struct search *s, uint64_t stream_id)
 {
     struct word_table *t = &s->tables[0];
     int result;
@@ -112,7 +84,7 @@ static int run(sqlite3_stmt *s)
     return code == SQLITE_DONE ? 0 : -EIO;
 }
 
-static int add_chunk(struct search *s, struct word_table *t, const struct cursor *c)
+static int add_text(struct search *s, struct word_table *t, const struct cursor *c)
 {
     struct search_tokens parts[] = {{c->before, c->before_count}, {c->tokens, c->count}};
     size_t bytes = search_chunk_text(s->options.tokenizer, parts, 2, s->text, CHUNK_TEXT_MAX);
@@ -130,7 +102,24 @@ static int add_chunk(struct search *s, struct word_table *t, const struct cursor
         return result;
     sqlite3_bind_int64(words, 1, (int64_t)c->chunk);
     sqlite3_bind_text(words, 2, (const char *)s->text, (int)bytes, SQLITE_STATIC);
-    return run(words);
+    result = run(words);
+    t->chunks = result ? t->chunks : c->chunk + 1;
+    return result;
+}
+
+/* Of text and keys one may be there already: each is made again for itself. */
+static int add_chunk(struct search *s, struct word_table *t, const struct cursor *c)
+{
+    int32_t tokens[SEARCH_CHUNK_MAX + SEARCH_OVERLAP];
+    int result = c->chunk < t->chunks ? 0 : add_text(s, t, c);
+
+    if (result || !t->recall || c->chunk < t->key_chunks)
+        return result;
+    memcpy(tokens, c->tokens, c->count * sizeof *tokens);
+    memcpy(tokens + c->count, c->before, c->before_count * sizeof *tokens);
+    result = recall_file_add(t->recall, t->key_file, c->chunk, tokens, c->count + c->before_count);
+    t->key_chunks = result ? t->key_chunks : c->chunk + 1;
+    return result;
 }
 
 /* Chunks that are in the index: it has no gaps. */
@@ -153,9 +142,10 @@ static int start_cursor(struct search *s, struct cursor *c, struct word_table *t
     int result;
 
     memset(c, 0, offsetof(struct cursor, tokens));
-    result = chunks_of(t, &c->chunk);
+    result = chunks_of(t, &t->chunks);
     if (result)
         return result;
+    c->chunk = t->chunks < t->key_chunks ? t->chunks : t->key_chunks;
     c->stream_id = stream_id;
     from = c->chunk * s->options.chunk_tokens;
     return reader_seek(s->reader, &c->place, stream_id,
@@ -228,6 +218,8 @@ static int index_batch(struct search *s, struct cursor *c, struct word_table *t)
     }
     if (sqlite3_exec(t->db, result ? "ROLLBACK" : "COMMIT", NULL, NULL, NULL) && !result)
         result = -EIO;
+    if (!result && t->recall)
+        result = recall_file_write(t->recall, t->key_file);
     return result ? result : count > 0;
 }
 
@@ -239,7 +231,17 @@ static void note_indexed(const struct search *s, struct slot *slot, bool failed)
         doorbell_ring(s->options.done_bell);
 }
 
-static int drop_index(struct search *s, uint64_t stream_id)
+void search_drop_keys(struct search *s, struct word_table *t)
+{
+    say(SAY_WARN, "the recall keys of stream %llu are damaged: they are made again",
+        (unsigned long long)t->stream_id);
+    word_table_drop_keys(t, s->folder);
+    for (uint32_t i = 0; i < s->options.slot_count; i++)
+        if (s->cursors[i].stream_id == t->stream_id)
+            s->cursors[i].stream_id = 0; /* begins again from what is stored */
+}
+
+int search_drop_index(struct search *s, uint64_t stream_id)
 {
     for (int i = 0; i < SEARCH_OPEN_MAX; i++)
         if (s->tables[i].stream_id == stream_id)
@@ -263,7 +265,7 @@ static bool index_slot(struct search *s, uint32_t index)
         return false;
     if (c->stream_id == stream_id && atomic_load(&slot->tokens_acked) < (c->chunk + 1) * chunk)
         return false;
-    t = use_table(s, stream_id);
+    t = search_table(s, stream_id);
     if (!t)
         note_indexed(s, slot, true);
     if (!t)
@@ -278,7 +280,7 @@ static bool index_slot(struct search *s, uint32_t index)
                 (unsigned long long)stream_id, (unsigned long long)c->chunk, strerror(-result),
                 sqlite3_errmsg(t->db));
         if (word_table_damaged(t)) {
-            drop_index(s, stream_id); /* begins again from nothing */
+            search_drop_index(s, stream_id); /* begins again from nothing */
             return true;
         }
         word_table_close(t);
@@ -291,99 +293,7 @@ static bool index_slot(struct search *s, uint32_t index)
     return result > 0 && atomic_load(&slot->tokens_acked) >= (c->chunk + 1) * chunk;
 }
 
-/* ---- jobs ---- */
-
-static int find(struct search *s, struct word_table *t, struct search_job *job)
-{
-    sqlite3_stmt *f = t->statement[FIND];
-    size_t bytes =
-        search_expression(job->question, job->question_bytes, s->expression, EXPRESSION_BYTES);
-    int code = SQLITE_DONE;
-
-    job->hit_count = 0;
-    if (!bytes)
-        return 0;
-    sqlite3_bind_text(f, 1, s->expression, (int)bytes, SQLITE_STATIC);
-    sqlite3_bind_int64(f, 2, (int64_t)job->chunk_end);
-    sqlite3_bind_int(f, 3, SEARCH_HITS_MAX);
-    while (job->hit_count < SEARCH_HITS_MAX && (code = sqlite3_step(f)) == SQLITE_ROW)
-        job->hits[job->hit_count++] =
-            (struct search_hit){(uint64_t)sqlite3_column_int64(f, 0), -sqlite3_column_double(f, 1)};
-    sqlite3_reset(f);
-    sqlite3_clear_bindings(f);
-    return code == SQLITE_ROW || code == SQLITE_DONE ? 0 : -EIO;
-}
-
-static void copy_text(struct search_text *out, sqlite3_stmt *from, int column)
-{
-    const uint8_t *text = sqlite3_column_text(from, column);
-
-    out->bytes =
-        search_cut(text, (uint32_t)sqlite3_column_bytes(from, column), SEARCH_TEXT_MAX - 1);
-    if (out->bytes)
-        memcpy(out->text, text, out->bytes);
-    out->text[out->bytes] = '\0';
-}
-
-/* Around the question's words, where the chunk has any; s->expression is of that question. */
-static int get_excerpt(struct search *s, struct word_table *t, struct search_text *out)
-{
-    sqlite3_stmt *get = t->statement[GET_EXCERPT];
-    int code;
-
-    if (!s->expression[0])
-        return 0;
-    sqlite3_bind_int(get, 1, SEARCH_EXCERPT_WORDS);
-    sqlite3_bind_text(get, 2, s->expression, -1, SQLITE_STATIC);
-    sqlite3_bind_int64(get, 3, (int64_t)out->chunk);
-    code = sqlite3_step(get);
-    if (code == SQLITE_ROW)
-        copy_text(out, get, 0);
-    sqlite3_reset(get);
-    sqlite3_clear_bindings(get);
-    return code == SQLITE_ROW || code == SQLITE_DONE ? 0 : -EIO;
-}
-
-static int get_text(struct search *s, struct word_table *t, struct search_text *out)
-{
-    sqlite3_stmt *get = t->statement[GET_TEXT];
-    int code;
-
-    out->bytes = 0;
-    out->text[0] = '\0';
-    out->token_from = out->chunk * s->options.chunk_tokens;
-    out->token_to = out->token_from + s->options.chunk_tokens;
-    out->time_us = out->time_to_us = 0;
-    sqlite3_bind_int64(get, 1, (int64_t)out->chunk);
-    code = sqlite3_step(get);
-    if (code == SQLITE_ROW) {
-        out->token_from = (uint64_t)sqlite3_column_int64(get, 0);
-        out->token_to = (uint64_t)sqlite3_column_int64(get, 1);
-        out->time_us = (uint64_t)sqlite3_column_int64(get, 2);
-        out->time_to_us = (uint64_t)sqlite3_column_int64(get, 4);
-        copy_text(out, get, 3);
-    }
-    sqlite3_reset(get);
-    if (code != SQLITE_ROW && code != SQLITE_DONE)
-        return -EIO;
-    return out->bytes ? get_excerpt(s, t, out) : 0;
-}
-
-static int texts(struct search *s, struct word_table *t, struct search_job *job)
-{
-    size_t bytes =
-        search_expression(job->question, job->question_bytes, s->expression, EXPRESSION_BYTES);
-    int result = 0;
-
-    s->expression[bytes] = '\0';
-    for (uint32_t i = 0; i < job->text_count && !result; i++)
-        result = get_text(s, t, &job->text[i]);
-    return result;
-}
-
-/* All chunks that the question may see are in the index before it is asked, so that the same
- * question at the same position finds the same; one far behind is asked as it is. */
-static void catch_up(struct search *s, const struct search_job *job)
+void search_catch_up(struct search *s, const struct search_job *job)
 {
     for (uint32_t i = 0; i < s->options.slot_count; i++) {
         struct cursor *c = &s->cursors[i];
@@ -401,36 +311,6 @@ static void catch_up(struct search *s, const struct search_job *job)
     }
 }
 
-static void try_job(struct search *s, struct search_job *job, bool again)
-{
-    struct word_table *t;
-
-    if (job->kind == SEARCH_FIND || again)
-        catch_up(s, job);
-    t = use_table(s, job->stream_id);
-    job->result = t ? 0 : -EIO;
-    job->hit_count = job->kind == SEARCH_FIND ? 0 : job->hit_count;
-    if (t && job->kind == SEARCH_FIND)
-        job->result = find(s, t, job);
-    if (t && job->kind == SEARCH_TEXTS)
-        job->result = texts(s, t, job);
-}
-
-/* A database that cannot be read is made again, once for a job. */
-static void run_job(struct search *s, struct search_job *job)
-{
-    try_job(s, job, false);
-    if (job->result) {
-        say(SAY_WARN, "the text index of stream %llu is damaged: it is made again",
-            (unsigned long long)job->stream_id);
-        drop_index(s, job->stream_id);
-        try_job(s, job, true);
-    }
-    atomic_store(&job->done, true);
-    if (s->options.done_bell)
-        doorbell_ring(s->options.done_bell);
-}
-
 /* ---- the thread ---- */
 
 bool search_step(struct search *s)
@@ -439,7 +319,7 @@ bool search_step(struct search *s)
 
     pthread_mutex_lock(&s->lock);
     for (uint32_t i = 0; i < s->job_count; i++)
-        run_job(s, s->jobs[i]);
+        search_run_job(s, s->jobs[i]);
     s->job_count = 0;
     for (uint32_t i = 0; i < s->options.slot_count && !more; i++) {
         uint32_t slot = (s->slot_next + i) % s->options.slot_count;
@@ -488,7 +368,7 @@ int search_forget(struct search *s, uint64_t stream_id)
     int result;
 
     pthread_mutex_lock(&s->lock);
-    result = drop_index(s, stream_id);
+    result = search_drop_index(s, stream_id);
     pthread_mutex_unlock(&s->lock);
     return result;
 }
@@ -497,7 +377,8 @@ size_t search_bytes(uint32_t slot_count, uint32_t item_tokens_max)
 {
     size_t bytes = sizeof(struct search) + slot_count * sizeof(struct cursor);
 
-    return ((bytes + 63) & ~(size_t)63) + reader_bytes(item_tokens_max);
+    return ((bytes + 63) & ~(size_t)63) + ((recall_keys_bytes() + 63) & ~(size_t)63) +
+           reader_bytes(item_tokens_max);
 }
 
 int search_open(struct search **out, const struct search_options *options, void *memory,
@@ -505,10 +386,11 @@ int search_open(struct search **out, const struct search_options *options, void 
 {
     struct search *s = memory;
     size_t own = search_bytes(options->slot_count, 0) - reader_bytes(0);
+    size_t keys = (recall_keys_bytes() + 63) & ~(size_t)63;
     int result;
 
     *out = NULL;
-    memset(s, 0, own);
+    memset(s, 0, own - keys);
     s->options = *options;
     assert(options->chunk_tokens <= SEARCH_CHUNK_MAX);
     snprintf(s->folder, sizeof s->folder, "%.*s/search", PATH_BYTES_MAX - 1, options->folder);
@@ -529,6 +411,15 @@ int search_open(struct search **out, const struct search_options *options, void 
         doorbell_close(&s->bell);
         return result;
     }
+    if (options->keys)
+        result =
+            recall_keys_open(&s->keys, options->model_fingerprint, (char *)memory + own - keys);
+    if (result) {
+        snprintf(error, error_bytes, "no disk engine for the recall keys: %s", strerror(-result));
+        reader_close(&s->reader);
+        doorbell_close(&s->bell);
+        return result;
+    }
     pthread_mutex_init(&s->lock, NULL);
     *out = s;
     return 0;
@@ -542,6 +433,7 @@ void search_close(struct search **search)
         return;
     for (int i = 0; i < SEARCH_OPEN_MAX; i++)
         word_table_close(&s->tables[i]);
+    recall_keys_close(&s->keys);
     reader_close(&s->reader);
     doorbell_close(&s->bell);
     pthread_mutex_destroy(&s->lock);

@@ -1,5 +1,6 @@
 /*
- * search: which parts of a stream a question is about, by its words (SQLite FTS5, BM25).
+ * search: which parts of a stream a question is about, by its words (SQLite FTS5, BM25) and by its
+ * meaning (recall_keys.h), fused.
  *
  * Every finished chunk is one row: its text, tokens and time, in a database of its stream's own
  * (DATA/search), so that removing a stream is removing a file. The rows follow from the journal,
@@ -48,7 +49,9 @@ struct search_job {
     _Atomic bool done;
     uint64_t stream_id;
     int result;
-    /* SEARCH_FIND: chunks below chunk_end that have words of the question, best first */
+    /* SEARCH_FIND: chunks below chunk_end that are about the question, best first; table: what it
+     * asks for by meaning (fork_recall_table), NULL: by words alone */
+    const uint8_t *table;
     const uint8_t *question;
     uint32_t question_bytes;
     uint64_t chunk_end;
@@ -60,8 +63,14 @@ struct search_job {
     uint32_t text_count;
 };
 
+/* Which of the two signals counts. */
+enum search_by { SEARCH_BY_BOTH, SEARCH_BY_WORDS, SEARCH_BY_KEYS };
+
 struct search_options {
     const char *folder; /* the data folder */
+    bool keys;          /* recall keys are kept */
+    uint64_t model_fingerprint;
+    enum search_by by;
     const struct tokenizer *tokenizer;
     uint32_t chunk_tokens;
     uint32_t item_tokens_max; /* that one item forms */
@@ -98,6 +107,11 @@ size_t search_chunk_text(const struct tokenizer *tokenizer, const struct search_
 uint32_t search_cut(const uint8_t *text, uint32_t bytes, uint32_t bytes_max);
 /* The question as an FTS5 expression; 0: no word is in it. */
 size_t search_expression(const uint8_t *question, size_t bytes_count, char *out, size_t out_bytes);
+
+/* search_find.c: two lists, each best first, as one of at most out_max (SEARCH_HITS_MAX each).
+ * Returns its length. */
+int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_hit *words,
+                uint32_t word_count, const struct search_hit *near, uint32_t near_count);
 
 /* search_read.c: the tokens of a stream, out of the journal. */
 struct reader_place {

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "daemon/log.h"
 #include "daemon/pages.h"
 #include "daemon/search.h"
 
@@ -21,8 +22,45 @@ static void path_of(const char *folder, uint64_t stream_id, const char *end, cha
     snprintf(out, PATH_BYTES_MAX + 48, "%s/%016" PRIx64 ".db%s", folder, stream_id, end);
 }
 
+void word_table_open_keys(struct word_table *t, const char *folder, struct recall_keys *keys,
+                          uint32_t file)
+{
+    char path[PATH_BYTES_MAX + 48];
+    int64_t count;
+
+    t->key_chunks = UINT64_MAX;
+    if (!keys)
+        return;
+    path_of(folder, t->stream_id, "-keys", path);
+    count = recall_file_open(keys, file, path, t->stream_id);
+    if (count < 0) {
+        say(SAY_WARN,
+            "the recall keys of stream %llu cannot be used (%s): its far past is found by words "
+            "alone",
+            (unsigned long long)t->stream_id, strerror((int)-count));
+        return;
+    }
+    t->recall = keys;
+    t->key_file = file;
+    t->key_chunks = (uint64_t)count;
+}
+
+void word_table_drop_keys(struct word_table *t, const char *folder)
+{
+    struct recall_keys *keys = t->recall;
+    char path[PATH_BYTES_MAX + 48];
+
+    recall_file_close(keys, t->key_file);
+    t->recall = NULL;
+    path_of(folder, t->stream_id, "-keys", path);
+    unlink(path);
+    word_table_open_keys(t, folder, keys, t->key_file);
+}
+
 void word_table_close(struct word_table *t)
 {
+    if (t->recall)
+        recall_file_close(t->recall, t->key_file);
     for (int i = 0; i < WORD_STATEMENTS_MAX; i++)
         sqlite3_finalize(t->statement[i]);
     sqlite3_close(t->db);
@@ -31,7 +69,7 @@ void word_table_close(struct word_table *t)
 
 int word_table_unlink(const char *folder, uint64_t stream_id)
 {
-    static const char *const ends[] = {"", "-wal", "-shm"};
+    static const char *const ends[] = {"", "-wal", "-shm", "-keys"};
     char path[PATH_BYTES_MAX + 48];
     int result = 0;
 

@@ -536,14 +536,10 @@ static void feed_forward(struct engine *e, uint32_t n, uint32_t rows)
     project(e, &layer->down, w->x, e->shape.dim, w->act, e->shape.ff, rows, true);
 }
 
-float *work_logits(struct work *w)
+void work_scratch(struct work *w, float **logits, void **quantized)
 {
-    return w->logits;
-}
-
-void *work_quantized(struct work *w)
-{
-    return w->q;
+    *logits = w->logits;
+    *quantized = w->q;
 }
 
 static void run_layers(struct engine *e, struct forward_item *items, uint32_t count,

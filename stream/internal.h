@@ -238,8 +238,7 @@ void forward_run(struct engine *engine, struct forward_item *items, uint32_t cou
 const float *forward_hidden(struct engine *engine, struct forward_item *item, uint32_t layers);
 /* Scratch that no pass holds on to: [STREAM_BLOCK_TOKENS][vocab]; activations of the widest input.
  */
-float *work_logits(struct work *work);
-void *work_quantized(struct work *work);
+void work_scratch(struct work *work, float **logits, void **quantized);
 /* Logits of rows [row, row + rows) of the last run into out [rows][vocab]. */
 void forward_logits(struct engine *engine, uint32_t row, uint32_t rows, float *out);
 /* nll [rows] of targets after those rows; targets < 0 give 0. */

@@ -137,8 +137,9 @@ static void fill_table(struct engine *e, uint32_t count, uint8_t *table)
 {
     const struct recall_key *r = &e->recall;
     const uint32_t vocab = e->shape.vocab;
-    float *near = work_logits(e->work), top = 1e-9f;
-    void *q = work_quantized(e->work);
+    float *near, top = 1e-9f;
+    void *q;
+    work_scratch(e->work, &near, &q);
     e->kernels->quantize(e->kernels, q, r->queries, count, r->dim);
     e->kernels->matmul(e->kernels, near, vocab, &r->token, r->queries, r->dim, q, count, false);
     for (size_t i = 0; i < (size_t)count * vocab; i++)

@@ -13,6 +13,7 @@ _silt() {
     if [[ ${program##*/} == siltd ]]; then
         case $previous in
         --device) COMPREPLY=($(compgen -W 'cpu cuda' -- "$current")) ;;
+        --find) COMPREPLY=($(compgen -W 'both words keys' -- "$current")) ;;
         --when-full) COMPREPLY=($(compgen -W 'stop trim' -- "$current")) ;;
         --data) COMPREPLY=($(compgen -d -- "$current")) ;;
         --model | --adapter | --config) COMPREPLY=($(compgen -f -- "$current")) ;;

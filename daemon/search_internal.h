@@ -1,0 +1,53 @@
+/* What search.c and search_find.c share. */
+#ifndef SILT_DAEMON_SEARCH_INTERNAL_H
+#define SILT_DAEMON_SEARCH_INTERNAL_H
+
+#include "daemon/search.h"
+#include "daemon/search_table.h"
+
+enum { EXPRESSION_BYTES = SEARCH_WORDS_MAX * 48, CHUNK_TEXT_MAX = SEARCH_CHUNK_MAX * 24 };
+
+enum { ADD_CHUNK, ADD_WORDS, FIND, GET_TEXT, GET_EXCERPT, GET_END, SEARCH_STATEMENTS };
+/* Where indexing of a live stream stands. */
+struct cursor {
+    uint64_t stream_id; /* 0: free */
+    struct reader_place place;
+    uint64_t chunk; /* being gathered */
+    uint32_t count; /* tokens of it */
+    uint64_t time_from_us, time_to_us;
+    bool failed; /* said once */
+    uint32_t before_count;
+    int32_t before[SEARCH_OVERLAP]; /* [before_count] the end of the chunk before */
+    int32_t tokens[SEARCH_CHUNK_MAX];
+};
+
+struct search {
+    struct search_options options;
+    char folder[PATH_BYTES_MAX + 8];
+    pthread_mutex_t lock; /* of all below */
+    struct doorbell bell;
+    struct reader *reader;
+    struct recall_keys *keys; /* NULL: the adapter has none */
+    struct word_table tables[SEARCH_OPEN_MAX];
+    struct search_job *jobs[SEARCH_JOBS_MAX];
+    uint32_t job_count, slot_next;
+    uint64_t uses;
+    char expression[EXPRESSION_BYTES];
+    uint8_t text[CHUNK_TEXT_MAX];
+    struct cursor cursors[]; /* [slot_count] */
+};
+
+/* A stream's database; one that cannot be used is made anew, once. NULL: there is none. */
+struct word_table *search_table(struct search *search, uint64_t stream_id);
+/* All chunks that the question may see are in the index before it is asked, so that the same
+ * question at the same position finds the same; one far behind is asked as it is. */
+void search_catch_up(struct search *search, const struct search_job *job);
+/* A stream's recall keys are damaged: they are made again from the journal. */
+void search_drop_keys(struct search *search, struct word_table *table);
+/* All of a stream's index goes. */
+int search_drop_index(struct search *search, uint64_t stream_id);
+
+/* search_find.c */
+void search_run_job(struct search *search, struct search_job *job);
+
+#endif
