@@ -31,9 +31,9 @@ struct key_file {
     bool used;
     uint32_t slot; /* of the disk */
     uint64_t stream_id;
-    uint64_t chunks;    /* that have a key */
-    bool dirty;         /* the last page is not on disk as it is here */
-    struct page *last;  /* the page that fills; count 0: none yet */
+    uint64_t chunks;   /* that have a key */
+    bool dirty;        /* the last page is not on disk as it is here */
+    struct page *last; /* the page that fills; count 0: none yet */
 };
 
 struct recall_keys {

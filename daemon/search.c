@@ -32,9 +32,8 @@ static const char *const statement_text[SEARCH_STATEMENTS] = {
 
 static int set_up(struct search *s, struct word_table *t)
 {
-    int result =
-        word_table_open(t, s->folder, SEARCH_FORMAT << 16 | (int)s->options.chunk_tokens,
-                        statement_text, SEARCH_STATEMENTS);
+    int result = word_table_open(t, s->folder, SEARCH_FORMAT << 16 | (int)s->options.chunk_tokens,
+                                 statement_text, SEARCH_STATEMENTS);
 
     if (!result)
         word_table_open_keys(t, s->folder, s->keys, (uint32_t)(t - s->tables));

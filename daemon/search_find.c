@@ -39,8 +39,8 @@ static int find_near(struct search *s, struct word_table *t, const struct search
 
     if (!job->table || !t->recall)
         return 0;
-    count = recall_file_find(s->keys, t->key_file, job->table, job->chunk_end, near,
-                             SEARCH_HITS_MAX);
+    count =
+        recall_file_find(s->keys, t->key_file, job->table, job->chunk_end, near, SEARCH_HITS_MAX);
     if (count == -EBADMSG)
         search_drop_keys(s, t);
     for (int i = 0; i < count; i++)
@@ -195,4 +195,3 @@ void search_run_job(struct search *s, struct search_job *job)
     if (s->options.done_bell)
         doorbell_ring(s->options.done_bell);
 }
-

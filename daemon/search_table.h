@@ -1,4 +1,5 @@
-/* search_table: the database of one stream's words and its recall keys, opened, checked, removed. */
+/* search_table: the database of one stream's words and its recall keys, opened, checked, removed.
+ */
 #ifndef SILT_DAEMON_SEARCH_TABLE_H
 #define SILT_DAEMON_SEARCH_TABLE_H
 

@@ -82,7 +82,7 @@ struct engine {
     const float *ratio_bias;             /* [ratios above 1][layers * kv_heads] */
     const uint32_t *quota;               /* [ratios above 1][layers * kv_heads] */
     struct recall_key recall;
-    double *inverse_frequency;           /* [head_dim / 2] of RoPE */
+    double *inverse_frequency; /* [head_dim / 2] of RoPE */
     void *weights_memory;
     size_t weights_used;
     struct work *work;         /* activations, forward.c */
@@ -248,9 +248,10 @@ void forward_nll(struct engine *engine, uint32_t row, uint32_t rows, const int32
  * 2 pi. */
 void rotation_row(const struct engine *engine, int64_t position, float *out);
 
-/* recall_key.c: keys of the whole vocabulary as Q8_0 rows [vocab][map rows]. */
-int recall_key_rows(struct engine *engine, const struct weight *map, const float *bias,
-                    const float *gain, uint8_t *rows);
+/* recall_key.c: keys of the whole vocabulary as Q8_0 rows [vocab][map rows]; scratch
+ * [KERNELS_ROWS_MAX][model dim + map rows]. */
+void recall_key_rows(struct engine *engine, const struct weight *map, const float *bias,
+                     const float *gain, float *scratch, uint8_t *rows);
 
 /* window.c: one head's rows of one block. */
 struct block_rows {

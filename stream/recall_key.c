@@ -11,7 +11,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { QUESTION_MAX = RECALL_QUESTION_MAX, Q8_BLOCK_BYTES = 2 + KERNELS_BLOCK };
@@ -48,7 +47,8 @@ static void embedding_row(const struct engine *e, int32_t token, float *out)
 /* A row as Q8_0 holds it: blocks of an f16 scale and 32 codes. */
 static void quantize_row(uint8_t *out, const float *x, uint32_t count)
 {
-    for (uint32_t b = 0; b < count / KERNELS_BLOCK; b++, x += KERNELS_BLOCK, out += Q8_BLOCK_BYTES) {
+    for (uint32_t b = 0; b < count / KERNELS_BLOCK;
+         b++, x += KERNELS_BLOCK, out += Q8_BLOCK_BYTES) {
         float top = 0;
         for (int i = 0; i < KERNELS_BLOCK; i++)
             top = fmaxf(top, fabsf(x[i]));
@@ -60,14 +60,11 @@ static void quantize_row(uint8_t *out, const float *x, uint32_t count)
     }
 }
 
-int recall_key_rows(struct engine *e, const struct weight *map, const float *bias,
-                    const float *gain, uint8_t *rows)
+void recall_key_rows(struct engine *e, const struct weight *map, const float *bias,
+                     const float *gain, float *scratch, uint8_t *rows)
 {
     const uint32_t dim = e->shape.dim, c = map->rows;
-    float *in = malloc((size_t)KERNELS_ROWS_MAX * (dim + c) * sizeof *in);
-    if (!in)
-        return -ENOMEM;
-    float *out = in + (size_t)KERNELS_ROWS_MAX * dim;
+    float *in = scratch, *out = scratch + (size_t)KERNELS_ROWS_MAX * dim;
     for (uint32_t v = 0; v < e->shape.vocab; v += KERNELS_ROWS_MAX) {
         uint32_t count = e->shape.vocab - v;
         count = count < KERNELS_ROWS_MAX ? count : KERNELS_ROWS_MAX;
@@ -78,12 +75,9 @@ int recall_key_rows(struct engine *e, const struct weight *map, const float *bia
             for (uint32_t j = 0; j < c; j++)
                 out[i * c + j] += bias[j];
             set_length(out + i * c, c, gain[v + i]);
-            quantize_row(rows + (size_t)(v + i) * (c / KERNELS_BLOCK) * Q8_BLOCK_BYTES, out + i * c,
-                         c);
+            quantize_row(rows + (v + i) * tensor_row_bytes(TENSOR_Q8_0, c), out + i * c, c);
         }
     }
-    free(in);
-    return 0;
 }
 
 size_t recall_table_bytes(const struct engine *engine)

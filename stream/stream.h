@@ -31,7 +31,7 @@ enum {
     STREAM_RATIO_MAX = 8,
     STREAM_RATIO_DEFAULT = 2, /* the highest whose loss the shipped adapter's card can defend */
     STREAM_RATIOS_MAX = 8,
-    STREAM_RECALL_MAX = 8, /* cold segments a question may bring back */
+    STREAM_RECALL_MAX = 8,    /* cold segments a question may bring back */
     RECALL_QUERY_TOKENS = 32, /* of a question that count most: what a recall table holds */
     FORK_TOKENS_MAX = 1920,
     PRETOKEN_BYTES_MAX = 1024,

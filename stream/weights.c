@@ -354,6 +354,7 @@ static int load_recall_tokens(struct loader *l, uint32_t c)
     const struct gguf_tensor *map = find(l, e->adapter, "recall.token", c, e->shape.dim);
     const float *bias, *gain;
     uint8_t *rows = NULL;
+    float *scratch = NULL;
     void *memory = NULL;
     struct weight packed;
 
@@ -365,15 +366,17 @@ static int load_recall_tokens(struct loader *l, uint32_t c)
     if (!code && l->memory) {
         rows = malloc(e->shape.vocab * tensor_row_bytes(TENSOR_Q8_0, c));
         memory = aligned_alloc(64, (k->weight_bytes(k, map->type, c, e->shape.dim) + 63) / 64 * 64);
-        code = rows && memory ? 0 : -ENOMEM;
+        scratch = malloc((size_t)KERNELS_ROWS_MAX * (e->shape.dim + c) * sizeof *scratch);
+        code = rows && memory && scratch ? 0 : -ENOMEM;
         if (!code)
             code = k->weight_pack(k, &packed, memory, map->data, map->type, c, e->shape.dim);
         if (!code)
-            code = recall_key_rows(e, &packed, bias, gain, rows);
+            recall_key_rows(e, &packed, bias, gain, scratch, rows);
     }
     if (!code)
         code = pack(l, &e->recall.token, rows, TENSOR_Q8_0, e->shape.vocab, c);
     free(memory);
+    free(scratch);
     free(rows);
     return code;
 }

@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -78,11 +79,14 @@ struct parts {
     struct search *search;
     void *memory;
     _Atomic bool stopping;
+    uint8_t *table; /* what is asked for by meaning; NULL: nothing */
 };
 
 static void open_search(struct parts *p)
 {
     struct search_options options = {.folder = p->folder,
+                                     .keys = true,
+                                     .model_fingerprint = 1,
                                      .tokenizer = engine_tokenizer(rig_engine()),
                                      .chunk_tokens = CHUNK,
                                      .item_tokens_max = 1 << 17,
@@ -144,6 +148,7 @@ static void look(struct parts *p, struct search_job *job, const char *question)
     job->question = (const uint8_t *)question;
     job->question_bytes = (uint32_t)strlen(question);
     job->chunk_end = UINT32_MAX;
+    job->table = p->table;
     assert_int_equal(search_submit(p->search, job), 0);
     search_step(p->search);
     assert_true(atomic_load(&job->done));
@@ -244,13 +249,77 @@ static void what_is_forgotten_is_gone(void **state)
     close_parts(p);
 }
 
+static void flip(const struct parts *p, off_t offset)
+{
+    char path[200];
+    uint8_t byte;
+    int fd;
+
+    snprintf(path, sizeof path, "%s/search/%016llx.db-keys", p->folder,
+             (unsigned long long)atomic_load(&p->rig.slots[0].stream_id));
+    fd = open(path, O_RDWR);
+    assert_int_equal(pread(fd, &byte, 1, offset), 1);
+    byte ^= 1;
+    assert_int_equal(pwrite(fd, &byte, 1, offset), 1);
+    close(fd);
+}
+
+/* Chunk 3 alone has the letter Z, which no question names. */
+static void keys_find_what_words_do_not(void **state)
+{
+    static char text[TEXT_MAX];
+    struct parts *p = open_parts();
+    struct search_job *job = malloc(sizeof *job);
+    struct token_text held = {0};
+    int32_t tokens[8];
+    char command[300];
+
+    (void)state;
+    filler(text, 1, 20000);
+    feed(p, 1, text);
+    snprintf(text, sizeof text, " Z ");
+    feed(p, 2, text);
+    filler(text, 2, 20000);
+    feed(p, 3, text);
+    index_all(p);
+    look(p, job, "Whoever?");
+    assert_int_equal(job->hit_count, 0);
+    p->table = calloc(1 << 16, RECALL_QUERY_TOKENS);
+    token_feed(engine_tokenizer(rig_engine()), &held, (const uint8_t *)"Z Z", 3, tokens);
+    p->table[(size_t)tokens[0] * RECALL_QUERY_TOKENS] = 200;
+    look(p, job, "Whoever?");
+    assert_in_range(job->hit_count, 1, 2); /* twice where it is near a chunk's end */
+    assert_non_null(strchr(job->text[job->hit_count - 1].text, 'Z'));
+    uint64_t chunk = job->hits[0].chunk;
+
+    flip(p, 4096 + 100); /* damaged: not used, and made again */
+    look(p, job, "Whoever?");
+    assert_int_equal(job->hit_count, 0);
+    index_all(p);
+    look(p, job, "Whoever?");
+    assert_int_equal(job->hits[0].chunk, chunk);
+
+    search_step(p->search);
+    close_search(p);
+    snprintf(command, sizeof command, "rm %s/search/*-keys", p->folder);
+    assert_int_equal(system(command), 0);
+    open_search(p);
+    index_all(p);
+    look(p, job, "Whoever?");
+    assert_int_equal(job->hits[0].chunk, chunk);
+    assert_int_equal(search_forget(p->search, atomic_exchange(&p->rig.slots[0].stream_id, 0)), 0);
+    assert_int_not_equal(system(command), 0); /* gone with the text */
+    free(p->table);
+    free(job);
+    close_parts(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(words_of_questions),
-        cmocka_unit_test(chunks_as_text),
-        cmocka_unit_test(sentences_are_found),
-        cmocka_unit_test(what_is_forgotten_is_gone),
+        cmocka_unit_test(words_of_questions),          cmocka_unit_test(chunks_as_text),
+        cmocka_unit_test(sentences_are_found),         cmocka_unit_test(what_is_forgotten_is_gone),
+        cmocka_unit_test(keys_find_what_words_do_not),
     };
 
     return cmocka_run_group_tests_name("search", tests, NULL, NULL);

@@ -1,6 +1,7 @@
 /* Writes the tiny model and its adapter: a GGUF writer, the quantisers, the tensors. */
 #include "tests/unit/tiny_model.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -211,11 +212,14 @@ static void tensor_begin(struct writer *w, const char *name, enum tensor_type ty
     put_u64(&w->tensors, w->data.count);
 }
 
+enum { VALUES_MAX = 1024 }; /* of a row */
+
 /* A tensor of mean + deviation * normal. */
 static void tensor_random(struct writer *w, const char *name, enum tensor_type type, uint32_t rows,
                           uint32_t cols, float mean, float deviation)
 {
-    float row[TINY_FF];
+    float row[VALUES_MAX];
+    assert(cols <= VALUES_MAX);
     tensor_begin(w, name, type, rows, cols);
     for (uint32_t r = 0; r < (rows ? rows : 1); r++) {
         for (uint32_t c = 0; c < cols; c++)
@@ -301,6 +305,8 @@ static void merge_text(const char *merge, bool joined, char *out)
     }
     out[n] = 0;
 }
+
+enum { VOCAB_COUNT = SPECIAL_COUNT + 256 + sizeof merges / sizeof *merges };
 
 static uint32_t put_vocabulary(struct writer *w)
 {
@@ -457,6 +463,31 @@ static void put_dmc(struct writer *w, enum tensor_type type)
     }
 }
 
+/* Keys and queries by the same random map, and a little of the hidden state; last of the adapter,
+ * so that it is otherwise the same with and without. */
+static void put_recall(struct writer *w)
+{
+    static float map[TINY_KEY][TINY_DIM];
+    float row[2 * TINY_DIM];
+    for (uint32_t i = 0; i < TINY_KEY; i++)
+        for (uint32_t j = 0; j < TINY_DIM; j++)
+            map[i][j] = random_normal(&w->random) / sqrtf(TINY_DIM);
+    tensor_begin(w, "recall.token", TENSOR_F16, TINY_KEY, TINY_DIM);
+    put_values(&w->data, TENSOR_F16, map[0], TINY_KEY * TINY_DIM);
+    tensor_random(w, "recall.token.bias", TENSOR_F32, 0, TINY_KEY, 0.0f, 0.02f);
+    tensor_random(w, "recall.gain", TENSOR_F32, 0, (uint32_t)VOCAB_COUNT, 1.0f, 0.1f);
+    tensor_begin(w, "recall.query", TENSOR_F16, TINY_KEY, 2 * TINY_DIM);
+    for (uint32_t i = 0; i < TINY_KEY; i++) {
+        memcpy(row, map[i], sizeof map[i]);
+        for (uint32_t j = TINY_DIM; j < 2 * TINY_DIM; j++)
+            row[j] = 0.1f * random_normal(&w->random) / sqrtf(TINY_DIM);
+        put_values(&w->data, TENSOR_F16, row, 2 * TINY_DIM);
+    }
+    tensor_random(w, "recall.query.bias", TENSOR_F32, 0, TINY_KEY, 0.0f, 0.02f);
+    tensor_random(w, "recall.weight", TENSOR_F32, 0, (uint32_t)VOCAB_COUNT, 1.0f, 0.3f);
+    tensor_random(w, "recall.weight_deep", TENSOR_F32, 0, TINY_DIM, 0.0f, 0.02f);
+}
+
 int tiny_adapter_write(const char *path, const char *model_path, const struct tiny_options *options)
 {
     struct writer w = {.random = options->seed ^ 0x5eed};
@@ -477,10 +508,14 @@ int tiny_adapter_write(const char *path, const char *model_path, const struct ti
     key_array(&w, "silt.dmc_ratios", GGUF_U32, options->without_dmc ? 0 : TINY_RATIOS);
     for (uint32_t i = 0; i < TINY_RATIOS && !options->without_dmc; i++)
         put_u32(&w.keys, 2u << i);
+    if (options->recall)
+        key_u32(&w, "silt.recall_layer", options->recall_layer);
     tensor_random(&w, "comp.embd", TENSOR_F32, TINY_COMP, TINY_DIM, 0.0f, 0.25f);
     for (uint32_t i = 0; i < TINY_LAYERS; i++)
         put_lora(&w, i, "comp", options->lora_type, 0.5f);
     if (!options->without_dmc)
         put_dmc(&w, options->lora_type);
+    if (options->recall)
+        put_recall(&w);
     return writer_finish(&w, path);
 }

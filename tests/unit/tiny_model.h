@@ -29,6 +29,7 @@ enum {
     TINY_SINKS = 8,
     TINY_RATIOS = 3, /* 2, 4, 8 */
     TINY_LORA_RANK = 8,
+    TINY_KEY = 64, /* width of recall keys */
 };
 
 struct tiny_options {
@@ -38,6 +39,8 @@ struct tiny_options {
     enum tensor_type lora_type;   /* the adapter's LoRA, F16 or F32; TINY_DEFAULTS: F16 */
     bool untied;                  /* a head of its own, output.weight */
     bool without_dmc;             /* an adapter that serves ratio 1 alone */
+    bool recall;                  /* recall keys: a token is nearest to itself */
+    uint32_t recall_layer;
 };
 #define TINY_DEFAULTS                                                                              \
     ((struct tiny_options){.seed = 1,                                                              \
