@@ -1,7 +1,8 @@
 #!/bin/bash
 # Man pages from the programs' own --help, so that a page never says what the program does not.
 #
-#   man.sh BUILD OUT     writes OUT/silt.1, OUT/silt-COMMAND.1 for each command, OUT/siltd.8
+#   man.sh BUILD OUT     writes OUT/silt.1, OUT/silt-COMMAND.1 for each command, OUT/silt-eval.1
+#                        where that is built, OUT/siltd.8
 set -euo pipefail
 build=$1 out=$2
 date=$(date -u -d "@${SOURCE_DATE_EPOCH:-$(date +%s)}" +%Y-%m-%d)
@@ -71,3 +72,6 @@ done
 "$build/siltd" --help | tail -n +4 | page siltd 8 \
     "keeps token streams that never end in fixed memory and answers from them" "siltd [OPTION]…" \
     >"$out/siltd.8"
+[ ! -e "$build/silt-eval" ] || "$build/silt-eval" --help | tail -n +5 | page silt-eval 1 \
+    "how well a model predicts a text under one way of remembering what it has read" \
+    "silt-eval --text FILE --policy POLICY [OPTION]…" >"$out/silt-eval.1"
