@@ -36,13 +36,14 @@ DECODE = {"": 16, "qmsum": 48}
 BATCH = {"cuda": 16, "cpu": 2}
 
 
-def in_parts(function, size=256):
-    """The chunk attention, some chunks at a time: scores of a million tokens fit nowhere."""
-    def attend(*arguments):
-        return torch.cat([function(*(part[at:at + size] if torch.is_tensor(part) else part
-                                     for part in arguments))
+def in_parts(function, count, size=256):
+    """A function of chunks, some at a time: what it needs for a million tokens fits nowhere.  Its
+    first `count` arguments are per chunk."""
+    def run(*arguments):
+        return torch.cat([function(*(part[at:at + size] for part in arguments[:count]),
+                                   *arguments[count:])
                           for at in range(0, len(arguments[0]), size)])
-    return attend
+    return run
 
 
 class Evaluator:
@@ -282,7 +283,7 @@ def run_part(evaluator, part, options, ratios, save):
         streams = {kind: load_streams(options, kind)[:2] for kind in options.kinds}
         least = min(part.shape[1] for part in streams.values())
         streams = {kind: part[:, :least] for kind, part in streams.items()}
-        return evict.compare(evaluator, streams, [ratio for ratio in ratios if ratio > 1])
+        return evict.compare(evaluator, streams, [ratio for ratio in ratios if ratio > 1], save)
     memories, batch = [0] + ratios, BATCH[options.device.split(":")[0]]
     if part == "answers":
         streams, items = evalset.unpack(os.path.join(options.set, "questions.npz"))
@@ -321,7 +322,8 @@ def main():
     options.kinds = options.kinds.split(",")
     ratios = [int(part) for part in options.ratios.split(",")]
     torch.set_float32_matmul_precision("high")
-    model_file.attention_function = in_parts(model_file.attention_function)
+    model_file.attention_function = in_parts(model_file.attention_function, 4)
+    model_file.mlp = in_parts(model_file.mlp, 1)
     begun = time.time()
     evaluator = open_evaluator(options.model, options.adapter, options.device)
     figures = {}

@@ -81,7 +81,7 @@ def stream_nll(base, tokens, budget, keep):
     return score_file.nll(torch.cat(hidden, 1), base.head, ids)
 
 
-def compare(evaluator, streams, ratios):
+def compare(evaluator, streams, ratios, save):
     """streams: kind -> [B, N].  Both policies at each ratio's rows, all kinds in one batch."""
     kinds = list(streams)
     tokens = np.concatenate([streams[kind] for kind in kinds])
@@ -96,9 +96,13 @@ def compare(evaluator, streams, ratios):
         found = [evaluator.ccm(tokens[i:i + 1], ratio)[:2] for i in range(len(tokens))]
         rows = torch.stack([part[1].mean() for part in found]).mean().item()
         budget = int(round(rows)) - BLOCK // 2
-        entry = {"rows": round(rows, 1), "ccm": means(torch.cat([part[0] for part in found]))}
+        window = [evaluator.window(tokens[i:i + 1], part[1] - evaluator.constants["sinks"])
+                  for i, part in enumerate(found)]
+        entry = {"rows": round(rows, 1), "ccm": means(torch.cat([part[0] for part in found])),
+                 "window": means(torch.cat(window))}
         for name, keep in (("tova", keep_tova), ("h2o", keep_h2o)):
             entry[name] = means(stream_nll(evaluator.base, tokens, budget, keep))
             print("  %dx %-5s %s" % (ratio, name, json.dumps(entry[name])), flush=True)
         out["%dx" % ratio] = entry
+        save(out)
     return out

@@ -51,8 +51,7 @@ def ratios_of(entry):
 
 
 def print_grid(grid):
-    kinds = [kind for kind in KINDS if kind in grid] \
-        + [kind for kind in sorted(grid) if kind not in KINDS]
+    kinds = [kind for kind in KINDS if kind in grid]
     rows = [["full, newest 8,192"] + [grid[kind]["full"]["nll"] for kind in kinds]]
     for ratio in ratios_of(grid[kinds[0]]):
         for policy in ("ccm", "window", "window+lora", "swap", "none"):
@@ -123,14 +122,14 @@ def print_drift(drift):
     table(["", "at the start", "late", "late − start"], rows)
 
 
-def print_evict(evict, grid, path):
-    lines = []
-    for ratio in sorted(name for name in evict if name.endswith("x")):
-        entry = evict[ratio]
-        for policy in ("ccm", "tova", "h2o"):
-            lines.append([ratio, policy, "%.0f" % entry["rows"]]
-                         + [entry[policy][kind] for kind in KINDS if kind in entry[policy]])
-    kinds = [kind for kind in KINDS if kind in entry["ccm"]]
+def print_evict(evict, path):
+    lines, ratios = [], sorted(name for name in evict if name.endswith("x"))
+    kinds = [kind for kind in KINDS if kind in evict[ratios[0]]["tova"]]
+    for ratio in ratios:
+        for policy in ("ccm", "window", "tova", "h2o"):
+            if policy in evict[ratio]:
+                lines.append([ratio, policy, "%.0f" % evict[ratio]["rows"]]
+                             + [evict[ratio][policy].get(kind) for kind in kinds])
     table(["ratio", "policy", "rows"] + kinds, lines)
     with open(os.path.join(path, "evict.csv"), "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -176,8 +175,10 @@ def print_tasks(tasks):
             for count in shots:
                 accuracy = found["%s %d" % (memory, count)]["accuracy"]
                 full = found["full %d" % count]["accuracy"]
-                row.append("%.1f" % (100 * accuracy) + (" (%s)" % percent(
-                    accuracy - none, full - none) if memory != "full" and count else ""))
+                # Where examples do not help in full context there is nothing to recover.
+                useful = memory != "full" and count and full - none > 0.05
+                row.append("%.1f" % (100 * accuracy) + (
+                    " (%s)" % percent(accuracy - none, full - none) if useful else ""))
             rows.append(row)
         print("%s, %d questions, 4 labels\n" % (name, last["asked"]))
         table(["memory", "rows"] + ["%d examples" % count for count in shots], rows)
@@ -198,10 +199,10 @@ def write_grid(grid, path):
 
 
 def draw(found, path):
-    grid = {kind: entry for kind, entry in found.get("grid", {}).items() if kind in KINDS}
+    grid = {kind: found["grid"][kind] for kind in KINDS if kind in found.get("grid", {})}
     if grid:
         plot.heads(os.path.join(path, "heads.svg"), grid)
-        plot.rows(os.path.join(path, "rows.svg"), grid, found.get("evict", {}))
+        plot.rows(os.path.join(path, "rows.svg"), grid)
     if "rings" in found:
         plot.rings(os.path.join(path, "rings.svg"), found["rings"],
                    {kind: entry["full"]["nll"] for kind, entry in grid.items()})
@@ -220,7 +221,7 @@ def main():
         print_places(found["grid"])
         write_grid(found["grid"], options.results)
     if "evict" in found:
-        print_evict(found["evict"], found.get("grid", {}), options.results)
+        print_evict(found["evict"], options.results)
     for part, show in (("rings", print_rings), ("drift", print_drift), ("tasks", print_tasks)):
         if part in found:
             show(found[part])

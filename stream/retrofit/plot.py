@@ -87,8 +87,8 @@ def heads(path, grid):
     save(path, 60 + 280 * len(ratios), top + cell * layers + 36, out)
 
 
-def rows(path, grid, evict):
-    """Loss over KV rows: silt at its ratios, windows of the same rows, evicting caches."""
+def rows(path, grid):
+    """Loss over KV rows: silt at its ratios, and windows of the same rows."""
     kinds = list(grid)
     out = []
     for place, kind in enumerate(kinds):
@@ -99,19 +99,13 @@ def rows(path, grid, evict):
                  ("window", [(held[r], entry["%dx window" % r]["nll"]) for r in ratios],
                   COLOURS[5], 0),
                  ("full", [(held[r], entry["full"]["nll"]) for r in ratios], "#000", 1)]
-        for name, colour in (("tova", COLOURS[1]), ("h2o", COLOURS[3])):
-            points = [(part["rows"], part[name][kind]) for part in evict.values()
-                      if isinstance(part, dict) and kind in part[name] and kind != "book"]
-            if points:
-                lines.append((name, points, colour, 0))
         lines = [(name, [(round(x), y) for x, y in points], colour, dash)
                  for name, points, colour, dash in lines]
         out += panel(60 + place % 3 * 300, 40 + place // 3 * 240, 230, 170, kind, lines, log=True)
     height = 40 + (len(kinds) + 2) // 3 * 240 + 20
     out += legend(60, height - 14, (("silt", COLOURS[0]), ("window", COLOURS[5]),
-                                    ("TOVA", COLOURS[1]), ("H2O", COLOURS[3]),
                                     ("full, 8,192 rows", "#000")))
-    out.append(text(720, height - 14, "nats a token over KV rows"))
+    out.append(text(560, height - 14, "nats a token over KV rows"))
     save(path, 940, height, out)
 
 
