@@ -11,7 +11,7 @@ enum { HEADS_SHOWN_MAX = (REPLY_BYTES_MAX - 2048) / 9 }; /* of 9 bytes each, bes
 
 static const char *const tier_names[TIER_COUNT] = {
     [TIER_SINKS] = "sinks",   [TIER_SUMMARY] = "summary", [TIER_RING] = "ring",
-    [TIER_WINDOW] = "window", [TIER_STATE] = "state",
+    [TIER_WINDOW] = "window", [TIER_PINS] = "pins",       [TIER_STATE] = "state",
 };
 
 /* What a stream's reply points to, kept until it is packed. */

@@ -32,7 +32,7 @@ enum {
     KERNELS_BLOCK = 32,
     KERNELS_ROWS_MAX = 64,
     KERNELS_HEAD_DIM_MAX = 256,
-    ATTEND_SPANS_MAX = 6
+    ATTEND_SPANS_MAX = 7
 };
 
 /* Numbers of the GGUF file format (ggml_type). */

@@ -40,7 +40,8 @@ void ccm_place_old_rows(struct stream *stream, uint32_t recalled)
     const struct shape *s = &e->shape;
     int64_t start = ccm_ring_start(e, stream->state);
     int64_t summary_at = start - (int64_t)recalled * s->chunk - s->comp;
-    int64_t sinks_at = start ? summary_at - s->sinks : 0;
+    int64_t pins_at = summary_at - pin_rows(l, stream->state);
+    int64_t sinks_at = start ? pins_at - s->sinks : 0;
     size_t dim = s->head_dim;
     for (uint32_t j = 0; j < s->sinks; j++)
         rotation_row(e, sinks_at + j, e->rotation + j * dim);
@@ -50,6 +51,7 @@ void ccm_place_old_rows(struct stream *stream, uint32_t recalled)
                       ((size_t)h * l->fixed_rows + s->comp) * dim,
                   STATE_AT(stream->state, l->sink_k, f16) + (size_t)h * s->sinks * dim, e->rotation,
                   s->sinks, s->head_dim);
+    pin_place(stream, pins_at);
     if (!stream->state->summary_count)
         return;
     for (uint32_t i = 0; i < s->comp; i++)

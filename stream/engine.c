@@ -17,7 +17,19 @@ static int open_buffers(struct engine *e)
     if (!e->segment || !e->rotation || !e->hash)
         return -ENOMEM;
     e->leaving = e->segment + slots;
+    if (s->pins) {
+        struct tail *t = &e->pin_tail;
+        t->capacity = s->pins + s->sinks;
+        size_t pinned = (size_t)s->layers * s->kv_heads * t->capacity * s->head_dim;
+        t->k = calloc(2 * pinned, sizeof *t->k);
+        if (!t->k)
+            return -ENOMEM;
+        t->v = t->k + pinned;
+        e->info.pin_tokens_max = s->pins;
+    }
     e->info.work_bytes = 2 * slots * sizeof(f16) + rows * s->head_dim * sizeof(float);
+    e->info.work_bytes +=
+        (size_t)2 * s->layers * s->kv_heads * e->pin_tail.capacity * s->head_dim * sizeof(f16);
     return 0;
 }
 
@@ -37,6 +49,8 @@ int engine_open(struct engine **out, const struct engine_options *options, char 
                                    : strerror(-code));
     if (!code)
         code = weights_load(e, options, error, error_bytes);
+    if (!code && e->info.adapter_fingerprint) /* without one all that is kept is raw */
+        e->shape.pins = options->pin_tokens_max;
     if (!code && ((code = open_buffers(e)) || (code = work_open(&e->work, e))))
         fail_with(error, error_bytes, code, "no memory for the engine's work area");
     if (code) {
@@ -56,6 +70,7 @@ void engine_close(struct engine **engine)
     if (e->work)
         work_close(&e->work);
     free(e->segment);
+    free(e->pin_tail.k);
     free(e->rotation);
     (void)XXH3_freeState(e->hash);
     weights_free(e);

@@ -375,8 +375,8 @@ static void add_fixed(struct attend_job *job, const struct stream *stream, uint3
              to > from ? to - from : 0, l->head_dim);
 }
 
-/* Summary, sinks, ring and what was recalled; then the previous chunk's entries, those of the open
- * one that are in view, and its newest block's rows. */
+/* Summary, sinks, ring, pins and what was recalled; then the previous chunk's entries, those of the
+ * open one that are in view, and its newest block's rows. */
 static void add_memory(struct attend_job *job, const struct forward_item *item, uint32_t index)
 {
     const struct stream *stream = item->stream;
@@ -395,6 +395,8 @@ static void add_memory(struct attend_job *job, const struct forward_item *item, 
     } else {
         add_fixed(job, stream, index, &view, 0, view.end);
     }
+    add_span(job, STATE_AT_CONST(state, l->pin_k, f16), STATE_AT_CONST(state, l->pin_v, f16),
+             (size_t)index * l->pin_rows, pin_rows(l, state), l->head_dim);
     add_span(job, stream->recall_k, stream->recall_v,
              (size_t)index * STREAM_RECALL_MAX * e->shape.comp, stream->recall_rows, l->head_dim);
     uint32_t row = STATE_AT_CONST(state, l->row, uint32_t)[index];

@@ -23,6 +23,7 @@ struct shape {
     float norm_eps;
     /* of the adapter; without one: comp 0, ring 0 */
     uint32_t chunk, comp, ring, sinks;
+    uint32_t pins; /* tokens a stream may pin */
     float alpha_min;
 };
 
@@ -67,6 +68,17 @@ struct recall_key {
     float *queries;           /* [RECALL_QUESTION_MAX][dim] scratch */
 };
 
+/* Raw rows of a fork or of a history. */
+struct tail {
+    f16 *k, *v; /* [layers * kv_heads][capacity][head_dim] */
+    uint32_t capacity;
+    uint32_t start, count; /* attended rows are start..count */
+    const uint32_t *first; /* [rows of the item] per query, relative to start; NULL: all. Without a
+                              stream only */
+    f16 *sink_k_raw, *sink_k, *sink_v; /* [layers * kv_heads][sinks][head_dim]; NULL: none */
+    uint32_t sinks;                    /* rows of them attended */
+};
+
 struct engine {
     struct kernels *kernels;
     struct tokenizer *tokenizer;
@@ -89,6 +101,7 @@ struct engine {
     f16 *segment;              /* [layers * kv_heads][comp][2][head_dim]: the segment being made */
     f16 *leaving;              /* the same shape: the one leaving the ring */
     struct XXH3_state_s *hash; /* for the chain, ccm.c */
+    struct tail pin_tail;      /* where a pin's rows are computed, pins + sinks of them */
     float *rotation;           /* [max(comp, sinks)][head_dim / 2][2] */
     struct forward_trace *trace; /* tests: what the DMC heads decided; NULL: none */
 };
@@ -142,6 +155,10 @@ struct layout {
     size_t grown_k, grown_v; /* f16 [heads][head_dim] */
     size_t raw_k, raw_v;     /* f16 [heads][STREAM_BLOCK_TOKENS][head_dim] */
     size_t z, sum_k, sum_v;  /* f32 [heads], [heads][head_dim] twice: the running entries */
+    /* Pins, as stream/pin.c keeps them; pin_rows 0: none of these. */
+    uint32_t pin_rows;            /* capacity */
+    size_t pins;                  /* struct pin_state */
+    size_t pin_raw, pin_k, pin_v; /* f16 [heads][pin_rows][head_dim]: K un-rotated, K placed, V */
     size_t bytes;
 };
 
@@ -159,6 +176,14 @@ struct state {
     uint32_t open;                   /* which window buffer the open chunk fills */
     uint32_t pending_count;
     int32_t pending[STREAM_BLOCK_TOKENS]; /* tokens that wait for their block */
+};
+
+struct pin_range {
+    uint64_t from, to; /* tokens */
+};
+struct pin_state {
+    uint32_t count, rows;
+    struct pin_range pin[STREAM_PINS_MAX]; /* in the order of their rows */
 };
 
 #define STATE_AT(state, offset, type) ((type *)(void *)((char *)(state) + (offset)))
@@ -192,17 +217,6 @@ enum forward_kind {
     FORWARD_STREAM, /* a whole block of the open chunk: DMC at ratios above 1, joins the window */
     FORWARD_COMP,   /* the COMP tokens of the chunk just filled: their K, V are its segment */
     FORWARD_RAW,    /* rows join a tail, un-merged */
-};
-
-/* Raw rows of a fork or of a history. */
-struct tail {
-    f16 *k, *v; /* [layers * kv_heads][capacity][head_dim] */
-    uint32_t capacity;
-    uint32_t start, count; /* attended rows are start..count */
-    const uint32_t *first; /* [rows of the item] per query, relative to start; NULL: all. Without a
-                              stream only */
-    f16 *sink_k_raw, *sink_k, *sink_v; /* [layers * kv_heads][sinks][head_dim]; NULL: none */
-    uint32_t sinks;                    /* rows of them attended */
 };
 
 /* A question in its own rows behind a copy of a stream's state. */
@@ -283,6 +297,12 @@ uint32_t ccm_visible(const struct engine *engine, const struct layout *layout,
 int64_t ccm_ring_start(const struct engine *engine, const struct state *state);
 /* Summary and sinks to their places before the ring and `recalled` chunks. */
 void ccm_place_old_rows(struct stream *stream, uint32_t recalled);
+
+/* pin.c */
+uint32_t pin_rows(const struct layout *layout, const struct state *state); /* attended */
+bool pin_plausible(const struct layout *layout, const struct state *state);
+/* Rotates them to where they act, the first at `position`. */
+void pin_place(struct stream *stream, int64_t position);
 
 /* history.c, for evaluation: a sliding window of raw rows at base weights, its sinks kept and
  * re-placed (StreamingLLM, arXiv 2309.17453). Query t attends its newest rows_visible[t] rows, the

@@ -33,7 +33,7 @@ int fork_recall(struct fork *fork, const struct cold_segment *segments, uint32_t
 {
     struct stream *stream = &fork->stream;
     const struct shape *s = &stream->engine->shape;
-    if (count > STREAM_RECALL_MAX || count > stream->state->summary_count)
+    if (count > fork_recall_max(fork) || count > stream->state->summary_count)
         return -EINVAL;
     for (uint32_t i = 1; i < count; i++)
         if (segments[i].number <= segments[i - 1].number)

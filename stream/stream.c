@@ -213,6 +213,8 @@ static void stat_tiers(const struct stream *stream, struct stream_stat *out)
         plan[TIER_WINDOW] += 2 * row * (STREAM_BLOCK_TOKENS + 1);
     if (window_raw_rows(l, state))
         used[TIER_WINDOW] += 2 * row * (STREAM_BLOCK_TOKENS + 1);
+    plan[TIER_PINS] = 3 * row * l->pin_rows;
+    used[TIER_PINS] = 3 * row * pin_rows(l, state);
     plan[TIER_STATE] = out->bytes_plan;
     for (int t = 0; t < TIER_STATE; t++)
         plan[TIER_STATE] -= plan[t];
@@ -296,7 +298,7 @@ static bool plausible(const struct stream *stream, const struct state *state)
     for (uint32_t h = 0; h < l->heads; h++)
         if (!plausible_head(l, state, h))
             return false;
-    return known(stream->engine, state->pending, state->pending_count);
+    return pin_plausible(l, state) && known(stream->engine, state->pending, state->pending_count);
 }
 
 int stream_restore(struct stream *stream, const void *state, size_t bytes)

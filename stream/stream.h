@@ -33,6 +33,7 @@ enum {
     STREAM_RATIOS_MAX = 8,
     STREAM_RECALL_MAX = 8,    /* cold segments a question may bring back */
     RECALL_QUERY_TOKENS = 32, /* of a question that count most: what a recall table holds */
+    STREAM_PINS_MAX = 16,     /* ranges of a stream that stay uncompressed */
     FORK_TOKENS_MAX = 1920,
     PRETOKEN_BYTES_MAX = 1024,
 };
@@ -44,8 +45,9 @@ struct engine_options {
     const char
         *adapter_path; /* silt adapter; NULL: none, streams then keep a sliding window only */
     enum device device;
-    uint32_t threads;      /* 0: as many as the process may use */
-    uint32_t feature_mask; /* UINT32_MAX: all that the machine has */
+    uint32_t threads;        /* 0: as many as the process may use */
+    uint32_t feature_mask;   /* UINT32_MAX: all that the machine has */
+    uint32_t pin_tokens_max; /* that a stream may pin, all ranges together; 0: none */
     bool exact; /* fp32 weights and activations, slow and large: what int8 is measured by */
 };
 
@@ -56,6 +58,7 @@ struct engine_info {
     uint32_t layer_count, head_count, kv_head_count, head_dim, model_dim, vocab_count;
     uint32_t context_tokens; /* trained context */
     uint32_t chunk_tokens, comp_tokens, ring_segments, sink_tokens;
+    uint32_t pin_tokens_max;                        /* 0: there are no pins */
     uint32_t ratio_count, ratio[STREAM_RATIOS_MAX]; /* DMC ratios served, 1 among them */
     const char *kernels_name;
     uint32_t threads;
@@ -114,7 +117,15 @@ struct stream_options {
     uint32_t ring_segments; /* 0: the adapter's */
 };
 
-enum stream_tier { TIER_SINKS, TIER_SUMMARY, TIER_RING, TIER_WINDOW, TIER_STATE, TIER_COUNT };
+enum stream_tier {
+    TIER_SINKS,
+    TIER_SUMMARY,
+    TIER_RING,
+    TIER_WINDOW,
+    TIER_PINS,
+    TIER_STATE,
+    TIER_COUNT
+};
 
 struct stream_stat {
     uint64_t tokens_computed; /* in finished blocks */
@@ -191,6 +202,18 @@ const void *stream_state(const struct stream *stream, size_t *bytes);
 /* Puts back a state taken from a stream with the same engine and options. -EINVAL: it is not one.
  */
 int stream_restore(struct stream *stream, const void *state, size_t bytes);
+
+/* ---- pins: ranges that stay uncompressed ---- */
+
+struct stream_pin {
+    uint64_t from, to;     /* tokens of the stream, half-open */
+    const int32_t *tokens; /* [before + to - from]: the stream's first tokens, then the range's */
+    uint32_t before;       /* at most the adapter's sinks, and `from` */
+};
+/* These are the stream's pins from now on: the rows of new ones are computed, in this order, others
+ * go. What follows attends to them, so the result is a function of where in the stream this is
+ * called. -ENOSPC: STREAM_PINS_MAX, or more tokens than pin_tokens_max; -EINVAL. */
+int stream_pins(struct stream *stream, const struct stream_pin *pins, uint32_t count);
 
 /* ---- raw: a short text without compression ---- */
 
@@ -331,6 +354,10 @@ const float *fork_logits(struct fork *fork);
  * (DESIGN 2.6). Replaces what was recalled before. -EINVAL: more than STREAM_RECALL_MAX, or not in
  * order; -EBUSY: tokens were fed. */
 int fork_recall(struct fork *fork, const struct cold_segment *segments, uint32_t count);
+/* How many segments fork_recall takes: pins may leave room for fewer inside the trained context. */
+uint32_t fork_recall_max(const struct fork *fork);
+/* stream_pins for this question alone, before fork_recall and fork_feed; -EBUSY: too late. */
+int fork_pins(struct fork *fork, const struct stream_pin *pins, uint32_t count);
 /* Forgets the tokens fed, not what was recalled. */
 void fork_rewind(struct fork *fork);
 /* What a question asks for, by meaning: how near each token of the vocabulary is to each of its

@@ -69,6 +69,13 @@ int layout_make(struct layout *l, const struct engine *e, const struct stream_op
                          "a ring of %u segments reaches %llu tokens back, past the model's trained "
                          "context of %u; choose a smaller ring",
                          l->ring, (unsigned long long)reach, s->context);
+    reach += s->pins;
+    reach -= (l->ring ? STREAM_RECALL_MAX : 0) * s->chunk; /* pins may take places of recall's */
+    if (reach > s->context)
+        return fail_with(error, error_bytes, -EINVAL,
+                         "%u pinned tokens beside a ring of %u segments reach past the model's "
+                         "trained context of %u; choose a smaller ring or --pin-tokens-max",
+                         s->pins, l->ring, s->context);
     size_t row = s->head_dim * sizeof(f16), heads = l->heads;
     take(l, sizeof(struct state));
     l->fixed_rows = s->comp + s->sinks + l->ring * s->comp;
@@ -98,6 +105,13 @@ int layout_make(struct layout *l, const struct engine *e, const struct stream_op
         l->z = take(l, heads * sizeof(float));
         l->sum_k = take(l, heads * s->head_dim * sizeof(float));
         l->sum_v = take(l, heads * s->head_dim * sizeof(float));
+    }
+    l->pin_rows = s->pins;
+    if (l->pin_rows) {
+        l->pins = take(l, sizeof(struct pin_state));
+        l->pin_raw = take(l, heads * l->pin_rows * row);
+        l->pin_k = take(l, heads * l->pin_rows * row);
+        l->pin_v = take(l, heads * l->pin_rows * row);
     }
     return 0;
 }
