@@ -344,6 +344,9 @@ int daemon_open(struct daemon **out, const struct config *config, char *error, s
     return 0;
 
 error:
+    if (!error[0])
+        snprintf(error, error_bytes, "siltd cannot start: %s%s", strerror(-result),
+                 result == -ENOMEM ? "; free some memory" : "");
     daemon_close(&daemon);
     return result;
 }

@@ -45,7 +45,8 @@ int reader_open(struct reader **out, const char *folder, const struct tokenizer 
     code = sqlite3_open_v2(path, &r->db, SQLITE_OPEN_READONLY | SQLITE_OPEN_NOMUTEX, PAGES_VFS);
     if (!code)
         code = sqlite3_exec(r->db, "PRAGMA cache_size=-512; PRAGMA mmap_size=0;", NULL, NULL, NULL);
-    sqlite3_busy_timeout(r->db, 2000);
+    if (r->db)
+        sqlite3_busy_timeout(r->db, 2000);
     for (int i = 0; i < STATEMENTS && !code; i++)
         code = sqlite3_prepare_v3(r->db, statement_text[i], -1, SQLITE_PREPARE_PERSISTENT,
                                   &r->statement[i], NULL);
