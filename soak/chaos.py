@@ -190,7 +190,7 @@ class Chaos:
     def probe(self):
         """A fact of the text so far, asked for and found in the sources of the answer."""
         producer = self.rng.choice(self.producers)
-        number = self.rng.randrange(0, max(1, producer.acked) + 1) // 20 * 20
+        number = self.rng.randrange(0, max(1, producer.acked - 60)) // 20 * 20  # read and indexed
         if not number:
             return
         fact = message(producer.stream, number).split(" is called ")[1].split(".")[0]
