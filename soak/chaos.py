@@ -28,6 +28,7 @@ STREAMS = ("one", "two", "three", "four")
 LIVE = 3
 DISK_MB = 512
 DISK_SHARE = 0.6  # then producers rest: the disk is full when we say so
+FOUND_MIN = {"real": 0.9, "tiny": 0.7}  # recall keys of a random model are noise beside the words
 ANSWER_SECONDS = 120  # after a fault, a question must be answered within this
 WORDS = ("water runs down to the sea by slow degrees, 17 of them, gate closed ERROR 5 naïve "
          "x=1\n").split(" ")
@@ -275,7 +276,7 @@ def main():
     record.held(f"{sum(ended[s] == clean[s] for s in STREAMS)} of {len(STREAMS)} streams have the "
                 "memory of a siltd to which nothing happened", ended == clean)
     record.held(f"{chaos.found} of {chaos.asked} planted facts were among the answers' sources",
-                chaos.found >= 0.9 * chaos.asked)
+                chaos.found >= FOUND_MIN[options.model] * chaos.asked)
     print(f"chaos: {', '.join(f'{n} {f}' for f, n in chaos.faults.items())}; ready again after at "
           f"most {chaos.recovery:.2f} s")
     return record.finish()
