@@ -19,7 +19,7 @@ enum {
     SEARCH_OPEN_MAX = 4,
     SEARCH_CACHE_BYTES = 2 << 20, /* of each */
     SEARCH_HEAP_BYTES = SEARCH_OPEN_MAX * (SEARCH_CACHE_BYTES + (2 << 20)) + (4 << 20),
-    SEARCH_HITS_MAX = 32,
+    SEARCH_HITS_MAX = 64,
     SEARCH_WORDS_MAX = 32, /* of a question */
     SEARCH_TEXT_MAX = 800, /* of a chunk, around the question's words */
     SEARCH_EXCERPT_WORDS = 64,

@@ -1,8 +1,9 @@
 /*
  * A question's chunks, by words and by meaning, and the parts of them that are about it.
  *
- * Both lists are put together by rank (reciprocal rank fusion, Cormack, Clarke and Buettcher 2009):
- * BM25 and keys have no common scale.
+ * BM25 and keys have no common scale: of each list the best counts as 1, of the keys', which give
+ * every chunk something, the last one as 0; then both are added (measured against fusion by rank
+ * and other shares, tests/eval/facts.py).
  */
 #include "daemon/search_internal.h"
 
@@ -11,8 +12,7 @@
 
 #include "daemon/log.h"
 
-/* Ranks count as if there were so many better ones: the first of a list is no proof. */
-enum { FUSE_RANK = 10 };
+enum { EXCERPT_TOKENS = 96, EXCERPT_STEP = 4 };
 
 static int find_words(struct search *s, struct word_table *t, const struct search_job *job,
                       struct search_hit *hits)
@@ -53,17 +53,19 @@ int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_hi
 {
     struct search_hit all[2 * SEARCH_HITS_MAX];
     uint32_t count = 0;
+    double least = near_count > 1 ? near[near_count - 1].score : 0;
 
     for (uint32_t i = 0; i < word_count; i++)
-        all[count++] = (struct search_hit){words[i].chunk, 1.0 / (FUSE_RANK + i)};
+        all[count++] = (struct search_hit){words[i].chunk, words[i].score / words[0].score};
     for (uint32_t i = 0; i < near_count; i++) {
+        double span = near[0].score - least;
         uint32_t at = 0;
 
         while (at < count && all[at].chunk != near[i].chunk)
             at++;
         if (at == count)
             all[count++] = (struct search_hit){near[i].chunk, 0};
-        all[at].score += 1.0 / (FUSE_RANK + i);
+        all[at].score += span > 0 ? (near[i].score - least) / span : 1;
     }
     /* By insertion, which keeps the order of equals: words first. */
     for (uint32_t i = 1; i < count; i++)
@@ -111,7 +113,7 @@ static void copy_text(struct search_text *out, sqlite3_stmt *from, int column)
 }
 
 /* Around the question's words, where the chunk has any; s->expression is of that question. */
-static int get_excerpt(struct search *s, struct word_table *t, struct search_text *out)
+static int excerpt_words(struct search *s, struct word_table *t, struct search_text *out)
 {
     sqlite3_stmt *get = t->statement[GET_EXCERPT];
     int code;
@@ -129,7 +131,60 @@ static int get_excerpt(struct search *s, struct word_table *t, struct search_tex
     return code == SQLITE_ROW || code == SQLITE_DONE ? 0 : -EIO;
 }
 
-static int get_text(struct search *s, struct word_table *t, struct search_text *out)
+/* First of the EXCERPT_TOKENS that are nearest to the question; the middle one of equals, so that
+ * what it asks for has text on both sides. */
+static uint32_t nearest_window(const uint8_t *table, const int32_t *tokens, uint32_t count)
+{
+    uint32_t first = 0, last = 0, best = 0;
+
+    for (uint32_t at = 0; count > EXCERPT_TOKENS && at <= count - EXCERPT_TOKENS;
+         at += EXCERPT_STEP) {
+        uint16_t window[EXCERPT_TOKENS];
+        uint32_t score;
+
+        for (uint32_t i = 0; i < EXCERPT_TOKENS; i++)
+            window[i] = (uint16_t)tokens[at + i];
+        score = recall_score(table, window, EXCERPT_TOKENS);
+        if (score > best)
+            first = at;
+        if (score >= best)
+            last = at;
+        best = score > best ? score : best;
+    }
+    return (first + last) / 2;
+}
+
+/* The part of a chunk's text that is nearest to the question by meaning. */
+static void excerpt_near(struct search *s, const uint8_t *table, const uint8_t *text,
+                         size_t bytes_count, struct search_text *out)
+{
+    struct token_text held = {0};
+    size_t from = 0, bytes = 0, one;
+    uint32_t count, first;
+
+    if (bytes_count > CHUNK_TEXT_MAX)
+        bytes_count = CHUNK_TEXT_MAX;
+    count = (uint32_t)token_feed(s->options.tokenizer, &held, text, bytes_count, s->tokens);
+    count += (uint32_t)token_flush(s->options.tokenizer, &held, s->tokens + count);
+    first = nearest_window(table, s->tokens, count);
+    for (uint32_t i = 0; i < count && i < first + EXCERPT_TOKENS; i++) {
+        token_bytes(s->options.tokenizer, s->tokens[i], &one);
+        from += i < first ? one : 0;
+        bytes += i < first ? 0 : one;
+    }
+    while (from < bytes_count && bytes && (text[from] & 0xc0) == 0x80)
+        from++, bytes--; /* the rest of a character that began before */
+    if (from > bytes_count || bytes > bytes_count - from)
+        return; /* a byte that no token stands for: the chunk's beginning does */
+    out->bytes = search_cut(text + from, (uint32_t)bytes, SEARCH_TEXT_MAX - 1);
+    if (from + out->bytes < bytes_count)
+        out->bytes = search_cut(text + from, out->bytes + 1, out->bytes);
+    memcpy(out->text, text + from, out->bytes);
+    out->text[out->bytes] = '\0';
+}
+
+static int get_text(struct search *s, struct word_table *t, const uint8_t *table,
+                    struct search_text *out)
 {
     sqlite3_stmt *get = t->statement[GET_TEXT];
     int code;
@@ -147,11 +202,14 @@ static int get_text(struct search *s, struct word_table *t, struct search_text *
         out->time_us = (uint64_t)sqlite3_column_int64(get, 2);
         out->time_to_us = (uint64_t)sqlite3_column_int64(get, 4);
         copy_text(out, get, 3);
+        if (table)
+            excerpt_near(s, table, sqlite3_column_text(get, 3),
+                         (size_t)sqlite3_column_bytes(get, 3), out);
     }
     sqlite3_reset(get);
     if (code != SQLITE_ROW && code != SQLITE_DONE)
         return -EIO;
-    return out->bytes ? get_excerpt(s, t, out) : 0;
+    return out->bytes && !table ? excerpt_words(s, t, out) : 0;
 }
 
 static int texts(struct search *s, struct word_table *t, struct search_job *job)
@@ -162,7 +220,8 @@ static int texts(struct search *s, struct word_table *t, struct search_job *job)
 
     s->expression[bytes] = '\0';
     for (uint32_t i = 0; i < job->text_count && !result; i++)
-        result = get_text(s, t, &job->text[i]);
+        result =
+            get_text(s, t, s->options.by == SEARCH_BY_WORDS ? NULL : job->table, &job->text[i]);
     return result;
 }
 

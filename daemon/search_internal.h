@@ -34,7 +34,8 @@ struct search {
     uint64_t uses;
     char expression[EXPRESSION_BYTES];
     uint8_t text[CHUNK_TEXT_MAX];
-    struct cursor cursors[]; /* [slot_count] */
+    int32_t tokens[CHUNK_TEXT_MAX + 2 * PRETOKEN_BYTES_MAX]; /* of a chunk's text, formed again */
+    struct cursor cursors[];                                 /* [slot_count] */
 };
 
 /* A stream's database; one that cannot be used is made anew, once. NULL: there is none. */

@@ -309,17 +309,20 @@ def mix(key, reader, pairs, start, options):
     return best[1]
 
 
-def write(options, key, layer):
-    """The adapter as it is, and the key."""
-    adapter = silt_adapter.read(options.adapter)
-    if adapter.base_fingerprint != gguf.fingerprint(options.model):
-        raise SystemExit("%s is for another model than %s" % (options.adapter, options.model))
+def tensors(key):
     new = {"recall.token": key.token, "recall.token.bias": key.token_bias,
            "recall.query": key.query, "recall.query.bias": key.query_bias,
            "recall.gain": key.gains(), "recall.weight": key.weights(),
            "recall.weight_deep": key.weight_deep}
-    for name, value in new.items():
-        adapter.tensors[name] = value.detach().float().cpu().numpy()
+    return {name: value.detach().float().cpu().numpy() for name, value in new.items()}
+
+
+def write(options, new, layer, fingerprint):
+    """The adapter as it is, and the key."""
+    adapter = silt_adapter.read(options.adapter)
+    if adapter.base_fingerprint != fingerprint:
+        raise SystemExit("%s is for another model" % options.adapter)
+    adapter.tensors.update(new)
     adapter.recall_layer = layer
     silt_adapter.write(options.out, adapter, silt_adapter.name_of(options.adapter))
 
@@ -330,6 +333,7 @@ def main():
     parser.add_argument("--text", help="folder of KIND.jsonl[.xz|.zst], with --prepare")
     parser.add_argument("--prepare", metavar="PAIRS.npz")
     parser.add_argument("--adapter")
+    parser.add_argument("--key", metavar="GGUF", help="an adapter of the same base: its key is taken")
     parser.add_argument("--pairs")
     parser.add_argument("--out")
     parser.add_argument("--layer", type=int, default=12)
@@ -344,8 +348,13 @@ def main():
     if options.prepare:
         prepare(options.model, options.text, options.prepare)
         return
-    if not (options.adapter and options.pairs and options.out):
-        sys.exit("--adapter, --pairs and --out are needed")
+    if not (options.adapter and options.out and (options.pairs or options.key)):
+        sys.exit("--adapter, --out and one of --pairs and --key are needed")
+    if options.key:
+        other = silt_adapter.read(options.key)
+        write(options, {name: value for name, value in other.tensors.items()
+                        if name.startswith("recall.")}, other.recall_layer, other.base_fingerprint)
+        return
     torch.manual_seed(0)
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     base = model_file.BaseModel(options.model, options.device, dtype)
@@ -355,7 +364,7 @@ def main():
     reader = Reader(base, pairs.head, options.layer)
     start, before = train(key, reader, pairs, options)
     share = mix(key, reader, pairs, start, options)
-    write(options, key, options.layer)
+    write(options, tensors(key), options.layer, gguf.fingerprint(options.model))
     after = hit_rates(key, reader, pairs, options.pool)
     print(json.dumps({"untrained": before, "written": after, "share": share}))
 

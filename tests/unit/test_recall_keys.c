@@ -187,8 +187,8 @@ static void fusion(void **state)
     assert_int_equal(search_fuse(out, SEARCH_HITS_MAX, words, 3, near, 2), 4);
     assert_int_equal(out[0].chunk, 7); /* in both */
     assert_int_equal(out[1].chunk, 5);
-    assert_int_equal(out[2].chunk, 2); /* as good as 4, and by words */
-    assert_int_equal(out[3].chunk, 4);
+    assert_int_equal(out[2].chunk, 2);
+    assert_int_equal(out[3].chunk, 4); /* last of the keys: as good as none */
     assert_int_equal(search_fuse(out, 2, words, 3, near, 2), 2);
     assert_int_equal(search_fuse(out, 8, words, 0, near, 0), 0);
     assert_int_equal(search_fuse(out, 8, words, 0, near, 2), 2);
