@@ -29,7 +29,7 @@ enum {
     STREAM_SINK_TOKENS_MAX = 16, /* an adapter may ask for fewer */
     STREAM_RING_MAX = 256,
     STREAM_RATIO_MAX = 8,
-    STREAM_RATIO_DEFAULT = 2, /* the highest whose loss the shipped adapter's card can defend */
+    STREAM_RATIO_DEFAULT = 4,
     STREAM_RATIOS_MAX = 8,
     STREAM_RECALL_MAX = 8,    /* cold segments a question may bring back */
     RECALL_QUERY_TOKENS = 32, /* of a question that count most: what a recall table holds */

@@ -10,7 +10,7 @@ static const char help[] =
     "Creates a stream, or says what it was created with: ratio and ring stay for its life.\n"
     "`silt feed` opens with the defaults by itself.\n"
     "\n"
-    "  silt open log                 the defaults: 2x\n"
+    "  silt open log                 the defaults: 4x\n"
     "  silt open talk --dmc 4        less memory in the window, more loss\n"
     "  silt open log --dmc auto      the lowest ratio that fits the memory left\n"
     "\n"

@@ -29,7 +29,7 @@ def test_same_memory_however_it_is_cut():
             for way in ways:
                 stat = wire.settled(way, 200)
                 assert stat.tokens_acked > TOKENS_LEAST, stat.tokens_acked
-                assert stat.segments_ring == 14 and stat.dmc_ratio > 2
+                assert stat.segments_ring == 15 and stat.dmc_ratio > 2
                 hashes.add((stat.memory_hash, stat.hash_chunk, stat.tokens_acked))
             assert sum(t.bytes_plan for t in stat.tiers) == stat.bytes_plan
             siltd.stop()
