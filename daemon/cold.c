@@ -74,8 +74,13 @@ static void segment_leaves(void *user, const struct segment_view *segment)
 
 void cold_watch(struct slot *slot)
 {
-    if (slot->spill)
-        stream_on_segment_leave(slot->stream, segment_leaves, slot);
+    struct stream_stat stat;
+
+    if (!slot->spill)
+        return;
+    stream_on_segment_leave(slot->stream, segment_leaves, slot);
+    stream_stat(slot->stream, &stat);
+    spill_expect(slot->spill, atomic_load(&slot->stream_id), stat.segments_cold);
 }
 
 static void step(void *user)
@@ -105,10 +110,39 @@ static int open_spill(struct core *core, char *error, size_t error_bytes)
     else
         say(SAY_WARN, "cold segments: plain reads and writes through the page cache: this kernel "
                       "or file system refuses io_uring with O_DIRECT");
+    spill_limit(core->spill, core->config.disk_bytes); /* until the rest has been measured */
     for (uint32_t i = 0; i < core->plan.streams_max; i++)
         core->slots[i].spill = core->spill;
     core->sched.spill = core->ingest.spill = core->spill;
     return loop_add_fd(&core->loop, spill_fd(core->spill), step, core);
+}
+
+/* What is found unfit is made again by the compute thread. */
+static int open_repair(struct core *core, char *error, size_t error_bytes)
+{
+    struct repair *repair = &core->repair;
+    int result;
+
+    if (!core->spill)
+        return 0;
+    *repair = (struct repair){.engine = core->engine,
+                              .spill = core->spill,
+                              .keeper = &core->keeper,
+                              .slots = core->slots,
+                              .slot_count = core->plan.streams_max,
+                              .chunk_tokens = core->info.chunk_tokens,
+                              .tokens_max = REPAIR_TOKENS_MAX};
+    result = repair_open(repair, core->config.data, engine_tokenizer(core->engine),
+                         ingest_scratch_tokens(core->config.lag_tokens_max), core->repair_memory,
+                         core->plan.state_bytes);
+    if (result) {
+        snprintf(error, error_bytes, "the journal in %s cannot be read to repair segments",
+                 core->config.data);
+        return result;
+    }
+    core->sched.background = repair_step;
+    core->sched.background_user = repair;
+    return 0;
 }
 
 int cold_open(struct core *core, char *error, size_t error_bytes)
@@ -138,7 +172,7 @@ int cold_open(struct core *core, char *error, size_t error_bytes)
     if (!result)
         result = search_open(&core->search, &options, core->search_memory, error, error_bytes);
     core->sched.search = core->ingest.search = core->search;
-    return result;
+    return result ? result : open_repair(core, error, error_bytes);
 }
 
 /* Calls remove for each stream that has something in a folder of --data and is not known. */
@@ -193,7 +227,8 @@ static bool kind_changed(const struct core *core)
         kind = '0' + SEGMENT_F16;
     changed = kind != now;
     if (changed)
-        say(SAY_WARN, "--segments is another than before: the cold segments so far are dropped");
+        say(SAY_WARN, "--segments is another than before: the cold segments so far go and are made "
+                      "again as questions need them");
     if (pwrite(fd, &now, 1, 0) != 1)
         say(SAY_WARN, "%s cannot be written: %s", path, strerror(errno));
     close(fd);
@@ -308,6 +343,7 @@ void cold_tick(struct core *core)
 
 void cold_close(struct core *core)
 {
+    repair_close(&core->repair);
     spill_close(&core->spill);
     search_close(&core->search);
 }

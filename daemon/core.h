@@ -7,6 +7,7 @@
 #include "daemon/ingest.h"
 #include "daemon/loop.h"
 #include "daemon/plan.h"
+#include "daemon/repair.h"
 #include "daemon/sched.h"
 #include "daemon/table.h"
 
@@ -72,6 +73,8 @@ struct core {
 
     struct spill *spill;   /* cold segments; NULL: compression is off */
     struct search *search; /* text index */
+    struct repair repair;
+    void *repair_memory;
     void *spill_memory, *search_memory;
     pthread_t search_thread;
     bool search_runs;

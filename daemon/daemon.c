@@ -139,6 +139,10 @@ static void measure_cold(struct core *core, struct plan_costs *costs)
                              : 0;
     costs->table_bytes =
         core->config.find == SEARCH_BY_WORDS ? 0 : recall_table_bytes(core->engine);
+    costs->repair_bytes = costs->spill_bytes
+                              ? repair_bytes(costs->state_bytes + 64,
+                                             ingest_scratch_tokens(core->config.lag_tokens_max))
+                              : 0;
     costs->search_bytes = search_bytes(streams, ingest_scratch_tokens(core->config.lag_tokens_max));
 }
 

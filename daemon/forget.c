@@ -269,7 +269,7 @@ static int forget_after(struct ingest *ingest, const struct journal_stream *stre
      * for those that go although their chunks stay. */
     if (ingest->spill) {
         uint64_t first = spill_erase_first(ingest->spill, stream->id, chunk);
-        uint64_t latest = (first + stream->ring_segments + 1) * ingest->chunk_tokens;
+        uint64_t latest = (first + stream->ring_segments) * ingest->chunk_tokens;
 
         whole = latest < whole ? latest : whole;
     }

@@ -130,6 +130,7 @@ void layout_carve(struct core *core, uint32_t heads)
     core->keeper.buffer = take(core, core->plan.state_bytes, 1);
     core->keeper.restore = take(core, core->plan.state_bytes, 1);
     core->spill_memory = arena_take(&core->arena, core->plan.spill_bytes, 1, 4096);
+    core->repair_memory = take(core, core->plan.repair_bytes, 1);
     core->search_memory = take(core, core->plan.search_bytes, 1);
     if (core->plan.meter_bytes)
         core->meter_memory = take(core, core->plan.meter_bytes, 1);

@@ -54,6 +54,8 @@ static void add_lines(struct plan *plan, const struct config *config,
         add(plan, "recall tables (questions)", "forks-max", forks, plan->table_bytes, true);
     plan->spill_bytes = align_up(costs->spill_bytes);
     add(plan, "cold segments on their way", NULL, 1, plan->spill_bytes + COLD_ALIGN, true);
+    plan->repair_bytes = align_up(costs->repair_bytes);
+    add(plan, "cold segments made again", NULL, 1, plan->repair_bytes, true);
     plan->search_bytes = align_up(costs->search_bytes);
     add(plan, "text index", NULL, 1, plan->search_bytes, true);
     if (plan->meter_bytes)

@@ -22,6 +22,7 @@ struct plan_costs {
     uint64_t search_bytes; /* text index, without SQLite's part */
     uint64_t meter_bytes;  /* loss meter; 0: it has nothing to measure */
     uint64_t table_bytes;  /* what a question asks for by meaning; 0: no recall keys */
+    uint64_t repair_bytes; /* cold segments being computed again */
     uint64_t heads;        /* layers * kv_heads */
     uint64_t vocab_count;
     uint64_t library_bytes; /* resident at start without the engine, with a margin */
@@ -38,6 +39,7 @@ struct plan {
     uint64_t bytes, memory_bytes, arena_bytes;
     uint32_t streams_max, forks_max;
     uint64_t pool_bytes, fork_bytes, state_bytes, spill_bytes, search_bytes, table_bytes;
+    uint64_t repair_bytes;
     uint64_t meter_bytes; /* 0: no loss meter */
 };
 /* 0, or -ENOSPC with the limit to lower. config's open limits are filled in the plan. */

@@ -143,6 +143,8 @@ bool sched_step(struct sched *sched)
     worked = feed_next(sched) || asked;
     if (sched->meter && !asked)
         worked = meter_step(sched->meter) || worked;
+    if (sched->background && (!worked || ++sched->rounds % BACKGROUND_ROUNDS == 0))
+        worked = sched->background(sched->background_user) || worked;
     if (worked)
         atomic_fetch_add(&sched->compute_us, clock_us() - start);
     return worked;

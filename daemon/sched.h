@@ -13,7 +13,7 @@
 #include "daemon/meter.h"
 #include "daemon/queue.h"
 
-enum { ASK_SLICES = 4 };
+enum { ASK_SLICES = 4, BACKGROUND_ROUNDS = 8 /* of ingest, then a slice of background work */ };
 
 enum sched_kind { SCHED_OPEN, SCHED_CLOSE, SCHED_ASK };
 /* From the loop thread. */
@@ -45,14 +45,17 @@ struct sched {
     uint32_t slot_count, ask_count, lag_tokens_max;
     struct queue *inbox, *loop;
     const struct doorbell *bell, *journal_bell;
-    struct keeper *keeper; /* NULL: no checkpoints */
-    struct meter *meter;   /* NULL: no loss meter */
+    struct keeper *keeper;          /* NULL: no checkpoints */
+    struct meter *meter;            /* NULL: no loss meter */
+    bool (*background)(void *user); /* work for when there is little else; NULL: none */
+    void *background_user;
     _Atomic uint64_t compute_us;
     _Atomic bool *stopping;
     _Atomic uint64_t *tokens_computed;   /* of the process */
     struct sample_candidate *candidates; /* [vocab_count] */
     uint64_t *entries;                   /* [layers * kv_heads] */
     uint32_t slot_next, ask_next;        /* whose turn it is */
+    uint32_t rounds;
 };
 
 void *sched_main(void *sched);

@@ -57,11 +57,11 @@ void sched_open(struct sched *sched, struct slot *slot, const struct sched_reque
     message.result =
         stream_open(&slot->stream, sched->engine, &slot->options, slot->memory, slot->memory_bytes);
     if (!message.result) {
-        if (!atomic_load(&slot->past))
-            cold_watch(slot);
         if (sched->keeper && request->stream_id)
             slot->checkpoint = keeper_restore(sched->keeper, request->stream_id, slot->stream,
                                               request->tokens_max);
+        if (!atomic_load(&slot->past))
+            cold_watch(slot);
         stream_stat(slot->stream, &stat);
         tokens = stat.tokens_computed + stat.tokens_pending;
         assert(tokens == slot->checkpoint);

@@ -129,6 +129,10 @@ static void fill_cold(struct core *core, uint64_t stream_id, struct stat_parts *
                 parts->faults + used, sizeof parts->faults - used, "%s%llu %s",
                 used ? ", " : "cold segments not used: ", (unsigned long long)cold.faults[i],
                 segment_fault_name((enum segment_fault)i));
+    if (used && cold.segments_repaired + cold.segments_approximate && used < sizeof parts->faults)
+        snprintf(parts->faults + used, sizeof parts->faults - used,
+                 "; %llu repaired, %llu approximate", (unsigned long long)cold.segments_repaired,
+                 (unsigned long long)cold.segments_approximate);
     if (used)
         parts->degraded[parts->stat.n_degraded++] = parts->faults;
 }

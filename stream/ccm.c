@@ -76,6 +76,25 @@ static size_t fixed_slot(const struct stream *stream, uint32_t head, uint32_t ri
            s->head_dim;
 }
 
+/* A segment of the ring as it was made: [heads][comp][2: K un-rotated, V][head_dim]. */
+static void gather(const struct stream *stream, uint32_t slot, f16 *out)
+{
+    const struct state *state = stream->state;
+    const struct layout *l = &stream->layout;
+    const struct shape *s = &stream->engine->shape;
+    size_t dim = s->head_dim;
+    for (uint32_t h = 0; h < l->heads; h++) {
+        const f16 *key =
+            STATE_AT_CONST(state, l->ring_k, f16) + ((size_t)slot * l->heads + h) * s->comp * dim;
+        const f16 *value = STATE_AT_CONST(state, l->fixed_v, f16) + fixed_slot(stream, h, slot);
+        f16 *to = out + (size_t)h * s->comp * 2 * dim;
+        for (uint32_t i = 0; i < s->comp; i++) {
+            memcpy(to + 2 * i * dim, key + i * dim, dim * sizeof *to);
+            memcpy(to + (2 * i + 1) * dim, value + i * dim, dim * sizeof *to);
+        }
+    }
+}
+
 /* The oldest segment leaves: whole, to whoever keeps cold segments, and as its share of the
  * summary's running mean. */
 static void leave_ring(struct stream *stream)
@@ -84,20 +103,9 @@ static void leave_ring(struct stream *stream)
     struct state *state = stream->state;
     const struct layout *l = &stream->layout;
     const struct shape *s = &e->shape;
-    uint32_t slot = state->ring_first;
-    size_t dim = s->head_dim;
     f16 *segment = e->leaving;
-    for (uint32_t h = 0; h < l->heads; h++) {
-        const f16 *key =
-            STATE_AT(state, l->ring_k, f16) + ((size_t)slot * l->heads + h) * s->comp * dim;
-        const f16 *value = STATE_AT(state, l->fixed_v, f16) + fixed_slot(stream, h, slot);
-        f16 *to = segment + (size_t)h * s->comp * 2 * dim;
-        for (uint32_t i = 0; i < s->comp; i++) {
-            memcpy(to + 2 * i * dim, key + i * dim, dim * sizeof *to);
-            memcpy(to + (2 * i + 1) * dim, value + i * dim, dim * sizeof *to);
-        }
-    }
-    size_t count = (size_t)l->heads * s->comp * 2 * dim;
+    gather(stream, state->ring_first, segment);
+    size_t count = (size_t)l->heads * s->comp * 2 * s->head_dim;
     uint64_t number = state->summary_count++;
     if (stream->leave) {
         struct segment_view view = {number, number * s->chunk, (number + 1) * s->chunk, segment,
@@ -111,25 +119,18 @@ static void leave_ring(struct stream *stream)
     state->ring_count--;
 }
 
-/* The segment just made joins the ring at once, rotated to its own positions: while its chunk's
- * entries are there too, a query finds the gist beside them (README, "where measuring changed
- * it"). */
-static void join_ring(struct stream *stream)
+void ccm_set_ring(struct stream *stream, uint32_t slot, uint64_t chunk, const f16 *rows)
 {
     struct engine *e = stream->engine;
     struct state *state = stream->state;
     const struct layout *l = &stream->layout;
     const struct shape *s = &e->shape;
     size_t dim = s->head_dim;
-    uint64_t chunk = state->chunks; /* the one being closed */
-    if (state->ring_count == l->ring)
-        leave_ring(stream);
-    uint32_t slot = (state->ring_first + state->ring_count) % l->ring;
     for (uint32_t i = 0; i < s->comp; i++)
         rotation_row(e, (int64_t)(chunk * s->chunk + (uint64_t)(i + 1) * (s->chunk / s->comp)) - 1,
                      e->rotation + i * dim);
     for (uint32_t h = 0; h < l->heads; h++) {
-        const f16 *from = e->segment + (size_t)h * s->comp * 2 * dim;
+        const f16 *from = rows + (size_t)h * s->comp * 2 * dim;
         f16 *raw = STATE_AT(state, l->ring_k, f16) + ((size_t)slot * l->heads + h) * s->comp * dim;
         f16 *key = STATE_AT(state, l->fixed_k, f16) + fixed_slot(stream, h, slot);
         f16 *value = STATE_AT(state, l->fixed_v, f16) + fixed_slot(stream, h, slot);
@@ -139,6 +140,19 @@ static void join_ring(struct stream *stream)
         }
         e->kernels->rotate(e->kernels, key, raw, e->rotation, s->comp, s->head_dim);
     }
+}
+
+/* The segment just made joins the ring at once, rotated to its own positions: while its chunk's
+ * entries are there too, a query finds the gist beside them (README, "where measuring changed
+ * it"). */
+static void join_ring(struct stream *stream)
+{
+    struct state *state = stream->state;
+    const struct layout *l = &stream->layout;
+    if (state->ring_count == l->ring)
+        leave_ring(stream);
+    ccm_set_ring(stream, (state->ring_first + state->ring_count) % l->ring, state->chunks,
+                 stream->engine->segment);
     state->ring_count++;
 }
 
@@ -165,6 +179,23 @@ static void chain_hash(struct stream *stream)
     }
     state->hash = XXH3_64bits_digest(x);
     state->hash_chunk = state->chunks + 1;
+}
+
+bool stream_newest_segment(const struct stream *stream, struct segment_view *out)
+{
+    const struct layout *l = &stream->layout;
+    const struct state *state = stream->state;
+    const struct shape *s = &stream->engine->shape;
+    if (!state->ring_count)
+        return false;
+    gather(stream, (state->ring_first + state->ring_count - 1) % l->ring, stream->engine->leaving);
+    *out = (struct segment_view){.number = state->chunks - 1,
+                                 .token_from = (state->chunks - 1) * s->chunk,
+                                 .token_to = state->chunks * s->chunk,
+                                 .rows = stream->engine->leaving,
+                                 .rows_bytes =
+                                     (size_t)l->heads * s->comp * 2 * s->head_dim * sizeof(f16)};
+    return true;
 }
 
 void ccm_close_chunk(struct stream *stream)

@@ -295,6 +295,8 @@ uint32_t ccm_visible(const struct engine *engine, const struct layout *layout,
                      const struct state *state, uint32_t *first);
 /* Start of the oldest ring chunk; without a ring, of the previous chunk. */
 int64_t ccm_ring_start(const struct engine *engine, const struct state *state);
+/* A chunk's segment to a place of the ring, rotated to its own positions. */
+void ccm_set_ring(struct stream *stream, uint32_t slot, uint64_t chunk, const f16 *rows);
 /* Summary and sinks to their places before the ring and `recalled` chunks. */
 void ccm_place_old_rows(struct stream *stream, uint32_t recalled);
 

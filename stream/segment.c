@@ -90,6 +90,27 @@ const f16 *segment_take_rows(const struct segment_shape *shape, uint8_t *record)
     return (const f16 *)(const void *)(record + SEGMENT_HEADER_BYTES);
 }
 
+static uint64_t earlier(uint64_t a, uint64_t b)
+{
+    return !a || (b && b < a) ? b : a;
+}
+
+void segment_average(const struct segment_shape *shape, f16 *a, struct segment_header *covers_a,
+                     const f16 *b, const struct segment_header *covers_b)
+{
+    float weight_a = (float)covers_a->weight, weight_b = (float)covers_b->weight;
+    float share = weight_b / (weight_a + weight_b);
+    for (size_t i = 0; i < shape->values; i++) {
+        float x = f16_to_f32(a[i]), y = f16_to_f32(b[i]);
+        a[i] = f16_from_f32(x + (y - x) * share);
+    }
+    covers_a->weight += covers_b->weight;
+    covers_a->token_to = covers_b->token_to;
+    covers_a->time_from_us = earlier(covers_a->time_from_us, covers_b->time_from_us);
+    if (covers_b->time_to_us > covers_a->time_to_us)
+        covers_a->time_to_us = covers_b->time_to_us;
+}
+
 static uint64_t payload_hash(const struct segment_shape *shape, const uint8_t *record)
 {
     return XXH3_64bits(record + SEGMENT_HEADER_BYTES, shape->record_bytes - SEGMENT_HEADER_BYTES);

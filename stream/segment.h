@@ -63,6 +63,9 @@ void segment_put_rows(const struct segment_shape *shape, uint8_t *record, const 
 /* The payload as f16 rows in place, [layer][kv_head][slot][2][head_dim]; buffer holds
  * segment_buffer_bytes. */
 const f16 *segment_take_rows(const struct segment_shape *shape, uint8_t *record);
+/* Two neighbours become their mean, in a, weighted by the chunks each stands for. */
+void segment_average(const struct segment_shape *shape, f16 *a, struct segment_header *covers_a,
+                     const f16 *b, const struct segment_header *covers_b);
 /* A record buffer that can also hold its rows as f16. */
 size_t segment_buffer_bytes(const struct segment_shape *shape);
 

@@ -29,6 +29,13 @@ static size_t buffers_bytes(const struct spill_options *o, const struct segment_
     return DISK_ALIGN + records * segment_buffer_bytes(shape);
 }
 
+/* Means on their way to a record that is made again, and a record to round them in. */
+static size_t mend_bytes(const struct segment_shape *shape)
+{
+    return SEGMENT_LEVELS * up(shape->values * sizeof(f16), 64) +
+           up(segment_buffer_bytes(shape), 64);
+}
+
 static bool possible(const struct engine *engine, const struct spill_options *o)
 {
     return engine->shape.comp && o->streams_max && o->streams_max <= SPILL_STREAMS_MAX &&
@@ -45,7 +52,7 @@ size_t spill_bytes(const struct engine *engine, const struct spill_options *o)
     segment_shape_make(&shape, engine, o->dtype);
     return buffers_bytes(o, &shape) + up(sizeof(struct spill), 64) + disk_engine_bytes() +
            up(o->streams_max * sizeof(struct spill_stream), 64) +
-           up(o->staging_max * sizeof(struct spill_io), 64) +
+           up(o->staging_max * sizeof(struct spill_io), 64) + mend_bytes(&shape) +
            up(o->fetches_max * sizeof(struct spill_fetch), 64) + DISK_RING_BYTES;
 }
 
@@ -62,6 +69,10 @@ static void carve(struct spill *s, uint8_t *buffers, uint8_t *at)
     s->staging = (void *)at;
     at += up(o->staging_max * sizeof *s->staging, 64);
     s->fetches = (void *)at;
+    at += up(o->fetches_max * sizeof *s->fetches, 64);
+    for (int i = 0; i < SEGMENT_LEVELS; i++, at += up(s->shape.values * sizeof(f16), 64))
+        s->mend.mean[i].rows = (void *)at;
+    s->mend.record = at;
     memset(s->streams, 0, o->streams_max * sizeof *s->streams);
     memset(s->staging, 0, o->staging_max * sizeof *s->staging);
     memset(s->fetches, 0, o->fetches_max * sizeof *s->fetches);
@@ -256,8 +267,7 @@ int spill_stream_stat(struct spill *s, uint64_t stream_id, struct spill_stream_s
 
 /* ---- to the disk ---- */
 
-/* A place for a segment, FILLING; NULL: none free. Under the lock. */
-static struct spill_io *staging_take(struct spill *s)
+struct spill_io *spill_staging_take(struct spill *s)
 {
     for (uint32_t i = 0; i < s->options.staging_max; i++) {
         struct spill_io *io = &s->staging[i];
@@ -266,6 +276,7 @@ static struct spill_io *staging_take(struct spill *s)
         io->state = IO_FILLING;
         io->kind = SPILL_WRITE;
         io->order = s->orders++;
+        io->mends = MENDS_NOTHING;
         return io;
     }
     return NULL;
@@ -323,7 +334,7 @@ static int take_place(struct spill *s, uint64_t stream_id, uint64_t number, bool
             return -ENOENT;
         if (has_gone(stream, number))
             return 0;
-        if ((*out = staging_take(s)))
+        if ((*out = spill_staging_take(s)))
             break;
         if (!wait)
             return -EAGAIN;
@@ -338,6 +349,14 @@ static int take_place(struct spill *s, uint64_t stream_id, uint64_t number, bool
     return 0;
 }
 
+void spill_staging_ready(struct spill *s, struct spill_io *io)
+{
+    pthread_mutex_lock(&s->lock);
+    io->state = IO_READY;
+    pthread_mutex_unlock(&s->lock);
+    ring_bell(s);
+}
+
 static int put(struct spill *s, uint64_t stream_id, const struct segment_view *segment,
                uint64_t time_from_us, uint64_t time_to_us, bool wait)
 {
@@ -350,10 +369,7 @@ static int put(struct spill *s, uint64_t stream_id, const struct segment_view *s
     if (!io)
         return code;
     fill(s, io, segment, time_from_us, time_to_us);
-    pthread_mutex_lock(&s->lock);
-    io->state = IO_READY;
-    pthread_mutex_unlock(&s->lock);
-    ring_bell(s);
+    spill_staging_ready(s, io);
     return 0;
 }
 

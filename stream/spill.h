@@ -16,6 +16,7 @@ enum {
     SPILL_STREAMS_MAX = 65536,
     SPILL_STAGING_MAX = 64,
     SPILL_FETCHES_MAX = 64,
+    SPILL_DAMAGE_MAX = 32, /* records that wait to be made again */
 };
 
 /* Records of one level that are there, in numbers of that level. */
@@ -47,6 +48,8 @@ struct spill_file {
 enum spill_io_kind { SPILL_WRITE, SPILL_READ };
 enum spill_io_state { IO_FREE, IO_FILLING, IO_READY, IO_FLYING, IO_DONE };
 
+enum spill_mends { MENDS_NOTHING, MENDS_EXACT, MENDS_APPROXIMATE };
+
 /* One record on its way. */
 struct spill_io {
     struct disk_op op;
@@ -56,6 +59,7 @@ struct spill_io {
     uint32_t stream; /* index in streams */
     uint64_t order;  /* in which it was put */
     uint8_t *record; /* [segment_buffer_bytes] */
+    enum spill_mends mends;
     struct spill_fetch *fetch;
     enum segment_fault fault;
 };
@@ -68,6 +72,18 @@ struct spill_fetch {
     _Atomic bool done;
     bool taken[STREAM_RECALL_MAX]; /* rows are f16 already */
     struct spill_io part[STREAM_RECALL_MAX];
+};
+
+/* A record being made again: means that still wait for their neighbours. */
+struct spill_mean {
+    f16 *rows; /* [values] */
+    struct segment_header covers;
+};
+struct spill_mend {
+    struct segment_place place;
+    struct spill_mean mean[SEGMENT_LEVELS];
+    uint32_t depth;
+    uint8_t *record; /* [segment_buffer_bytes] */
 };
 
 struct spill {
@@ -89,6 +105,9 @@ struct spill {
     uint64_t uses, orders;
     uint64_t limit;
     struct spill_stat stat;
+    struct segment_place damage[SPILL_DAMAGE_MAX]; /* oldest first; the first is being mended */
+    uint32_t damage_count;
+    struct spill_mend mend; /* of the thread that mends */
 };
 
 /* spill_files.c; all of the step thread. */
@@ -108,7 +127,14 @@ int spill_punch(struct spill *spill, struct spill_stream *stream, uint32_t level
 /* spill_quota.c: merges and drops until `need` more bytes fit the limit; the disk must be idle. */
 void spill_make_room(struct spill *spill, uint64_t need);
 
+/* spill_mend.c; under the lock. */
+void spill_note_damage(struct spill *spill, const struct segment_place *place);
+
 /* spill.c */
+/* A place in staging, FILLING, for a record; NULL: none is free. Under the lock. */
+struct spill_io *spill_staging_take(struct spill *spill);
+/* It is filled and may be written. */
+void spill_staging_ready(struct spill *spill, struct spill_io *io);
 struct spill_stream *spill_find(struct spill *spill, uint64_t stream_id);
 void spill_drain(struct spill *spill);
 void spill_note_fault(struct spill *spill, struct spill_stream *stream, enum segment_fault fault);

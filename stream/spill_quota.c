@@ -62,28 +62,13 @@ static bool read_half(struct spill *s, struct spill_stream *stream, uint32_t lev
     if (fault) {
         pthread_mutex_lock(&s->lock);
         spill_note_fault(s, stream, fault);
+        spill_note_damage(s, &place);
         pthread_mutex_unlock(&s->lock);
         return false;
     }
     memcpy(h, record, sizeof *h);
     segment_take_rows(&s->shape, record);
     return true;
-}
-
-/* Mean of two rows into a, by weight. */
-static void average(const struct segment_shape *shape, f16 *a, float weight_a, const f16 *b,
-                    float weight_b)
-{
-    float share = weight_b / (weight_a + weight_b);
-    for (size_t i = 0; i < shape->values; i++) {
-        float x = f16_to_f32(a[i]), y = f16_to_f32(b[i]);
-        a[i] = f16_from_f32(x + (y - x) * share);
-    }
-}
-
-static uint64_t earlier(uint64_t a, uint64_t b)
-{
-    return !a || (b && b < a) ? b : a;
 }
 
 /* Records 2n and 2n + 1 of a level become n of the next. A half that is not fit leaves the other
@@ -98,13 +83,8 @@ static int merge_pair(struct spill *s, struct spill_stream *stream, uint32_t lev
         return 0;
     for (int i = 0; i < 2; i++)
         rows[i] = (f16 *)(void *)(s->merge[i] + SEGMENT_HEADER_BYTES);
-    if (has_a && has_b) {
-        average(&s->shape, rows[0], (float)a.weight, rows[1], (float)b.weight);
-        a.weight += b.weight;
-        a.token_to = b.token_to;
-        a.time_from_us = earlier(a.time_from_us, b.time_from_us);
-        a.time_to_us = a.time_to_us > b.time_to_us ? a.time_to_us : b.time_to_us;
-    }
+    if (has_a && has_b)
+        segment_average(&s->shape, rows[0], &a, rows[1], &b);
     struct segment_header *covers = has_a ? &a : &b;
     f16 *mean = has_a ? rows[0] : rows[1];
     struct segment_place place = place_of(s, stream, level + 1, number);

@@ -20,6 +20,8 @@ static void end_write(struct spill *s, struct spill_io *io, int result)
         s->stat.last_error = result;
     } else {
         s->stat.segments_written++;
+        s->streams[io->stream].repaired += io->mends == MENDS_EXACT;
+        s->streams[io->stream].approximate += io->mends == MENDS_APPROXIMATE;
     }
     io->state = IO_FREE;
     pthread_cond_broadcast(&s->room);
@@ -42,9 +44,10 @@ static bool end_read(struct spill *s, struct spill_io *io, enum segment_fault fa
     struct spill_fetch *f = io->fetch;
     io->fault = fault;
     io->state = IO_DONE;
-    if (fault)
+    if (fault) {
         spill_note_fault(s, &s->streams[io->stream], fault);
-    else
+        spill_note_damage(s, &io->place);
+    } else
         s->stat.segments_fetched++;
     if (--f->left)
         return false;

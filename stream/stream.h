@@ -165,6 +165,9 @@ int stream_open(struct stream **out, struct engine *engine, const struct stream_
                 void *memory, size_t memory_bytes);
 void stream_close(struct stream **stream);
 void stream_on_segment_leave(struct stream *stream, segment_leave_fn *leave, void *user);
+/* The segment of the chunk finished last, in memory of the engine: valid until a chunk of any
+ * stream is. False: there is none. */
+bool stream_newest_segment(const struct stream *stream, struct segment_view *out);
 /* Takes tokens and computes every block that fills (COMP, ring and summary included); under
  * STREAM_BLOCK_TOKENS wait. For fairness between streams feed at most stream_block_room tokens at a
  * time: that is one block of work. -EINVAL: a token is not of the vocabulary (none is taken then).
@@ -202,6 +205,13 @@ const void *stream_state(const struct stream *stream, size_t *bytes);
 /* Puts back a state taken from a stream with the same engine and options. -EINVAL: it is not one.
  */
 int stream_restore(struct stream *stream, const void *state, size_t bytes);
+
+/* Makes a stream that was restored from any of its checkpoints with a summary stand after `chunks`
+ * chunks, for segments to be computed near what they were: summary and sinks stay, the window is
+ * empty, and the ring's chunks, [chunks - ring, chunks), are to be given by stream_seed_segment.
+ * -EINVAL: too near the start. */
+int stream_seed(struct stream *stream, uint64_t chunks);
+int stream_seed_segment(struct stream *stream, uint64_t chunk, const f16 *rows);
 
 /* ---- pins: ranges that stay uncompressed ---- */
 
@@ -289,6 +299,11 @@ struct cold_segment {
     const f16 *rows;                   /* as in segment_view */
 };
 
+/* A record that was found unfit; the segments of its chunks, averaged, are to be put there. */
+struct spill_damage {
+    uint64_t stream_id, chunk_from, chunk_to;
+};
+
 struct spill;
 struct spill_fetch;
 size_t spill_bytes(const struct engine *engine, const struct spill_options *options);
@@ -326,6 +341,20 @@ int spill_put(struct spill *spill, uint64_t stream_id, const struct segment_view
 /* Waits for room; not for the step thread. */
 int spill_put_wait(struct spill *spill, uint64_t stream_id, const struct segment_view *segment,
                    uint64_t time_from_us, uint64_t time_to_us);
+/* Mending is one thread's, any but the step thread's, of one damage at a time: the oldest. False:
+ * there is none. */
+bool spill_damaged(struct spill *spill, struct spill_damage *out);
+/* The next chunk's segment. */
+void spill_mend_add(struct spill *spill, const struct segment_view *segment, uint64_t time_from_us,
+                    uint64_t time_to_us);
+/* After the last: the record is written in its place. -EAGAIN: staging is full, call again;
+ * -ENOENT: it is of no use any more. */
+int spill_mend_end(struct spill *spill, bool approximate);
+/* This one cannot be mended. */
+void spill_mend_skip(struct spill *spill);
+/* The stream has spilled so many chunks: those that have no record are missing, unless the quota is
+ * why. */
+void spill_expect(struct spill *spill, uint64_t stream_id, uint64_t chunks);
 /* Asks for the segments of some chunks, at most STREAM_RECALL_MAX. Any thread. -EAGAIN: all fetches
  * are in use. */
 int spill_fetch(struct spill *spill, uint64_t stream_id, const uint64_t *chunks, uint32_t count,

@@ -185,7 +185,8 @@ def test_segments_as_int8_or_not_at_all():
         assert "--segments is another" in siltd.log_text()
         assert not segment_files(siltd)
         assert found(ask(siltd, "s"))
-        assert not lib.stat(siltd.endpoint, "s")["degraded"]
+        lib.wait_until("what it asked for is made again",
+                       lambda: lib.stat(siltd.endpoint, "s")["segments_repaired"], 60)
 
 
 def test_wait_waits_for_the_index():
