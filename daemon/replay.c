@@ -104,7 +104,6 @@ static int start(struct ingest *ingest, struct slot *slot)
     struct journal_item item;
     int result;
 
-    atomic_store(&slot->rebuild_to, in->committed.tokens > token ? in->committed.tokens : 0);
     memset(replay, 0, sizeof *replay);
     replay->started = true;
     if (in->committed.items == 0 || token == 0)

@@ -65,6 +65,7 @@ void sched_open(struct sched *sched, struct slot *slot, const struct sched_reque
         stream_stat(slot->stream, &stat);
         tokens = stat.tokens_computed + stat.tokens_pending;
         assert(tokens == slot->checkpoint);
+        atomic_store(&slot->rebuild_to, request->tokens_max > tokens ? request->tokens_max : 0);
         atomic_store(&slot->ring.head, tokens);
         atomic_store(&slot->ring.tail, tokens);
         slot->rate_us = clock_us();

@@ -1,5 +1,5 @@
-"""A cold segment that is not what it should be is never used, said, and made again: bit for bit where
-a checkpoint is near, else near what it was; and the answer is right all the while."""
+"""A cold segment that is not what it should be is never used, said, and made again: bit for bit
+where a checkpoint is near, else near what it was; and the answer is right all the while."""
 
 import pathlib
 import shutil
