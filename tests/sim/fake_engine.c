@@ -363,6 +363,13 @@ int spill_erase(struct spill *spill, uint64_t stream_id, uint64_t chunk)
     return 0;
 }
 
+int fork_recall_table(struct fork *fork, const int32_t *tokens, uint32_t count, uint32_t from,
+                      uint8_t *table)
+{
+    (void)fork, (void)tokens, (void)count, (void)from, (void)table;
+    return -ENOTSUP;
+}
+
 bool spill_fetched(const struct spill_fetch *fetch)
 {
     (void)fetch;
