@@ -370,6 +370,18 @@ int fork_recall_table(struct fork *fork, const int32_t *tokens, uint32_t count, 
     return -ENOTSUP;
 }
 
+size_t recall_table_bytes(const struct engine *engine)
+{
+    (void)engine;
+    return 0;
+}
+
+uint32_t recall_score(const uint8_t *table, const uint16_t *tokens, uint32_t count)
+{
+    (void)table, (void)tokens, (void)count;
+    return 0;
+}
+
 bool spill_fetched(const struct spill_fetch *fetch)
 {
     (void)fetch;
