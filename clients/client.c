@@ -351,6 +351,8 @@ int client_poll(struct client *client, int fd, int timeout_ms)
     zmq_pollitem_t items[3] = {{.fd = fd, .events = ZMQ_POLLIN}};
     int first = fd < 0, count = 1;
 
+    if (client->options.on_turn)
+        client->options.on_turn(client->options.user);
     if (!client->socket && !link_up(client))
         timeout_ms = 0;
     if (client->socket) {

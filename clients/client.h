@@ -59,6 +59,9 @@ struct client_options {
     /* Called when siltd's disk or plan is full; producers then wait and try again. NULL: they fail
      * with -ENOSPC. */
     void (*on_full)(void *user, const struct client_error *why);
+    /* Called at the start of every wait, five times a second at least while a call lasts: for what
+     * cannot wait for siltd. It must not use the client. NULL: nothing. */
+    void (*on_turn)(void *user);
     void *user;
 };
 

@@ -44,6 +44,7 @@ struct sample {
     double seconds, cpu; /* of siltd's processor */
     uint64_t tokens, acked, indexed, resident, used, disk, segments_cold;
     uint32_t asked, found, answered;
+    double nll, loss; /* of the loss meter, nats a token; 0: nothing scored yet */
 };
 
 struct soak {
@@ -133,7 +134,9 @@ static int take_sample(struct soak *s, struct sample *out)
                            .segments_cold = stat.segments_cold,
                            .asked = s->probe.asked,
                            .found = s->probe.found,
-                           .answered = s->probe.answered};
+                           .answered = s->probe.answered,
+                           .nll = stat.loss.with_memory,
+                           .loss = stat.loss.difference};
     s->plan = stat.bytes_plan;
     client_stat_free(&stat);
     if (s->sample_count == SAMPLES_MAX)
@@ -238,14 +241,14 @@ static void write_csv(const struct soak *s, FILE *f)
 {
     size_t step = (s->sample_count + ROWS_MAX - 1) / ROWS_MAX;
     fprintf(f, "seconds,tokens_computed,tokens_acked,resident_bytes,used_bytes,disk_bytes,segments_"
-               "cold,recall_asked,recall_found,recall_answered,cpu_seconds\n");
+               "cold,recall_asked,recall_found,recall_answered,cpu_seconds,nll,loss\n");
     for (size_t i = 0; i < s->sample_count; i += step) {
         const struct sample *a = &s->samples[i];
         fprintf(f,
                 "%.2f,%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64
-                ",%u,%u,%u,%.2f\n",
+                ",%u,%u,%u,%.2f,%.4f,%.4f\n",
                 a->seconds, a->tokens, a->acked, a->resident, a->used, a->disk, a->segments_cold,
-                a->asked, a->found, a->answered, a->cpu);
+                a->asked, a->found, a->answered, a->cpu, a->nll, a->loss);
     }
 }
 
@@ -308,6 +311,9 @@ static int judge(const struct soak *s)
     printf("facts planted %u, asked for %u, among the sources %u (at least %.0f %%), in the answer "
            "%u\n",
            p->planted, p->asked, p->found, 100 * s->found_min, p->answered);
+    if (end->nll > 0)
+        printf("loss meter: %.3f nats a token with the memory, %+.3f against 2,048 raw tokens\n",
+               end->nll, end->loss);
     ok &= last_ms <= s->slower_max * first_ms && p->found >= s->found_min * p->asked;
     puts(ok ? "held" : "did not hold");
     return ok ? 0 : 1;

@@ -1,12 +1,12 @@
 # Memory, speed and recall over one endless stream, from the CSV of build/endless.
-set terminal svg size 900,700 background "white"
+set terminal svg size 900,860 background "white"
 set output svg
 set datafile separator ","
 set datafile commentschars "#"
 set xlabel "tokens read"
 set format x "%.0s%c"
 set key bottom right
-set multiplot layout 3,1
+set multiplot layout 4,1
 set ylabel "MB"
 set yrange [0:*]
 plot csv using (column("tokens_computed")):(column("resident_bytes")/1e6) with lines lw 2 title "resident, whole process", \
@@ -19,4 +19,8 @@ set ylabel "facts"
 plot csv using (column("tokens_computed")):(column("recall_asked")) with lines lw 4 lc rgb "#bbbbbb" title "asked for", \
      csv using (column("tokens_computed")):(column("recall_found")) with lines lw 2 title "found among the sources", \
      csv using (column("tokens_computed")):(column("recall_answered")) with lines lw 2 title "in the answer"
+set ylabel "nats a token"
+set yrange [*:*]
+plot csv using (column("tokens_computed")):(column("nll") > 0 ? column("nll") : NaN) with lines lw 2 title "loss with the memory, so far", \
+     csv using (column("tokens_computed")):(column("nll") > 0 ? column("nll") - column("loss") : NaN) with lines lw 2 title "with 2,048 raw tokens"
 unset multiplot

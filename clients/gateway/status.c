@@ -24,6 +24,24 @@ static json_t *texts_json(char *const *texts, size_t count)
     return list;
 }
 
+/* What came back from the disk for the last question, and what the loss meter has measured. */
+static void recall_and_loss(json_t *json, const struct client_stream_stat *stat)
+{
+    json_t *recalled = json_array();
+
+    for (size_t i = 0; i < stat->recalled_count; i++)
+        json_array_append_new(recalled, json_integer((json_int_t)stat->recalled[i]));
+    json_object_set_new(json, "recall_hits", json_integer((json_int_t)stat->recall_hits));
+    json_object_set_new(json, "recalled_us", json_integer((json_int_t)stat->recalled_us));
+    json_object_set_new(json, "recalled", recalled);
+    if (stat->loss.chunks)
+        json_object_set_new(json, "loss",
+                            json_pack("{s:I, s:f, s:f, s:f, s:b}", "chunks",
+                                      (json_int_t)stat->loss.chunks, "difference",
+                                      stat->loss.difference, "low", stat->loss.low, "high",
+                                      stat->loss.high, "flagged", (int)stat->loss.flagged));
+}
+
 static json_t *stream_json(const struct client_stream_stat *stat)
 {
     char hash[24];
@@ -45,6 +63,7 @@ static json_t *stream_json(const struct client_stream_stat *stat)
     json_object_set_new(json, "kv_heads", json_integer(stat->kv_heads));
     json_object_set_new(json, "tiers", tiers_json(stat->tiers, stat->tier_count));
     json_object_set_new(json, "degraded", texts_json(stat->degraded, stat->degraded_count));
+    recall_and_loss(json, stat);
     return json;
 }
 

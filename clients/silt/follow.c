@@ -5,8 +5,8 @@
  * another file has that one opened at once, so that it cannot get away, and taken up when the file
  * before has been quiet for a moment and is acked. A file that is cut short is the same file with a
  * new text. Names that do not exist yet are waited for; patterns are matched again and again, and a
- * file that several names lead to, as rotation makes them, is followed once. Nothing here waits for
- * siltd: while it is away, names are watched on.
+ * file that several names lead to, as rotation makes them, is followed once. While a call waits for
+ * siltd, names are watched on.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -30,6 +30,11 @@ enum {
     HANDLES_SPARE = 32, /* for all but the files */
 };
 
+struct file {
+    int fd;
+    uint64_t device, inode;
+};
+
 /* A name, the file that is read under it, and those that took the name since. */
 struct name {
     char *path;   /* owned */
@@ -38,7 +43,7 @@ struct name {
     bool ignored; /* said why */
     bool is_open;
     struct source source;
-    int next[NEXT_MAX]; /* [next_count] open files, oldest first */
+    struct file next[NEXT_MAX]; /* [next_count], oldest first */
     int next_count;
     int64_t next_us;        /* since when the oldest waits */
     uint64_t device, inode; /* of the newest file of all these */
@@ -52,8 +57,10 @@ struct follow {
     size_t files_max; /* that the system lets us hold open */
     char **patterns;  /* [pattern_count] */
     int pattern_count;
-    int64_t glob_us; /* when they were matched last */
-    bool full;       /* said so */
+    int64_t glob_us;  /* when they were matched last */
+    int64_t watch_us; /* when names were watched last */
+    int watched;      /* what that gave: 0 or the exit code */
+    bool full;        /* said so */
     bool quiet, backlog;
     struct progress progress;
 };
@@ -85,8 +92,9 @@ static bool held_elsewhere(const struct follow *follow, const struct name *self,
             continue;
         if (name->is_open && name->source.device == st->st_dev && name->source.inode == st->st_ino)
             return true;
-        if (name->next_count && name->device == st->st_dev && name->inode == st->st_ino)
-            return true;
+        for (int j = 0; j < name->next_count; j++)
+            if (name->next[j].device == st->st_dev && name->next[j].inode == st->st_ino)
+                return true;
     }
     return false;
 }
@@ -121,9 +129,10 @@ static int name_watch(struct follow *follow, struct name *name)
     fstat(fd, &st);
     if (name->next_count < 2) /* from when there is one behind the oldest, that one is given up */
         name->next_us = silt_now_us();
-    name->next[name->next_count++] = fd;
     name->device = st.st_dev;
     name->inode = st.st_ino;
+    name->next[name->next_count++] =
+        (struct file){.fd = fd, .device = name->device, .inode = name->inode};
     name->missing = false;
     return 0;
 }
@@ -131,7 +140,7 @@ static int name_watch(struct follow *follow, struct name *name)
 static void name_free(struct name **name)
 {
     for (int i = 0; i < (*name)->next_count; i++)
-        close((*name)->next[i]);
+        close((*name)->next[i].fd);
     if ((*name)->is_open)
         source_close(&(*name)->source);
     free((*name)->path);
@@ -213,6 +222,22 @@ static int match_patterns(struct follow *follow)
     return r;
 }
 
+/* Of the client's waits, and of the loop. */
+static void watch_all(void *user)
+{
+    struct follow *follow = user;
+    int64_t now = silt_now_us();
+    int r;
+
+    if (follow->watched || (follow->watch_us && now - follow->watch_us < LOOK_MS * 900))
+        return;
+    follow->watch_us = now;
+    r = match_patterns(follow);
+    for (size_t i = 0; i < follow->count && !r; i++)
+        r = name_watch(follow, follow->names[i]);
+    follow->watched = r;
+}
+
 /* ---- files ---- */
 
 static void next_drop(struct name *name)
@@ -228,11 +253,11 @@ static int file_begin(struct follow *follow, struct name *name)
 
     if (!client_connected(follow->silt->client))
         return 0;
-    r = source_open(&name->source, follow->intake, name->path, name->next[0]);
+    r = source_open(&name->source, follow->intake, name->path, name->next[0].fd);
     if (r == -ENODATA) {
         /* Nothing yet; one that others have replaced gets nothing any more. */
         if (name->next_count > 1 && silt_now_us() - name->next_us > QUIET_US) {
-            close(name->next[0]);
+            close(name->next[0].fd);
             next_drop(name);
         }
         return 0;
@@ -284,7 +309,8 @@ static int file_restart(struct follow *follow, struct name *name)
     }
     file_end(name);
     memmove(name->next + 1, name->next, sizeof *name->next * (size_t)name->next_count);
-    name->next[0] = fd;
+    name->next[0] =
+        (struct file){.fd = fd, .device = name->source.device, .inode = name->source.inode};
     name->next_count++;
     return file_begin(follow, name);
 }
@@ -331,10 +357,8 @@ static int file_quiet(struct follow *follow, struct name *name)
 static int name_look(struct follow *follow, struct name *name)
 {
     struct source *source = &name->source;
-    int r = name_watch(follow, name);
+    int r;
 
-    if (r)
-        return r;
     if (!name->is_open)
         return name->next_count ? file_begin(follow, name) : 0;
     if (source_truncated(source))
@@ -401,8 +425,10 @@ static int follow_stop(struct follow *follow)
 
 static int look_at_all(struct follow *follow)
 {
-    int r = match_patterns(follow);
+    int r;
 
+    watch_all(follow);
+    r = follow->watched;
     follow->backlog = false;
     for (size_t i = 0; i < follow->count && !silt_stop && !r; i++) {
         r = name_look(follow, follow->names[i]);
@@ -475,8 +501,11 @@ int follow_run(const struct intake *intake, char **paths, int path_count, bool q
         else
             r = name_add(&follow, paths[i], false);
     shared.lines = !intake->each && (path_count > 1 || follow.pattern_count);
+    intake->silt->turn_user = &follow;
+    intake->silt->turn = watch_all;
     if (!r)
         r = follow_loop(&follow);
+    intake->silt->turn = NULL;
     for (size_t i = 0; i < follow.count; i++)
         name_free(&follow.names[i]);
     free(follow.names);

@@ -155,6 +155,14 @@ static void on_full(void *user, const struct client_error *why)
     silt_say("waiting: %s", why->text);
 }
 
+static void on_turn(void *user)
+{
+    const struct silt *silt = user;
+
+    if (silt->turn)
+        silt->turn(silt->turn_user);
+}
+
 int silt_connect(struct silt *silt, int reconnect_ms)
 {
     struct client_options options = {
@@ -165,6 +173,7 @@ int silt_connect(struct silt *silt, int reconnect_ms)
         .interrupted = &silt_stop,
         .on_link = reconnect_ms ? on_link : NULL, /* others do not go on */
         .on_full = reconnect_ms == CLIENT_WAIT_FOREVER ? on_full : NULL,
+        .on_turn = on_turn,
         .user = silt,
     };
 

@@ -28,7 +28,9 @@ struct silt {
     const char *command;
     struct client *client;
     struct client_error error;
-    int64_t full_us; /* when it was last said that siltd is full */
+    int64_t full_us;          /* when it was last said that siltd is full */
+    void (*turn)(void *user); /* see client_options.on_turn; NULL: nothing */
+    void *turn_user;
 };
 
 struct command {

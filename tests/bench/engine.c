@@ -15,7 +15,12 @@
 
 #include "stream/internal.h"
 
-enum { PREFILL_TOKENS = 512, DECODE_TOKENS = 64, TEXT_BYTES_MAX = 1 << 20 };
+enum {
+    PREFILL_TOKENS = 512,
+    DECODE_TOKENS = 64,
+    TEXT_BYTES_MAX = 1 << 20,
+    FLAT_TENTH = 5120, /* tokens: more than ring and window hold */
+};
 
 struct bench {
     struct engine *engine;
@@ -126,6 +131,32 @@ static void bench_stream(struct bench *b, uint32_t ratio)
     free(fork_memory);
 }
 
+/* Time a chunk in the last tenth of a longer stream, over that in its first and second. */
+static void bench_flat(struct bench *b)
+{
+    struct stream_options options = {.dmc_ratio = 2};
+    char error[256];
+    size_t bytes = stream_bytes(b->engine, &options, error, sizeof error);
+    double took[10];
+    struct stream *stream;
+    if (!wanted(b, "tenth") || !bytes)
+        return;
+    void *memory = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+    if (!memory || stream_open(&stream, b->engine, &options, memory, bytes))
+        exit(1);
+    for (uint32_t tenth = 0; tenth < 10; tenth++) {
+        double start = seconds();
+        for (uint32_t at = 0; at < FLAT_TENTH; at += PREFILL_TOKENS)
+            stream_feed(stream, b->tokens + (tenth * FLAT_TENTH + at) % (b->count - PREFILL_TOKENS),
+                        PREFILL_TOKENS);
+        took[tenth] = seconds() - start;
+    }
+    figure("last-to-first-tenth", took[9] / took[0], "of the time a chunk takes");
+    figure("last-to-second-tenth", took[9] / took[1], "of the time a chunk takes");
+    stream_close(&stream);
+    free(memory);
+}
+
 static uint8_t *read_text(const char *path, size_t *bytes)
 {
     FILE *f = fopen(path, "rb");
@@ -205,6 +236,7 @@ int main(int argc, char **argv)
     bench_history(&b, "decode-4096", 4096, true);
     for (uint32_t ratio = 1; ratio <= STREAM_RATIO_MAX; ratio *= 2)
         bench_stream(&b, ratio);
+    bench_flat(&b);
     free(text);
     free(b.tokens);
     free(b.logits);

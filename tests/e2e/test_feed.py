@@ -224,6 +224,26 @@ def test_follow_names_that_change_hands_while_siltd_is_away():
     stop(process)
 
 
+def test_follow_names_that_change_hands_while_siltd_hangs():
+    """It waits for an answer that does not come, and watches on."""
+    mock = Mock()
+    path = mock.home / "log"
+    path.write_text("0 begins\n")
+    process = follow(mock, "s", path)
+    lib.wait_until("0", lambda: "s" in mock.streams and mock.text("s") == b"0 begins\n")
+    mock.silent = True
+    want = b"0 begins\n"
+    for i in range(1, 8):
+        os.rename(path, mock.home / f"log.{i}")
+        text = f"{i} written meanwhile\n" * 50
+        path.write_text(text)
+        want += text.encode()
+        time.sleep(0.8)
+    mock.silent = False
+    lib.wait_until("all of them in order", lambda: mock.text("s") == want, 90)
+    stop(process)
+
+
 def test_follow_many_files():
     """Each a stream of its own, siltd killed in between; every line once and in order."""
     mock = Mock()

@@ -286,6 +286,12 @@ def test_metrics_and_page():
         assert names == ["log", "s"]
         one = gateway.call("GET", "/api/streams/log")[1]
         assert one["memory_hash"] == seen["memory_hash"] and one["tiers"]
+        status, text, _ = gateway.call("POST", "/api/ask", {
+            "stream": "log", "question": "Which river is slow?", "max_tokens": 4,
+            "silt": {"recall": "text"}}, raw=True)
+        assert status == 200, text
+        one = gateway.call("GET", "/api/streams/log")[1]
+        assert one["recall_hits"] >= len(one["recalled"]) > 0 and one["recalled_us"], one
         gateway.siltd.kill()
         assert gateway.call("GET", "/healthz")[0] == 503
         assert "silt_up 0\n" in gateway.call("GET", "/metrics")[1]

@@ -103,9 +103,10 @@ function addTicks(stream, card, cold) {
     card.recalled = stream.recalled_us;
   }
   if (!card.hits || Date.now() > card.litUntil) return;
+  const all = Math.max(1, stream.chunks - stream.segments_ring);
   for (const segment of card.hits) {
     const tick = element("div", "tick");
-    tick.style.left = `${Math.min(100, 100 * (segment + 0.5) / stream.segments_cold)}%`;
+    tick.style.left = `${Math.min(100, 100 * (segment + 0.5) / all)}%`;
     cold.append(tick);
   }
 }
