@@ -1,4 +1,4 @@
-"""Checks of the training code on a tiny random model, in about a minute on a CPU.
+"""Checks of the training code on a tiny random model, in a minute or two on a CPU.
 
     python3 check.py FOLDER
 
@@ -17,9 +17,11 @@ import numpy as np
 import torch
 
 import answers
+import evalset
 import evaluate
 import evict
 import export
+import figures
 import fork
 import gguf
 import golden
@@ -136,6 +138,41 @@ def check_fork(folder, ratio):
     return error < 2e-3
 
 
+def check_evaluation(folder):
+    """Every part of evaluate.py on a small set, and the tables and plots of what it finds."""
+    found, out = os.path.join(folder, "set"), os.path.join(folder, "figures")
+    for path in (found, out):
+        os.makedirs(path, exist_ok=True)
+    n, source = 64, tiny.Source(13)
+
+    def words(*shape):
+        return (source.words(int(np.prod(shape))) % np.uint64(500)).astype(np.uint16).reshape(
+            shape) + 3
+
+    np.save(os.path.join(found, "book.npy"), words(2, 8 * n))
+    np.save(os.path.join(found, "long.npy"), words(16 * n))
+    asked = {"source": "qmsum", "tail": words(9).tolist(), "gold": words(3).tolist(), "text": "it"}
+    evalset.pack(os.path.join(found, "questions.npz"), words(2, 2, 4 * n), [asked, asked])
+    task = {"tails": [words(5).tolist()], "options": [words(1).tolist(), words(2).tolist()],
+            "gold": [1]}
+    evalset.pack(os.path.join(found, "task_one.npz"), words(1, 4, 4 * n), [task])
+    here = os.path.dirname(os.path.abspath(__file__))
+    subprocess.run([sys.executable, os.path.join(here, "evaluate.py"), "--model",
+                    os.path.join(folder, "tiny.gguf"), "--adapter",
+                    os.path.join(folder, "tiny.adapter.gguf"), "--set", found, "--kinds", "book",
+                    "--ratios", "1,4", "--device", "cpu", "--parts", ",".join(evaluate.PARTS),
+                    "--out", os.path.join(out, "all.json")], check=True)
+    figures_found = figures.merge(out)
+    figures.write_grid(figures_found["grid"], out)
+    figures.draw(figures_found, out)
+    book = figures_found["grid"]["book"]
+    same = abs(book["1x ccm"]["nll"] - book["full"]["nll"])
+    print("evaluation: %s; ccm within %.2f of full" % (", ".join(sorted(figures_found)), same))
+    return sorted(figures_found) == sorted(evaluate.PARTS) and same < 0.5 \
+        and len(figures_found["answers"]) == 2 \
+        and os.path.getsize(os.path.join(out, "heads.svg")) > 500
+
+
 def write_shards(folder):
     """Shards of the licence's bytes: real enough to train on, and no tokenizer package needed."""
     os.makedirs(folder, exist_ok=True)
@@ -198,6 +235,7 @@ def main():
     passed = [check_gradients(), check_window(options.folder)]
     passed += [check_parallel(options.folder, ratio, chunks=5) for ratio in (1, 4)]
     passed += [check_fork(options.folder, ratio) for ratio in (1, 4)]
+    passed.append(check_evaluation(options.folder))
     passed.append(check_training(options.folder))
     print("check: %s" % ("passed" if all(passed) else "FAILED"))
     return 0 if all(passed) else 1
