@@ -43,6 +43,9 @@ static int find_near(struct search *s, struct word_table *t, const struct search
         recall_file_find(s->keys, t->key_file, job->table, job->chunk_end, near, SEARCH_HITS_MAX);
     if (count == -EBADMSG)
         search_drop_keys(s, t);
+    else if (count < 0)
+        say(SAY_WARN, "the recall keys of stream %llu cannot be read: %s",
+            (unsigned long long)t->stream_id, strerror(-count));
     for (int i = 0; i < count; i++)
         hits[i] = (struct search_hit){near[i].chunk, near[i].score};
     return count < 0 ? 0 : count; /* an answer from words alone is still an answer */

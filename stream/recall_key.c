@@ -153,17 +153,21 @@ int fork_recall_table(struct fork *f, const int32_t *tokens, uint32_t count, uin
     uint32_t kept = 0;
     if (!r->dim)
         return -ENOTSUP;
-    if (f->tail.count || from >= count)
-        return f->tail.count ? -EBUSY : -EINVAL;
+    if (f->tail.count != f->pending || from >= count)
+        return f->tail.count != f->pending ? -EBUSY : -EINVAL;
     for (uint32_t i = 0; i < count; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->shape.vocab)
             return -EINVAL;
     if (count > from + QUESTION_MAX)
         count = from + QUESTION_MAX;
+    if (count > f->tail.capacity - f->tail.count)
+        return -ENOSPC;
+    struct tail alone = f->tail; /* its free rows, and none of the stream's */
+    alone.start = alone.count;
     for (uint32_t at = 0; at < count;) {
         uint32_t rows = count - at < STREAM_BLOCK_TOKENS ? count - at : STREAM_BLOCK_TOKENS;
         struct forward_item item = {.kind = FORWARD_RAW,
-                                    .tail = &f->tail,
+                                    .tail = &alone,
                                     .tokens = tokens + at,
                                     .rows = rows,
                                     .position = at};
@@ -175,7 +179,6 @@ int fork_recall_table(struct fork *f, const int32_t *tokens, uint32_t count, uin
         kept += rows - skip;
         at += rows;
     }
-    f->tail.count = 0;
     fill_table(e, keep_longest(r, kept), table);
     return 0;
 }

@@ -50,7 +50,8 @@ struct asked {
     uint32_t vocab;
 };
 
-static void open_asked(struct asked *a, uint32_t layer)
+/* On a stream that has read `fed` tokens. */
+static void open_asked(struct asked *a, uint32_t layer, uint32_t fed)
 {
     struct stream_options options = {0};
     struct engine_info info;
@@ -63,6 +64,8 @@ static void open_asked(struct asked *a, uint32_t layer)
     bytes = stream_bytes(a->engine, &options, error, sizeof error);
     a->memory[0] = aligned_alloc(64, (bytes + 63) / 64 * 64);
     assert_int_equal(stream_open(&a->stream, a->engine, &options, a->memory[0], bytes), 0);
+    for (uint32_t i = 0; i < fed; i++)
+        assert_int_equal(stream_feed(a->stream, &(int32_t){(int32_t)(3 + i * 11 % 200)}, 1), 0);
     bytes = fork_bytes(a->engine, &options);
     a->memory[1] = aligned_alloc(64, (bytes + 63) / 64 * 64);
     assert_int_equal(fork_open(&a->fork, a->stream, a->memory[1], bytes), 0);
@@ -142,7 +145,7 @@ static void tables_are_what_format_says(void **state)
     double top = 0, scale;
 
     (void)state;
-    open_asked(&a, 0);
+    open_asked(&a, 0, 0);
     assert_int_equal(fork_recall_table(a.fork, tokens, FROM + QUESTION, FROM, a.table), 0);
     for (int i = 0; i < QUESTION; i++) {
         reference(&a, tokens[FROM + i], near[i]);
@@ -172,8 +175,8 @@ static void questions_are_read_alone(void **state)
         text[i] = 3 + i * 7 % 200;
     for (int i = 0; i < 100; i++)
         tokens[i] = 3 + i * 13 % 200;
-    open_asked(&a, 2);
-    open_asked(&b, 2);
+    open_asked(&a, 2, 0);
+    open_asked(&b, 2, 1200 + 7); /* seven wait for their block */
     assert_int_equal(fork_recall_table(a.fork, tokens, 100, 3, a.table), 0); /* 64 of 97 count */
     first = b.table;
     assert_int_equal(fork_feed(b.fork, text, 20), 0);
