@@ -13,12 +13,11 @@
 #include <xxhash.h>
 
 #include "daemon/sched.h"
+#include "tests/sim/cold.h"
+#include "tests/unit/rig.h"
 
 enum { VOCAB = 64, TOKEN_START = 0, TOKEN_END = 1, TOKEN_FIRST = 4, CHUNK = 256, RUN_MAX = 24 };
 
-struct engine {
-    int nothing;
-};
 struct tokenizer {
     int nothing;
 };
@@ -26,6 +25,7 @@ struct stream {
     uint64_t magic, computed, hash;
     uint32_t pending_count, ratio;
     int32_t pending[STREAM_BLOCK_TOKENS];
+    uint64_t ring[SIM_RING]; /* hashes at the ends of the newest chunks */
 };
 struct fork {
     uint64_t hash, position;
@@ -33,14 +33,13 @@ struct fork {
     float logits[VOCAB];
 };
 
-static struct engine the_engine;
 static struct tokenizer the_tokenizer;
 
 int engine_open(struct engine **out, const struct engine_options *options, char *error,
                 size_t error_bytes)
 {
     (void)options, (void)error, (void)error_bytes;
-    *out = &the_engine;
+    *out = &sim_engine;
     return 0;
 }
 
@@ -181,12 +180,46 @@ int stream_open(struct stream **out, struct engine *engine, const struct stream_
 
 void stream_close(struct stream **stream)
 {
+    if (*stream)
+        stream_on_segment_leave(*stream, NULL, NULL);
     *stream = NULL;
 }
 
+/* Who hears of a stream's segments; no part of its state. */
+static struct {
+    struct stream *stream;
+    segment_leave_fn *leave;
+    void *user;
+} watch[RIG_SLOTS_MAX];
+
 void stream_on_segment_leave(struct stream *stream, segment_leave_fn *leave, void *user)
 {
-    (void)stream, (void)leave, (void)user;
+    int i = 0;
+
+    while (i < RIG_SLOTS_MAX - 1 && watch[i].stream && watch[i].stream != stream)
+        i++;
+    watch[i].stream = leave ? stream : NULL;
+    watch[i].leave = leave;
+    watch[i].user = user;
+}
+
+/* A chunk is full: the oldest of the ring leaves it, its rows one number made of its text. */
+static void end_chunk(struct stream *stream)
+{
+    uint64_t chunk = stream->computed / CHUNK - 1, *place = &stream->ring[chunk % SIM_RING];
+    f16 rows[SIM_VALUES];
+    struct segment_view view = {.number = chunk - SIM_RING,
+                                .token_from = (chunk - SIM_RING) * CHUNK,
+                                .token_to = (chunk - SIM_RING + 1) * CHUNK,
+                                .rows = rows,
+                                .rows_bytes = sizeof rows};
+
+    for (int i = 0; i < SIM_VALUES; i++)
+        rows[i] = f16_from_f32((float)(1 + *place % 60) / 4);
+    *place = stream->hash;
+    for (int i = 0; chunk >= SIM_RING && i < RIG_SLOTS_MAX; i++)
+        if (watch[i].stream == stream && watch[i].leave)
+            watch[i].leave(watch[i].user, &view);
 }
 
 int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
@@ -202,6 +235,8 @@ int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
             stream->computed += STREAM_BLOCK_TOKENS;
             stream->pending_count = 0;
             memset(stream->pending, 0, sizeof stream->pending);
+            if (stream->computed % CHUNK == 0)
+                end_chunk(stream);
         }
     }
     return 0;
@@ -225,6 +260,9 @@ void stream_stat(const struct stream *stream, struct stream_stat *out)
     *out = (struct stream_stat){.tokens_computed = stream->computed,
                                 .tokens_pending = stream->pending_count,
                                 .chunks = stream->computed / CHUNK,
+                                .segments_cold = stream->computed / CHUNK > SIM_RING
+                                                     ? stream->computed / CHUNK - SIM_RING
+                                                     : 0,
                                 .memory_hash = stream->hash};
 }
 
@@ -337,32 +375,6 @@ uint32_t fork_room(const struct fork *fork)
     return FORK_TOKENS_MAX - fork->fed;
 }
 
-/* ---- no far past ---- */
-
-void cold_watch(struct slot *slot)
-{
-    (void)slot;
-}
-
-int spill_fetch(struct spill *spill, uint64_t stream_id, const uint64_t *chunks, uint32_t count,
-                struct spill_fetch **out)
-{
-    (void)spill, (void)stream_id, (void)chunks, (void)count, (void)out;
-    return -EAGAIN;
-}
-
-uint64_t spill_erase_first(struct spill *spill, uint64_t stream_id, uint64_t chunk)
-{
-    (void)spill, (void)stream_id;
-    return chunk;
-}
-
-int spill_erase(struct spill *spill, uint64_t stream_id, uint64_t chunk)
-{
-    (void)spill, (void)stream_id, (void)chunk;
-    return 0;
-}
-
 int fork_recall_table(struct fork *fork, const int32_t *tokens, uint32_t count, uint32_t from,
                       uint8_t *table)
 {
@@ -382,19 +394,17 @@ uint32_t recall_score(const uint8_t *table, const uint16_t *tokens, uint32_t cou
     return 0;
 }
 
-bool spill_fetched(const struct spill_fetch *fetch)
+/* ---- the far past is cold.c's ---- */
+
+static void segment_leaves(void *user, const struct segment_view *segment)
 {
-    (void)fetch;
-    return true;
+    const struct slot *slot = user;
+
+    cold_leave(atomic_load(&slot->stream_id), segment);
 }
 
-uint32_t spill_segments(struct spill_fetch *fetch, struct cold_segment *out)
+void cold_watch(struct slot *slot)
 {
-    (void)fetch, (void)out;
-    return 0;
-}
-
-void spill_release(struct spill_fetch **fetch)
-{
-    *fetch = NULL;
+    if (slot->spill)
+        stream_on_segment_leave(slot->stream, segment_leaves, slot);
 }

@@ -20,13 +20,13 @@
 #include <unistd.h>
 
 #include "daemon/log.h"
+#include "tests/sim/cold.h"
 #include "tests/unit/rig.h"
 #include "tests/unit/vfs_fault.h"
 
 enum { STREAMS = 3, SLOTS = 2, PRODUCERS = 2, MESSAGES_MAX = 512, SENT_MAX = 256, ACTIONS = 300 };
 
-/* The power never goes under checkpoints here: tests/unit/test_fault.c fails each of their calls.
- */
+/* The power never goes under checkpoints here: test_fault.c fails each of their calls. */
 static int no_sync(void *user, int fd)
 {
     (void)user, (void)fd;
@@ -217,6 +217,30 @@ static bool asked(uint32_t slot)
     return false;
 }
 
+static uint64_t id_of(const struct model *m)
+{
+    struct journal_stream stream;
+
+    return journal_stream_find(rig.journal, stream_names[m - model], &stream) ? 0 : stream.id;
+}
+
+static void close_stream(uint32_t slot)
+{
+    uint64_t id = atomic_load(&rig.slots[slot].stream_id);
+
+    rig_order(&rig, SCHED_CLOSE, slot, 0, 0);
+    rig_settle(&rig);
+    cold_go(id);
+}
+
+static void start_cold(void)
+{
+    struct spill *spill = cold_start(folder);
+
+    for (uint32_t i = 0; i < SLOTS; i++)
+        rig.slots[i].spill = spill;
+}
+
 /* As the loop thread does it: only a stream that has computed everything leaves its slot. */
 static void act_park(void)
 {
@@ -232,8 +256,7 @@ static void act_park(void)
     rig_request(&rig, INGEST_UNLOAD, slot, "");
     rig_settle(&rig);
     take_results();
-    rig_order(&rig, SCHED_CLOSE, slot, 0, 0);
-    rig_settle(&rig);
+    close_stream(slot);
     m->slot = SLOT_NONE;
 }
 
@@ -248,19 +271,30 @@ static void act_open(void)
         return;
     rig_settle(&rig);
     take_results();
-    if (rig_stream(&rig, slot, stream_names[m - model], 4))
+    cold_come(id_of(m));
+    if (rig_stream(&rig, slot, stream_names[m - model], 4)) {
+        cold_go(id_of(m));
         return;
+    }
     rig_settle(&rig);
+    cold_come(atomic_load(&rig.slots[slot].stream_id));
     for (uint32_t i = 0; i < rig.result_count; i++)
         if (rig.results[i].slot == slot && rig.results[i].error) {
-            rig_order(&rig, SCHED_CLOSE, slot, 0, 0); /* the journal could not */
-            rig_settle(&rig);
+            close_stream(slot); /* the journal could not */
             rig_forget(&rig);
             return;
         }
     take_results();
     m->exists = true;
     m->slot = slot;
+}
+
+static void act_cold(void)
+{
+    uint32_t slot = any_slot();
+    uint64_t id = slot == SLOT_NONE ? 0 : atomic_load(&rig.slots[slot].stream_id);
+
+    expect(cold_act(below(1u << 31), id), "a cold segment that is another");
 }
 
 static void act_disk_fails(void)
@@ -377,6 +411,7 @@ static void wake_all(void)
             continue;
         }
         m->exists = true;
+        cold_come(stream.id);
         rig_stream(&rig, 0, stream_names[i], 4);
         m->slot = 0;
         rig_settle(&rig);
@@ -384,8 +419,7 @@ static void wake_all(void)
         expect(slot_lag(&rig.slots[0]) == 0, "the journal is not computed to its end");
         rig_request(&rig, INGEST_UNLOAD, 0, "");
         rig_settle(&rig);
-        rig_order(&rig, SCHED_CLOSE, 0, 0, 0);
-        rig_settle(&rig);
+        close_stream(0);
         rig_forget(&rig);
         m->slot = SLOT_NONE;
     }
@@ -401,6 +435,7 @@ static void act_crash(void)
     memset(asking, 0, sizeof asking);
     if (power)
         vfs_fault_cut(below(1000000));
+    cold_crash(below(1000000), power);
     rig_close(&rig);
     vfs_fault_lie(false);
     vfs_fault_mend();
@@ -413,6 +448,7 @@ static void act_crash(void)
         broken = true; /* the canary was found */
         return;
     }
+    start_cold();
     for (uint32_t i = 0; i < STREAMS; i++)
         damage(1 + below(STREAMS));
     wake_all();
@@ -427,9 +463,11 @@ static void act(void)
         act_feed();
     else if (what < 60)
         rig_ingest(&rig);
-    else if (what < 80)
-        for (uint64_t n = below(20); n; n--)
+    else if (what < 75)
+        for (uint64_t n = below(24); n; n--)
             rig_compute(&rig);
+    else if (what < 82)
+        act_cold();
     else if (what < 85)
         act_ask();
     else if (what < 89)
@@ -496,6 +534,7 @@ static void check_memories(void)
         rig_settle(&rig);
         rig_forget(&rig);
     }
+    cold_crash(0, false);
     rig_close(&rig);
     for (uint32_t i = 0; i < STREAMS; i++)
         if (model[i].exists && !model[i].unsure)
@@ -513,6 +552,8 @@ static void play(uint64_t number)
     vfs_fault_lie(canary);
     if (rig_open(&rig, folder, &options) != 0)
         exit(2);
+    cold_forget();
+    start_cold();
     for (int i = 0; i < ACTIONS && !broken; i++)
         act();
     vfs_fault_mend();
@@ -521,8 +562,10 @@ static void play(uint64_t number)
     vfs_fault_lie(false);
     if (!canary)
         check_memories();
-    else if (!broken)
+    else if (!broken) {
+        cold_crash(0, false);
         rig_close(&rig);
+    }
     rig_folder_drop(folder);
 }
 
@@ -551,5 +594,9 @@ int main(int argc, char **argv)
     printf("%" PRIu64 " schedules from %" PRIu64 ", %" PRIu64 " messages kept: acked and lost 0, "
            "memories wrong 0 (%" PRIu64 " not told apart)\n",
            count, first, messages, unsure);
+    printf("cold segments: %" PRIu64 " put, %" PRIu64 " fetched and right, %" PRIu64
+           " merged, %" PRIu64 " not there, %" PRIu64 " faults seen\n",
+           cold_counts.put, cold_counts.fetched, cold_counts.merged, cold_counts.missing,
+           cold_counts.faults);
     return 0;
 }
