@@ -2,13 +2,11 @@
  * siltd's core under schedules that a seed makes up: who sends what, which part takes its step
  * when, what the disk does, when the process dies or the power goes.
  *
- *     sim [FIRST [COUNT [canary]]]     schedules FIRST .. FIRST + COUNT - 1; one that fails says
- * its number, and `sim NUMBER 1` plays it again
+ *     sim [FIRST [COUNT [canary]]]     `sim NUMBER 1` plays one that failed again
  *
  * After each schedule every stream must hold exactly the messages that were acked, in order, plus
- * at most those that were under way at the end; and its memory must be that of the same messages
- * fed to a stream that knew no trouble. With `canary` the disk lies about its syncs: that must be
- * found.
+ * at most those under way at the end; and its memory must be that of the same messages fed to a
+ * stream that knew no trouble. With `canary` the disk lies about its syncs: that must be found.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -16,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/log.h"
@@ -26,7 +23,7 @@
 
 enum { STREAMS = 3, SLOTS = 2, PRODUCERS = 2, MESSAGES_MAX = 512, SENT_MAX = 256, ACTIONS = 300 };
 
-/* The power never goes under checkpoints here: test_fault.c fails each of their calls. */
+/* Under checkpoints the power never goes: test_fault.c fails each of their calls. */
 static int no_sync(void *user, int fd)
 {
     (void)user, (void)fd;
@@ -425,6 +422,12 @@ static void wake_all(void)
     }
 }
 
+static void end_all(uint64_t random, bool power)
+{
+    cold_crash(random, power);
+    rig_close(&rig);
+}
+
 static void act_crash(void)
 {
     bool power = canary || below(2);
@@ -435,8 +438,7 @@ static void act_crash(void)
     memset(asking, 0, sizeof asking);
     if (power)
         vfs_fault_cut(below(1000000));
-    cold_crash(below(1000000), power);
-    rig_close(&rig);
+    end_all(below(1000000), power);
     vfs_fault_lie(false);
     vfs_fault_mend();
     if (power) {
@@ -534,8 +536,7 @@ static void check_memories(void)
         rig_settle(&rig);
         rig_forget(&rig);
     }
-    cold_crash(0, false);
-    rig_close(&rig);
+    end_all(0, false);
     for (uint32_t i = 0; i < STREAMS; i++)
         if (model[i].exists && !model[i].unsure)
             expect(clean_hash(i) == hash[i], "a memory is not that of its messages");
@@ -562,10 +563,8 @@ static void play(uint64_t number)
     vfs_fault_lie(false);
     if (!canary)
         check_memories();
-    else if (!broken) {
-        cold_crash(0, false);
-        rig_close(&rig);
-    }
+    else if (!broken)
+        end_all(0, false);
     rig_folder_drop(folder);
 }
 
