@@ -54,8 +54,7 @@ struct model {
 
 static struct rig rig;
 static struct model model[STREAMS];
-/* In the journal's queue, in order. */
-static struct {
+static struct { /* in the journal's queue, in order */
     struct model *model;
     struct message message;
 } flying[SENT_MAX];
