@@ -64,7 +64,7 @@ bench: $(O)/bench-engine $(O)/bench-disk $(O)/check
 	$(Q)BUILD=$(O) tests/bench/disk || [ $$? = 77 ]
 
 $(O)/endless: $(call objects,$(wildcard soak/*.c)) $(CLIENT) $(PROTO)
-soak: $(O)/endless $(O)/siltd $(O)/silt build/tests/make-tiny
+soak: $(O)/endless $(O)/siltd $(O)/silt $(O)/sim $(O)/tests/test_rot build/tests/make-tiny
 	$(Q)BUILD=$(O) soak/run
 
 $(O)/siltd $(O)/silt $(O)/silt-eval $(O)/silt-gateway $(O)/check $(O)/endless:
@@ -159,7 +159,7 @@ help:
 #: make test       all that CI runs; TESTS=WORD runs those whose name has WORD in it
 #: make check      each kernel against its reference
 #: make bench      speed of kernels, engine and disk
-#: make soak       one endless stream; MINUTES=30 shares them among endless, churn, chaos and feed
+#: make soak       one endless stream, then kills, damage and faults; MINUTES=30 shares them among endless, churn, chaos and feed
 #: make quality    what compression costs, against windows of equal size; QUALITY=FOLDER of texts
 #: make fuzz       hostile files and text; SECONDS_EACH=60
 #: make format     clang-format all sources; make tidy checks the other rules of style
