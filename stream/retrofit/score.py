@@ -56,7 +56,7 @@ def by_repetition(tokens, runs):
               "new": ago == 0}
     out = {}
     for name, mask in groups.items():
-        out[name] = {"share": round(float(mask.sum() / (ago >= 0).sum()), 4)}
+        out[name] = {"share": round(float(mask.sum() / max(1, (ago >= 0).sum())), 4)}
         for run, values in runs.items():
             out[name][run] = round(float(values[mask].mean()), 4) if mask.any() else None
     return out
