@@ -40,7 +40,7 @@ SILT := $(call objects,$(wildcard clients/silt/*.c))
 EVAL := $(call objects,$(wildcard tests/eval/*.c))
 UNIT := $(patsubst tests/unit/%.c,$(O)/tests/%,$(wildcard tests/unit/test_*.c))
 
-.PHONY: all help deps model test check bench demo soak fuzz quality clean format tidy proto proto-check install
+.PHONY: all help deps model test check bench demo soak fuzz quality facts clean format tidy proto proto-check install
 all: $(O)/siltd $(O)/silt $(O)/silt-eval $(O)/silt-gateway
 
 $(O)/siltd: $(O)/obj/daemon/main.c.o $(DAEMON) $(STREAM) $(KERNELS) $(PROTO)
@@ -145,6 +145,8 @@ tidy:
 	$(Q)tests/tidy
 quality: $(O)/silt-eval
 	$(Q)python3 tests/eval/quality.py $(QUALITY)
+facts: all $(O)/tests/token-dump
+	$(Q)tests/eval/facts.py --text '$(FACTS)' --data $(O)/facts $(FACTS_OPTIONS)
 fuzz:
 	$(Q)tests/fuzz/run $(SECONDS_EACH)
 proto-check:
@@ -161,6 +163,7 @@ help:
 #: make bench      speed of kernels, engine and disk
 #: make soak       one endless stream, then kills, damage and faults; MINUTES=30 shares them among endless, churn, chaos and feed
 #: make quality    what compression costs, against windows of equal size; QUALITY=FOLDER of texts
+#: make facts      far facts planted in streams: found by words, by keys, by both; FACTS=FOLDER of dialogue, meeting, log
 #: make fuzz       hostile files and text; SECONDS_EACH=60
 #: make format     clang-format all sources; make tidy checks the other rules of style
 #: make proto      C code from proto/silt.proto; make proto-check says if it is current
