@@ -111,7 +111,7 @@ class Churn:
             verb = "restart" if not turn % RESTART_EVERY else verb
             getattr(self, verb)()
             self.counts[verb] += 1
-            if turn % 20 == 0:
+            if turn % 10 == 0:
                 self.sample()
 
     def sample(self):

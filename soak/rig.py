@@ -214,7 +214,10 @@ class Record:
         values = [v for v in self.column(name) if v]
         half = len(values) // 2
         if half < 4:
-            self.held(f"{name}: {len(values)} samples are too few", False)
+            if self.options.minutes < 1:
+                print(f"not judged: {name}, a run of {self.options.minutes:g} minutes is too short")
+            else:
+                self.held(f"{name}: {len(values)} samples are too few", False)
             return
         early, late = max(values[half // 4:half]), max(values[half:])
         self.held(f"{name}: at most {late / unit:.1f} in the second half, {early / unit:.1f} in "
