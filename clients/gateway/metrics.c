@@ -314,7 +314,7 @@ static void own(struct text *out, struct counters *counters)
               atomic_load(&counters->refused));
     text_addf(out, "silt_gateway_questions_total{result=\"abandoned\"} %llu\n",
               atomic_load(&counters->cancelled));
-    single(out, "silt_gateway_questions", "gauge", "Questions under way.",
+    single(out, "silt_gateway_questions_under_way", "gauge", "Questions under way.",
            atomic_load(&counters->under_way));
     single(out, "silt_gateway_answer_tokens_total", "counter", "Tokens of answers.",
            (double)atomic_load(&counters->tokens));

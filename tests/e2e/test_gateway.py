@@ -209,8 +209,8 @@ def test_events():
                      b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
         link.recv(1)
         link.close()  # nobody reads: cancelled, or kept where it was done before that was seen
-        lib.wait_until("the question ends", lambda: "silt_gateway_questions 0\n" in gateway.call(
-            "GET", "/metrics")[1])
+        none = "silt_gateway_questions_under_way 0\n"
+        lib.wait_until("the question ends", lambda: none in gateway.call("GET", "/metrics")[1])
         assert gateway.tokens("ev") >= before
 
 
