@@ -29,9 +29,22 @@ CPPFLAGS += -I. $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
 LDFLAGS += $(if $(SANITIZER),-fsanitize=$(SANITIZER))
 LDLIBS := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lm -pthread
 
+comma := ,
 # Objects are x.c.o, so that norm.c and norm.cu can share a name.
 objects = $(patsubst %,$(O)/obj/%.o,$(1))
+# CUDA is compiled in where nvcc is found; CUDA=0 leaves it out. A sanitizer's build runs no device code.
+NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA ?= $(if $(and $(NVCC),$(if $(SANITIZER),,1)),1,0)
+CUDA_ARCH ?= 90
+ifeq ($(CUDA),1)
+CUDA_HOME ?= $(abspath $(dir $(realpath $(NVCC)))/..)
+NVCCFLAGS := -std=c++17 -O3 -I. -lineinfo -gencode arch=compute_$(CUDA_ARCH),code=[sm_$(CUDA_ARCH),compute_$(CUDA_ARCH)] \
+             -Xcompiler -Wall,-Wextra$(if $(CI),$(comma)-Werror)
+LDLIBS += $(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a $(CUDA_HOME)/lib/libcudart_static.a)) -ldl -lrt -lstdc++
+KERNELS := $(call objects,$(filter-out kernels/no_cuda.c,$(wildcard kernels/*.c)) $(wildcard kernels/*.cu))
+else
 KERNELS := $(call objects,$(wildcard kernels/*.c))
+endif
 STREAM := $(call objects,$(wildcard stream/*.c))
 PROTO := $(call objects,$(wildcard proto/*.c))
 DAEMON := $(call objects,$(filter-out daemon/main.c,$(wildcard daemon/*.c)))
@@ -40,7 +53,7 @@ SILT := $(call objects,$(wildcard clients/silt/*.c))
 EVAL := $(call objects,$(wildcard tests/eval/*.c))
 UNIT := $(patsubst tests/unit/%.c,$(O)/tests/%,$(wildcard tests/unit/test_*.c))
 
-.PHONY: all help deps model test check bench demo soak fuzz quality facts clean format tidy proto proto-check install
+.PHONY: all cuda help deps model test check bench demo soak fuzz quality facts clean format tidy proto proto-check install
 all: $(O)/siltd $(O)/silt $(O)/silt-eval $(O)/silt-gateway
 
 $(O)/siltd: $(O)/obj/daemon/main.c.o $(DAEMON) $(STREAM) $(KERNELS) $(PROTO)
@@ -88,6 +101,19 @@ $(O)/sim: $(call objects,$(wildcard tests/sim/*.c)) $(O)/parts.a
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+# The GPU's kernels, run on the CPU: their logic is tested where there is no GPU (tests/emulate/simt.h).
+EMULATED := $(patsubst %,$(O)/emulate/%.o,$(filter-out kernels/matmul.cu,$(wildcard kernels/*.cu)) $(wildcard tests/emulate/*.cu))
+$(O)/emulate/%.cu.o: %.cu $(wildcard kernels/*.cuh tests/emulate/*.h) kernels/cuda.h kernels/kernels.h $(O)/flags
+	$(call say,CXX,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) -x c++ -std=c++17 -O2 -g -ffp-contract=off -Itests/emulate -I. -Wall -Wextra -Wno-unknown-pragmas \
+	    -Wno-missing-field-initializers $(if $(CI),-Werror) -c -o $@ $<
+$(O)/tests/test-gpu: $(call objects,tests/emulate/test_gpu.c tests/unit/tiny_model.c) $(STREAM) $(EMULATED) \
+                     $(filter-out %.cu.o %/no_cuda.c.o,$(KERNELS))
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka -lstdc++
+
 # The corpus of a fuzz target, once through, without libFuzzer.
 $(O)/fuzz-%: $(O)/obj/tests/fuzz/fuzz_%.c.o $(O)/obj/tests/fuzz/replay.c.o $(O)/parts.a
 	$(call say,LINK,$@)
@@ -116,11 +142,20 @@ $(O)/obj/%.c.o: %.c $(O)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
+$(O)/obj/%.cu.o: %.cu $(wildcard kernels/*.cuh) kernels/cuda.h kernels/kernels.h $(O)/flags
+	$(call say,NVCC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(NVCC) $(NVCCFLAGS) -c -o $@ $<
+
+cuda:
+	$(Q)test '$(CUDA)' = 1 || { echo 'make cuda: nvcc was not found: install the CUDA toolkit, or name it: make NVCC=PATH' >&2; exit 1; }
+	$(Q)$(MAKE) all
+
 # Rebuilds when the flags change.
 $(O)/flags: FORCE
 	@mkdir -p $(@D)
 	@pkg-config --exists $(PACKAGES) jansson libzstd || { echo 'make: packages are missing: run make deps' >&2; exit 1; }
-	@echo '$(CC) $(CPPFLAGS) $(CFLAGS)' | cmp -s - $@ || echo '$(CC) $(CPPFLAGS) $(CFLAGS)' > $@
+	@echo '$(CC) $(CPPFLAGS) $(CFLAGS) $(NVCCFLAGS)' | cmp -s - $@ || echo '$(CC) $(CPPFLAGS) $(CFLAGS) $(NVCCFLAGS)' > $@
 .PHONY: FORCE
 FORCE:
 
@@ -155,6 +190,7 @@ proto-check:
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
 #: make            build/siltd, build/silt, build/silt-eval and build/silt-gateway
+#: make cuda       the same, and an error where nvcc is not found; CUDA=0 leaves CUDA out; CUDA_ARCH=90
 #: make deps       install what the build and the tests need (Debian packages)
 #: make model      fetch the default model, 98 MB, to build/models
 #: make demo       all of the above, then silt at work on text of this machine

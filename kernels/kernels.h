@@ -61,7 +61,7 @@ enum feature {
 struct weight {
     uint32_t rows, cols;
     bool quantized; /* wants int8 activations; else fp32 ones */
-    uint32_t layout;
+    uint32_t layout; /* not packed, but referred to for a GPU: the tensor_type */
     const void *data; /* the caller's memory, 64-byte aligned */
 };
 

@@ -1,5 +1,5 @@
 /* The engine: kernels, weights and one work area, opened in that order and closed in the other. */
-#include "stream/internal.h"
+#include "stream/gpu.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -33,6 +33,13 @@ static int open_buffers(struct engine *e)
     return 0;
 }
 
+static int open_device(struct engine *e, char *error, size_t error_bytes)
+{
+    e->gpu = calloc(1, sizeof *e->gpu);
+    return e->gpu ? cuda_open(&e->gpu->cuda, error, error_bytes)
+                  : fail_with(error, error_bytes, -ENOMEM, "no memory for a device");
+}
+
 int engine_open(struct engine **out, const struct engine_options *options, char *error,
                 size_t error_bytes)
 {
@@ -40,24 +47,28 @@ int engine_open(struct engine **out, const struct engine_options *options, char 
     struct engine *e = calloc(1, sizeof *e);
     if (!e)
         return fail_with(error, error_bytes, -ENOMEM, "no memory for an engine");
-    struct kernels_options want = {options->device, options->threads, options->feature_mask};
-    int code = kernels_open(&e->kernels, &want);
-    if (code)
-        fail_with(error, error_bytes, code, "cannot open the %s: %s",
-                  options->device == DEVICE_CUDA ? "CUDA device" : "CPU kernels",
-                  code == -ENOTSUP ? "this build or machine has none; use --device cpu"
-                                   : strerror(-code));
+    struct kernels_options want = {DEVICE_CPU, options->threads, options->feature_mask};
+    int code = options->device == DEVICE_CUDA ? open_device(e, error, error_bytes) : 0;
+    if (!code && (code = kernels_open(&e->kernels, &want)))
+        fail_with(error, error_bytes, code, "cannot open the CPU kernels: %s", strerror(-code));
     if (!code)
         code = weights_load(e, options, error, error_bytes);
-    if (!code && e->info.adapter_fingerprint) /* without one all that is kept is raw */
+    if (!code && e->info.adapter_fingerprint && !e->gpu) /* without one all that is kept is raw */
         e->shape.pins = options->pin_tokens_max;
-    if (!code && ((code = open_buffers(e)) || (code = work_open(&e->work, e))))
+    if (!code && e->gpu)
+        code = gpu_open(e, options, error, error_bytes);
+    else if (!code && ((code = open_buffers(e)) || (code = work_open(&e->work, e))))
         fail_with(error, error_bytes, code, "no memory for the engine's work area");
     if (code) {
         engine_close(&e);
         return code;
     }
-    e->info.work_bytes += work_bytes(e->work);
+    e->info.work_bytes += e->work ? work_bytes(e->work) : 0;
+    if (e->gpu) {
+        e->info.kernels_name = e->gpu->cuda->name;
+        e->info.work_bytes += e->gpu->host_bytes;
+        e->info.device_bytes = e->gpu->weights_bytes + e->gpu->work_bytes + e->gpu->arena_bytes;
+    }
     *out = e;
     return 0;
 }
@@ -69,6 +80,7 @@ void engine_close(struct engine **engine)
         return;
     if (e->work)
         work_close(&e->work);
+    gpu_close(e);
     free(e->segment);
     free(e->pin_tail.k);
     free(e->rotation);

@@ -6,7 +6,7 @@
  * positions up to FORK_TOKENS_MAX. The stream's pending tokens come first among them, computed as
  * their block will compute them once it is full: until then nothing of them is merged anyway.
  */
-#include "stream/internal.h"
+#include "stream/gpu.h"
 
 #include <errno.h>
 #include <string.h>
@@ -33,6 +33,9 @@ static size_t recall_bytes(const struct engine *e)
 
 static size_t bytes_for(const struct engine *e, const struct layout *layout)
 {
+    if (e->gpu) /* the rest lies in its arena */
+        return aligned(sizeof(struct fork)) + aligned(layout->fixed_k) +
+               aligned(e->shape.vocab * sizeof(float));
     return aligned(sizeof(struct fork)) + aligned(layout->bytes) + 2 * tail_bytes(e) +
            2 * recall_bytes(e) + aligned(e->shape.vocab * sizeof(float));
 }
@@ -69,6 +72,14 @@ int fork_open(struct fork **out, const struct stream *stream, void *memory, size
     *f = (struct fork){.stream = *stream, .tail.capacity = TAIL_ROWS_MAX};
     f->stream.leave = NULL;
     f->stream.state = (void *)at;
+    f->position = stream->state->tokens + stream->state->pending_count;
+    if (e->gpu) {
+        memcpy(f->stream.state, stream->state, stream->layout.fixed_k);
+        f->logits = (void *)(at + aligned(stream->layout.fixed_k));
+        int code = gpu_fork_open(f, stream, FORK_TOKENS_MAX);
+        *out = code ? NULL : f;
+        return code;
+    }
     memcpy(f->stream.state, stream->state, stream->layout.bytes);
     at += aligned(stream->layout.bytes);
     f->tail.k = (void *)at;
@@ -77,7 +88,6 @@ int fork_open(struct fork **out, const struct stream *stream, void *memory, size
     f->stream.recall_k = (void *)at;
     f->stream.recall_v = (void *)(at + recall_bytes(e));
     f->logits = (void *)(at + 2 * recall_bytes(e));
-    f->position = stream->state->tokens + stream->state->pending_count;
     compute_pending(f);
     *out = f;
     return 0;
@@ -85,7 +95,17 @@ int fork_open(struct fork **out, const struct stream *stream, void *memory, size
 
 void fork_close(struct fork **fork)
 {
+    if (*fork && (*fork)->stream.device)
+        gpu_fork_close(*fork);
     *fork = NULL;
+}
+
+static int32_t likeliest(const float *logits, uint32_t vocab)
+{
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < vocab; i++)
+        best = logits[i] > logits[best] ? i : best;
+    return (int32_t)best;
 }
 
 int fork_feed(struct fork *f, const int32_t *tokens, uint32_t count)
@@ -96,6 +116,10 @@ int fork_feed(struct fork *f, const int32_t *tokens, uint32_t count)
     for (uint32_t i = 0; i < count; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->shape.vocab)
             return -EINVAL;
+    if (f->tail.k && e->gpu) {
+        struct fork_work work = {.fork = f, .tokens = tokens, .count = count};
+        return gpu_forks_feed(&work, 1);
+    }
     for (uint32_t at = 0; at < count;) {
         uint32_t rows = count - at < STREAM_BLOCK_TOKENS ? count - at : STREAM_BLOCK_TOKENS;
         struct forward_item item = {.kind = FORWARD_RAW,
@@ -112,6 +136,26 @@ int fork_feed(struct fork *f, const int32_t *tokens, uint32_t count)
         f->fed = true;
     }
     return 0;
+}
+
+int forks_feed(struct fork_work *work, uint32_t count)
+{
+    int first = 0;
+    bool gpu = count && work[0].fork->stream.engine->gpu;
+    for (uint32_t i = 0; i < count; i++) {
+        struct fork_work *w = &work[i];
+        uint32_t vocab = w->fork->stream.engine->shape.vocab;
+        w->result = w->count > fork_room(w->fork) ? -ENOSPC : 0;
+        for (uint32_t t = 0; t < w->count && !w->result; t++)
+            w->result = w->tokens[t] < 0 || (uint32_t)w->tokens[t] >= vocab ? -EINVAL : 0;
+        if (!gpu && !w->result)
+            w->result = fork_feed(w->fork, w->tokens, w->count);
+        if (!gpu && !w->result && w->best)
+            *w->best = likeliest(w->fork->logits, vocab);
+        first = first ? first : w->result;
+    }
+    int code = gpu ? gpu_forks_feed(work, count) : 0;
+    return first ? first : code;
 }
 
 void fork_rewind(struct fork *fork)

@@ -29,8 +29,10 @@ static uint32_t heads_of(const struct engine *e)
 int history_open(struct history **out, struct engine *e, uint32_t rows_max, bool dmc_lora)
 {
     const struct shape *s = &e->shape;
-    struct history *h = calloc(1, sizeof *h);
     *out = NULL;
+    if (e->gpu) /* a measuring tool, and the CPU's measure is the reference */
+        return -ENOTSUP;
+    struct history *h = calloc(1, sizeof *h);
     if (!h)
         return -ENOMEM;
     *h = (struct history){.engine = e, .rows_max = rows_max, .dmc_lora = dmc_lora};

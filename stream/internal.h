@@ -13,7 +13,8 @@ enum {
     FORWARD_ITEMS_MAX = 32,
     LAYERS_MAX = 256,
     STATE_MAGIC = 0x746c6973, /* "silt" */
-    STATE_VERSION = 2,        /* 2: segments join the ring at once, merges are seen a block late */
+    STATE_VERSION = 3,        /* 2: segments join the ring at once, merges are seen a block late;
+                               * 3: counts lie together */
 };
 
 /* ---- weights ---- */
@@ -103,6 +104,7 @@ struct engine {
     struct XXH3_state_s *hash; /* for the chain, ccm.c */
     struct tail pin_tail;      /* where a pin's rows are computed, pins + sinks of them */
     float *rotation;           /* [max(comp, sinks)][head_dim / 2][2] */
+    struct gpu *gpu;           /* NULL: computed on the CPU; see gpu.h */
     struct forward_trace *trace; /* tests: what the DMC heads decided; NULL: none */
 };
 
@@ -138,20 +140,21 @@ struct layout {
     uint32_t fixed_rows;         /* comp + sinks + ring * comp */
     uint32_t heads;              /* layers * kv_heads */
     uint32_t head_dim;
-    uint32_t window_rows;            /* sum of the capacities of all heads, one chunk */
-    size_t capacity;                 /* u32 [heads]: entries a head may hold a chunk */
-    size_t row;                      /* u32 [heads]: first row of a head in a window buffer */
-    size_t count[2];                 /* u32 [heads]: entries in view, by buffer */
-    size_t entries_total;            /* u64 [heads]: entries of closed chunks */
-    size_t fixed_k, fixed_v;         /* f16 [heads][fixed_rows][head_dim] */
-    size_t sink_k;                   /* f16 [heads][sinks][head_dim], un-rotated */
-    size_t summary;                  /* f32 [heads][comp][2][head_dim], un-rotated K | V */
-    size_t ring_k;                   /* f16 [ring][heads][comp][head_dim], un-rotated */
+    uint32_t window_rows; /* sum of the capacities of all heads, one chunk */
+    size_t capacity;      /* u32 [heads]: entries a head may hold a chunk */
+    size_t row;           /* u32 [heads]: first row of a head in a window buffer */
+    size_t count[2];      /* u32 [heads]: entries in view, by buffer */
+    /* ratio above 1: */
+    size_t held;             /* u32 [heads]: entries in view and those that wait behind them */
+    size_t grown;            /* u32 [heads]: 1: the newest entry in view has grown, to grown_k, v */
+    size_t entries_total;    /* u64 [heads]: entries of closed chunks */
+    size_t fixed_k, fixed_v; /* f16 [heads][fixed_rows][head_dim] */
+    size_t sink_k;           /* f16 [heads][sinks][head_dim], un-rotated */
+    size_t summary;          /* f32 [heads][comp][2][head_dim], un-rotated K | V */
+    size_t ring_k;           /* f16 [ring][heads][comp][head_dim], un-rotated */
     size_t window_k[2], window_v[2]; /* f16 [window_rows][head_dim] */
     /* The rest at ratios above 1. The newest block of the open chunk: its rows as computed, and its
      * entries, which come into view a block later (window.c). */
-    size_t held;             /* u32 [heads]: entries in view and those that wait behind them */
-    size_t grown;            /* u32 [heads]: 1: the newest entry in view has grown, to this: */
     size_t grown_k, grown_v; /* f16 [heads][head_dim] */
     size_t raw_k, raw_v;     /* f16 [heads][STREAM_BLOCK_TOKENS][head_dim] */
     size_t z, sum_k, sum_v;  /* f32 [heads], [heads][head_dim] twice: the running entries */
@@ -197,7 +200,10 @@ void state_init(struct state *state, const struct engine *engine, const struct l
 struct stream {
     struct engine *engine;
     struct layout layout;
-    struct state *state;
+    struct state *state;    /* on a GPU: up to layout.fixed_k */
+    char *device;           /* the whole state in the GPU's arena; NULL: on the CPU */
+    uint32_t window_most;   /* on a GPU: entries of a head a chunk at most */
+    uint32_t fed, last_row; /* on a GPU: of the work under way */
     size_t memory_bytes;
     segment_leave_fn *leave;
     void *leave_user;
@@ -227,6 +233,8 @@ struct fork {
     uint32_t pending;     /* rows of the tail that no rewind forgets */
     bool fed;
     uint64_t position;
+    uint32_t fed_count, last_row; /* on a GPU: of the work under way */
+    bool in_pass;
 };
 
 struct forward_item {

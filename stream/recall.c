@@ -4,7 +4,7 @@
  * They are placed as the chunks just before the ring, where they would stand had the text between
  * been left out; summary and sinks move back to make room (DESIGN 2.6).
  */
-#include "stream/internal.h"
+#include "stream/gpu.h"
 
 #include <errno.h>
 #include <string.h>
@@ -40,6 +40,8 @@ int fork_recall(struct fork *fork, const struct cold_segment *segments, uint32_t
             return -EINVAL;
     if (fork->fed)
         return -EBUSY;
+    if (stream->device)
+        return gpu_fork_recall(fork, segments, count);
     int64_t start = ccm_ring_start(stream->engine, stream->state) - (int64_t)count * s->chunk;
     for (uint32_t i = 0; i < count; i++)
         place_segment(stream, segments[i].rows, i, start + (int64_t)i * s->chunk);

@@ -15,6 +15,8 @@ int stream_seed(struct stream *stream, uint64_t chunks)
     const struct layout *l = &stream->layout;
     struct state *state = stream->state;
     size_t counts = l->heads * sizeof(uint32_t);
+    if (stream->device)
+        return -ENOTSUP;
     if (!l->ring || chunks <= l->ring || !state->summary_count)
         return -EINVAL;
     state->tokens = chunks * stream->engine->shape.chunk;

@@ -1,6 +1,6 @@
 /* A stream's life: open, feed, score, look at, save, restore. */
 #include "stream/stream.h"
-#include "stream/internal.h"
+#include "stream/gpu.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -13,13 +13,19 @@ static size_t handle_bytes(void)
     return (sizeof(struct stream) + 63) & ~(size_t)63;
 }
 
+/* Of a stream's state in the caller's memory; on a GPU the rest lies there. */
+static size_t held_bytes(const struct engine *e, const struct layout *layout)
+{
+    return e->gpu ? (layout->fixed_k + 63) & ~(size_t)63 : layout->bytes;
+}
+
 size_t stream_bytes(const struct engine *engine, const struct stream_options *options, char *error,
                     size_t error_bytes)
 {
     struct layout layout;
     if (layout_make(&layout, engine, options, error, error_bytes))
         return 0;
-    return handle_bytes() + layout.bytes;
+    return handle_bytes() + held_bytes(engine, &layout);
 }
 
 int stream_open(struct stream **out, struct engine *engine, const struct stream_options *options,
@@ -29,19 +35,24 @@ int stream_open(struct stream **out, struct engine *engine, const struct stream_
     int code = layout_make(&layout, engine, options, NULL, 0);
     if (code)
         return code;
-    if (memory_bytes < handle_bytes() + layout.bytes || (uintptr_t)memory % 64)
+    size_t bytes = handle_bytes() + held_bytes(engine, &layout);
+    if (memory_bytes < bytes || (uintptr_t)memory % 64)
         return -EINVAL;
     struct stream *s = memory;
     *s = (struct stream){
         .engine = engine, .layout = layout, .memory_bytes = handle_bytes() + layout.bytes};
     s->state = (void *)((char *)memory + handle_bytes());
     state_init(s->state, engine, &layout);
+    if (engine->gpu && (code = gpu_stream_open(s)))
+        return code;
     *out = s;
     return 0;
 }
 
 void stream_close(struct stream **stream)
 {
+    if (*stream && (*stream)->device)
+        gpu_stream_close(*stream);
     if (*stream)
         (*stream)->state = NULL;
     *stream = NULL;
@@ -108,6 +119,10 @@ int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
     struct state *state = stream->state;
     if (!known(stream->engine, tokens, count))
         return -EINVAL;
+    if (stream->device) {
+        struct stream_work work = {stream, tokens, count, 0};
+        return gpu_streams_feed(&work, 1, NULL, NULL);
+    }
     for (uint32_t i = 0; i < count; i++) {
         state->pending[state->pending_count++] = tokens[i];
         if (state->pending_count == STREAM_BLOCK_TOKENS)
@@ -141,6 +156,11 @@ int stream_feed_scored(struct stream *stream, const int32_t *tokens, uint32_t co
 int streams_feed(struct stream_work *work, uint32_t count)
 {
     int first = 0;
+    bool gpu = count && work[0].stream->device;
+    for (uint32_t i = 0; gpu && i < count; i++)
+        work[i].result = known(work[i].stream->engine, work[i].tokens, work[i].count) ? 0 : -EINVAL;
+    if (gpu)
+        return gpu_streams_feed(work, count, NULL, NULL);
     for (uint32_t i = 0; i < count; i++) {
         work[i].result = stream_feed(work[i].stream, work[i].tokens, work[i].count);
         first = first ? first : work[i].result;
@@ -158,6 +178,10 @@ int stream_score(struct stream *stream, const int32_t *tokens, const int32_t *ta
     for (uint32_t i = 0; i < count; i++)
         if (targets[i] >= 0 && (uint32_t)targets[i] >= stream->engine->shape.vocab)
             return -EINVAL;
+    if (stream->device) {
+        struct stream_work work = {stream, tokens, count, 0};
+        return gpu_streams_feed(&work, 1, targets, nll);
+    }
     for (uint32_t i = 0; i < count; i += STREAM_BLOCK_TOKENS) {
         memcpy(state->pending, tokens + i, sizeof state->pending);
         state->pending_count = STREAM_BLOCK_TOKENS;
@@ -258,7 +282,7 @@ uint64_t stream_entries(const struct stream *stream, uint64_t *counts)
 const void *stream_state(const struct stream *stream, size_t *bytes)
 {
     *bytes = stream->layout.bytes;
-    return stream->state;
+    return stream->device ? gpu_stream_state(stream) : stream->state;
 }
 
 static bool plausible_head(const struct layout *l, const struct state *state, uint32_t head)
@@ -305,6 +329,8 @@ int stream_restore(struct stream *stream, const void *state, size_t bytes)
 {
     if (bytes != stream->layout.bytes || !plausible(stream, state))
         return -EINVAL;
+    if (stream->device)
+        return gpu_stream_restore(stream, state);
     memcpy(stream->state, state, bytes);
     return 0;
 }

@@ -49,6 +49,9 @@ struct engine_options {
     uint32_t feature_mask;   /* UINT32_MAX: all that the machine has */
     uint32_t pin_tokens_max; /* that a stream may pin, all ranges together; 0: none */
     bool exact; /* fp32 weights and activations, slow and large: what int8 is measured by */
+    /* DEVICE_CUDA alone */
+    size_t device_bytes; /* of the device's memory for streams and forks; 0: what is left */
+    uint32_t batch_rows; /* computed together at most; 0: a default */
 };
 
 struct engine_info {
@@ -64,6 +67,7 @@ struct engine_info {
     uint32_t threads;
     size_t weights_bytes; /* packed weights held in memory */
     size_t work_bytes;    /* activations and scratch */
+    size_t device_bytes;  /* on a GPU: weights, activations and the streams' arena there; else 0 */
 };
 
 struct engine;
@@ -372,6 +376,16 @@ size_t fork_bytes(const struct engine *engine, const struct stream_options *opti
 /* Opens at the stream's position, its pending tokens included. */
 int fork_open(struct fork **out, const struct stream *stream, void *memory, size_t memory_bytes);
 void fork_close(struct fork **fork);
+/* fork_feed of many forks in one call; each appears once. best not NULL: gets the likeliest next
+ * token, and fork_logits is not to be asked. 0, or the first result that is not 0. */
+struct fork_work {
+    struct fork *fork;
+    const int32_t *tokens; /* [count] */
+    uint32_t count;
+    int32_t *best;
+    int result; /* out: as of fork_feed */
+};
+int forks_feed(struct fork_work *work, uint32_t count);
 /* Appends raw rows (base weights, no merging). One call computes all of them, in blocks; for
  * fairness feed at most STREAM_BLOCK_TOKENS at a time. -ENOSPC: past FORK_TOKENS_MAX; -EINVAL: bad
  * token. */

@@ -110,11 +110,29 @@ static int pack_exact(struct loader *l, struct weight *out, void *memory, const 
     return code;
 }
 
+/* For a device that makes its own copy: the file's rows where they are mapped, or fp32 rows of
+ * ours.
+ */
+static int refer(struct loader *l, struct weight *out, const void *rows_data, enum tensor_type type,
+                 uint32_t rows, uint32_t cols, bool ours)
+{
+    size_t bytes = rows * tensor_row_bytes(type, cols);
+    void *copy = ours ? loader_take(l, bytes) : NULL;
+    *out = (struct weight){.rows = rows, .cols = cols, .layout = type, .data = rows_data};
+    if (ours && l->memory)
+        memcpy(copy, rows_data, bytes);
+    if (ours)
+        out->data = copy;
+    return 0;
+}
+
 static int pack(struct loader *l, struct weight *out, const void *rows_data, enum tensor_type type,
                 uint32_t rows, uint32_t cols)
 {
     const struct kernels *k = l->engine->kernels;
     enum tensor_type as = l->engine->exact ? TENSOR_F32 : type;
+    if (l->engine->gpu)
+        return refer(l, out, rows_data, type, rows, cols, false);
     void *memory = loader_take(l, k->weight_bytes(k, as, rows, cols));
     *out = (struct weight){.rows = rows, .cols = cols};
     if (!memory)
@@ -170,7 +188,7 @@ static int load_projection(struct loader *l, struct projection *p, const char *c
         if (!t[i])
             return -EBADMSG;
     }
-    if (stackable(t, count)) {
+    if (!l->engine->gpu && stackable(t, count)) {
         p->count = 1;
         p->column[0] = 0;
         return load_stacked(l, &p->part[0], t, count);
@@ -269,7 +287,9 @@ static int load_lora_in(struct loader *l, struct lora *lora, uint32_t n, const c
                        (const char *)t->data + r * tensor_row_bytes(t->type, s->dim), t->type,
                        s->dim);
     }
-    int code = at == rows ? pack(l, &lora->in, stack, TENSOR_F32, rows, s->dim) : -EBADMSG;
+    int code = at != rows       ? -EBADMSG
+               : l->engine->gpu ? refer(l, &lora->in, stack, TENSOR_F32, rows, s->dim, true)
+                                : pack(l, &lora->in, stack, TENSOR_F32, rows, s->dim);
     free(stack);
     return code;
 }
@@ -430,7 +450,7 @@ static int load_adapter(struct loader *l)
     }
     if (!code && dmc)
         code = load_ratios(l);
-    return code ? code : load_recall(l);
+    return code || e->gpu ? code : load_recall(l); /* a GPU has no part for it yet */
 }
 
 static uint64_t fingerprint(const struct gguf *file)

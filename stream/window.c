@@ -83,6 +83,10 @@ int layout_make(struct layout *l, const struct engine *e, const struct stream_op
     l->row = take(l, heads * sizeof(uint32_t));
     for (int w = 0; w < 2; w++)
         l->count[w] = take(l, heads * sizeof(uint32_t));
+    if (l->ratio > 1) {
+        l->held = take(l, heads * sizeof(uint32_t));
+        l->grown = take(l, heads * sizeof(uint32_t));
+    }
     l->entries_total = take(l, heads * sizeof(uint64_t));
     l->fixed_k = take(l, heads * l->fixed_rows * row);
     l->fixed_v = take(l, heads * l->fixed_rows * row);
@@ -96,8 +100,6 @@ int layout_make(struct layout *l, const struct engine *e, const struct stream_op
         l->window_v[w] = take(l, l->window_rows * row);
     }
     if (l->ratio > 1) {
-        l->held = take(l, heads * sizeof(uint32_t));
-        l->grown = take(l, heads * sizeof(uint32_t));
         l->grown_k = take(l, heads * row);
         l->grown_v = take(l, heads * row);
         l->raw_k = take(l, heads * STREAM_BLOCK_TOKENS * row);
@@ -118,7 +120,7 @@ int layout_make(struct layout *l, const struct engine *e, const struct stream_op
 
 void state_init(struct state *state, const struct engine *e, const struct layout *l)
 {
-    memset(state, 0, l->bytes);
+    memset(state, 0, e->gpu ? l->fixed_k : l->bytes);
     state->magic = STATE_MAGIC;
     state->version = STATE_VERSION;
     state->bytes = l->bytes;

@@ -1,0 +1,235 @@
+/* The device behind an engine: its memory planned once, and the arena that streams and forks take
+ * pieces of. */
+#include "stream/gpu.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    ARENA_ALIGN = 256,
+    LEAVE_BYTES_MAX = 256 << 20,
+    ARENA_LEFT = 512 << 20 /* cuBLAS, kernels */
+};
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+}
+
+/* Buffers come out of one allocation: sizes first, then pointers (memory NULL: sizes alone). */
+struct carver {
+    char *memory;
+    size_t used;
+};
+
+static void *carve(struct carver *c, size_t bytes)
+{
+    size_t at = c->used;
+    c->used += aligned(bytes);
+    return c->memory ? c->memory + at : NULL;
+}
+
+static size_t carve_batch(struct gpu *g, const struct engine *e, char *memory)
+{
+    struct carver c = {.memory = memory};
+    struct cuda_batch *b = &g->batch;
+    const struct cuda_shape *s = &g->shape;
+    size_t rows = g->rows_max, q_dim = (size_t)s->heads * s->head_dim;
+    size_t kv_dim = (size_t)s->kv_heads * s->head_dim, items = g->items_max;
+    size_t turns = 2 * e->shape.comp + e->shape.sinks;
+    b->x = carve(&c, rows * s->dim * sizeof(float));
+    b->h = carve(&c, rows * s->dim * sizeof(bf16));
+    b->qkv = carve(&c, rows * (q_dim + 2 * kv_dim) * sizeof(float));
+    b->att = carve(&c, rows * q_dim * sizeof(bf16));
+    b->gate_up = carve(&c, rows * 2 * s->ff * sizeof(bf16));
+    b->act = carve(&c, rows * s->ff * sizeof(bf16));
+    b->decide = carve(&c, rows * 2 * s->kv_heads * sizeof(float));
+    b->rotation = carve(&c, rows * s->head_dim * sizeof(float));
+    b->k_local = carve(&c, rows * kv_dim * sizeof(f16));
+    b->v_local = carve(&c, rows * kv_dim * sizeof(f16));
+    b->held = carve(&c, items * s->kv_heads * sizeof(uint32_t));
+    b->edge_k = carve(&c, items * kv_dim * sizeof(f16));
+    b->edge_v = carve(&c, items * kv_dim * sizeof(f16));
+    b->before_k = carve(&c, g->lanes_max * kv_dim * CUDA_ITEM_ROWS * sizeof(f16));
+    b->before_v = carve(&c, g->lanes_max * kv_dim * CUDA_ITEM_ROWS * sizeof(f16));
+    b->partial = carve(&c, cuda_partial_bytes(s, g->lanes_max, e->shape.context));
+    g->slide_rotation = carve(&c, g->lanes_max * turns * s->head_dim * sizeof(float));
+    g->segments = carve(&c, g->lanes_max * g->segment_bytes);
+    g->x_last = carve(&c, (size_t)GPU_LOGIT_ROWS * s->dim * sizeof(float));
+    g->logits = carve(&c, (size_t)GPU_LOGIT_ROWS * s->vocab * sizeof(float));
+    g->nll = carve(&c, rows * sizeof(float));
+    g->row_source = carve(&c, GPU_LOGIT_ROWS * sizeof(void *));
+    g->best = carve(&c, GPU_LOGIT_ROWS * sizeof(int32_t));
+    g->scratch_count = carve(&c, g->heads * sizeof(uint32_t) + sizeof(uint64_t));
+    g->in = carve(&c, g->in_bytes);
+    for (int i = 0; i < GPU_SLOTS; i++) {
+        struct gpu_slot *p = &g->slot[i];
+        p->d_counts = carve(&c, g->lanes_max * (size_t)g->count_words * sizeof(uint32_t));
+        p->d_digest = carve(&c, g->lanes_max * sizeof(uint64_t));
+        p->d_leaving = carve(&c, g->leave_max * g->segment_bytes);
+    }
+    return c.used;
+}
+
+/* What goes in with a pass, one copy: the same layout in each slot's pinned memory and in g->in. */
+static size_t carve_in(struct gpu *g, const struct engine *e, struct gpu_slot *p, char *memory)
+{
+    struct carver c = {.memory = memory};
+    size_t turns = 2 * e->shape.comp + e->shape.sinks;
+    p->in = memory;
+    p->item = carve(&c, g->items_max * sizeof *p->item);
+    p->run = carve(&c, g->items_max * sizeof *p->run);
+    p->token = carve(&c, g->rows_max * sizeof *p->token);
+    p->target = carve(&c, g->rows_max * sizeof *p->target);
+    p->position = carve(&c, g->rows_max * sizeof *p->position);
+    p->slide_position = carve(&c, g->lanes_max * turns * sizeof *p->slide_position);
+    p->slide = carve(&c, g->lanes_max * sizeof *p->slide);
+    p->source = carve(&c, g->lanes_max * sizeof *p->source);
+    return c.used;
+}
+
+static int open_slots(struct gpu *g, const struct engine *e)
+{
+    struct cuda *c = g->cuda;
+    for (int i = 0; i < GPU_SLOTS; i++) {
+        struct gpu_slot *p = &g->slot[i];
+        char *in = c->take_host(c, g->in_bytes);
+        p->counts = c->take_host(c, g->lanes_max * (size_t)g->count_words * sizeof *p->counts);
+        p->digest = c->take_host(c, g->lanes_max * sizeof *p->digest);
+        p->leaving = c->take_host(c, g->leave_max * g->segment_bytes);
+        p->lane = calloc(g->lanes_max, sizeof *p->lane);
+        if (in)
+            carve_in(g, e, p, in);
+        if (!in || !p->counts || !p->digest || !p->leaving || !p->lane)
+            return -ENOMEM;
+    }
+    return 0;
+}
+
+static void plan(struct gpu *g, const struct engine *e, const struct engine_options *options)
+{
+    const struct shape *s = &e->shape;
+    g->shape = (struct cuda_shape){.heads = s->heads,
+                                   .kv_heads = s->kv_heads,
+                                   .group = s->group,
+                                   .head_dim = s->head_dim,
+                                   .dim = s->dim,
+                                   .ff = s->ff,
+                                   .vocab = s->vocab,
+                                   .norm_eps = s->norm_eps};
+    g->heads = s->layers * s->kv_heads;
+    g->count_words = 4 * ((g->heads + 15) & ~15u); /* window.c aligns each array to 64 bytes */
+    g->rows_max = options->batch_rows ? options->batch_rows : GPU_ROWS_DEFAULT;
+    uint32_t least = s->chunk + s->comp; /* a whole chunk fits */
+    g->rows_max = g->rows_max > least ? g->rows_max : least;
+    g->lanes_max = g->rows_max / CUDA_ITEM_ROWS;
+    g->rows_max += g->lanes_max * s->comp; /* each lane may end its chunk */
+    g->items_max = 2 * g->lanes_max;
+    g->segment_bytes = (size_t)g->heads * s->comp * 2 * s->head_dim * sizeof(f16);
+    g->leave_max = g->segment_bytes ? LEAVE_BYTES_MAX / (uint32_t)g->segment_bytes : 0;
+    g->leave_max = g->leave_max > g->lanes_max ? g->lanes_max : g->leave_max;
+    struct gpu_slot none;
+    g->in_bytes = carve_in(g, e, &none, NULL);
+    g->host_bytes = GPU_SLOTS * (g->in_bytes + g->leave_max * g->segment_bytes +
+                                 g->lanes_max * (g->count_words * sizeof(uint32_t) +
+                                                 sizeof(uint64_t) + sizeof(struct gpu_lane))) +
+                    GPU_REGIONS_MAX * sizeof *g->region;
+}
+
+static int open_arena(struct gpu *g, const struct engine_options *options, char *error,
+                      size_t error_bytes)
+{
+    struct cuda *c = g->cuda;
+    size_t left = c->memory_free_bytes - g->weights_bytes - g->work_bytes;
+    size_t most = left > ARENA_LEFT ? left - ARENA_LEFT : 0;
+    g->arena_bytes = options->device_bytes ? options->device_bytes : most;
+    g->arena = g->arena_bytes && g->arena_bytes <= most ? c->take(c, g->arena_bytes) : NULL;
+    g->region = calloc(GPU_REGIONS_MAX, sizeof *g->region);
+    if (!g->arena || !g->region)
+        return fail_with(error, error_bytes, -ENOMEM,
+                         "%s: no room for %zu MB of streams beside %zu MB of weights and %zu MB of "
+                         "activations (%zu MB were free)",
+                         c->name, g->arena_bytes >> 20, g->weights_bytes >> 20, g->work_bytes >> 20,
+                         c->memory_free_bytes >> 20);
+    return 0;
+}
+
+int gpu_open(struct engine *e, const struct engine_options *options, char *error,
+             size_t error_bytes)
+{
+    struct gpu *g = e->gpu;
+    struct cuda *c = g->cuda;
+    plan(g, e, options);
+    int code = gpu_load_weights(e, error, error_bytes);
+    if (code)
+        return code;
+    g->work_bytes = carve_batch(g, e, NULL);
+    char *work = c->take(c, g->work_bytes);
+    if (!work)
+        return fail_with(error, error_bytes, -ENOMEM,
+                         "%s: no room for %zu MB of activations beside %zu MB of weights", c->name,
+                         g->work_bytes >> 20, g->weights_bytes >> 20);
+    carve_batch(g, e, work);
+    g->batch.shape = g->shape;
+    if (open_slots(g, e))
+        return fail_with(error, error_bytes, -ENOMEM, "no pinned memory for the device's work");
+    code = open_arena(g, options, error, error_bytes);
+    if (!code && (code = c->sync(c)))
+        fail_with(error, error_bytes, code, "%s", c->error_text);
+    return code;
+}
+
+void gpu_close(struct engine *e)
+{
+    struct gpu *g = e->gpu;
+    if (!g)
+        return;
+    struct cuda *c = g->cuda;
+    for (int i = 0; c && i < GPU_SLOTS; i++) {
+        struct gpu_slot *p = &g->slot[i];
+        c->give_host(c, p->in);
+        c->give_host(c, p->counts);
+        c->give_host(c, p->digest);
+        c->give_host(c, p->leaving);
+        free(p->lane);
+    }
+    free(g->region);
+    if (c)
+        c->give_host(c, g->state_host);
+    cuda_close(&g->cuda); /* what was taken on the device goes with its context's owner */
+    free(g);
+    e->gpu = NULL;
+}
+
+void *gpu_take(struct gpu *g, size_t bytes)
+{
+    size_t at = 0;
+    uint32_t i = 0;
+    bytes = aligned(bytes);
+    if (g->regions == GPU_REGIONS_MAX)
+        return NULL;
+    for (; i < g->regions && g->region[i].at - at < bytes; i++)
+        at = g->region[i].at + g->region[i].bytes;
+    if (i == g->regions && g->arena_bytes - at < bytes)
+        return NULL;
+    memmove(g->region + i + 1, g->region + i, (g->regions - i) * sizeof *g->region);
+    g->region[i] = (struct gpu_region){at, bytes};
+    g->regions++;
+    g->cuda->clear(g->cuda, g->arena + at, bytes);
+    return g->arena + at;
+}
+
+void gpu_give(struct gpu *g, void *memory)
+{
+    size_t at = (size_t)((char *)memory - g->arena);
+    for (uint32_t i = 0; memory && i < g->regions; i++) {
+        if (g->region[i].at != at)
+            continue;
+        g->regions--;
+        memmove(g->region + i, g->region + i + 1, (g->regions - i) * sizeof *g->region);
+        return;
+    }
+    assert(!memory);
+}

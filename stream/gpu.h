@@ -1,0 +1,148 @@
+/*
+ * The engine on a GPU: weights there, streams' memories in one arena there, and passes over many
+ * timelines at once (kernels/cuda.h). Between the files gpu*.c and their callers in stream/.
+ *
+ * A stream keeps its handle, its state's header and its counts on the host; the rest of its state
+ * lies in the arena, in the layout that a CPU stream has, so that either can read the other's.
+ * Nothing the host decides needs an answer from the device: chunks, slots and positions follow from
+ * the number of tokens alone. So passes are queued two deep, and what comes back of one (counts,
+ * digests, segments that leave) is taken while the next one runs.
+ */
+#ifndef SILT_STREAM_GPU_H
+#define SILT_STREAM_GPU_H
+
+#include "kernels/cuda.h"
+#include "stream/internal.h"
+
+enum {
+    GPU_SLOTS = 2,            /* passes under way */
+    GPU_ROWS_DEFAULT = 32768, /* of a pass */
+    GPU_LOGIT_ROWS = 512,
+    GPU_REGIONS_MAX = 16384, /* pieces of the arena */
+};
+
+/* Rows that use the same weights lie together in a batch, in this order. */
+enum gpu_kind { GPU_BASE, GPU_DMC, GPU_COMP, GPU_COMP_DMC, GPU_KINDS };
+
+struct gpu_layer {
+    float *attn_norm, *ffn_norm; /* [dim] */
+    float *decide, *decide_bias; /* [2 kv_heads][dim], [2 kv_heads]; NULL without DMC */
+    struct cuda_weight qkv[GPU_KINDS], o[GPU_KINDS], gate_up, down;
+};
+
+struct gpu_region {
+    size_t at, bytes;
+};
+
+/* A timeline's part of a pass, kept until what came back has been taken. */
+struct gpu_lane {
+    struct stream *stream; /* NULL: a fork's */
+    uint32_t window;       /* which buffer was open */
+    bool closed;           /* the chunk ended */
+    uint64_t chunk;        /* its number */
+    double rows;           /* seen by its first token, for stream_rows_block */
+    bool leaves;           /* a segment is in the slot's leaving */
+    uint64_t leaving_number;
+};
+
+/* What one pass reads from the host and sends back; two of them take turns. */
+struct gpu_slot {
+    char *in; /* pinned, [in_bytes]: everything below up to `out` lies in it */
+    struct cuda_item *item;
+    struct cuda_run *run;
+    int32_t *token, *target;
+    int64_t *position, *slide_position;
+    struct cuda_slide *slide;
+    const uint32_t **source; /* [lanes] arrays to gather */
+    uint32_t *counts;        /* pinned out: [lanes][count_words] */
+    uint64_t *digest;        /* pinned out: [lanes] */
+    f16 *leaving;            /* pinned out: [leave_max] segments */
+    uint32_t *d_counts;      /* on the device, as the three above */
+    uint64_t *d_digest;
+    f16 *d_leaving;
+    struct gpu_lane *lane;
+    uint32_t rows, items, runs, lanes, slides, leaves, targets;
+    uint32_t kind_rows[GPU_KINDS + 1]; /* where a kind's rows begin */
+    uint32_t rows_most, keys_max;
+    uint32_t copies_out; /* begun for it */
+};
+
+struct gpu {
+    struct cuda *cuda;
+    struct cuda_shape shape;
+    uint32_t heads;       /* layers * kv_heads */
+    uint32_t count_words; /* of a state's arrays from count[0] to entries_total, at most */
+    uint32_t rows_max, items_max, lanes_max, leave_max;
+    struct gpu_layer layer[LAYERS_MAX];
+    struct cuda_weight head;
+    void *embedding; /* rows as in the file */
+    float *comp_embedding, *output_norm, *ratio_bias;
+    double *inverse_frequency;
+    size_t weights_bytes, work_bytes; /* on the device */
+    size_t host_bytes;                /* pinned, and tables */
+    struct cuda_batch batch;          /* activations; one pass at a time computes */
+    char *in;                         /* on the device: the slot's in */
+    size_t in_bytes;
+    float *slide_rotation, *x_last, *logits, *nll;
+    const uint32_t **row_source; /* [logit rows] on the device */
+    int32_t *best;
+    uint32_t *scratch_count;
+    f16 *segments; /* [lanes][segment]: COMP's */
+    size_t segment_bytes;
+    struct gpu_slot slot[GPU_SLOTS];
+    uint32_t queued, taken; /* passes */
+    char *arena;
+    size_t arena_bytes;
+    struct gpu_region *region; /* in use, by place */
+    uint32_t regions;
+    char *state_host; /* for stream_state: a whole state */
+    size_t state_host_bytes;
+};
+
+/* gpu.c: opens the device for the weights that weights_load found, and plans its memory. */
+int gpu_open(struct engine *engine, const struct engine_options *options, char *error,
+             size_t error_bytes);
+void gpu_close(struct engine *engine);
+/* A piece of the arena, cleared; NULL: it is full. */
+void *gpu_take(struct gpu *g, size_t bytes);
+void gpu_give(struct gpu *g, void *memory);
+
+/* gpu_weights.c */
+int gpu_load_weights(struct engine *engine, char *error, size_t error_bytes);
+void gpu_free_weights(struct gpu *g);
+
+/* gpu_pass.c: a pass is begun, filled kind by kind, and queued. */
+struct gpu_slot *gpu_pass_begin(struct engine *e); /* waits for what its slot still holds */
+/* The pass is queued: what it sends back is on its way. gpu_settle takes all of it. 0 or the
+ * device's first error. */
+void gpu_pass_end(struct engine *e, struct gpu_slot *p);
+int gpu_settle(struct engine *e);
+/* Rows for an item of a timeline; tokens NULL: COMP. NULL where the pass is full. */
+struct cuda_item *gpu_pass_item(struct engine *e, struct gpu_slot *p, enum gpu_kind kind,
+                                const int32_t *tokens, uint32_t rows, int64_t position, bool joins);
+/* What a stream's rows see, and where its rows go. */
+void gpu_item_stream(const struct stream *s, struct cuda_item *item);
+void gpu_item_tail(const struct tail *t, struct cuda_item *item);
+void gpu_pass_run(struct engine *e, struct gpu_slot *p);
+/* Queues the copy of a part of the slot's pinned memory; where it will be on the device. */
+void *gpu_sent(struct gpu *g, const struct gpu_slot *p, const void *part, size_t bytes);
+/* Logits of `rows` rows (places in the batch), at most GPU_LOGIT_ROWS, into g->logits. */
+void gpu_logits(struct engine *e, const uint32_t *row, uint32_t rows);
+
+/* gpu_feed.c: stream.h's functions for streams on the device. */
+int gpu_streams_feed(struct stream_work *work, uint32_t count, const int32_t *targets, float *nll);
+int gpu_stream_open(struct stream *s);
+void gpu_stream_close(struct stream *s);
+const void *gpu_stream_state(const struct stream *s);
+int gpu_stream_restore(struct stream *s, const void *state);
+void gpu_place_old_rows(struct stream *s, uint32_t recalled);
+
+/* gpu_fork.c */
+int gpu_fork_open(struct fork *f, const struct stream *from, uint32_t capacity);
+/* A tail alone: raw rows without a stream, for measurements. */
+int gpu_tail_open(struct fork *f, struct engine *e, uint32_t capacity);
+void gpu_fork_close(struct fork *f);
+int gpu_forks_feed(struct fork_work *work, uint32_t count);
+int gpu_fork_recall(struct fork *f, const struct cold_segment *segments, uint32_t count);
+
+#endif

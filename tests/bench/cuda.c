@@ -1,0 +1,323 @@
+/*
+ * What a GPU does in a second: ingest of many streams, the projections alone, answers of many
+ * forks, with compressed memory and with all rows kept.
+ *
+ * One CSV row a figure: figure, streams, value, unit, then what it ran with. Every figure is the
+ * median of its rounds; the text is this repository's licence or --text, tokenised, each stream
+ * beginning elsewhere in it.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "stream/gpu.h"
+
+enum { ROUNDS = 3, TEXT_BYTES_MAX = 8 << 20, STREAMS_MAX = 8192 };
+
+struct bench {
+    struct engine *engine;
+    struct engine_info info;
+    int32_t *tokens; /* [count] */
+    size_t count;
+    uint32_t streams, ratio, tail;
+    uint32_t chunks; /* of a stream, timed */
+    uint64_t left;   /* segments */
+    const char *commit;
+};
+
+struct held {
+    struct stream *stream;
+    void *memory;
+};
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void die(const char *what)
+{
+    fprintf(stderr, "bench-cuda: %s\n", what);
+    exit(1);
+}
+
+static void figure(const struct bench *b, const char *name, uint32_t streams, double value,
+                   const char *unit)
+{
+    printf("%s,%u,%u,%.6g,%s,\"%s\",%s\n", name, b->ratio, streams, value, unit,
+           b->info.kernels_name, b->commit);
+    fflush(stdout);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, uint32_t count)
+{
+    qsort(values, count, sizeof *values, by_value);
+    return values[count / 2];
+}
+
+static struct held open_stream(struct bench *b)
+{
+    struct stream_options options = {.dmc_ratio = b->ratio};
+    char error[256] = "";
+    size_t bytes = stream_bytes(b->engine, &options, error, sizeof error);
+    struct held h = {.memory = aligned_alloc(64, (bytes + 63) & ~(size_t)63)};
+    if (!bytes || !h.memory)
+        die(*error ? error : "no memory");
+    int code = stream_open(&h.stream, b->engine, &options, h.memory, bytes);
+    if (code)
+        die(code == -ENOMEM ? "no room on the device for so many streams" : strerror(-code));
+    return h;
+}
+
+static const int32_t *text_at(const struct bench *b, uint32_t stream, uint64_t position,
+                              uint32_t count)
+{
+    uint64_t at = (stream * 7919ull + position) % (b->count - count);
+    return b->tokens + at;
+}
+
+static void segment_left(void *user, const struct segment_view *segment)
+{
+    struct bench *b = user;
+    (void)segment;
+    b->left++;
+}
+
+static void feed_all(struct bench *b, struct held *h, uint32_t streams, uint64_t position,
+                     uint32_t count)
+{
+    static struct stream_work work[STREAMS_MAX];
+    for (uint32_t i = 0; i < streams; i++)
+        work[i] = (struct stream_work){h[i].stream, text_at(b, i, position, count), count, 0};
+    int code = streams_feed(work, streams);
+    if (code)
+        die(code == -EIO ? b->engine->gpu->cuda->error_text : strerror(-code));
+}
+
+/* Rings are filled first, so that segments leave in every chunk that is timed. */
+static struct held *bench_ingest(struct bench *b, uint32_t streams, bool spill, bool keep)
+{
+    struct held *h = calloc(streams, sizeof *h);
+    uint32_t chunk = b->info.chunk_tokens, fill = b->info.ring_segments + 2;
+    double rate[ROUNDS], ratio = 0;
+    for (uint32_t i = 0; i < streams; i++) {
+        h[i] = open_stream(b);
+        if (spill)
+            stream_on_segment_leave(h[i].stream, segment_left, b);
+    }
+    uint64_t position = 0;
+    for (uint32_t c = 0; c < fill; c++, position += chunk)
+        feed_all(b, h, streams, position, chunk);
+    b->left = 0;
+    for (uint32_t r = 0; r < ROUNDS; r++) {
+        double start = now();
+        for (uint32_t c = 0; c < b->chunks; c++, position += chunk)
+            feed_all(b, h, streams, position, chunk);
+        rate[r] = (double)streams * b->chunks * chunk / (now() - start);
+    }
+    for (uint32_t i = 0; i < streams; i++) {
+        struct stream_stat stat;
+        stream_stat(h[i].stream, &stat);
+        ratio += stat.ratio_realised / streams;
+    }
+    figure(b, spill ? "ingest-segments-out" : "ingest", streams, median(rate, ROUNDS), "tokens/s");
+    figure(b, "ratio-realised", streams, ratio, "x");
+    if (spill)
+        figure(b, "segments-out", streams, (double)b->left, "segments");
+    for (uint32_t i = 0; i < streams && !keep; i++) {
+        stream_close(&h[i].stream);
+        free(h[i].memory);
+    }
+    if (keep)
+        return h;
+    free(h);
+    return NULL;
+}
+
+/* The projections of as many rows, nothing else: what ingest can come near to. */
+static void bench_projections(struct bench *b, uint32_t rows)
+{
+    struct gpu *g = b->engine->gpu;
+    struct cuda *c = g->cuda;
+    double rate[ROUNDS];
+    rows = rows < g->rows_max ? rows : g->rows_max;
+    enum gpu_kind kind = b->ratio > 1 ? GPU_DMC : GPU_BASE;
+    c->few = false;
+    for (uint32_t r = 0; r <= ROUNDS; r++) { /* the first warms up */
+        double start = c->seconds(c);
+        for (uint32_t n = 0; n < b->info.layer_count; n++) {
+            const struct gpu_layer *l = &g->layer[n];
+            c->matmul(c, g->batch.qkv, CUDA_OUT_F32, l->qkv[kind].rows, &l->qkv[kind], g->batch.h,
+                      rows);
+            c->matmul(c, g->batch.x, CUDA_OUT_F32_ADD, l->o[kind].rows, &l->o[kind], g->batch.att,
+                      rows);
+            c->matmul(c, g->batch.gate_up, CUDA_OUT_BF16, l->gate_up.rows, &l->gate_up, g->batch.h,
+                      rows);
+            c->matmul(c, g->batch.x, CUDA_OUT_F32_ADD, l->down.rows, &l->down, g->batch.act, rows);
+        }
+        if (r)
+            rate[r - 1] = rows / (c->seconds(c) - start);
+    }
+    figure(b, "projections-alone", rows, median(rate, ROUNDS), "rows/s");
+}
+
+/* One greedy token of every fork a step. */
+static void decode_steps(struct bench *b, struct fork_work *work, int32_t *token, uint32_t count,
+                         const char *name, double row_bytes)
+{
+    enum { STEPS = 16 };
+    double rate[ROUNDS];
+    for (uint32_t i = 0; i < count; i++) {
+        token[i] = *text_at(b, i, 0, 1);
+        work[i].tokens = &token[i];
+        work[i].best = &token[i];
+        work[i].count = 1;
+    }
+    for (uint32_t r = 0; r < ROUNDS; r++) {
+        double start = now();
+        for (int s = 0; s < STEPS; s++)
+            if (forks_feed(work, count))
+                die(b->engine->gpu->cuda->error_text);
+        rate[r] = (double)count * STEPS / (now() - start);
+    }
+    figure(b, name, count, median(rate, ROUNDS), "tokens/s");
+    figure(b, "kv-bytes", count, row_bytes, "bytes");
+}
+
+static void bench_decode(struct bench *b, struct held *h, uint32_t count)
+{
+    static struct fork_work work[STREAMS_MAX];
+    static struct fork fork[STREAMS_MAX];
+    static int32_t token[STREAMS_MAX];
+    struct gpu *g = b->engine->gpu;
+    size_t before = 0, bytes = 0;
+    for (uint32_t i = 0; i < g->regions; i++)
+        before += g->region[i].bytes;
+    for (uint32_t i = 0; i < count; i++) {
+        fork[i] = (struct fork){.stream = *h[i].stream};
+        struct fork *f = &fork[i];
+        f->stream.leave = NULL;
+        f->position = f->stream.state->tokens;
+        f->logits = NULL;
+        if (gpu_fork_open(f, h[i].stream, b->tail))
+            die("no room on the device for so many forks");
+        work[i] = (struct fork_work){.fork = f};
+    }
+    for (uint32_t i = 0; i < g->regions; i++)
+        bytes += g->region[i].bytes;
+    decode_steps(b, work, token, count, "decode-compressed", (double)(bytes - before));
+    for (uint32_t i = 0; i < count; i++)
+        gpu_fork_close(&fork[i]);
+}
+
+/* All of `depth` rows kept: they hold what the device's memory holds, which is read all the same.
+ */
+static void bench_decode_full(struct bench *b, uint32_t count, uint32_t depth)
+{
+    static struct fork_work work[STREAMS_MAX];
+    static struct fork fork[STREAMS_MAX];
+    static int32_t token[STREAMS_MAX];
+    struct gpu *g = b->engine->gpu;
+    size_t row = 2 * sizeof(f16) * g->heads * g->shape.head_dim;
+    for (uint32_t i = 0; i < count; i++) {
+        fork[i] = (struct fork){.stream = {.engine = b->engine}};
+        if (gpu_tail_open(&fork[i], b->engine, depth + 64))
+            die("no room on the device for so many rows");
+        static struct state none;
+        fork[i].stream.state = &none;
+        fork[i].tail.count = depth;
+        work[i] = (struct fork_work){.fork = &fork[i]};
+    }
+    decode_steps(b, work, token, count, "decode-full", (double)row * (depth + 64) * count);
+    for (uint32_t i = 0; i < count; i++)
+        gpu_fork_close(&fork[i]);
+}
+
+static void read_text(struct bench *b, const char *path)
+{
+    FILE *f = fopen(path, "rb");
+    uint8_t *text = malloc(TEXT_BYTES_MAX);
+    struct token_text state = {0};
+    if (!f || !text)
+        die("cannot read the text (run from the top of the repository, or name --text)");
+    size_t bytes = fread(text, 1, TEXT_BYTES_MAX, f);
+    fclose(f);
+    size_t one = token_count_max(&state, bytes);
+    b->tokens = malloc((one + 65536) * 2 * sizeof *b->tokens);
+    if (!b->tokens)
+        die("no memory");
+    const struct tokenizer *t = engine_tokenizer(b->engine);
+    b->count = token_feed(t, &state, text, bytes, b->tokens);
+    for (size_t i = 0; b->count < 8192; i++) /* a short text again */
+        b->tokens[b->count++] = b->tokens[i];
+    free(text);
+}
+
+int main(int argc, char **argv)
+{
+    struct engine_options options = {.model_path = "build/models/smollm2-135m-instruct-q4_1.gguf",
+                                     .adapter_path = "stream/adapters/smollm2-135m-instruct.gguf",
+                                     .device = DEVICE_CUDA,
+                                     .threads = 1,
+                                     .feature_mask = UINT32_MAX};
+    struct bench b = {.streams = 1000, .ratio = 2, .tail = 256, .chunks = 2, .commit = "unknown"};
+    const char *text = "LICENSE", *only = "";
+    uint32_t depth = 8192;
+    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:r:c:k:o:x:f:")) != -1;) {
+        unsigned long n = optarg ? strtoul(optarg, NULL, 0) : 0;
+        if (c == 'm')
+            options.model_path = optarg;
+        else if (c == 'a')
+            options.adapter_path = *optarg ? optarg : NULL;
+        else if (c == 't')
+            text = optarg;
+        else if (c == 'n')
+            b.streams = n < STREAMS_MAX ? (uint32_t)n : STREAMS_MAX;
+        else if (c == 'd')
+            b.ratio = (uint32_t)n;
+        else if (c == 'r')
+            options.batch_rows = (uint32_t)n;
+        else if (c == 'c')
+            b.chunks = (uint32_t)n;
+        else if (c == 'k')
+            b.commit = optarg;
+        else if (c == 'o')
+            only = optarg;
+        else if (c == 'x')
+            depth = (uint32_t)n;
+        else
+            die("-m GGUF -a ADAPTER -t TEXT -n STREAMS -d RATIO -r ROWS -c CHUNKS -k COMMIT -o "
+                "ingest|decode|full");
+    }
+    char error[512];
+    if (engine_open(&b.engine, &options, error, sizeof error))
+        die(error);
+    engine_info(b.engine, &b.info);
+    read_text(&b, text);
+    if (!*only || strstr(only, "ingest")) {
+        bench_projections(&b, b.streams * 32);
+        free(bench_ingest(&b, b.streams, false, false));
+        free(bench_ingest(&b, b.streams, true, false));
+    }
+    if (strstr(only, "decode")) {
+        struct held *h = bench_ingest(&b, b.streams, false, true);
+        for (uint32_t count = b.streams; count >= 1; count /= 4)
+            bench_decode(&b, h, count);
+    }
+    if (strstr(only, "full"))
+        for (uint32_t count = b.streams; count >= 1; count /= 4)
+            bench_decode_full(&b, count, depth);
+    engine_close(&b.engine);
+    return 0;
+}

@@ -1,0 +1,7 @@
+/* Stands in for CUDA's header; simt.h has what is used of it. */
+#ifndef SILT_TESTS_EMULATE_CUDA_BF16_H
+#define SILT_TESTS_EMULATE_CUDA_BF16_H
+
+#include "tests/emulate/simt.h"
+
+#endif

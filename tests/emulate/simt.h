@@ -1,0 +1,142 @@
+/*
+ * simt: CUDA kernels on a CPU, thread by thread, so that their logic is tested where there is no
+ * GPU.
+ *
+ * A block's threads are fibers of one system thread; blocks run one after another. Barriers and
+ * warp functions hand over to the next fiber until all have arrived, so a kernel that needs a
+ * barrier and has none gives wrong results here too. The tensor-core and copy instructions of
+ * kernels/cuda.cuh are written out with the register layouts of the PTX manual. Not covered: speed,
+ * memory order between blocks, what a real device rounds otherwise.
+ */
+#ifndef SILT_TESTS_EMULATE_SIMT_H
+#define SILT_TESTS_EMULATE_SIMT_H
+
+#include <float.h>
+#include <functional>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __shared__      static
+#define __align__(n)    __attribute__((aligned(n)))
+#define __launch_bounds__(...)
+
+struct dim3 {
+    uint32_t x, y, z;
+    dim3(uint32_t x_ = 1, uint32_t y_ = 1, uint32_t z_ = 1) : x(x_), y(y_), z(z_)
+    {
+    }
+};
+struct float2 {
+    float x, y;
+};
+static inline float2 make_float2(float x, float y)
+{
+    return {x, y};
+}
+
+struct simt_thread {
+    dim3 thread;
+    uint32_t lane, warp, collectives;
+};
+extern struct simt_thread *simt_now;
+extern dim3 simt_block, simt_threads;
+#define threadIdx (simt_now->thread)
+#define blockIdx  simt_block
+#define blockDim  simt_threads
+
+void simt_launch(dim3 grid, dim3 block, const std::function<void()> &kernel);
+void __syncthreads(void);
+/* Every lane gives `bytes` (at most 64) and sees what all lanes of its warp gave. */
+typedef uint8_t simt_values[32][64];
+const simt_values *simt_exchange(const void *value, size_t bytes);
+
+static inline float __shfl_xor_sync(uint32_t mask, float value, int step)
+{
+    float other;
+    (void)mask;
+    uint32_t lane = simt_now->lane;
+    memcpy(&other, (*simt_exchange(&value, sizeof value))[lane ^ (uint32_t)step], sizeof other);
+    return other;
+}
+
+/* ---- numbers ---- */
+
+extern "C" {
+uint16_t f16_from_f32(float f);
+float f16_to_f32(uint16_t h);
+}
+struct __half {
+    uint16_t bits;
+};
+typedef __half __nv_bfloat16;
+static inline __half __ushort_as_half(uint16_t bits)
+{
+    return {bits};
+}
+static inline uint16_t __half_as_ushort(__half h)
+{
+    return h.bits;
+}
+static inline float __half2float(__half h)
+{
+    return f16_to_f32(h.bits);
+}
+static inline __half __float2half_rn(float f)
+{
+    return {f16_from_f32(f)};
+}
+static inline float __uint_as_float(uint32_t bits)
+{
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+/* To nearest, ties to even. */
+static inline __nv_bfloat16 __float2bfloat16_rn(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    if ((bits & 0x7fffffffu) > 0x7f800000u)
+        return {(uint16_t)(bits >> 16 | 0x40)};
+    return {(uint16_t)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
+}
+static inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 b)
+{
+    return b.bits;
+}
+#define __expf expf
+static inline uint32_t min(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+static inline unsigned long long atomicAdd(unsigned long long *to, unsigned long long value)
+{
+    unsigned long long old = *to;
+    *to += value;
+    return old;
+}
+
+/* ---- instructions of kernels/cuda.cuh ---- */
+
+void mma_16x8x16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1);
+void load_matrices(uint32_t out[4], const uint16_t *row, bool transpose);
+static inline void copy_begin(uint16_t *shared, const uint16_t *from)
+{
+    if (from)
+        memcpy(shared, from, 16);
+    else
+        memset(shared, 0, 16);
+}
+static inline void copy_commit(void)
+{
+}
+template <int left> static inline void copy_wait(void)
+{
+}
+
+#endif

@@ -1,0 +1,413 @@
+/*
+ * Streams on a device against streams on the CPU, with the tiny model and the device emulated: what
+ * a chunk leaves behind, losses, cuts, batches, states, forks, recall, and a device in trouble.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "stream/gpu.h"
+#include "tests/unit/tiny_model.h"
+
+enum { TOKENS = 7 * TINY_CHUNK, SCORED = 3 * TINY_CHUNK + 96 };
+
+/* simt.h is C++; see tests/emulate/cuda_runtime.h */
+enum trouble { FINE, NO_DEVICE, OLD_DEVICE, NO_MEMORY, BROKEN };
+void simt_trouble(enum trouble trouble, size_t memory_bytes);
+
+static char model_path[64], adapter_path[64];
+static struct engine *cpu, *gpu;
+static int32_t tokens[TOKENS + 1];
+
+struct held {
+    struct stream *stream;
+    void *memory;
+};
+
+static struct held stream_of(struct engine *e, uint32_t ratio, uint32_t ring)
+{
+    struct stream_options options = {.dmc_ratio = ratio, .ring_segments = ring};
+    size_t bytes = (stream_bytes(e, &options, NULL, 0) + 63) & ~(size_t)63;
+    struct held h = {.memory = aligned_alloc(64, bytes)};
+    assert_non_null(h.memory);
+    assert_int_equal(stream_open(&h.stream, e, &options, h.memory, bytes), 0);
+    return h;
+}
+
+static void drop(struct held *h)
+{
+    stream_close(&h->stream);
+    free(h->memory);
+}
+
+static uint64_t hash_of(const struct held *h)
+{
+    struct stream_stat stat;
+    stream_stat(h->stream, &stat);
+    return stat.memory_hash;
+}
+
+static struct engine *engine_on(enum device device, char *error, size_t error_bytes, int *code)
+{
+    struct engine_options options = {.model_path = model_path,
+                                     .adapter_path = adapter_path,
+                                     .device = device,
+                                     .threads = 1,
+                                     .feature_mask = UINT32_MAX,
+                                     .device_bytes = 64 << 20,
+                                     .batch_rows = 1024};
+    struct engine *e = NULL;
+    *code = engine_open(&e, &options, error, error_bytes);
+    return e;
+}
+
+/* Float weights: what differs is bf16 against fp32 alone, not int8 activations. */
+static int set_up(void **state)
+{
+    (void)state;
+    char error[256] = "";
+    int code;
+    snprintf(model_path, sizeof model_path, "/tmp/silt-gpu-%d.gguf", getpid());
+    snprintf(adapter_path, sizeof adapter_path, "/tmp/silt-gpu-%d.adapter.gguf", getpid());
+    struct tiny_options options = TINY_DEFAULTS;
+    options.weight_type = options.embed_type = TENSOR_F32;
+    if (tiny_model_write(model_path, &options) ||
+        tiny_adapter_write(adapter_path, model_path, &options))
+        return -1;
+    cpu = engine_on(DEVICE_CPU, error, sizeof error, &code);
+    gpu = engine_on(DEVICE_CUDA, error, sizeof error, &code);
+    if (!cpu || !gpu) {
+        fprintf(stderr, "%s\n", error);
+        return -1;
+    }
+    uint64_t x = 88172645463325252u;
+    for (int i = 0; i <= TOKENS; i++) {
+        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+        tokens[i] = (int32_t)(3 + x % (cpu->shape.vocab - 3));
+    }
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    engine_close(&cpu);
+    engine_close(&gpu);
+    unlink(model_path);
+    unlink(adapter_path);
+    return 0;
+}
+
+static double mean_loss(struct stream *s, uint32_t count, float *nll)
+{
+    double sum = 0;
+    assert_int_equal(stream_score(s, tokens, tokens + 1, count, nll), 0);
+    for (uint32_t i = 0; i < count; i++)
+        sum += (double)nll[i];
+    return sum / count;
+}
+
+static void loss_and_ratio_are_the_cpus(void **state)
+{
+    (void)state;
+    static float nll[2][SCORED];
+    for (uint32_t ratio = 1; ratio <= 8; ratio *= 2)
+        for (int simple = 0; simple < 1 + (ratio == 2); simple++) {
+            /* The plain kernel is a slow one, here most of all. */
+            uint32_t count = simple ? TINY_CHUNK + 64 : SCORED;
+            struct held a = stream_of(cpu, ratio, 2), b = stream_of(gpu, ratio, 2);
+            struct stream_stat sa, sb;
+            gpu->gpu->cuda->simple = simple;
+            double x = mean_loss(a.stream, count, nll[0]);
+            double y = mean_loss(b.stream, count, nll[1]), far = 0;
+            for (uint32_t i = 0; i < count; i++)
+                far = fmax(far, fabs((double)nll[0][i] - (double)nll[1][i]));
+            stream_stat(a.stream, &sa);
+            stream_stat(b.stream, &sb);
+            printf("ratio %u: loss %.5f and %.5f, at most %.4f apart, realised %.4f and %.4f\n",
+                   ratio, x, y, far, sa.ratio_realised, sb.ratio_realised);
+            /* A decision that falls the other way moves all behind it in a model of random
+             * weights; trained ones agree to 0.002 at any ratio (tests/bench/results). */
+            assert_true(fabs(x - y) < (ratio == 1 ? 0.002 : 0.02));
+            assert_true(ratio > 1 || far < 0.5);
+            assert_true(fabs(sa.ratio_realised / sb.ratio_realised - 1) < 0.01);
+            assert_int_equal(sa.segments_cold, sb.segments_cold);
+            assert_true(fabs(sa.rows_mean - sb.rows_mean) < 0.01 * sa.rows_mean);
+            gpu->gpu->cuda->simple = false;
+            drop(&a);
+            drop(&b);
+        }
+}
+
+static void cuts_and_company_do_not_matter(void **state)
+{
+    (void)state;
+    enum { STREAMS = 4 };
+    struct held alone[STREAMS], cut[STREAMS], together[STREAMS];
+    struct stream_work work[STREAMS];
+    for (uint32_t i = 0; i < STREAMS; i++) {
+        uint32_t count = 4 * TINY_CHUNK + 70 * i, step = 1;
+        alone[i] = stream_of(gpu, 1u << i, 2);
+        cut[i] = stream_of(gpu, 1u << i, 2);
+        together[i] = stream_of(gpu, 1u << i, 2);
+        assert_int_equal(stream_feed(alone[i].stream, tokens, count), 0);
+        for (uint32_t at = 0; at < count; at += step, step = step % 97 + 13) {
+            step = step < count - at ? step : count - at;
+            assert_int_equal(stream_feed(cut[i].stream, tokens + at, step), 0);
+        }
+        work[i] = (struct stream_work){together[i].stream, tokens, count, 1};
+    }
+    assert_int_equal(streams_feed(work, STREAMS), 0);
+    for (uint32_t i = 0; i < STREAMS; i++) {
+        size_t bytes;
+        char *first = NULL;
+        const void *state_now = stream_state(alone[i].stream, &bytes);
+        assert_non_null(first = malloc(bytes));
+        memcpy(first, state_now, bytes);
+        assert_true(hash_of(&alone[i]) != 0);
+        assert_true(hash_of(&alone[i]) == hash_of(&cut[i]));
+        assert_true(hash_of(&alone[i]) == hash_of(&together[i]));
+        const struct layout *l = &alone[i].stream->layout;
+        /* From the counts to the window: before it lie old pending tokens, in it old entries. */
+        size_t from = l->capacity, most = l->window_k[0] - from;
+        const char *same = stream_state(cut[i].stream, &bytes);
+        assert_memory_equal(first + from, same + from, most);
+        same = stream_state(together[i].stream, &bytes);
+        assert_memory_equal(first + from, same + from, most);
+        free(first);
+        drop(&alone[i]);
+        drop(&cut[i]);
+        drop(&together[i]);
+    }
+}
+
+/* Either device goes on from what the other has read. */
+static void states_cross_over(void **state)
+{
+    (void)state;
+    enum { FIRST = 3 * TINY_CHUNK + 96 };
+    static float nll[3][TOKENS];
+    for (uint32_t ratio = 1; ratio <= 4; ratio *= 4) {
+        struct engine *to[3] = {cpu, gpu, gpu}, *from[3] = {gpu, cpu, gpu};
+        double loss[3] = {0};
+        for (int i = 0; i < 3; i++) {
+            struct held a = stream_of(from[i], ratio, 2), b = stream_of(to[i], ratio, 2);
+            size_t bytes;
+            assert_int_equal(stream_feed(a.stream, tokens, FIRST), 0);
+            const void *block = stream_state(a.stream, &bytes);
+            assert_int_equal(stream_restore(b.stream, block, bytes), 0);
+            assert_int_equal(stream_restore(b.stream, block, bytes - 1), -EINVAL);
+            assert_int_equal(
+                stream_score(b.stream, tokens + FIRST, tokens + FIRST + 1, 320, nll[i]), 0);
+            for (int t = 0; t < 320; t++)
+                loss[i] += (double)nll[i][t] / 320;
+            drop(&a);
+            drop(&b);
+        }
+        printf("ratio %u: from device to CPU %.5f, back %.5f, device alone %.5f\n", ratio, loss[0],
+               loss[1], loss[2]);
+        assert_true(fabs(loss[0] - loss[2]) < 0.02 && fabs(loss[1] - loss[2]) < 0.02);
+    }
+}
+
+static struct fork *fork_of(const struct held *h, void **memory)
+{
+    struct fork *f;
+    struct stream_options options = {.dmc_ratio = h->stream->layout.ratio,
+                                     .ring_segments = h->stream->layout.ring};
+    size_t bytes = (fork_bytes(h->stream->engine, &options) + 63) & ~(size_t)63;
+    *memory = aligned_alloc(64, bytes);
+    assert_non_null(*memory);
+    assert_int_equal(fork_open(&f, h->stream, *memory, bytes), 0);
+    return f;
+}
+
+static double logits_apart(struct fork *a, struct fork *b)
+{
+    const float *x = fork_logits(a), *y = fork_logits(b);
+    double far = 0, top = 0;
+    for (uint32_t i = 0; i < cpu->shape.vocab; i++) {
+        far = fmax(far, fabs((double)x[i] - (double)y[i]));
+        top = fmax(top, fabs((double)x[i]));
+    }
+    return far / top;
+}
+
+static uint32_t left[2];
+static f16 left_rows[8][TINY_LAYERS * TINY_KV_HEADS * TINY_COMP * 2 * TINY_HEAD_DIM];
+
+static void leaves(void *user, const struct segment_view *segment)
+{
+    uint32_t *count = user;
+    assert_int_equal(segment->number, *count);
+    assert_int_equal(segment->token_from, *count * TINY_CHUNK);
+    assert_int_equal(segment->rows_bytes, sizeof left_rows[0]);
+    if (count == &left[0])
+        memcpy(left_rows[*count], segment->rows, segment->rows_bytes);
+    *count += 1;
+}
+
+static void forks_answer_as_the_cpus(void **state)
+{
+    (void)state;
+    for (uint32_t ratio = 1; ratio <= 4; ratio *= 2) {
+        struct held a = stream_of(cpu, ratio, 2), b = stream_of(gpu, ratio, 2);
+        void *memory[2];
+        left[0] = left[1] = 0;
+        stream_on_segment_leave(a.stream, leaves, &left[0]);
+        stream_on_segment_leave(b.stream, leaves, &left[1]);
+        assert_int_equal(stream_feed(a.stream, tokens, 6 * TINY_CHUNK + 77), 0);
+        assert_int_equal(stream_feed(b.stream, tokens, 6 * TINY_CHUNK + 77), 0);
+        assert_int_equal(left[0], 4);
+        assert_int_equal(left[1], 4);
+        uint64_t before = hash_of(&b);
+        struct fork *x = fork_of(&a, &memory[0]), *y = fork_of(&b, &memory[1]);
+        assert_int_equal(fork_feed(x, tokens + 5, 45), 0);
+        assert_int_equal(fork_feed(y, tokens + 5, 45), 0);
+        double apart = logits_apart(x, y);
+        for (int i = 0; i < 3; i++) { /* single tokens take another kernel */
+            assert_int_equal(fork_feed(x, tokens + 60 + i, 1), 0);
+            assert_int_equal(fork_feed(y, tokens + 60 + i, 1), 0);
+            apart = fmax(apart, logits_apart(x, y));
+        }
+        assert_true(fork_room(x) == fork_room(y) && fork_position(x) == fork_position(y));
+        struct cold_segment cold[2] = {{.number = 1, .rows = left_rows[1]},
+                                       {.number = 3, .rows = left_rows[3]}};
+        fork_rewind(x);
+        fork_rewind(y);
+        assert_int_equal(fork_recall(x, cold, 2), 0);
+        assert_int_equal(fork_recall(y, cold, 2), 0);
+        assert_int_equal(fork_feed(x, tokens + 5, 33), 0);
+        assert_int_equal(fork_feed(y, tokens + 5, 33), 0);
+        printf("ratio %u: logits %.4f of their size apart, %.4f with recall\n", ratio, apart,
+               logits_apart(x, y));
+        assert_true(apart < 0.1 && logits_apart(x, y) < 0.1);
+        assert_true(before == hash_of(&b));
+        fork_close(&x);
+        fork_close(&y);
+        free(memory[0]);
+        free(memory[1]);
+        drop(&a);
+        drop(&b);
+    }
+}
+
+/* Many forks in one call, each as alone. */
+static void forks_together(void **state)
+{
+    (void)state;
+    enum { FORKS = 3 };
+    struct held h = stream_of(gpu, 2, 2);
+    void *memory[2 * FORKS];
+    struct fork *alone[FORKS], *together[FORKS];
+    struct fork_work work[FORKS];
+    int32_t best[FORKS];
+    assert_int_equal(stream_feed(h.stream, tokens, 3 * TINY_CHUNK + 40), 0);
+    for (uint32_t i = 0; i < FORKS; i++) {
+        alone[i] = fork_of(&h, &memory[i]);
+        together[i] = fork_of(&h, &memory[FORKS + i]);
+        assert_int_equal(fork_feed(alone[i], tokens + i, 40 + 9 * i), 0);
+        work[i] =
+            (struct fork_work){.fork = together[i], .tokens = tokens + i, .count = 40 + 9 * i};
+    }
+    assert_int_equal(forks_feed(work, FORKS), 0);
+    for (uint32_t i = 0; i < FORKS; i++) {
+        assert_memory_equal(fork_logits(alone[i]), fork_logits(together[i]),
+                            gpu->shape.vocab * sizeof(float));
+        assert_int_equal(fork_feed(alone[i], tokens + 7, 1), 0);
+        work[i].tokens = tokens + 7;
+        work[i].count = 1;
+        work[i].best = &best[i];
+    }
+    assert_int_equal(forks_feed(work, FORKS), 0);
+    for (uint32_t i = 0; i < FORKS; i++) {
+        const float *logits = fork_logits(alone[i]);
+        for (uint32_t v = 0; v < gpu->shape.vocab; v++)
+            if (!(logits[v] <= logits[best[i]]))
+                fail_msg("fork %u: %u has %g, %d %g", i, v, (double)logits[v], best[i],
+                         (double)logits[best[i]]);
+        fork_close(&alone[i]);
+        fork_close(&together[i]);
+        free(memory[i]);
+        free(memory[FORKS + i]);
+    }
+    drop(&h);
+}
+
+static void trouble_is_said(void **state)
+{
+    (void)state;
+    static const struct {
+        enum trouble trouble;
+        size_t memory_bytes;
+        int code;
+        const char *says;
+    } cases[] = {
+        {NO_DEVICE, 0, -ENODEV, "no usable GPU"},
+        {OLD_DEVICE, 0, -ENODEV, "older than compute capability"},
+        {FINE, 100 << 10, -ENOMEM, "no room for the weights"},
+        {FINE, 8 << 20, -ENOMEM, "no room for"},
+    };
+    char error[256];
+    int code;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        simt_trouble(cases[i].trouble, cases[i].memory_bytes);
+        assert_null(engine_on(DEVICE_CUDA, error, sizeof error, &code));
+        printf("%d: %s\n", code, error);
+        assert_int_equal(code, cases[i].code);
+        assert_non_null(strstr(error, cases[i].says));
+    }
+    simt_trouble(FINE, 0);
+}
+
+/* A device that breaks says so from then on; what the stream had when it was last saved still
+ * serves, on the CPU. */
+static void a_broken_device_stays_broken(void **state)
+{
+    (void)state;
+    char error[256];
+    int code;
+    struct engine *e = engine_on(DEVICE_CUDA, error, sizeof error, &code);
+    assert_non_null(e);
+    struct held h = stream_of(e, 2, 2), saved = stream_of(cpu, 2, 2);
+    size_t bytes;
+    assert_int_equal(stream_feed(h.stream, tokens, 600), 0);
+    const void *block = stream_state(h.stream, &bytes);
+    assert_int_equal(stream_restore(saved.stream, block, bytes), 0);
+    simt_trouble(BROKEN, 0);
+    assert_int_equal(stream_feed(h.stream, tokens + 600, 64), -EIO);
+    simt_trouble(FINE, 0);
+    assert_int_equal(stream_feed(h.stream, tokens + 600, 64), -EIO);
+    printf("%s\n", e->gpu->cuda->error_text);
+    assert_non_null(strstr(e->gpu->cuda->error_text, "unspecified launch failure"));
+    assert_null(stream_state(h.stream, &bytes));
+    assert_int_equal(stream_feed(saved.stream, tokens + 600, 64), 0);
+    drop(&h);
+    drop(&saved);
+    engine_close(&e);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(loss_and_ratio_are_the_cpus),
+        cmocka_unit_test(cuts_and_company_do_not_matter),
+        cmocka_unit_test(states_cross_over),
+        cmocka_unit_test(forks_answer_as_the_cpus),
+        cmocka_unit_test(forks_together),
+        cmocka_unit_test(trouble_is_said),
+        cmocka_unit_test(a_broken_device_stays_broken),
+    };
+    return cmocka_run_group_tests_name("gpu, emulated", tests, set_up, tear_down);
+}
