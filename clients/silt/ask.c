@@ -40,7 +40,7 @@ struct question {
     bool sampled; /* an option was given that means nothing at temperature 0 */
     char *text;   /* of the answer, where --json collects it */
     size_t text_bytes, text_room;
-    bool newline; /* the answer's last byte is one */
+    bool newline; /* nothing was printed, or its last byte is one */
 };
 
 static const struct option longs[] = {
@@ -248,7 +248,7 @@ static int ask(struct silt *silt, struct question *q)
     if (r)
         return r;
     r = client_ask(silt->client, &q->ask, on_token, q, &answer, &silt->error);
-    if (!q->json && q->text_bytes == 0 && !q->newline)
+    if (!q->json && !q->newline)
         putchar('\n');
     if (r)
         return silt_fail(silt);
@@ -266,6 +266,7 @@ static int run(struct silt *silt, int argc, char **argv)
 {
     /* What a sampling option leaves unsaid; without any, siltd's own defaults hold. */
     struct question q = {
+        .newline = true,
         .sampling = {.temperature = UNSAID, .top_p = 1, .repeat_penalty = 1},
     };
     int option, r;
