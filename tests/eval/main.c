@@ -49,6 +49,8 @@ static const char help[] =
     "                     llama.cpp's perplexity tool does\n"
     "  --device cpu|cuda  --threads N\n"
     "  --features MASK    instruction sets the kernels may use, 0: the reference (default: all)\n"
+    "  --exact            fp32 weights and activations, slow: what the int8 of ingest is measured "
+    "by\n"
     "  --json             one JSON line a document, then one with \"total\": true\n"
     "\n"
     "Loss (nll) is in nats a token. Compare policies on the same documents:\n"
@@ -86,6 +88,7 @@ enum {
     OPTION_JOIN,
     OPTION_STREAMS,
     OPTION_ASK,
+    OPTION_EXACT,
     OPTION_BLOCK,
     OPTION_DEVICE,
     OPTION_THREADS,
@@ -180,6 +183,7 @@ static int parse(struct eval_options *o, int argc, char **argv)
         {"join", 0, NULL, OPTION_JOIN},
         {"streams", 1, NULL, OPTION_STREAMS},
         {"ask", 0, NULL, OPTION_ASK},
+        {"exact", 0, NULL, OPTION_EXACT},
         {"block", 1, NULL, OPTION_BLOCK},
         {"device", 1, NULL, OPTION_DEVICE},
         {"threads", 1, NULL, OPTION_THREADS},
@@ -198,6 +202,8 @@ static int parse(struct eval_options *o, int argc, char **argv)
             o->join = true;
         else if (found == OPTION_ASK)
             o->ask = true;
+        else if (found == OPTION_EXACT)
+            o->engine.exact = true;
         else if (found == OPTION_JSON)
             o->json = true;
         else if (!set_word(o, found, optarg) && !set_number(o, found, optarg)) {
