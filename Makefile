@@ -95,6 +95,9 @@ $(UNIT): $(O)/tests/%: $(O)/obj/tests/unit/%.c.o $(O)/parts.a
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 
+# The command's parts are in no archive: its names are its own.
+$(O)/tests/test_convert: $(call objects,clients/silt/convert.c clients/silt/stamp.c)
+
 # The daemon's core under made-up schedules; the fake engine stands before the real one.
 $(O)/sim: $(call objects,$(wildcard tests/sim/*.c)) $(O)/parts.a
 	$(call say,LINK,$@)
