@@ -103,7 +103,7 @@ def share(part, whole):
 
 
 def print_head():
-    print(f"{'text':12} {'dmc':>3} {'streams':>11} "
+    print(f"{'text':14} {'dmc':>3} {'streams':>11} "
           + " ".join(f"{name:>7}" for name in POLICY_NAMES)
           + f" {'closed':>7} {'content':>7} {'rows':>6} {'ratio':>6}")
 
@@ -111,7 +111,7 @@ def print_head():
 def print_row(row, mark=""):
     nll = {name: float(row[name]) for name in POLICY_NAMES}
     gap = nll["window"] - nll["full"]
-    print(f"{row['text']:12} {row['dmc']:>3} {row['streams']:>3} x {int(row['tokens']):>5} "
+    print(f"{row['text']:14} {row['dmc']:>3} {row['streams']:>3} x {int(row['tokens']):>5} "
           + " ".join(f"{value:7.4f}" for value in nll.values())
           + f" {share(nll['window'] - nll['ccm'], gap)} {share(nll['swap'] - nll['ccm'], gap)} "
           f"{float(row['rows']):6.0f} {float(row['ratio']):6.2f} {mark}", flush=True)
