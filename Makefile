@@ -40,7 +40,8 @@ ifeq ($(CUDA),1)
 CUDA_HOME ?= $(abspath $(dir $(realpath $(NVCC)))/..)
 NVCCFLAGS := -std=c++17 -O3 -I. -lineinfo -gencode arch=compute_$(CUDA_ARCH),code=[sm_$(CUDA_ARCH),compute_$(CUDA_ARCH)] \
              -Xcompiler -Wall,-Wextra$(if $(CI),$(comma)-Werror)
-LDLIBS += $(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a $(CUDA_HOME)/lib/libcudart_static.a)) -ldl -lrt -lstdc++
+LDLIBS += $(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a $(CUDA_HOME)/lib/libcudart_static.a)) \
+          -Wl,--as-needed -ldl -lrt -lstdc++ -Wl,--no-as-needed
 KERNELS := $(call objects,$(filter-out kernels/no_cuda.c,$(wildcard kernels/*.c)) $(wildcard kernels/*.cu))
 else
 KERNELS := $(call objects,$(wildcard kernels/*.c))

@@ -1,6 +1,7 @@
 """silt-eval on the tiny model: what its policies must agree on, and what it says when it cannot."""
 
 import json
+import pathlib
 import subprocess
 
 import lib
@@ -176,6 +177,20 @@ def test_what_it_cannot_do_it_says():
     assert len(trial.run(tiny, "full")) == 2  # a single token has nothing to score
     help_text = subprocess.run([EVAL, "--help"], capture_output=True, check=True).stdout
     assert b"ccm-swap" in help_text and b"--block" in help_text
+
+
+def test_without_a_gpu_it_says_so():
+    if pathlib.Path("/dev/nvidia0").exists():
+        return  # then it would run
+    trial = Trial()
+    text = trial.write("one.txt", story(1, 60))
+    assert "--device cpu" in trial.run(text, "ccm", "--device", "cuda", code=1)
+    daemon = subprocess.run([lib.BUILD / "siltd", "--device", "cuda", "--listen",
+                             f"ipc://{trial.home}/sock", "--data", trial.home / "data",
+                             "--model", trial.home / "tiny.gguf", "--adapter",
+                             trial.home / "tiny-adapter.gguf"],
+                            capture_output=True, check=False, timeout=60 * lib.SLOW)
+    assert daemon.returncode == 1 and b"--device cpu" in daemon.stderr, daemon
 
 
 if __name__ == "__main__":
