@@ -141,6 +141,16 @@ struct client_tier {
     char name[32];
     uint64_t bytes_plan, bytes_used;
 };
+enum { CLIENT_PINS_MAX = 16 };
+struct client_pin {
+    uint64_t from, to; /* tokens, half-open */
+    bool held;         /* the stream attends to it; else only questions do, until its next chunk */
+};
+struct client_pins {
+    size_t count;
+    uint32_t tokens_max; /* of all pins together; 0: this siltd keeps none */
+    struct client_pin pin[CLIENT_PINS_MAX];
+};
 /* What a stream's memory costs: as it reads, against the newest 2,048 tokens uncompressed. */
 struct client_loss {
     uint64_t chunks;                             /* scored; 0: none yet */
@@ -165,6 +175,7 @@ struct client_stream_stat {
     double *head_ratio; /* [layers * kv_heads] */
     char **degraded;
     struct client_loss loss;
+    struct client_pins pins;
     uint64_t recall_hits; /* cold segments that came back for questions */
     uint64_t recalled_us; /* when the last ones did, wall clock; 0: never */
     size_t recalled_count;
@@ -192,6 +203,17 @@ void client_process_stat_free(struct client_process_stat *stat);
 typedef int client_list_fn(void *user, const struct client_stream_stat *stat);
 int client_list(struct client *client, client_list_fn *each, void *user,
                 struct client_error *error);
+
+/* ---- pins ---- */
+
+/* Each gives what is pinned afterwards; out may be NULL. pin: -ENOSPC: no room, or not a range of
+ * the stream; unpin: every pin that has some of the range goes; -ENOENT: none has. */
+int client_pins(struct client *client, const char *stream, struct client_pins *out,
+                struct client_error *error);
+int client_pin(struct client *client, const char *stream, uint64_t from, uint64_t to,
+               struct client_pins *out, struct client_error *error);
+int client_unpin(struct client *client, const char *stream, uint64_t from, uint64_t to,
+                 struct client_pins *out, struct client_error *error);
 
 /* ---- questions ---- */
 

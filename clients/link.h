@@ -50,7 +50,7 @@ struct client {
     size_t held_bytes;          /* payloads unacked, of all of them */
 };
 
-/* keys.c */
+/* curve.c */
 struct client_settings {
     char endpoint[ENDPOINT_BYTES_MAX], server_key[128], client_key[PATH_MAX];
 };

@@ -118,15 +118,20 @@ static void note_hits(struct slot *slot, const struct cold_segment *segments, ui
 /* The segments go into the fork; the disk's buffers are free again. */
 static void recall(struct sched *sched, struct ask *ask)
 {
-    struct cold_segment segments[STREAM_RECALL_MAX];
-    uint32_t count;
+    struct cold_segment all[STREAM_RECALL_MAX], *segments = all;
+    uint32_t count, most;
 
     if (!ask->fetch)
         return;
-    count = spill_segments(ask->fetch, segments);
+    count = spill_segments(ask->fetch, all);
     /* One that covers more by now than had left the ring at a past position is not of that past. */
     while (count && segments[count - 1].number >= ask->cold_chunks)
         count--;
+    most = fork_recall_max(ask->fork); /* pins take places: the newest come first */
+    if (count > most) {
+        segments += count - most;
+        count = most;
+    }
     if (fork_recall(ask->fork, segments, count) == 0) {
         ask->recalled = count;
         note_hits(&sched->slots[ask->slot], segments, count);

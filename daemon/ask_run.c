@@ -113,6 +113,8 @@ static bool start(struct sched *sched, struct ask *ask)
     if (!wait_over(sched, ask, slot))
         return false;
     result = fork_open(&ask->fork, slot->stream, ask->memory, ask->memory_bytes);
+    if (!result && sched->info.pin_tokens_max)
+        result = pins_apply_fork(slot, ask->fork, sched->info.chunk_tokens);
     if (result) {
         fail(sched, ask, SILT__V1__ERROR__CODE__NO_SPACE,
              "no fork can be opened on this stream: its ring may be larger than the plan's");

@@ -76,6 +76,10 @@ static const struct option_row rows[] = {
      "tokens of a stream acked and not yet computed (default: 65536);\n"
      "a producer that is further ahead waits",
      OPTION_COUNT, AT(lag_tokens_max), LAG_TOKENS_MIN, LAG_TOKENS_LIMIT, NULL, NULL},
+    {"pin-tokens-max", "N",
+     "tokens that a stream may keep uncompressed, by `silt pin` (default: 128, which\n"
+     "are 4.4 MB a stream with the default model; 0: none)",
+     OPTION_COUNT, AT(pin_tokens_max), 0, PIN_TOKENS_LIMIT, NULL, NULL},
     {"loss-meter", "no|yes",
      "score a chunk now and then with and without compression, in at most 2 % of the\n"
      "computing (default: where its memory fits the plan)",
@@ -141,6 +145,7 @@ void config_defaults(struct config *config)
     memset(config, 0, sizeof *config);
     config->clients_max = CLIENTS_DEFAULT;
     config->lag_tokens_max = LAG_TOKENS_DEFAULT;
+    config->pin_tokens_max = PIN_TOKENS_DEFAULT;
     config->device = DEVICE_CPU;
     config->segments = SEGMENT_F16;
     config->loss_flag = METER_FLAG_DEFAULT;

@@ -20,11 +20,12 @@ struct config {
     uint32_t forks_max;           /* 0: what fits, at most 4 */
     uint32_t clients_max;
     uint32_t lag_tokens_max;
-    uint32_t threads;      /* 0: as many as the process may use */
-    uint32_t feature_mask; /* instruction sets it may use */
+    uint32_t pin_tokens_max; /* a stream's */
+    uint32_t threads;        /* 0: as many as the process may use */
+    uint32_t feature_mask;   /* instruction sets it may use */
     enum device device;
     enum meter_choice loss_meter;
-    double loss_flag;   /* nats a token */
+    double loss_flag; /* nats a token */
     enum search_by find;
     bool adapter_given; /* named by the user: then it must be there and fit */
     bool when_full_trim;

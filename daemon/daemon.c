@@ -92,7 +92,8 @@ static int open_engine(struct core *core, char *error, size_t error_bytes)
                                      .adapter_path = config->adapter[0] ? config->adapter : NULL,
                                      .device = config->device,
                                      .threads = config->threads,
-                                     .feature_mask = config->feature_mask};
+                                     .feature_mask = config->feature_mask,
+                                     .pin_tokens_max = config->pin_tokens_max};
     int result;
 
     if (access(config->model, R_OK) != 0) {
@@ -284,6 +285,8 @@ static void wire_threads(struct core *core)
     sched->bell = ingest->compute_bell = &core->compute_bell;
     sched->stopping = ingest->stopping = &core->stopping;
     ingest->chunk_tokens = core->info.chunk_tokens;
+    ingest->sink_tokens = core->info.sink_tokens;
+    ingest->pin_tokens_max = core->info.pin_tokens_max;
     ingest->disk_failed = &core->disk_failed;
     ingest->disk_bytes = &core->disk_bytes;
     ingest->disk_full = &core->disk_full;

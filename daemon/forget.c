@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "daemon/journal_pin.h"
 #include "daemon/replay.h"
 #include "daemon/search.h"
 
@@ -27,8 +28,7 @@ struct cut {
     uint64_t changed_from; /* the first token that may be another now */
 };
 
-/* Tokens an item forms behind `text`, into scratch. How many, or negative errno. */
-static int form(struct ingest *ingest, struct token_text *text, const struct journal_item *item)
+int forget_form(struct ingest *ingest, struct token_text *text, const struct journal_item *item)
 {
     const struct wire_item *i = &item->item;
     int32_t *out = ingest->scratch;
@@ -76,7 +76,7 @@ static int form_at(struct cut *c, uint64_t ordinal, struct journal_item *item,
         result = replay_text_before(c->ingest, id, ordinal, item->held_before, text);
     if (!result)
         result = journal_item_get(journal, id, ordinal, item); /* its bytes have moved */
-    return result ? result : form(c->ingest, text, item);
+    return result ? result : forget_form(c->ingest, text, item);
 }
 
 static int put_tokens(struct cut *c, uint64_t ordinal, uint32_t count)
@@ -149,7 +149,7 @@ static int unhold(struct cut *c, uint32_t held)
     if (result)
         return result;
     c->place = item.token_from;
-    count = form(c->ingest, &text, &item);
+    count = forget_form(c->ingest, &text, &item);
     if (count < 0)
         return count;
     c->place += (uint64_t)count;
@@ -292,6 +292,9 @@ int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t 
         result = journal_stream_part(ingest->journal, stream->id);
     if (!result)
         result = forget_items(&c);
+    if (!result)
+        result = journal_pin_forget(ingest->journal, stream->id, from, to, ingest->chunk_tokens,
+                                    ingest->sink_tokens);
     return result ? result : forget_after(ingest, stream, c.changed_from);
 }
 

@@ -14,5 +14,7 @@
 int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t from, uint64_t to);
 /* All that a removed stream has outside the journal. */
 int forget_derived(struct ingest *ingest, uint64_t stream_id);
+/* Tokens an item forms behind `text`, into scratch. How many, or negative errno. */
+int forget_form(struct ingest *ingest, struct token_text *text, const struct journal_item *item);
 
 #endif

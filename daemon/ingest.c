@@ -336,6 +336,8 @@ static void apply(struct ingest *ingest, const struct ingest_request *request)
         ingest_branch(ingest, request, result);
     else if (request->kind == INGEST_FORGET)
         ingest_forget(ingest, request, result);
+    else if (request->kind == INGEST_PIN)
+        ingest_pin(ingest, slot, request, result);
     else if (request->kind == INGEST_ATTACH)
         apply_attach(ingest, slot, result);
     else if (request->kind == INGEST_FEED)
@@ -448,6 +450,8 @@ static void end_batch(struct ingest *ingest)
         fail_results(ingest);
     }
     for (uint32_t i = 0; i < ingest->slot_count; i++) {
+        if (ingest->slots[i].ingest.pinning) /* before tokens that come behind it */
+            pins_sync(ingest, &ingest->slots[i]);
         if (!ingest->slots[i].ingest.touched)
             continue;
         if (ingest->broken)

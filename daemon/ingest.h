@@ -24,6 +24,7 @@ enum ingest_kind {
     INGEST_KEEP, /* question and answer */
     INGEST_REMOVE,
     INGEST_BRANCH, /* a new stream that has all of another so far */
+    INGEST_PIN,    /* list, pin or unpin */
     INGEST_FORGET, /* tokens of a stream in no slot */
 };
 
@@ -32,7 +33,8 @@ struct ingest_request {
     uint32_t slot; /* SLOT_NONE: remove of a parked stream */
     uint32_t record, ask;
     uint64_t stream_id; /* load, remove, forget; branch: of the parent */
-    uint64_t from, to;  /* forget: tokens */
+    uint64_t from, to;  /* forget, pin: tokens */
+    uint32_t verb;      /* pin: Pins.Verb */
     bool past;          /* load: the stream as it was at tokens_to, to be read alone */
     uint64_t tokens_to;
     uint64_t request_id;
@@ -75,7 +77,8 @@ struct item_place {
 struct ingest {
     struct search *search; /* forgets what is removed; NULL: none */
     struct spill *spill;   /* so does this */
-    uint32_t chunk_tokens;
+    uint32_t chunk_tokens, sink_tokens;
+    uint32_t pin_tokens_max; /* 0: no pins */
     struct journal *journal;
     const struct tokenizer *tokenizer;
     struct slot *slots; /* [slot_count] */

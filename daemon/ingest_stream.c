@@ -46,6 +46,7 @@ void ingest_create(struct ingest *ingest, struct slot *slot, const struct ingest
         return;
     }
     take_slot(slot, &stream);
+    (void)pins_load(ingest, slot, stream.id); /* there are none */
     slot->ingest.touched = true;
     result->created = true;
     result->stream_id = stream.id;
@@ -57,10 +58,14 @@ void ingest_load(struct ingest *ingest, struct slot *slot, const struct ingest_r
     struct journal_stream stream;
     int error = journal_stream_get(ingest->journal, request->stream_id, &stream);
 
-    if (error)
-        ingest_failed(ingest, error);
-    else
+    if (!error)
         take_slot(slot, &stream);
+    if (!error)
+        error = pins_load(ingest, slot, stream.id);
+    if (error) {
+        slot->ingest.open = false;
+        ingest_failed(ingest, error);
+    }
     if (!error && request->past) {
         slot->ingest.past = true;
         slot->ingest.tokens_to = request->tokens_to;

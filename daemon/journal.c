@@ -15,6 +15,7 @@
 #include "daemon/clock.h"
 #include "daemon/journal_branch.h"
 #include "daemon/journal_check.h"
+#include "daemon/journal_pin.h"
 #include "daemon/pages.h"
 
 enum statement {
@@ -372,6 +373,7 @@ int journal_stream_remove(struct journal *journal, uint64_t id)
     s = use(journal, STREAM_REMOVE);
     bind_u64(s, 1, id);
     result = run(s);
+    result = result ? result : journal_pin_drop(journal->db, id);
     return result ? result : journal_branch_drop(journal->db, id);
 }
 
@@ -395,7 +397,13 @@ int journal_stream_branch(struct journal *journal, uint64_t parent, struct journ
     if (id >= STREAM_ID_MAX)
         return -ENOSPC;
     result = journal_branch_make(journal->db, parent, id);
+    result = result ? result : journal_pin_branch(journal->db, parent, id);
     return result ? result : journal_stream_get(journal, id, branch);
+}
+
+sqlite3 *journal_db(struct journal *journal)
+{
+    return journal->db;
 }
 
 int journal_stream_part(struct journal *journal, uint64_t id)

@@ -25,6 +25,8 @@ enum { ORDINAL_BITS = 40 }; /* of an item's key; the stream's id stands above th
     "(coalesce((SELECT strand FROM spans WHERE stream = ?1 AND first <= ?2 AND last > ?2), ?1)"    \
     " << 40 | ?2)"
 
+/* For the files of the journal alone. */
+sqlite3 *journal_db(struct journal *journal);
 /* Within a transaction, as the next. */
 int journal_branch_make(sqlite3 *db, uint64_t parent, uint64_t branch);
 /* The stream's row is gone: so go its spans, and all items that nobody has any more. */

@@ -8,6 +8,7 @@
 
 #include "daemon/clock.h"
 #include "daemon/journal_branch.h"
+#include "daemon/journal_pin.h"
 
 static const char schema[] =
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;"
@@ -19,7 +20,8 @@ static const char schema[] =
     "CREATE TABLE IF NOT EXISTS producers (stream INTEGER, producer TEXT, sequence INTEGER,"
     " bytes INTEGER, PRIMARY KEY (stream, producer)) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS items (key INTEGER PRIMARY KEY, kind INTEGER, detail INTEGER,"
-    " time_us INTEGER, token_from INTEGER, held_before INTEGER, payload BLOB);" JOURNAL_SPANS;
+    " time_us INTEGER, token_from INTEGER, held_before INTEGER, payload BLOB);" JOURNAL_SPANS
+        JOURNAL_PINS;
 
 int journal_errno(int code)
 {

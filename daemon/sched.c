@@ -62,8 +62,12 @@ static bool feed_block(struct sched *sched, struct slot *slot)
     first = (uint32_t)(head % slot->ring.capacity);
     for (uint32_t i = 0; i < count; i++)
         block[i] = slot->ring.tokens[(first + i) % slot->ring.capacity];
-    result = sched->meter ? meter_feed(sched->meter, slot, block, count)
-                          : stream_feed(slot->stream, block, count);
+    result = sched->info.pin_tokens_max && head % sched->info.chunk_tokens == 0
+                 ? pins_apply(slot, head)
+                 : 0;
+    if (!result)
+        result = sched->meter ? meter_feed(sched->meter, slot, block, count)
+                              : stream_feed(slot->stream, block, count);
     if (result) {
         fail_stream(slot, result);
         return false;

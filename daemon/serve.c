@@ -293,6 +293,21 @@ static void serve_attach(struct core *core, const struct wire_client *client,
     push_or_busy(core, out, sizeof *out);
 }
 
+static void serve_pins(struct core *core, const struct wire_client *client,
+                       const struct wire_request *request)
+{
+    uint32_t record = wanted(core, client, request->id, request->stream);
+    struct ingest_request *out;
+
+    if (record == RECORD_NONE)
+        return;
+    out = new_request(core, INGEST_PIN, client, request->id, record);
+    out->verb = (uint32_t)request->pins->verb;
+    out->from = request->pins->from;
+    out->to = request->pins->to;
+    push_or_busy(core, out, sizeof *out);
+}
+
 static void serve_feed(struct core *core, const struct wire_client *client,
                        const struct wire_request *request)
 {
@@ -378,6 +393,9 @@ static void dispatch(struct core *core, const struct wire_client *client,
         break;
     case REQUEST_FORK:
         serve_fork(core, client, request);
+        break;
+    case REQUEST_PINS:
+        serve_pins(core, client, request);
         break;
     case REQUEST_KEYS:
         serve_keys(core, client, request);

@@ -97,6 +97,7 @@ void reply_busy(struct core *core, const struct wire_client *client, uint64_t id
 void stats_process(struct core *core, const struct wire_client *client, uint64_t id);
 void stats_stream(struct core *core, const struct wire_client *client, uint64_t id,
                   uint32_t record);
+void stats_pins(struct core *core, const struct wire_client *client, uint64_t id, uint32_t record);
 void stats_list(struct core *core, const struct wire_client *client, uint64_t id,
                 const char *after);
 

@@ -23,6 +23,7 @@ static bool permitted(const struct core *core, const struct wire_client *client,
     case REQUEST_ATTACH:
     case REQUEST_FEED:
     case REQUEST_ASK:
+    case REQUEST_PINS:
     case REQUEST_REMOVE:
     case REQUEST_FORGET:
         return keys_may(keys, client->key, request->stream);

@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 
 #include "daemon/daemon.h"
+#include "daemon/pin_table.h"
 
 #define SLOT_NONE UINT32_MAX
 
@@ -66,6 +67,7 @@ struct ingest_slot {
     uint64_t tokens_to;
     bool live;    /* all that is in the journal has gone through the ring's tail */
     bool touched; /* by the batch in work */
+    bool pinning; /* so are its pins */
     struct tail working, committed;
     uint64_t staged; /* ring position behind the batch's tokens */
     struct replay replay;
@@ -103,6 +105,7 @@ struct slot {
     struct chunk_time *times;
     uint32_t times_count, chunk_tokens;
 
+    struct slot_pins pins;
     struct spill *spill; /* where its cold segments go; NULL: nowhere */
 
     struct stream *stream; /* the compute thread's, as all below */

@@ -20,6 +20,8 @@ struct stat_parts {
     Silt__V1__Tier tiers[TIER_COUNT];
     Silt__V1__Tier *tier_list[TIER_COUNT];
     Silt__V1__LossMeter loss;
+    Silt__V1__Pin pins[STREAM_PINS_MAX];
+    Silt__V1__Pin *pin_list[STREAM_PINS_MAX];
     uint64_t recalled[STREAM_RECALL_MAX];
     char *degraded[8];
     char faults[160], rebuilding[80], lossy[120];
@@ -63,6 +65,44 @@ static void fill_heads(const struct core *core, const struct slot *slot, struct 
     parts->stat.n_head_ratio = heads;
 }
 
+/* What holds. */
+static size_t fill_pins(const struct slot *slot, Silt__V1__Pin *pins, Silt__V1__Pin **list)
+{
+    uint64_t head = atomic_load(&slot->ring.head);
+    size_t count = 0;
+
+    for (uint32_t i = 0; i < atomic_load(&slot->pins.count) && count < STREAM_PINS_MAX; i++) {
+        const struct slot_pin *pin = &slot->pins.pin[i];
+
+        if (atomic_load(&pin->until) != UINT64_MAX)
+            continue;
+        silt__v1__pin__init(&pins[count]);
+        pins[count].from = pin->from;
+        pins[count].to = pin->to;
+        pins[count].held = pin->at < head;
+        list[count] = &pins[count];
+        count++;
+    }
+    return count;
+}
+
+void stats_pins(struct core *core, const struct wire_client *client, uint64_t id, uint32_t record)
+{
+    Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
+    Silt__V1__PinsReply pins = SILT__V1__PINS_REPLY__INIT;
+    Silt__V1__Pin pin[STREAM_PINS_MAX], *list[STREAM_PINS_MAX];
+
+    pins.stream = core->table.records[record].name;
+    pins.pins = list;
+    if (core->table.records[record].slot != SLOT_NONE)
+        pins.n_pins = fill_pins(&core->slots[core->table.records[record].slot], pin, list);
+    pins.tokens_max = core->info.pin_tokens_max;
+    reply.id = id;
+    reply.body_case = SILT__V1__REPLY__BODY_PINS;
+    reply.pins = &pins;
+    reply_send(core, client, &reply);
+}
+
 static void fill_live(const struct core *core, struct slot *slot, struct stat_parts *parts,
                       bool with_heads)
 {
@@ -93,6 +133,10 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
         out->n_recalled = slot->stat.recalled_count;
         memcpy(parts->recalled, slot->stat.recalled, sizeof parts->recalled);
         out->recalled = parts->recalled;
+        out->pin_tokens_max = core->info.pin_tokens_max;
+        out->pins = parts->pin_list;
+        if (with_heads)
+            out->n_pins = fill_pins(slot, parts->pins, parts->pin_list);
         if (with_heads)
             fill_heads(core, slot, parts);
     }

@@ -302,6 +302,14 @@ static int take_body(struct bump *bump, const Silt__V1__Request *request, uint32
         result = take_stream(out, request->fork->branch, false, fault);
         out->branch = out->stream;
         return result ? result : take_stream(out, request->fork->stream, false, fault);
+    case SILT__V1__REQUEST__BODY_PINS:
+        out->kind = REQUEST_PINS;
+        out->pins = request->pins;
+        if ((unsigned)out->pins->verb > SILT__V1__PINS__VERB__UNPIN)
+            return invalid(fault, "pins are listed, pinned or unpinned");
+        if (out->pins->verb && out->pins->from >= out->pins->to)
+            return invalid(fault, "a range is tokens [from, to), from before to");
+        return take_stream(out, request->pins->stream, false, fault);
     case SILT__V1__REQUEST__BODY_KEYS:
         out->kind = REQUEST_KEYS;
         return take_keys(request->keys, out, fault);

@@ -36,6 +36,7 @@ enum request_kind {
     REQUEST_REMOVE,
     REQUEST_FORK,
     REQUEST_KEYS,
+    REQUEST_PINS,
     REQUEST_FORGET,
 };
 
@@ -66,6 +67,8 @@ struct wire_request {
     size_t item_bytes; /* of all items */
     /* ask */
     const Silt__V1__Ask *ask;
+    /* pins */
+    const Silt__V1__Pins *pins;
     /* keys */
     const Silt__V1__Keys *keys;
     /* cancel */

@@ -619,7 +619,7 @@ struct  Silt__V1__Pin
   uint64_t from;
   uint64_t to;
   /*
-   * false: its rows are still being computed
+   * the stream attends to it; false: only questions do, until the next chunk begins
    */
   protobuf_c_boolean held;
 };

@@ -47,6 +47,17 @@ static void set_text(json_t *json, const char *name, const char *value)
     json_object_set_new(json, name, text_json(value, strlen(value)));
 }
 
+static json_t *pins_json(const struct client_pins *pins)
+{
+    json_t *json = json_array();
+
+    for (size_t i = 0; i < pins->count; i++)
+        json_array_append_new(
+            json, json_pack("{s:I, s:I, s:b}", "from", (json_int_t)pins->pin[i].from, "to",
+                            (json_int_t)pins->pin[i].to, "held", pins->pin[i].held));
+    return json;
+}
+
 /* null: nothing scored yet. */
 static json_t *loss_json(const struct client_loss *loss)
 {
@@ -111,6 +122,8 @@ json_t *stat_json(const struct client_stream_stat *stat)
     json_object_set_new(json, "head_ratio", heads);
     for (size_t i = 0; i < stat->recalled_count; i++)
         json_array_append_new(recalled, json_integer((json_int_t)stat->recalled[i]));
+    json_object_set_new(json, "pins", pins_json(&stat->pins));
+    set_count(json, "pin_tokens_max", stat->pins.tokens_max);
     json_object_set_new(json, "loss", loss_json(&stat->loss));
     set_count(json, "recall_hits", stat->recall_hits);
     json_object_set_new(json, "recalled", recalled);
@@ -227,6 +240,9 @@ static void print_stream(const struct client_stream_stat *stat)
            text_bytes(a, stat->bytes_disk), text_count(b, stat->indexed_to));
     printf("  memory hash     %016" PRIx64 " at chunk %s\n", stat->memory_hash,
            text_count(a, stat->hash_chunk));
+    for (size_t i = 0; i < stat->pins.count; i++)
+        printf("  pinned          tokens %" PRIu64 " to %" PRIu64 "\n", stat->pins.pin[i].from,
+               stat->pins.pin[i].to);
     print_loss(&stat->loss);
     print_degraded(stat->degraded, stat->degraded_count);
     putchar('\n');

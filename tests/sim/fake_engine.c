@@ -290,6 +290,25 @@ int stream_restore(struct stream *stream, const void *state, size_t bytes)
 
 /* ---- forks ---- */
 
+/* Nor pins. */
+int stream_pins(struct stream *stream, const struct stream_pin *pins, uint32_t count)
+{
+    (void)stream, (void)pins, (void)count;
+    return -ENOTSUP;
+}
+
+int fork_pins(struct fork *fork, const struct stream_pin *pins, uint32_t count)
+{
+    (void)fork, (void)pins, (void)count;
+    return -ENOTSUP;
+}
+
+uint32_t fork_recall_max(const struct fork *fork)
+{
+    (void)fork;
+    return STREAM_RECALL_MAX;
+}
+
 /* No loss meter in the simulation. */
 size_t raw_bytes(const struct engine *engine, uint32_t tokens)
 {

@@ -1,4 +1,4 @@
-/* keys: CURVE keys of a client, and where it finds endpoint and keys when nobody names them. */
+/* curve: CURVE keys of a client, and where it finds endpoint and keys when nobody names them. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
