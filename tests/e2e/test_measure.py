@@ -7,8 +7,8 @@ import subprocess
 
 import lib
 import raw
-import test_top
 import texts
+from test_top import Terminal
 
 pb = raw.pb
 
@@ -75,7 +75,7 @@ def test_recall_hits_are_seen():
         wire.feed_all("log", "p", [b"The zebra crossed the river at noon. " * 8, words])
         wire.settled("log")
         assert wire.stat("log").recall_hits == 0
-        top = test_top.Terminal(siltd.endpoint, "log")
+        top = Terminal(siltd.endpoint, "log")
         top.wait("window")
         lib.wait_until("the text is indexed",
                        lambda: wire.stat("log").indexed_to > wire.stat("log").tokens_acked - 1000)

@@ -108,8 +108,8 @@ def test_same_after_crash_restart_and_rest():
                 if how == "none":
                     return wire
                 if how == "park":
-                    wire.open("other")  # there is one place
-                    fed(wire, "other", "p", b"x ")
+                    # There is one place.
+                    lib.wait_until("the other is there", lambda: comes_back(wire, "other"))
                     lib.wait_until("it is back", lambda: comes_back(wire))
                     return wire
                 wire.close()
@@ -128,9 +128,9 @@ def test_same_after_crash_restart_and_rest():
     assert results[0][1][1] == [(600, 640, True)]
 
 
-def comes_back(wire):
+def comes_back(wire, stream="s"):
     try:
-        wire.open("s")
+        wire.open(stream)
         return True
     except raw.Refused as error:
         assert error.code == pb.Error.BUSY, error
