@@ -193,13 +193,13 @@ static void journal_news(struct core *core, const struct ingest_result *result)
     case INGEST_KEEP:
         serve_ask_kept(core, &core->asks[result->ask], result);
         break;
-    case INGEST_REMOVE:
     case INGEST_PIN:
         if (result->error)
             serve_result_error(core, result);
         else
             stats_pins(core, &result->client, result->request_id, result->record);
         break;
+    case INGEST_REMOVE:
     case INGEST_FORGET:
         serve_erased(core, result);
         break;
