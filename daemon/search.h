@@ -108,10 +108,16 @@ uint32_t search_cut(const uint8_t *text, uint32_t bytes, uint32_t bytes_max);
 /* The question as an FTS5 expression; 0: no word is in it. */
 size_t search_expression(const uint8_t *question, size_t bytes_count, char *out, size_t out_bytes);
 
-/* search_find.c: two lists, each best first, as one of at most out_max (SEARCH_HITS_MAX each).
- * Returns its length. */
-int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_hit *words,
-                uint32_t word_count, const struct search_hit *near, uint32_t near_count);
+/* search_find.c: what words found and what keys found (best first, near_count of at most
+ * SEARCH_HITS_MAX) as one list of at most out_max. Returns its length. */
+struct search_words {
+    struct search_hit hits[SEARCH_HITS_MAX]; /* best first */
+    uint32_t count;
+    uint32_t word_count; /* of the question */
+    uint64_t chunks;     /* in the index */
+};
+int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_words *words,
+                const struct search_hit *near, uint32_t near_count);
 
 /* search_read.c: the tokens of a stream, out of the journal. */
 struct reader_place {

@@ -1,18 +1,21 @@
 /*
  * A question's chunks, by words and by meaning, and the parts of them that are about it.
  *
- * BM25 and keys have no common scale: of each list the best counts as 1, of the keys', which give
- * every chunk something, the last one as 0; then both are added (measured against fusion by rank
- * and other shares, tests/eval/facts.py).
+ * BM25 and keys have no common scale. Of the keys' list, which has something for every chunk, the
+ * best counts as 1 and the last as 0. A chunk's words count as a share of what it could have: the
+ * question's words, each as rare as can be, score about ln(chunks) apiece; a chunk that has but a
+ * common one of them is no proof against what the keys say. Then both are added: measured against
+ * fusion by rank and other shares (stream/retrofit/RUNS.md).
  */
 #include "daemon/search_internal.h"
 
 #include <errno.h>
+#include <math.h>
 #include <string.h>
 
 #include "daemon/log.h"
 
-enum { EXCERPT_TOKENS = 96, EXCERPT_STEP = 4 };
+enum { EXCERPT_TOKENS = 96, EXCERPT_STEP = 4, WORDS_SHARE = 2 };
 
 static int find_words(struct search *s, struct word_table *t, const struct search_job *job,
                       struct search_hit *hits)
@@ -51,15 +54,17 @@ static int find_near(struct search *s, struct word_table *t, const struct search
     return count < 0 ? 0 : count; /* an answer from words alone is still an answer */
 }
 
-int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_hit *words,
-                uint32_t word_count, const struct search_hit *near, uint32_t near_count)
+int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_words *words,
+                const struct search_hit *near, uint32_t near_count)
 {
     struct search_hit all[2 * SEARCH_HITS_MAX];
     uint32_t count = 0;
     double least = near_count > 1 ? near[near_count - 1].score : 0;
+    double most = words->word_count * log((double)words->chunks + 1) / WORDS_SHARE;
 
-    for (uint32_t i = 0; i < word_count; i++)
-        all[count++] = (struct search_hit){words[i].chunk, words[i].score / words[0].score};
+    for (uint32_t i = 0; i < words->count; i++)
+        all[count++] =
+            (struct search_hit){words->hits[i].chunk, words->hits[i].score / (most > 0 ? most : 1)};
     for (uint32_t i = 0; i < near_count; i++) {
         double span = near[0].score - least;
         uint32_t at = 0;
@@ -83,9 +88,21 @@ int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_hi
     return (int)count;
 }
 
+static uint32_t count_words(const char *expression)
+{
+    uint32_t count = 1;
+
+    while ((expression = strstr(expression, " OR "))) {
+        expression += 4;
+        count++;
+    }
+    return count;
+}
+
 static int find(struct search *s, struct word_table *t, struct search_job *job)
 {
-    struct search_hit words[SEARCH_HITS_MAX], near[SEARCH_HITS_MAX];
+    struct search_hit near[SEARCH_HITS_MAX];
+    struct search_words words = {.chunks = t->chunks};
     size_t bytes =
         search_expression(job->question, job->question_bytes, s->expression, EXPRESSION_BYTES);
     int word_count = 0, near_count = 0;
@@ -94,13 +111,14 @@ static int find(struct search *s, struct word_table *t, struct search_job *job)
     if (!bytes)
         return 0; /* marks alone ask for nothing */
     s->expression[bytes] = '\0';
+    words.word_count = count_words(s->expression);
     if (s->options.by != SEARCH_BY_KEYS)
-        word_count = find_words(s, t, job, words);
+        word_count = find_words(s, t, job, words.hits);
     if (s->options.by != SEARCH_BY_WORDS)
         near_count = find_near(s, t, job, near);
-    job->hit_count = (uint32_t)search_fuse(job->hits, SEARCH_HITS_MAX, words,
-                                           word_count < 0 ? 0 : (uint32_t)word_count, near,
-                                           (uint32_t)near_count);
+    words.count = word_count < 0 ? 0 : (uint32_t)word_count;
+    job->hit_count =
+        (uint32_t)search_fuse(job->hits, SEARCH_HITS_MAX, &words, near, (uint32_t)near_count);
     return word_count < 0 ? word_count : 0;
 }
 

@@ -180,18 +180,23 @@ static void keys_of_others_are_not_used(void **state)
 
 static void fusion(void **state)
 {
-    struct search_hit words[] = {{5, 9.0}, {2, 8.0}, {7, 1.0}}, near[] = {{7, 90}, {4, 80}};
+    struct search_words words = {{{5, 9.0}, {2, 8.0}, {7, 1.0}}, 3, 3, 100};
+    const struct search_hit near[] = {{7, 90}, {4, 80}};
     struct search_hit out[SEARCH_HITS_MAX];
 
     (void)state;
-    assert_int_equal(search_fuse(out, SEARCH_HITS_MAX, words, 3, near, 2), 4);
-    assert_int_equal(out[0].chunk, 7); /* in both */
-    assert_int_equal(out[1].chunk, 5);
-    assert_int_equal(out[2].chunk, 2);
+    assert_int_equal(search_fuse(out, SEARCH_HITS_MAX, &words, near, 2), 4);
+    assert_int_equal(out[0].chunk, 5); /* most of what words can say */
+    assert_int_equal(out[1].chunk, 2);
+    assert_int_equal(out[2].chunk, 7); /* in both, but little of what was asked for */
     assert_int_equal(out[3].chunk, 4); /* last of the keys: as good as none */
-    assert_int_equal(search_fuse(out, 2, words, 3, near, 2), 2);
-    assert_int_equal(search_fuse(out, 8, words, 0, near, 0), 0);
-    assert_int_equal(search_fuse(out, 8, words, 0, near, 2), 2);
+    words.word_count = 8;              /* the same words of a longer question say less */
+    search_fuse(out, SEARCH_HITS_MAX, &words, near, 2);
+    assert_int_equal(out[0].chunk, 7);
+    assert_int_equal(search_fuse(out, 2, &words, near, 2), 2);
+    words.count = 0;
+    assert_int_equal(search_fuse(out, 8, &words, near, 0), 0);
+    assert_int_equal(search_fuse(out, 8, &words, near, 2), 2);
     assert_int_equal(out[0].chunk, 7);
 }
 
