@@ -5,7 +5,7 @@ set datafile separator ","
 set datafile commentschars "#"
 set xlabel "tokens read"
 set format x "%.0s%c"
-set key bottom right
+set key below
 set multiplot layout 4,1
 set ylabel "MB"
 set yrange [0:*]
@@ -13,8 +13,8 @@ plot csv using (column("tokens_computed")):(column("resident_bytes")/1e6) with l
      csv using (column("tokens_computed")):(column("used_bytes")/1e6) with lines lw 2 title "in use by the stream"
 set ylabel "ms a chunk"
 p = 0; q = 0
-plot csv using (column("tokens_computed")):(d = $2 - p, t = $1 - q, p = $2, q = $1, d > 0 ? 256e3 * t / d : NaN) \
-     with points pt 7 ps 0.3 lc 3 title "time a chunk, between samples"
+plot csv using (column("tokens_computed")):(d = $2 - p, t = column("cpu_seconds") - q, p = $2, q = column("cpu_seconds"), \
+     d > 0 && q > t ? 256e3 * t / d : NaN) every 10 with linespoints pt 7 ps 0.3 lc 3 title "of the processor"
 set ylabel "facts"
 plot csv using (column("tokens_computed")):(column("recall_asked")) with lines lw 4 lc rgb "#bbbbbb" title "asked for", \
      csv using (column("tokens_computed")):(column("recall_found")) with lines lw 2 title "found among the sources", \
