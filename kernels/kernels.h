@@ -60,8 +60,8 @@ enum feature {
 /* A packed matrix W [rows][cols] of y = W x. Opaque but for its shape. */
 struct weight {
     uint32_t rows, cols;
-    bool quantized; /* wants int8 activations; else fp32 ones */
-    uint32_t layout; /* not packed, but referred to for a GPU: the tensor_type */
+    bool quantized;   /* wants int8 activations; else fp32 ones */
+    uint32_t layout;  /* not packed, but referred to for a GPU: the tensor_type */
     const void *data; /* the caller's memory, 64-byte aligned */
 };
 
