@@ -4,9 +4,10 @@
     tests/eval/facts.py --text TRAIN --data FOLDER [--json FILE]     by `make facts`
 
 TRAIN holds dialogue, meeting and log texts (KIND.jsonl[.zst]).  One stream of each is made, 120,000
-tokens long, with facts planted (planted.py) that the end of the text, or a stop on the way to it,
-is 10,000 or 100,000 tokens behind.  At each stop every fact of its distance is asked for, with
-siltd on words alone, on keys alone and on both: a hit is the fact's chunk among the 8 recalled.
+tokens long, with facts planted (planted.py) 10,000 or 100,000 tokens before its end, or before one
+of three stops on the way to it, where the question is asked of the past (--at).  Every fact is
+asked for with siltd on words alone, on keys alone and on both: a hit is its chunk among the 8
+recalled.
 Then answers: from the stream with `--recall text`, and with nothing recalled but the fact's own
 surroundings in the prompt; the ratio of both with a paired bootstrap interval.
 With --qmsum FILE the marked spans of its meetings' questions are looked for, too.
@@ -37,7 +38,7 @@ KINDS = ("dialogue", "meeting", "log")
 BEFORE = {"dialogue": "User: ", "meeting": "Chair: ", "log": "note: "}
 CHUNK, FOUND_MAX = 256, 8
 LENGTH, FAR, NEAR = 120000, 100000, 10000
-STOPS = 4                                   # the last one is the end
+STOPS = 4                                   # the last one is the end of the stream
 WINDOW = 4000                               # of near facts at each stop, tokens
 SIGNALS = ("words", "keys", "both")
 ANSWER_TOKENS, AROUND = 24, 300             # AROUND: bytes of text on both sides of a fact
@@ -172,8 +173,8 @@ class Daemon:
                 return
             time.sleep(0.2)
 
-    def ask(self, stream, question, recall, tokens_max):
-        answer = self.client.ask(stream, question, recall=recall, tokens_max=tokens_max)
+    def ask(self, stream, question, recall, tokens_max, at=None):
+        answer = self.client.ask(stream, question, recall=recall, tokens_max=tokens_max, at=at)
         text = answer.text()
         return text, [source.segment for source in answer.done.sources]
 
@@ -214,14 +215,14 @@ def is_right(answer, text):
     return answer.lower().replace(",", "") in text.lower().replace(",", "")
 
 
-def ask_hits(options, streams, stop, results):
+def ask_hits(options, streams, results):
     for signal_name in SIGNALS:
         with Daemon(options.data / "streams", signal_name, options.adapter) as daemon:
             for kind, (_, _, facts) in streams.items():
-                for index, fact in enumerate(facts):
-                    if fact["stop"] != stop:
-                        continue
-                    _, found = daemon.ask(kind, fact["question"], "segments", 1)
+                for index, fact in sorted(enumerate(facts), key=lambda item: item[1]["stop"]):
+                    behind = (STOPS - 1 - fact["stop"]) * WINDOW
+                    _, found = daemon.ask(kind, fact["question"], "segments", 1,
+                                          LENGTH - behind if behind else None)
                     name = f"{kind}/{index}"
                     results["hits"].setdefault(name, dict(
                         stream=kind, distance=fact["distance"], degree=fact["degree"],
@@ -278,19 +279,19 @@ def run(options, results, save):
     if options.qmsum and not results["qmsum"]:
         qmsum(options, tokens, results)
         save()
-    if results["stops"] < STOPS or options.answers and not results["answers"]:
+    if not results["hits"] or options.answers and not results["answers"]:
         facts = planted.make_facts(len(KINDS) * options.facts)
         streams = {kind: make_stream(kind, options.text, facts[i * options.facts:][:options.facts],
                                       tokens)
                    for i, kind in enumerate(KINDS)}
-        for stop in range(results["stops"], STOPS):
+        if not results["fed"]:
             with Daemon(options.data / "streams", "both", options.adapter) as daemon:
-                for kind, (text, ends, _) in streams.items():
-                    token = [0] + [LENGTH - (STOPS - 1 - s) * WINDOW for s in range(STOPS)]
-                    low, high = ([0] + ends)[token[stop]], ([0] + ends)[token[stop + 1]]
-                    daemon.feed(kind, text[low:high])
-            ask_hits(options, streams, stop, results)
-            results["stops"] = stop + 1
+                for kind, (text, _, _) in streams.items():
+                    daemon.feed(kind, text)
+            results["fed"] = True
+            save()
+        if not results["hits"]:
+            ask_hits(options, streams, results)
             save()
         if options.answers and not results["answers"]:
             ask_answers(options, streams, results)
@@ -310,7 +311,7 @@ def main():
     options = parser.parse_args()
     options.data.mkdir(parents=True, exist_ok=True)
     state = options.data / "figures.json"
-    results = {"stops": 0, "hits": {}, "answers": [], "qmsum": {}}
+    results = {"fed": False, "hits": {}, "answers": [], "qmsum": {}}
     if state.exists():
         results = json.loads(state.read_text())
 
