@@ -307,7 +307,7 @@ static __device__ __forceinline__ float quad_sum(float value)
 
 /* ---- which one ---- */
 
-size_t cuda_partial_bytes(const struct cuda_shape *s, uint32_t items, uint32_t keys_max)
+static size_t partial_bytes(const struct cuda_shape *s, uint32_t items, uint32_t keys_max)
 {
     size_t splits = (keys_max + FEW_KEYS - 1) / FEW_KEYS;
     return splits < 2 ? 0
@@ -355,4 +355,5 @@ static void attend(struct cuda *c, const struct cuda_batch *b, uint32_t layer)
 void cuda_table_attend(struct cuda *c)
 {
     c->attend = attend;
+    c->partial_bytes = partial_bytes;
 }

@@ -124,7 +124,7 @@ struct cuda_batch {
     uint32_t *held;           /* [items][kv_heads] open entries that the item's queries see */
     f16 *edge_k, *edge_v;     /* [items][kv_heads][head_dim] the newest of them, as it was then */
     f16 *before_k, *before_v; /* [runs][kv_heads][CUDA_ITEM_ROWS][head_dim] raw rows, kept */
-    float *partial;           /* of queries split along their keys, see attend_partial_bytes */
+    float *partial;           /* of queries split along their keys, see partial_bytes */
 };
 
 /* bf16 [rows][cols], and the algorithm that its products use. */
@@ -210,6 +210,8 @@ struct cuda {
                       const float *bias);
     /* RoPE on the queries, then att = softmax over what each item sees. */
     void (*attend)(struct cuda *c, const struct cuda_batch *b, uint32_t layer);
+    /* Bytes of cuda_batch.partial for `items` items of one row and keys_max keys. */
+    size_t (*partial_bytes)(const struct cuda_shape *shape, uint32_t items, uint32_t keys_max);
     void (*swiglu)(struct cuda *c, const struct cuda_batch *b);
     /* As kernels.h's nll; targets < 0 give 0. */
     void (*nll)(struct cuda *c, float *out, const float *logits, const int32_t *targets,
@@ -228,9 +230,6 @@ struct cuda {
     /* The column of each row's largest logit, the first of equals. */
     void (*best)(struct cuda *c, int32_t *out, const float *logits, uint32_t rows, uint32_t vocab);
 };
-
-/* Bytes of cuda_batch.partial for `items` items of one row and keys_max keys. */
-size_t cuda_partial_bytes(const struct cuda_shape *shape, uint32_t items, uint32_t keys_max);
 
 /* Opens the first device. -ENOTSUP: built without CUDA; -ENODEV: no usable device, driver or
  * cuBLASLt; -ENOMEM; each said in error. */

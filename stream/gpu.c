@@ -54,7 +54,7 @@ static size_t carve_batch(struct gpu *g, const struct engine *e, char *memory)
     b->edge_v = carve(&c, items * kv_dim * sizeof(f16));
     b->before_k = carve(&c, g->lanes_max * kv_dim * CUDA_ITEM_ROWS * sizeof(f16));
     b->before_v = carve(&c, g->lanes_max * kv_dim * CUDA_ITEM_ROWS * sizeof(f16));
-    b->partial = carve(&c, cuda_partial_bytes(s, g->lanes_max, e->shape.context));
+    b->partial = carve(&c, g->cuda->partial_bytes(s, g->lanes_max, e->shape.context));
     g->slide_rotation = carve(&c, g->lanes_max * turns * s->head_dim * sizeof(float));
     g->segments = carve(&c, g->lanes_max * g->segment_bytes);
     g->x_last = carve(&c, (size_t)GPU_LOGIT_ROWS * s->dim * sizeof(float));
