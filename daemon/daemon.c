@@ -257,7 +257,9 @@ static void open_meter(struct core *core)
 
     if (!core->meter_memory) {
         if (core->config.loss_meter == METER_AUTO && core->info.adapter_fingerprint)
-            say(SAY_INFO, "no loss meter: its memory does not fit --memory");
+            say(SAY_INFO, core->config.device == DEVICE_CUDA
+                              ? "no loss meter and no pins: on a GPU there are none yet"
+                              : "no loss meter: its memory does not fit --memory");
         return;
     }
     meter_open(meter, core->engine, &core->info, core->meter_memory);

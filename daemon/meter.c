@@ -68,7 +68,7 @@ size_t meter_bytes(const struct engine *engine)
 
     engine_info(engine, &info);
     window = window_of(&info);
-    if (!window)
+    if (!window || !raw_bytes(engine, window))
         return 0;
     return raw_bytes(engine, window) + tokens_bytes(window) +
            STREAMS_KNOWN_MAX * sizeof(struct loss);

@@ -25,12 +25,14 @@ static size_t rows_bytes(const struct engine *e, uint32_t tokens)
 
 size_t raw_bytes(const struct engine *engine, uint32_t tokens)
 {
-    return aligned(sizeof(struct raw)) + 2 * rows_bytes(engine, tokens);
+    return engine->gpu ? 0 : aligned(sizeof(struct raw)) + 2 * rows_bytes(engine, tokens);
 }
 
 int raw_open(struct raw **out, struct engine *engine, uint32_t tokens, void *memory,
              size_t memory_bytes)
 {
+    if (engine->gpu)
+        return -ENOTSUP;
     if (memory_bytes < raw_bytes(engine, tokens) || (uintptr_t)memory % 64 ||
         tokens > engine->shape.context)
         return -EINVAL;

@@ -233,7 +233,7 @@ int stream_pins(struct stream *stream, const struct stream_pin *pins, uint32_t c
 
 struct raw;
 /* At most `tokens` of them, in the caller's memory (64-byte aligned), which it must keep. */
-size_t raw_bytes(const struct engine *engine, uint32_t tokens);
+size_t raw_bytes(const struct engine *engine, uint32_t tokens); /* 0: not on this device */
 int raw_open(struct raw **out, struct engine *engine, uint32_t tokens, void *memory,
              size_t memory_bytes);
 void raw_reset(struct raw *raw); /* empty again */
