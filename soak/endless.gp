@@ -6,6 +6,7 @@ set datafile commentschars "#"
 set xlabel "tokens read"
 set format x "%.0s%c"
 set key below
+stats csv using 12 skip 1 nooutput # the loss meter's: nothing where it had no time to score
 set multiplot layout 4,1
 set ylabel "MB"
 set yrange [0:*]
@@ -21,6 +22,6 @@ plot csv using (column("tokens_computed")):(column("recall_asked")) with lines l
      csv using (column("tokens_computed")):(column("recall_answered")) with lines lw 2 title "in the answer"
 set ylabel "nats a token"
 set yrange [*:*]
-plot csv using (column("tokens_computed")):(column("nll") > 0 ? column("nll") : NaN) with lines lw 2 title "loss with the memory, so far", \
+if (STATS_max > 0) plot csv using (column("tokens_computed")):(column("nll") > 0 ? column("nll") : NaN) with lines lw 2 title "loss with the memory, so far", \
      csv using (column("tokens_computed")):(column("nll") > 0 ? column("nll") - column("loss") : NaN) with lines lw 2 title "with 2,048 raw tokens"
 unset multiplot
