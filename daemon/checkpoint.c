@@ -272,6 +272,18 @@ void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id)
     }
 }
 
+void checkpoint_trim(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens)
+{
+    uint64_t list[CHECKPOINTS_SEEN_MAX];
+    uint32_t count = checkpoint_list(at, stream_id, list);
+    char path[NAME_MAX_BYTES];
+
+    for (uint32_t i = 0; i < count && list[i] < tokens; i++) {
+        find_path(at, stream_id, list[i], path);
+        at->files->unlink(at->files->user, path);
+    }
+}
+
 /* Zeros over a file before its last name goes: its blocks may lie on the disk for long. */
 static int erase_file(const struct files *files, const char *path)
 {

@@ -41,6 +41,8 @@ uint32_t checkpoint_list(const struct checkpoints *at, uint64_t stream_id, uint6
 int checkpoint_branch(const struct checkpoints *at, uint64_t parent, uint64_t branch,
                       uint64_t tokens_max);
 void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id);
+/* Those before `tokens` go. */
+void checkpoint_trim(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens);
 /* All of a stream past `tokens` go, overwritten; 0: all. The names are gone from disk when it
  * returns. */
 int checkpoint_cut(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens);

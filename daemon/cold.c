@@ -23,8 +23,10 @@ enum {
     FETCHES = 2,               /* questions that read segments at the same time */
     ATTACH_PATIENCE_MS = 1000, /* a stream's first segments may come before the loop knows its id */
     EPOCH = 1,
-    COLD_PERIOD_US = 500000, /* the folder is measured so often */
+    COLD_PERIOD_US = 100000, /* the folder is measured so often, */
+    COLD_SHARE = 50,         /* and for one part in so many of the time at most */
     SAY_PERIOD_US = 60000000,
+    TRIM_AGAIN_US = 5000000, /* a stream that can give nothing away is asked again */
     /* What text, index, their logs and a checkpoint may add meanwhile. */
     DISK_RESERVE_BYTES_MAX = 8 << 20,
     DISK_RESERVE_SHARE = 4,
@@ -110,7 +112,8 @@ static int open_spill(struct core *core, char *error, size_t error_bytes)
     else
         say(SAY_WARN, "cold segments: plain reads and writes through the page cache: this kernel "
                       "or file system refuses io_uring with O_DIRECT");
-    spill_limit(core->spill, core->config.disk_bytes); /* until the rest has been measured */
+    core->cold_next_us = 0;
+    cold_tick(core);
     for (uint32_t i = 0; i < core->plan.streams_max; i++)
         core->slots[i].spill = core->spill;
     core->sched.spill = core->ingest.spill = core->spill;
@@ -314,6 +317,69 @@ static void say_costs(struct core *core, uint64_t now)
     core->cold_dropped = stat.segments_dropped;
 }
 
+/* Where a stream's text may be trimmed to at most: what is neither computed nor indexed yet
+ * stays. */
+static uint64_t trim_most(const struct core *core, const struct record *record)
+{
+    const struct slot *slot = record->slot == SLOT_NONE ? NULL : &core->slots[record->slot];
+    uint64_t head = slot ? atomic_load(&slot->ring.head) : record->tokens;
+    uint64_t indexed = slot ? atomic_load(&slot->indexed_to) : record->tokens;
+
+    return head < indexed ? head : indexed;
+}
+
+/* The journal's log is folded; then the stream with the most text gives the oldest of it away. */
+static void trim_largest(struct core *core, uint64_t now)
+{
+    struct ingest_request request = {
+        .kind = INGEST_TRIM, .slot = SLOT_NONE, .flight_bytes = sizeof request};
+    struct record *most = NULL;
+    uint64_t most_bytes = 0;
+
+    if (!core->table.count || core->trimming)
+        return;
+    for (uint32_t i = 0; core->log_folded && i < core->table.count; i++) {
+        struct record *record = &core->table.records[core->table.order[i]];
+        uint64_t bytes = record->slot == SLOT_NONE
+                             ? record->bytes_text
+                             : atomic_load(&core->slots[record->slot].bytes_text);
+
+        if ((record->state == RECORD_LIVE || record->state == RECORD_PARKED) && !record->past &&
+            record->stream_id && record->trim_after_us <= now && bytes > most_bytes) {
+            most = record;
+            most_bytes = bytes;
+        }
+    }
+    if (!core->log_folded) /* which may be room enough */
+        most = &core->table.records[core->table.order[0]];
+    if (!most)
+        return;
+    request.record = (uint32_t)(most - core->table.records);
+    request.stream_id = most->stream_id;
+    request.to = core->log_folded ? trim_most(core, most) : 0;
+    core->trimming = serve_push(core, &request, sizeof request) == 0;
+}
+
+void cold_trimmed(struct core *core, const struct ingest_result *result)
+{
+    struct record *record = &core->table.records[result->record];
+
+    core->trimming = false;
+    core->cold_next_us = 0; /* look again at once */
+    core->log_folded = true;
+    if (!result->error && !result->first)
+        return;
+    if (result->error) {
+        record->trim_after_us = clock_us() + TRIM_AGAIN_US;
+        return;
+    }
+    say(SAY_WARN, "to stay below --disk, the text of stream %s before token %llu was trimmed away",
+        record->name, (unsigned long long)result->first);
+    record->first_position = result->first;
+    if (record->slot == SLOT_NONE)
+        record->bytes_text = result->bytes_text;
+}
+
 /* Everything under --data counts: what journal, index and checkpoints take, segments cannot have;
  * where these alone fill it, nothing more is acked. */
 void cold_tick(struct core *core)
@@ -324,9 +390,11 @@ void cold_tick(struct core *core)
 
     if (now < core->cold_next_us)
         return;
-    core->cold_next_us = now + COLD_PERIOD_US;
     others = folder_bytes(AT_FDCWD, core->config.data, "segments", 2);
     atomic_store(&core->disk_others, others);
+    core->cold_next_us = now + (clock_us() - now) * COLD_SHARE;
+    if (core->cold_next_us < now + COLD_PERIOD_US)
+        core->cold_next_us = now + COLD_PERIOD_US;
     if (!most)
         return;
     say_costs(core, now);
@@ -335,6 +403,9 @@ void cold_tick(struct core *core)
     full = others + reserve > most;
     if (core->spill)
         spill_limit(core->spill, full ? 1 : most - others - reserve);
+    if (full && (core->config.when_full_trim || !core->log_folded))
+        trim_largest(core, now);
+    core->log_folded &= full;
     if (full != atomic_exchange(&core->disk_full, full))
         say(full ? SAY_ERROR : SAY_INFO,
             full ? "--disk is full: nothing is acked until streams are removed or it is raised"

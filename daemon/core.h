@@ -82,6 +82,8 @@ struct core {
     _Atomic uint64_t disk_others; /* bytes under --data without segments */
     uint64_t cold_next_us, past_count;
     uint64_t cold_said_us, cold_merged, cold_dropped; /* what --disk has cost, as last said */
+    bool trimming,
+        log_folded; /* the journal thread is asked to trim; has folded its log since full */
 
     /* The loop thread's. */
     struct loop loop;

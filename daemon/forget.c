@@ -282,12 +282,79 @@ static int forget_after(struct ingest *ingest, const struct journal_stream *stre
     return result;
 }
 
+uint64_t forget_first(struct ingest *ingest, uint64_t stream_id)
+{
+    struct journal_item item;
+    uint64_t tokens = 0;
+
+    if (journal_item_get(ingest->journal, stream_id, 0, &item) == 0 && item.item.kind == ITEM_GAP &&
+        item.item.bytes_count == sizeof tokens)
+        memcpy(&tokens, item.item.bytes, sizeof tokens);
+    return tokens;
+}
+
+/* Items before the one with token `to` in it give their text away; what waits before that one stays
+ * in the last of them. */
+static int trim_items(struct ingest *ingest, struct journal_stream *stream, uint64_t first,
+                      uint64_t to)
+{
+    struct journal *journal = ingest->journal;
+    struct journal_item item;
+    struct token_text text = {0};
+    uint64_t ordinal, tokens;
+    int result = replay_find(ingest, stream->id, stream->items, to, &item, &ordinal);
+
+    if (!result && (ordinal < 2 || item.token_from <= first))
+        result = -ENODATA;
+    tokens = item.token_from;
+    if (!result)
+        result = replay_text_before(ingest, stream->id, ordinal, item.held_before, &text);
+    for (uint64_t i = 0; !result && i < ordinal; i++) {
+        result = journal_item_get(journal, stream->id, i, &item);
+        if (!result && item.item.kind == ITEM_TEXT)
+            stream->bytes_text -= item.item.bytes_count;
+    }
+    if (!result)
+        result = journal_items_clear(journal, stream->id, 0, ordinal, tokens, 0);
+    if (!result && text.held_bytes)
+        result = journal_item_put(journal, stream->id, ordinal - 1, ITEM_TEXT, text.held,
+                                  text.held_bytes);
+    stream->bytes_text += text.held_bytes;
+    if (!result)
+        result = journal_item_put(journal, stream->id, 0, ITEM_GAP, &tokens, sizeof tokens);
+    return result ? result : journal_item_place(journal, stream->id, 0, 0, 0);
+}
+
+int forget_oldest(struct ingest *ingest, struct journal_stream *stream, uint64_t most,
+                  uint64_t *first)
+{
+    uint64_t tokens[CHECKPOINTS_SEEN_MAX];
+    uint32_t count;
+    int result = -ENODATA;
+
+    *first = forget_first(ingest, stream->id);
+    if (journal_stream_shares(ingest->journal, stream->id))
+        return -ENODATA;
+    count = ingest->keeper ? checkpoint_list(&ingest->keeper->at, stream->id, tokens) : 0;
+    for (uint32_t i = 0; result == -ENODATA && i + 1 < count; i++)
+        if (tokens[i] > *first && tokens[i] <= most)
+            result = trim_items(ingest, stream, *first, tokens[i]);
+    if (result)
+        return result;
+    *first = forget_first(ingest, stream->id);
+    keeper_trim(ingest->keeper, stream->id, *first);
+    return ingest->search ? search_trim(ingest->search, stream->id, *first / ingest->chunk_tokens)
+                          : 0;
+}
+
 int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t from, uint64_t to)
 {
     struct cut c = {
         .ingest = ingest, .stream = stream, .from = from, .to = to, .changed_from = from};
     int result = from < to && to <= stream->tokens ? 0 : -EINVAL;
 
+    if (!result && from < forget_first(ingest, stream->id))
+        result = -EINVAL;
     if (!result) /* branches keep what they have of it */
         result = journal_stream_part(ingest->journal, stream->id);
     if (!result)

@@ -12,6 +12,13 @@
  * after the commit. -EINVAL: the range is not in the stream.
  */
 int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t from, uint64_t to);
+/* Text before this token was trimmed away. */
+uint64_t forget_first(struct ingest *ingest, uint64_t stream_id);
+/* Trims the oldest text, up to a checkpoint not past `most`, from the journal and the index; the
+ * stream's memory and positions stay. *first: the first token that is left. -ENODATA: there is
+ * nothing that may go: the last two checkpoints and what branches share stay. */
+int forget_oldest(struct ingest *ingest, struct journal_stream *stream, uint64_t most,
+                  uint64_t *first);
 /* All that a removed stream has outside the journal. */
 int forget_derived(struct ingest *ingest, uint64_t stream_id);
 /* Tokens an item forms behind `text`, into scratch. How many, or negative errno. */

@@ -247,6 +247,12 @@ static bool take_items(struct ingest *ingest, struct slot *slot,
             "room, then send this again");
         return false;
     }
+    if (ingest->trims && atomic_load(ingest->disk_full)) {
+        ingest_refuse(result, SILT__V1__ERROR__CODE__BUSY,
+                      "the data folder is as large as --disk allows: the oldest text makes room "
+                      "for this, send it again in a moment");
+        return false;
+    }
     if (ingest->disk_full && atomic_load(ingest->disk_full)) {
         ingest_refuse(
             result, SILT__V1__ERROR__CODE__NO_SPACE,
@@ -338,6 +344,8 @@ static void apply(struct ingest *ingest, const struct ingest_request *request)
         ingest_forget(ingest, request, result);
     else if (request->kind == INGEST_PIN)
         ingest_pin(ingest, slot, request, result);
+    else if (request->kind == INGEST_TRIM)
+        ingest_trim(ingest, request, result);
     else if (request->kind == INGEST_ATTACH)
         apply_attach(ingest, slot, result);
     else if (request->kind == INGEST_FEED)
@@ -425,7 +433,10 @@ static void after_commit(struct ingest *ingest)
 
         if (result->error)
             continue;
-        removed |= result->kind == INGEST_REMOVE || result->kind == INGEST_FORGET;
+        removed |= result->kind == INGEST_REMOVE || result->kind == INGEST_FORGET ||
+                   result->kind == INGEST_TRIM;
+        if (result->kind == INGEST_TRIM)
+            journal_shrink(ingest->journal);
         if (result->kind == INGEST_BRANCH && ingest->keeper)
             keeper_branch(ingest->keeper, result->parent_id, result->stream_id,
                           result->tokens_acked);

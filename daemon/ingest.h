@@ -26,6 +26,8 @@ enum ingest_kind {
     INGEST_BRANCH, /* a new stream that has all of another so far */
     INGEST_PIN,    /* list, pin or unpin */
     INGEST_FORGET, /* tokens of a stream in no slot */
+    INGEST_TRIM, /* the oldest text of a stream, up to token `to` at most; 0: none, but fold the log
+                  */
 };
 
 struct ingest_request {
@@ -58,6 +60,7 @@ struct ingest_result {
     char producer[PRODUCER_BYTES_MAX + 1];
     uint64_t sequence; /* acked up to here */
     uint64_t bytes_acked, tokens_acked, bytes_text, created_us;
+    uint64_t first; /* trim: the first token whose text is left */
     uint64_t credit_tokens;
     uint64_t expected_sequence;
     uint32_t flight_bytes;
@@ -89,6 +92,7 @@ struct ingest {
     _Atomic bool *stopping;
     _Atomic bool *disk_failed; /* the last commit did not work */
     _Atomic bool *disk_full;   /* --disk is used up: nothing is taken; NULL: no such bound */
+    bool trims;                /* then the oldest text makes room */
     _Atomic uint64_t *disk_bytes;
     int32_t *scratch; /* [scratch_max] tokens of one request or item */
     uint32_t scratch_max;
@@ -122,6 +126,8 @@ void ingest_branch(struct ingest *ingest, const struct ingest_request *request,
 void ingest_remove(struct ingest *ingest, struct slot *slot, const struct ingest_request *request);
 void ingest_forget(struct ingest *ingest, const struct ingest_request *request,
                    struct ingest_result *result);
+void ingest_trim(struct ingest *ingest, const struct ingest_request *request,
+                 struct ingest_result *result);
 /* Writes how far a stream has come in this batch. */
 int ingest_save_tail(struct ingest *ingest, const struct ingest_slot *in);
 

@@ -170,3 +170,55 @@ void ingest_forget(struct ingest *ingest, const struct ingest_request *request,
     result->tokens_acked = stream.tokens;
     result->bytes_text = stream.bytes_text;
 }
+
+/* A live stream that is still being read again needs its text. */
+static struct ingest_slot *live_slot(struct ingest *ingest, uint64_t stream_id, bool *behind)
+{
+    struct ingest_slot *found = NULL;
+
+    *behind = false;
+    for (uint32_t i = 0; i < ingest->slot_count; i++) {
+        struct ingest_slot *in = &ingest->slots[i].ingest;
+
+        if (!in->open || in->stream_id != stream_id)
+            continue;
+        *behind |= !in->live || in->past;
+        found = in->past ? found : in;
+    }
+    return found;
+}
+
+void ingest_trim(struct ingest *ingest, const struct ingest_request *request,
+                 struct ingest_result *result)
+{
+    struct journal_stream stream;
+    bool behind;
+    struct ingest_slot *in = live_slot(ingest, request->stream_id, &behind);
+    int error = 0;
+
+    if (!request->to)
+        return; /* only the log is folded */
+    if (!behind && !ingest_begin(ingest))
+        return;
+    if (in && in->touched)
+        error = ingest_save_tail(ingest, in);
+    if (!error && !behind)
+        error = journal_stream_get(ingest->journal, request->stream_id, &stream);
+    if (!error)
+        error = behind ? -ENODATA : forget_oldest(ingest, &stream, request->to, &result->first);
+    if (error == -ENODATA) {
+        ingest_refuse(result, SILT__V1__ERROR__CODE__NO_SPACE, "none of its text may go now");
+        return;
+    }
+    if (!error)
+        error = journal_stream_update(ingest->journal, &stream);
+    if (error) {
+        ingest_failed(ingest, error);
+        return;
+    }
+    if (in)
+        in->working.bytes_text = stream.bytes_text;
+    if (in)
+        in->touched = true;
+    result->bytes_text = stream.bytes_text;
+}

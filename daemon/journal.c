@@ -28,6 +28,7 @@ enum statement {
     STREAM_EACH,
     STREAM_UPDATE,
     STREAM_REMOVE,
+    STREAM_SHARES,
     STREAM_BRANCH,
     PRODUCERS_REMOVE,
     PRODUCER_GET,
@@ -56,6 +57,7 @@ static const char *const statement_text[STATEMENT_COUNT] = {
     [STREAM_EACH] = "SELECT " STREAM_COLUMNS " FROM streams ORDER BY name",
     [STREAM_UPDATE] = "UPDATE streams SET items = ?, tokens = ?, bytes_text = ?, producer = ?, "
                       "held = ? WHERE id = ?",
+    [STREAM_SHARES] = "SELECT 1 FROM spans WHERE stream = ?1 OR strand = ?1 LIMIT 1",
     [STREAM_REMOVE] = "DELETE FROM streams WHERE id = ?",
     [STREAM_BRANCH] = "INSERT INTO streams (name, dmc_ratio, ring, created_us, items, tokens, "
                       "bytes_text, producer, held) SELECT ?, dmc_ratio, ring, ?, items, tokens, "
@@ -119,7 +121,8 @@ static int set_up(struct journal *journal)
 
     snprintf(
         pragmas, sizeof pragmas,
-        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA secure_delete=ON;"
+        "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA "
+        "secure_delete=ON;"
         "PRAGMA cache_size=-%d; PRAGMA mmap_size=0; PRAGMA temp_store=MEMORY;"
         "PRAGMA wal_autocheckpoint=%d; PRAGMA journal_size_limit=%d; PRAGMA busy_timeout=2000;",
         JOURNAL_CACHE_BYTES >> 10, JOURNAL_WAL_PAGES, JOURNAL_WAL_PAGES * 4096);
@@ -409,6 +412,22 @@ sqlite3 *journal_db(struct journal *journal)
 int journal_stream_part(struct journal *journal, uint64_t id)
 {
     return journal_branch_part(journal->db, id);
+}
+
+bool journal_stream_shares(struct journal *journal, uint64_t id)
+{
+    sqlite3_stmt *s = use(journal, STREAM_SHARES);
+    int code;
+
+    bind_u64(s, 1, id);
+    code = sqlite3_step(s);
+    sqlite3_reset(s);
+    return code == SQLITE_ROW;
+}
+
+int journal_shrink(struct journal *journal)
+{
+    return journal_errno(sqlite3_exec(journal->db, "PRAGMA incremental_vacuum", NULL, NULL, NULL));
 }
 
 int journal_truncate_log(struct journal *journal)

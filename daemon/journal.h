@@ -72,6 +72,10 @@ int journal_stream_branch(struct journal *journal, uint64_t parent, struct journ
 /* Before items that are there already are changed: copies those that it shares with branches, so
  * that each has its own. */
 int journal_stream_part(struct journal *journal, uint64_t id);
+/* It shares items with a branch or the stream it branched from. */
+bool journal_stream_shares(struct journal *journal, uint64_t id);
+/* Gives pages that nothing is in back to the file system. */
+int journal_shrink(struct journal *journal);
 /* Its text is overwritten on disk, but for what branches have of it. */
 int journal_stream_remove(struct journal *journal, uint64_t id);
 /* Folds the log into the database and cuts it to nothing. */

@@ -71,6 +71,13 @@ int keeper_cut(struct keeper *keeper, uint64_t stream_id, uint64_t tokens)
     return result;
 }
 
+void keeper_trim(struct keeper *keeper, uint64_t stream_id, uint64_t tokens)
+{
+    pthread_mutex_lock(&keeper->lock);
+    checkpoint_trim(&keeper->at, stream_id, tokens);
+    pthread_mutex_unlock(&keeper->lock);
+}
+
 void keeper_branch(struct keeper *keeper, uint64_t parent, uint64_t branch, uint64_t tokens)
 {
     int result;

@@ -42,6 +42,8 @@ uint64_t keeper_restore(struct keeper *keeper, uint64_t stream_id, struct stream
 /* The journal thread's: no checkpoint past `tokens` stays, nor does one that is on its way come; 0:
  * none at all. Where the stream is in a slot, its stream_id there is 0 already. */
 int keeper_cut(struct keeper *keeper, uint64_t stream_id, uint64_t tokens);
+/* The journal thread's: checkpoints before `tokens` go. */
+void keeper_trim(struct keeper *keeper, uint64_t stream_id, uint64_t tokens);
 /* The journal thread's: a branch just made has its parent's checkpoints. */
 void keeper_branch(struct keeper *keeper, uint64_t parent, uint64_t branch, uint64_t tokens);
 void *keeper_main(void *keeper);

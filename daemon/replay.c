@@ -182,6 +182,29 @@ static int replay_other(struct ingest *ingest, struct slot *slot, const struct j
     return 1;
 }
 
+/* Text that was trimmed away: where no checkpoint is behind it, its place is kept. */
+static int replay_gap(struct ingest *ingest, struct slot *slot, const struct journal_item *item)
+{
+    struct replay *replay = &slot->ingest.replay;
+    uint64_t count = 0;
+    uint32_t room = ring_room(slot);
+
+    if (item->item.bytes_count == sizeof count)
+        memcpy(&count, item->item.bytes, sizeof count);
+    count -= replay->offset;
+    room = room < ingest->scratch_max ? room : ingest->scratch_max;
+    room = count < room ? (uint32_t)count : room;
+    for (uint32_t i = 0; i < room; i++)
+        ingest->scratch[i] = GAP_TOKEN;
+    put_tokens(slot, ingest->scratch, room, 0);
+    replay->offset += room;
+    if (room < count)
+        return 0;
+    replay->offset = 0;
+    replay->ordinal++;
+    return 1;
+}
+
 static int replay_item(struct ingest *ingest, struct slot *slot)
 {
     struct ingest_slot *in = &slot->ingest;
@@ -190,6 +213,8 @@ static int replay_item(struct ingest *ingest, struct slot *slot)
 
     if (result)
         return result;
+    if (item.item.kind == ITEM_GAP)
+        return replay_gap(ingest, slot, &item);
     return item.item.kind == ITEM_TEXT ? replay_text(ingest, slot, &item)
                                        : replay_other(ingest, slot, &item);
 }

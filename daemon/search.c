@@ -372,6 +372,43 @@ int search_forget(struct search *s, uint64_t stream_id)
     return result;
 }
 
+static int run_below(sqlite3 *db, const char *text, uint64_t chunk)
+{
+    sqlite3_stmt *s;
+    int code = sqlite3_prepare_v2(db, text, -1, &s, NULL);
+
+    if (code)
+        return -EIO;
+    sqlite3_bind_int64(s, 1, (int64_t)chunk);
+    code = sqlite3_step(s);
+    sqlite3_finalize(s);
+    return code == SQLITE_DONE ? 0 : -EIO;
+}
+
+int search_trim(struct search *s, uint64_t stream_id, uint64_t chunk)
+{
+    struct word_table *t;
+    int result;
+
+    pthread_mutex_lock(&s->lock);
+    t = search_table(s, stream_id);
+    result = t && sqlite3_exec(t->db, "BEGIN", NULL, NULL, NULL) == 0 ? 0 : -EIO;
+    if (!result)
+        result = run_below(t->db,
+                           "INSERT INTO words (words, rowid, text) SELECT 'delete', chunk, text "
+                           "FROM chunks WHERE chunk < ? AND text <> ''",
+                           chunk);
+    if (!result)
+        result = run_below(t->db, "UPDATE chunks SET text = '' WHERE chunk < ?", chunk);
+    if (t)
+        sqlite3_exec(t->db,
+                     result ? "ROLLBACK"
+                            : "COMMIT; PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)",
+                     NULL, NULL, NULL);
+    pthread_mutex_unlock(&s->lock);
+    return result;
+}
+
 size_t search_bytes(uint32_t slot_count, uint32_t item_tokens_max)
 {
     size_t bytes = sizeof(struct search) + slot_count * sizeof(struct cursor);

@@ -94,6 +94,8 @@ void search_wake(struct search *search);
 int search_submit(struct search *search, struct search_job *job);
 /* Its rows are gone when this returns, and none come. Any thread but search's. */
 int search_forget(struct search *search, uint64_t stream_id);
+/* Text of chunks below `chunk` can be found no more; as search_forget. */
+int search_trim(struct search *search, uint64_t stream_id, uint64_t chunk);
 
 /* search_query.c: tokens as text, special ones left out, whole characters only; at most bytes_max,
  * its length. */

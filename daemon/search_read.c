@@ -200,6 +200,26 @@ static int take_other(struct reader *r, struct reader_place *place, sqlite3_stmt
     return (int)count;
 }
 
+/* Some of what was trimmed away. */
+static int take_gap(struct reader *r, struct reader_place *place, sqlite3_stmt *s)
+{
+    uint64_t count = 0;
+    uint32_t n = r->tokens_max;
+
+    if (sqlite3_column_bytes(s, 3) == (int)sizeof count)
+        memcpy(&count, sqlite3_column_blob(s, 3), sizeof count);
+    count -= place->offset;
+    n = count < n ? (uint32_t)count : n;
+    for (uint32_t i = 0; i < n; i++)
+        r->tokens[i] = GAP_TOKEN;
+    place->offset += n;
+    if (n == count) {
+        place->offset = 0;
+        place->ordinal++;
+    }
+    return (int)n;
+}
+
 /* A slice of a text item. */
 static int take_text(struct reader *r, struct reader_place *place, sqlite3_stmt *s)
 {
@@ -229,8 +249,11 @@ int reader_next(struct reader *r, struct reader_place *place, const int32_t **to
         result = step(s);
         if (result > 0) {
             *time_us = (uint64_t)sqlite3_column_int64(s, 2);
-            count = sqlite3_column_int(s, 0) == ITEM_TEXT ? take_text(r, place, s)
-                                                          : take_other(r, place, s);
+            int kind = sqlite3_column_int(s, 0);
+
+            count = kind == ITEM_TEXT  ? take_text(r, place, s)
+                    : kind == ITEM_GAP ? take_gap(r, place, s)
+                                       : take_other(r, place, s);
         }
         sqlite3_reset(s);
     } while (result > 0 && count == 0); /* an item may form none */

@@ -111,7 +111,8 @@ int word_table_open(struct word_table *t, const char *folder, int version,
         pages_reserve(t->db))
         return -EIO;
     snprintf(pragmas, sizeof pragmas,
-             "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-%d;"
+             "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; "
+             "PRAGMA cache_size=-%d;"
              "PRAGMA mmap_size=0; PRAGMA wal_autocheckpoint=512; PRAGMA journal_size_limit=0;",
              SEARCH_CACHE_BYTES >> 10);
     if (sqlite3_exec(t->db, pragmas, NULL, NULL, NULL))

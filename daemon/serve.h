@@ -26,6 +26,7 @@ struct spill_options cold_options(const struct core *core, uint32_t streams_max)
 int cold_open(struct core *core, char *error, size_t error_bytes);
 void cold_close(struct core *core);
 void cold_tick(struct core *core);
+void cold_trimmed(struct core *core, const struct ingest_result *result);
 /* Removes what streams left that the journal does not know; with --rebuild all segments. */
 void cold_sweep(struct core *core, bool (*known)(void *core, uint64_t stream_id));
 void cold_attach(struct core *core, uint64_t stream_id);

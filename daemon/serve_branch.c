@@ -105,6 +105,13 @@ uint32_t serve_past(struct core *core, const struct wire_client *client,
     char name[32];
     uint32_t place;
 
+    if (at < now->first_position) {
+        reply_error(core, client, request->id, SILT__V1__ERROR__CODE__INVALID,
+                    "position %" PRIu64 " is not available: text before %" PRIu64
+                    " was trimmed to stay below --disk",
+                    at, now->first_position);
+        return RECORD_NONE;
+    }
     if (request->ask->keep || at > acked) {
         reply_error(core, client, request->id, SILT__V1__ERROR__CODE__INVALID,
                     at > acked ? "position %" PRIu64 " is not available: 0 to %" PRIu64 " are"

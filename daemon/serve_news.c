@@ -203,6 +203,9 @@ static void journal_news(struct core *core, const struct ingest_result *result)
     case INGEST_FORGET:
         serve_erased(core, result);
         break;
+    case INGEST_TRIM:
+        cold_trimmed(core, result);
+        break;
     case INGEST_BRANCH:
         if (result->error) {
             serve_result_error(core, result);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "daemon/clock.h"
+#include "daemon/forget.h"
 #include "daemon/log.h"
 #include "daemon/serve.h"
 
@@ -222,6 +223,7 @@ static int add_record(void *user, const struct journal_stream *stream)
     record->created_us = stream->created_us;
     record->tokens = stream->tokens;
     record->bytes_text = stream->bytes_text;
+    record->first_position = forget_first(&core->ingest, stream->id);
     return 0;
 }
 

@@ -217,6 +217,7 @@ static void fill_stream(struct core *core, uint32_t index, struct stat_parts *pa
     out->dmc_ratio_asked = record->options.dmc_ratio;
     out->ring_segments = record->options.ring_segments;
     out->created_us = record->created_us;
+    out->first_position = record->first_position;
     out->layers = core->info.layer_count;
     out->kv_heads = core->info.kv_head_count;
     out->numerics_epoch = journal_epoch(core->journal);

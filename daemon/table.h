@@ -26,6 +26,8 @@ struct record {
     uint32_t next; /* of the same hash, or free */
     uint64_t created_us, touched_us;
     uint64_t tokens, bytes_text; /* of a parked one */
+    uint64_t first_position;     /* text before it was trimmed away */
+    uint64_t trim_after_us;      /* nothing of it may go before */
     bool past;                   /* a stream as it was at `tokens`, for one question */
     bool forget;                 /* when it has left: the name is free again */
     bool closing;                /* the compute thread has been told to let go */

@@ -40,7 +40,14 @@ enum request_kind {
     REQUEST_FORGET,
 };
 
-enum item_kind { ITEM_TEXT = 1, ITEM_TOKENS = 2, ITEM_TURN = 3, ITEM_MARK = 4 };
+enum item_kind {
+    ITEM_TEXT = 1,
+    ITEM_TOKENS = 2,
+    ITEM_TURN = 3,
+    ITEM_MARK = 4,
+    ITEM_GAP = 5, /* the journal's alone: tokens that were trimmed away, their number as u64 */
+};
+enum { GAP_TOKEN = 0 /* read in their place */ };
 enum turn_role { ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLE_TOOL, ROLE_COUNT };
 enum mark_kind { MARK_FLUSH, MARK_END_OF_INPUT, MARK_PRODUCER_CHANGE };
 

@@ -174,18 +174,21 @@ int spill_fd(const struct spill *s)
     return s->event_fd;
 }
 
-void spill_limit(struct spill *s, uint64_t bytes)
-{
-    pthread_mutex_lock(&s->lock);
-    s->limit = bytes;
-    pthread_mutex_unlock(&s->lock);
-}
-
 static void ring_bell(struct spill *s)
 {
     uint64_t one = 1;
     ssize_t n = write(s->event_fd, &one, sizeof one);
     (void)n; /* full means it is readable, which is all we want */
+}
+
+void spill_limit(struct spill *s, uint64_t bytes)
+{
+    pthread_mutex_lock(&s->lock);
+    s->limit = bytes;
+    bool over = bytes && s->stat.bytes_disk > bytes;
+    pthread_mutex_unlock(&s->lock);
+    if (over)
+        ring_bell(s);
 }
 
 /* ---- streams ---- */

@@ -62,7 +62,8 @@ static bool read_half(struct spill *s, struct spill_stream *stream, uint32_t lev
     if (fault) {
         pthread_mutex_lock(&s->lock);
         spill_note_fault(s, stream, fault);
-        spill_note_damage(s, &place);
+        if (fault != SEGMENT_MISSING) /* which the quota may be the cause of */
+            spill_note_damage(s, &place);
         pthread_mutex_unlock(&s->lock);
         return false;
     }
@@ -151,10 +152,10 @@ void spill_make_room(struct spill *s, uint64_t need)
                 level = i;
         if (!held(stream, level))
             break;
-        if (held(stream, level) > 2 && level < top) {
-            code = merge_some(s, stream, level);
+        if (held(stream, level) > 2 && level < top &&
+            (code = merge_some(s, stream, level)) != -EDQUOT)
             continue;
-        }
+        /* No room even to merge: the limit has come down. */
         for (level = top; !held(stream, level); level--)
             ;
         code = drop(s, stream, level, stream->level[level].from + 1);

@@ -177,7 +177,7 @@ uint32_t spill_step(struct spill *s, bool wait)
     uint64_t rung, need = growth(s);
     if (read(s->event_fd, &rung, sizeof rung) < 0)
         assert(errno == EAGAIN || errno == EINTR);
-    if (need && s->limit && s->stat.bytes_disk + need > s->limit) {
+    if (s->limit && s->stat.bytes_disk + need > s->limit) {
         /* Reads first: what they were promised may be merged away. */
         while (start_one(s, false, &ended, &ready))
             ;

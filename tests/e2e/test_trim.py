@@ -1,0 +1,87 @@
+"""--when-full: the far past grows coarser, then ends; then acks stop, or the oldest text is trimmed
+away, each said; the quota holds over restarts too."""
+
+import pathlib
+
+import lib
+from test_recall import ask, daemon, done, feed, found, text
+
+QUOTA = 12 << 20
+FACT = b"The access code for the Kestrel vault is 48213 and the guard is named Ottoline.\n"
+
+
+def used(siltd):
+    return sum(p.stat().st_blocks * 512 for p in pathlib.Path(siltd.data).rglob("*") if p.is_file())
+
+
+def parts(siltd):
+    """What takes how much."""
+    return sorted((p.stat().st_blocks * 512, str(p.relative_to(siltd.data)))
+                  for p in pathlib.Path(siltd.data).rglob("*") if p.is_file())
+
+
+def fill(siltd, rounds, lines=1500):
+    """Text without the fact, until the disk is full."""
+    for i in range(rounds):
+        body = text(lines, 0, seed=i + 10)
+        lib.silt(siltd.endpoint, "feed", "s", "--patience", "60", stdin=body.replace(FACT, b""))
+        lib.wait_until("all is computed and indexed", lambda: done(siltd, "s"), 60)
+        assert used(siltd) <= QUOTA, (i, used(siltd), parts(siltd))
+        if lib.stat(siltd.endpoint, "s")["first_position"]:
+            return i
+
+
+def test_the_oldest_text_is_trimmed():
+    with daemon("--disk", QUOTA, "--when-full", "trim") as siltd:
+        feed(siltd, "s", text(700, 20))
+        assert found(ask(siltd, "s"))
+        fill(siltd, 60)
+        stat = lib.stat(siltd.endpoint, "s")
+        first = stat["first_position"]
+        log = siltd.log_text()
+        assert first > 5000, stat
+        assert f"before token {first} was trimmed away" in log
+        said = [log.index(words) for words in ("averaged with their neighbours", "trimmed away")]
+        assert said == sorted(said), "coarser first, then trimmed"
+        assert not found(ask(siltd, "s")), "its text is gone"
+        assert ask(siltd, "s", question="Which river garden?")["sources"]
+        for path in (pathlib.Path(siltd.data)).glob("journal.db"):
+            assert b"Ottoline" not in path.read_bytes()
+        early = lib.silt(siltd.endpoint, "ask", "s", "What?", "--at", 100, code=None)
+        assert early.code and "was trimmed" in early.text(), early.text()
+        memory = stat["memory_hash"]
+        siltd.kill()
+        siltd.start()
+        stat = lib.wait_until("the stream is back", lambda: done(siltd, "s"), 60)
+        assert stat["memory_hash"] == memory and stat["first_position"] == first
+        assert used(siltd) <= QUOTA, (used(siltd), parts(siltd))
+        fill(siltd, 2)
+        lost = sorted((pathlib.Path(siltd.data) / "checkpoints").glob("*/*"))
+        siltd.stop()
+        for path in lost:
+            path.unlink(missing_ok=True)
+        for path in (pathlib.Path(siltd.data) / "checkpoints").glob("*/*"):
+            path.unlink()
+        siltd.start()  # nothing to begin from: it is read again with a gap where the text was
+        again = lib.wait_until("the stream is back", lambda: done(siltd, "s"), 120)
+        assert again["tokens_acked"] >= stat["tokens_acked"]
+
+
+def test_acks_stop_by_default():
+    with daemon("--disk", QUOTA) as siltd:
+        feed(siltd, "s", text(700, 20))
+        for i in range(60):
+            sent = lib.silt(siltd.endpoint, "feed", "s", "--patience", "1",
+                            stdin=text(1500, 0, seed=i + 10), code=None)
+            assert used(siltd) <= QUOTA, (i, used(siltd))
+            if sent.code:
+                break
+        assert sent.code == 1 and "--disk" in sent.text(), sent.text()
+        assert "nothing is acked" in siltd.log_text()
+        assert lib.stat(siltd.endpoint, "s")["first_position"] == 0
+        assert found(ask(siltd, "s"))
+
+
+if __name__ == "__main__":
+    lib.main({name: test for name, test in globals().items() if name.startswith("test_")
+              and callable(test)})
