@@ -16,7 +16,7 @@
 
 enum {
     TABLE_BYTES_MAX = 1024,    /* of a question, by which it is looked for */
-    PASSAGES_MAX = 3,          /* of text, read again before the question */
+    PASSAGES_MAX = 1,          /* of text, read again before the question */
     PASSAGE_TOKENS_MAX = 1100, /* all of them */
     ANSWER_ROOM = 512,         /* that passages leave, where the question asks for as much */
     PASSAGES_BYTES_MAX = PASSAGES_MAX * (SEARCH_TEXT_MAX + 8) + 128,
@@ -166,7 +166,8 @@ bool ask_recall_end(struct ask *ask)
 }
 
 /* The words around a question are chosen by measurement: on the default model an answer comes from
- * excerpts under such a line, and from whole chunks or a bare question behind them it does not. */
+ * excerpts under such a line, and from whole chunks or a bare question behind them it does not.
+ * Right answers to far facts: 20.0 % from the best excerpt alone, 6.2 % from the best three. */
 static const char before_text[] = "Use this text to answer the question.\n\n";
 static const char before_question[] = "Question: ";
 
