@@ -8,9 +8,6 @@
 int main(int argc, char **argv)
 {
     struct tiny_options options = TINY_DEFAULTS;
-
-    options.recall = true;
-    options.recall_layer = 2;
     char model[4096], adapter[4096];
     if (argc < 2 || argc > 3) {
         fprintf(stderr, "usage: make-tiny DIR [SEED]\n");
