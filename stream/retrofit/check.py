@@ -203,9 +203,14 @@ def check_training(folder):
                "--no-compile",
                "--workers", "1", "--device", "cpu", "--long", "64", "--steps"]
     subprocess.run(command + ["3"], check=True)
-    # On from the checkpoint, in two processes.
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-                   + command[1:] + ["2", "--calibrate", "1"], check=True)
+    # On from the checkpoint, in two processes as torchrun starts them (Debian's own torchrun does
+    # not run under Debian's Python).
+    for one in [subprocess.Popen(command + ["2", "--calibrate", "1"], env=dict(
+            os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(20000 + os.getpid() % 20000)))
+            for rank in (1, 0)]:
+        if one.wait():
+            raise SystemExit("a process of the training in two failed")
     base = model_file.BaseModel(base_path)
     parameters, quotas, state = train.load_checkpoint(run, base)
     path = os.path.join(folder, "trained.gguf")

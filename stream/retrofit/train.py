@@ -4,7 +4,7 @@
 
 The schedule runs over --total-minutes; a run of --minutes leaves a checkpoint in RUN, and the same
 command goes on from it.  SHARDS come from data.py.  The end of the last run draws RUN/loss.svg.
-On several GPUs: `torchrun --nproc-per-node N train.py …`; --rows are those of one GPU.
+On several GPUs: `torchrun --nproc_per_node N train.py …`; --rows are those of one GPU.
 """
 import argparse
 import json
@@ -58,7 +58,7 @@ def parse():
     parser.add_argument("--ramp", type=float, default=0.12, help="share of the schedule")
     parser.add_argument("--noise", default="1.0,0.2", help="width at the start and at the end")
     parser.add_argument("--loss-chunk", type=int, default=8192)
-    parser.add_argument("--start", help="an adapter file to begin from: weights only, no moments")
+    parser.add_argument("--from", dest="start", help="an adapter file to begin from: weights only, no moments")
     parser.add_argument("--cap", choices=("each", "sum"), default="sum",
                         help="bound the sum of the heads' appends (FORMAT.md), or each by 2n/ratio")
     parser.add_argument("--save-minutes", type=float, default=3, help="between checkpoints")
