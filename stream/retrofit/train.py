@@ -58,7 +58,8 @@ def parse():
     parser.add_argument("--ramp", type=float, default=0.12, help="share of the schedule")
     parser.add_argument("--noise", default="1.0,0.2", help="width at the start and at the end")
     parser.add_argument("--loss-chunk", type=int, default=8192)
-    parser.add_argument("--from", dest="start", help="an adapter file to begin from: weights only, no moments")
+    parser.add_argument("--from", dest="start",
+                        help="an adapter file to begin from: weights only, no moments")
     parser.add_argument("--cap", choices=("each", "sum"), default="sum",
                         help="bound the sum of the heads' appends (FORMAT.md), or each by 2n/ratio")
     parser.add_argument("--save-minutes", type=float, default=3, help="between checkpoints")
