@@ -592,9 +592,10 @@ int main(int argc, char **argv)
     printf("%" PRIu64 " schedules from %" PRIu64 ", %" PRIu64 " messages kept: acked and lost 0, "
            "memories wrong 0 (%" PRIu64 " not told apart)\n",
            count, first, messages, unsure);
-    printf("cold segments: %" PRIu64 " put, %" PRIu64 " fetched and right, %" PRIu64
-           " merged, %" PRIu64 " not there, %" PRIu64 " faults seen\n",
-           cold_counts.put, cold_counts.fetched, cold_counts.merged, cold_counts.missing,
-           cold_counts.faults);
+    printf("cold segments: %" PRIu64 " put (%" PRIu64 " again, as another), %" PRIu64
+           " fetched and right, %" PRIu64 " merged, %" PRIu64 " not there, %" PRIu64
+           " faults seen\n",
+           cold_counts.put, cold_counts.changed, cold_counts.fetched, cold_counts.merged,
+           cold_counts.missing, cold_counts.faults);
     return 0;
 }
