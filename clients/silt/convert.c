@@ -44,7 +44,8 @@ static void put(struct convert *c, const char *bytes, size_t count)
         c->text = text;
         c->text_room = room;
     }
-    memcpy(c->text + c->text_bytes, bytes, count);
+    if (count) /* with nothing yet, there is no memory either */
+        memcpy(c->text + c->text_bytes, bytes, count);
     c->text_bytes += count;
 }
 

@@ -177,7 +177,7 @@ def test_start_names_what_is_missing():
     refuses("--frobnicate", "--frobnicate", "1")
     refuses("--threads", "--threads", "many")
     refuses("--listen", "--listen", "nonsense")
-    refuses("curve", "--listen", "tcp://127.0.0.1:5555")
+    refuses("tcp://", "--listen", "inproc://within")
     refuses("memory", "--memory", "1M")
     (home / "file").write_text("not a folder")
     refuses("data", "--data", home / "file" / "data")

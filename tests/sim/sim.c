@@ -593,8 +593,7 @@ int main(int argc, char **argv)
            "memories wrong 0 (%" PRIu64 " not told apart)\n",
            count, first, messages, unsure);
     printf("cold segments: %" PRIu64 " put (%" PRIu64 " again, as another), %" PRIu64
-           " fetched and right, %" PRIu64 " merged, %" PRIu64 " not there, %" PRIu64
-           " faults seen\n",
+           " fetched and right, %" PRIu64 " merged, %" PRIu64 " missing, %" PRIu64 " faults\n",
            cold_counts.put, cold_counts.changed, cold_counts.fetched, cold_counts.merged,
            cold_counts.missing, cold_counts.faults);
     return 0;
