@@ -14,7 +14,7 @@ enum { SIM_RING = 4, SIM_CHUNK = 256, SIM_VALUES = 4 * 2 * 16 };
 extern struct engine sim_engine;
 
 struct cold_counts {
-    uint64_t put, changed, fetched, merged, missing, faults;
+    uint64_t put, fetched, merged, missing, faults;
 };
 extern struct cold_counts cold_counts;
 
@@ -24,10 +24,15 @@ void cold_crash(uint64_t random, bool power);
 void cold_forget(void); /* another schedule: nothing is known of any stream */
 void cold_come(uint64_t stream_id);
 void cold_go(uint64_t stream_id);
-/* A segment has left the ring. The same chunk may again, after a replay; `changed` counts those
- * that were not as before. */
+/* A segment has left the ring. The same chunk may again, after a replay: as it was. */
 void cold_leave(uint64_t stream_id, const struct segment_view *segment);
-/* One thing that may happen to the disk, or a fetch. False: a wrong row came back. */
-bool cold_act(uint64_t random, uint64_t stream_id);
+void cold_act(uint64_t random, uint64_t stream_id); /* one thing that the disk may do, or a fetch */
+const char *cold_wrong(void);                       /* NULL: nothing has been */
+uint64_t cold_trace(void);                          /* of what has left and come back */
+
+/* A fault of siltd's that the checks must find: now and then a segment goes under another stream's
+ * id, or to the next one's place. */
+enum cold_canary { CANARY_NONE, CANARY_STREAM, CANARY_PLACE };
+void cold_plant(enum cold_canary canary);
 
 #endif

@@ -7,6 +7,7 @@
  * three bytes, so that text cut at the wrong place gives other tokens.
  */
 #include <errno.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +27,11 @@ struct stream {
     uint32_t pending_count, ratio;
     int32_t pending[STREAM_BLOCK_TOKENS];
     uint64_t ring[SIM_RING]; /* hashes at the ends of the newest chunks */
+    /* No state: who hears of its segments. */
+    segment_leave_fn *leave;
+    void *leave_user;
 };
+enum { STATE_BYTES = offsetof(struct stream, leave) };
 struct fork {
     uint64_t hash, position;
     uint32_t fed;
@@ -180,27 +185,13 @@ int stream_open(struct stream **out, struct engine *engine, const struct stream_
 
 void stream_close(struct stream **stream)
 {
-    if (*stream)
-        stream_on_segment_leave(*stream, NULL, NULL);
     *stream = NULL;
 }
 
-/* Who hears of a stream's segments; no part of its state. */
-static struct {
-    struct stream *stream;
-    segment_leave_fn *leave;
-    void *user;
-} watch[RIG_SLOTS_MAX];
-
 void stream_on_segment_leave(struct stream *stream, segment_leave_fn *leave, void *user)
 {
-    int i = 0;
-
-    while (i < RIG_SLOTS_MAX - 1 && watch[i].stream && watch[i].stream != stream)
-        i++;
-    watch[i].stream = leave ? stream : NULL;
-    watch[i].leave = leave;
-    watch[i].user = user;
+    stream->leave = leave;
+    stream->leave_user = user;
 }
 
 /* A chunk is full: the oldest of the ring leaves it, its rows one number made of its text. */
@@ -217,9 +208,8 @@ static void end_chunk(struct stream *stream)
     for (int i = 0; i < SIM_VALUES; i++)
         rows[i] = f16_from_f32((float)(1 + *place % 60) / 4);
     *place = stream->hash;
-    for (int i = 0; chunk >= SIM_RING && i < RIG_SLOTS_MAX; i++)
-        if (watch[i].stream == stream && watch[i].leave)
-            watch[i].leave(watch[i].user, &view);
+    if (chunk >= SIM_RING && stream->leave)
+        stream->leave(stream->leave_user, &view);
 }
 
 int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
@@ -274,7 +264,7 @@ uint64_t stream_entries(const struct stream *stream, uint64_t *counts)
 
 const void *stream_state(const struct stream *stream, size_t *bytes)
 {
-    *bytes = sizeof *stream;
+    *bytes = STATE_BYTES;
     return stream;
 }
 
@@ -282,7 +272,7 @@ int stream_restore(struct stream *stream, const void *state, size_t bytes)
 {
     const struct stream *from = state;
 
-    if (bytes != sizeof *stream || from->magic != stream->magic || from->ratio != stream->ratio)
+    if (bytes != STATE_BYTES || from->magic != stream->magic || from->ratio != stream->ratio)
         return -EINVAL;
     memcpy(stream, state, bytes);
     return 0;
@@ -346,7 +336,7 @@ int fork_open(struct fork **out, const struct stream *stream, void *memory, size
     (void)memory_bytes;
     *out = memory;
     memset(*out, 0, sizeof **out);
-    (*out)->hash = XXH3_64bits(stream, sizeof *stream);
+    (*out)->hash = XXH3_64bits(stream, STATE_BYTES);
     (*out)->position = stream->computed + stream->pending_count;
     return 0;
 }

@@ -2,11 +2,13 @@
  * siltd's core under schedules that a seed makes up: who sends what, which part takes its step
  * when, what the disk does, when the process dies or the power goes.
  *
- *     sim [FIRST [COUNT [canary]]]     `sim NUMBER 1` plays one that failed again
+ *     sim [FIRST [COUNT [CANARY]]]     `sim NUMBER 1` plays one that failed again
  *
  * After each schedule every stream must hold exactly the messages that were acked, in order, plus
  * at most those under way at the end; and its memory must be that of the same messages fed to a
- * stream that knew no trouble. With `canary` the disk lies about its syncs: that must be found.
+ * stream that knew no trouble. All follows from the seed: now and then one is played twice, which
+ * must be the same twice. A canary must be found: `disk` lies about its syncs, `stream` and `place`
+ * put cold segments where they do not belong (cold.h).
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -15,13 +17,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "daemon/log.h"
 #include "tests/sim/cold.h"
+#include "tests/sim/model.h"
 #include "tests/unit/rig.h"
 #include "tests/unit/vfs_fault.h"
 
-enum { STREAMS = 3, SLOTS = 2, PRODUCERS = 2, MESSAGES_MAX = 512, SENT_MAX = 256, ACTIONS = 300 };
+enum { STREAMS = 3, SLOTS = 2, ACTIONS = 300, AGAIN = 50 };
 
 /* Under checkpoints the power never goes: test_fault.c fails each of their calls. */
 static int no_sync(void *user, int fd)
@@ -34,24 +38,6 @@ static struct files files;
 static const struct rig_options options = {
     .slots = SLOTS, .asks = 2, .lag_tokens_max = 4096, .checkpoints = true, .files = &files};
 
-/* A message of a stream, by who sent it and its number: that says what is in it. */
-struct message {
-    uint32_t producer;
-    uint64_t sequence;
-    uint64_t batch; /* of a doubt: the commit that failed */
-};
-
-struct model {
-    struct message message[MESSAGES_MAX]; /* in the journal for sure, in order */
-    uint32_t count;
-    uint64_t acked[PRODUCERS];
-    struct message doubt[SENT_MAX]; /* told that nothing was stored by a disk that failed */
-    uint32_t doubt_count;
-    bool unsure;   /* two commits that failed say different things and both fit */
-    uint32_t slot; /* SLOT_NONE: parked */
-    bool exists;
-};
-
 static struct rig rig;
 static struct model model[STREAMS];
 static struct { /* in the journal's queue, in order */
@@ -62,7 +48,8 @@ static uint32_t flying_count;
 static char folder[64];
 static uint64_t seed, schedule, lost;
 static bool asking[2]; /* handed over and not ended */
-static bool canary, broken;
+static bool canary, lies, broken;
+static uint64_t trace; /* of the schedule */
 static const char *const stream_names[STREAMS] = {"a", "b", "c"};
 static const char *const producer_names[PRODUCERS] = {"p", "q"};
 
@@ -120,12 +107,6 @@ static struct model *of_slot(uint32_t slot)
     return NULL;
 }
 
-static void append(struct model *m, struct message message)
-{
-    m->message[m->count++] = message;
-    m->acked[message.producer] = message.sequence;
-}
-
 static void take_result(const struct ingest_result *result, uint64_t batch)
 {
     struct model *m = flying[0].model;
@@ -140,7 +121,7 @@ static void take_result(const struct ingest_result *result, uint64_t batch)
     if (result->error)
         return;
     if (message.sequence == m->acked[message.producer] + 1) {
-        append(m, message);
+        model_append(m, message);
         for (uint32_t i = 0; i < STREAMS; i++)
             model[i].doubt_count = 0; /* this commit stands where theirs would */
     }
@@ -290,7 +271,7 @@ static void act_cold(void)
     uint32_t slot = any_slot();
     uint64_t id = slot == SLOT_NONE ? 0 : atomic_load(&rig.slots[slot].stream_id);
 
-    expect(cold_act(below(1u << 31), id), "a cold segment that is another");
+    cold_act(below(1u << 31), id);
 }
 
 static void act_disk_fails(void)
@@ -321,56 +302,6 @@ static void damage(uint64_t stream_id)
     fclose(file);
 }
 
-/* The messages of one commit that failed, as they would follow what is sure; the acks they lead to.
- */
-static uint32_t follow(const struct model *m, uint64_t batch, struct message *out, uint64_t *acked)
-{
-    uint32_t count = 0;
-
-    memcpy(acked, m->acked, sizeof m->acked);
-    for (uint32_t i = 0; i < m->doubt_count; i++) {
-        struct message message = m->doubt[i];
-
-        if (message.batch != batch || message.sequence != acked[message.producer] + 1)
-            continue;
-        acked[message.producer]++;
-        message.batch = 0;
-        out[count++] = message;
-    }
-    return count;
-}
-
-/* The journal has more than was acked: a commit that failed has reached the disk after all. */
-static void settle_doubt(struct model *m, const uint64_t *stored)
-{
-    static struct message chosen[SENT_MAX], other[SENT_MAX];
-    uint64_t acked[PRODUCERS], batch = 0;
-    uint32_t chosen_count = 0;
-    bool found = memcmp(m->acked, stored, sizeof m->acked) == 0;
-
-    for (uint32_t i = m->doubt_count; i-- > 0 && memcmp(m->acked, stored, sizeof m->acked) != 0;) {
-        uint32_t count;
-
-        if (m->doubt[i].batch == batch)
-            continue;
-        batch = m->doubt[i].batch;
-        count = follow(m, batch, other, acked);
-        if (memcmp(acked, stored, sizeof acked) != 0)
-            continue;
-        if (!found) {
-            found = true;
-            chosen_count = count;
-            memcpy(chosen, other, count * sizeof *other);
-        } else if (count != chosen_count || memcmp(chosen, other, count * sizeof *other) != 0) {
-            m->unsure = true;
-        }
-    }
-    expect(found, "something is there that nobody sent");
-    for (uint32_t i = 0; i < chosen_count; i++)
-        append(m, chosen[i]);
-    m->doubt_count = 0;
-}
-
 /* What the producers learn when they attach again. */
 static void attach_all(uint32_t slot, struct model *m)
 {
@@ -391,7 +322,7 @@ static void attach_all(uint32_t slot, struct model *m)
         expect(stored[producer] >= m->acked[producer], "what was acked is lost");
     }
     if (!lost)
-        settle_doubt(m, stored);
+        expect(model_settle(m, stored), "something is there that nobody sent");
 }
 
 static void wake_all(void)
@@ -429,7 +360,7 @@ static void end_all(uint64_t random, bool power)
 
 static void act_crash(void)
 {
-    bool power = canary || below(2);
+    bool power = lies || below(2);
     char path[96];
 
     /* What is in the queue was never applied. */
@@ -453,7 +384,7 @@ static void act_crash(void)
     for (uint32_t i = 0; i < STREAMS; i++)
         damage(1 + below(STREAMS));
     wake_all();
-    vfs_fault_lie(canary);
+    vfs_fault_lie(lies);
 }
 
 static void act(void)
@@ -482,6 +413,7 @@ static void act(void)
     else
         act_crash();
     take_results();
+    expect(!cold_wrong(), cold_wrong());
     for (uint32_t i = 0; i < SLOTS; i++)
         if (of_slot(i)) {
             expect(slot_lag(&rig.slots[i]) <= options.lag_tokens_max, "the lag is over its bound");
@@ -519,6 +451,11 @@ static uint64_t clean_hash(uint32_t stream)
     return hash;
 }
 
+static void mix(const void *bytes, size_t count)
+{
+    trace = XXH3_64bits_withSeed(bytes, count, trace);
+}
+
 static void check_memories(void)
 {
     uint64_t hash[STREAMS] = {0};
@@ -536,20 +473,23 @@ static void check_memories(void)
         rig_forget(&rig);
     }
     end_all(0, false);
+    mix(hash, sizeof hash);
     for (uint32_t i = 0; i < STREAMS; i++)
         if (model[i].exists && !model[i].unsure)
             expect(clean_hash(i) == hash[i], "a memory is not that of its messages");
 }
 
-static void play(uint64_t number)
+/* Plays a schedule; what it came to is the same whenever it is played. */
+static uint64_t play(uint64_t number)
 {
     schedule = number;
     seed = number * 2654435761u + 12345;
+    trace = 0;
     memset(model, 0, sizeof model);
     flying_count = 0;
     memset(asking, 0, sizeof asking);
     rig_folder(folder, sizeof folder);
-    vfs_fault_lie(canary);
+    vfs_fault_lie(lies);
     if (rig_open(&rig, folder, &options) != 0)
         exit(2);
     cold_forget();
@@ -564,22 +504,40 @@ static void play(uint64_t number)
         check_memories();
     else if (!broken)
         end_all(0, false);
+    expect(!cold_wrong(), cold_wrong());
     rig_folder_drop(folder);
+    mix(model, sizeof model);
+    mix(&seed, sizeof seed);
+    mix(&(uint64_t){cold_trace()}, sizeof(uint64_t));
+    return trace;
+}
+
+static void set_canary(const char *name)
+{
+    canary = *name;
+    lies = strcmp(name, "disk") == 0;
+    cold_plant(strcmp(name, "stream") == 0  ? CANARY_STREAM
+               : strcmp(name, "place") == 0 ? CANARY_PLACE
+                                            : CANARY_NONE);
 }
 
 int main(int argc, char **argv)
 {
     uint64_t first = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
     uint64_t count = argc > 2 ? strtoull(argv[2], NULL, 10) : 300;
-    uint64_t messages = 0, unsure = 0;
+    uint64_t messages = 0, unsure = 0, twice = 0, all = 0;
 
-    canary = argc > 3 && strcmp(argv[3], "canary") == 0;
+    set_canary(argc > 3 ? argv[3] : "");
     say_level_set((enum say_level)(SAY_ERROR + 1));
     vfs_fault_install();
     files = files_real;
     files.sync = no_sync;
     for (uint64_t i = first; i < first + count && !lost; i++) {
-        play(i);
+        uint64_t once = play(i);
+
+        if (!canary && i % AGAIN == 0 && ++twice)
+            expect(play(i) == once, "played again it is another: something is not of the seed");
+        all ^= once;
         for (uint32_t j = 0; j < STREAMS; j++) {
             messages += model[j].count;
             unsure += model[j].unsure;
@@ -590,11 +548,12 @@ int main(int argc, char **argv)
         return lost ? 0 : 1;
     }
     printf("%" PRIu64 " schedules from %" PRIu64 ", %" PRIu64 " messages kept: acked and lost 0, "
-           "memories wrong 0 (%" PRIu64 " not told apart)\n",
-           count, first, messages, unsure);
-    printf("cold segments: %" PRIu64 " put (%" PRIu64 " again, as another), %" PRIu64
+           "memories wrong 0 (%" PRIu64 " not told apart); %" PRIu64
+           " played twice: the same; trace %016" PRIx64 "\n",
+           count, first, messages, unsure, twice, all);
+    printf("cold segments: %" PRIu64 " put (again as another 0), %" PRIu64
            " fetched and right, %" PRIu64 " merged, %" PRIu64 " missing, %" PRIu64 " faults\n",
-           cold_counts.put, cold_counts.changed, cold_counts.fetched, cold_counts.merged,
-           cold_counts.missing, cold_counts.faults);
+           cold_counts.put, cold_counts.fetched, cold_counts.merged, cold_counts.missing,
+           cold_counts.faults);
     return 0;
 }
