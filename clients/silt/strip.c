@@ -4,6 +4,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "clients/silt/table.h"
+
 void strip_paint(enum paint paint, bool on)
 {
     attr_t look = has_colors() ? (attr_t)COLOR_PAIR(paint) : A_REVERSE;
@@ -26,15 +28,22 @@ static const struct client_tier *tier_of(const struct client_stream_stat *stat, 
     return &none;
 }
 
+/* Nothing behind the line's end: it would wrap. */
+static void draw_cell(char cell)
+{
+    if (getcurx(stdscr) < COLS - 1)
+        addch((chtype)cell);
+}
+
 /* `filled` of `width` cells in a colour, the rest as dots. */
 static void draw_part(enum paint paint, int width, int filled)
 {
     for (int i = 0; i < width; i++) {
         strip_paint(paint, i < filled);
-        addch(i < filled ? ' ' : '.');
+        draw_cell(i < filled ? ' ' : '.');
         strip_paint(paint, false);
     }
-    addch(' ');
+    draw_cell(' ');
 }
 
 static int share(uint64_t part, uint64_t whole, int width)
@@ -53,50 +62,73 @@ static void draw_cold(const struct client_stream_stat *stat, int cells, bool hit
         for (size_t j = 0; j < stat->recalled_count && hit; j++)
             lit |= share(stat->recalled[j], stat->segments_cold, cells - 1) == i;
         strip_paint(lit ? PAINT_HIT : PAINT_COLD, true);
-        addch(lit ? '*' : ' ');
+        draw_cell(lit ? '*' : ' ');
         strip_paint(lit ? PAINT_HIT : PAINT_COLD, false);
     }
     if (cells)
-        addch(' ');
+        draw_cell(' ');
 }
 
-/* Parts are as wide as their plans; cold ones by the logarithm of their number. */
+/* A part for each segment; where these would be too narrow, one part for all. */
+static void draw_ring(const struct client_stream_stat *stat, int width)
+{
+    int segments = (int)stat->ring_segments, each = segments ? width / segments - 1 : 0;
+
+    if (each < 1)
+        draw_part(PAINT_RING, width, share(stat->segments_ring, stat->ring_segments, width));
+    for (int s = 0; s < segments && each >= 1; s++)
+        draw_part(PAINT_RING, each, (uint64_t)s < stat->segments_ring ? each : 0);
+}
+
+/* Parts are as wide as their plans, pins as what is pinned of theirs; cold ones by the logarithm of
+ * their number. */
 void strip_draw(const struct client_stream_stat *stat, bool hit, int line)
 {
     static const struct {
         const char *name;
         enum paint paint;
-    } parts[] = {{"sinks", PAINT_SINKS}, {"summary", PAINT_SUMMARY}, {"window", PAINT_WINDOW}};
-    int width = COLS - 24 > 20 ? COLS - 24 : 20;
+    } parts[] = {{"sinks", PAINT_SINKS},
+                 {"pins", PAINT_PINS},
+                 {"summary", PAINT_SUMMARY},
+                 {"ring", PAINT_RING},
+                 {"window", PAINT_WINDOW}};
+    enum { PART_COUNT = sizeof parts / sizeof *parts };
     int cold = stat->segments_cold ? 2 + (int)log2((double)stat->segments_cold) : 0;
-    const struct client_tier *ring = tier_of(stat, "ring");
-    uint64_t plan = ring->bytes_plan;
+    int width = COLS - cold - 8 > 20 ? COLS - cold - 8 : 20;
+    uint64_t plan[PART_COUNT], used[PART_COUNT], sum = 0, pinned = 0;
 
-    for (int i = 0; i < 3; i++)
-        plan += tier_of(stat, parts[i].name)->bytes_plan;
+    for (size_t i = 0; i < stat->pins.count && stat->pins.tokens_max; i++)
+        pinned += stat->pins.pin[i].to - stat->pins.pin[i].from;
+
+    for (int i = 0; i < PART_COUNT; i++) {
+        const struct client_tier *tier = tier_of(stat, parts[i].name);
+
+        used[i] = tier->bytes_used;
+        plan[i] = tier->bytes_plan;
+        if (parts[i].paint == PAINT_PINS && pinned)
+            plan[i] = (uint64_t)((double)plan[i] / stat->pins.tokens_max * (double)pinned);
+        else if (parts[i].paint == PAINT_PINS)
+            plan[i] = 0;
+        sum += plan[i];
+    }
     move(line, 0);
     draw_cold(stat, cold, hit);
-    for (int i = 0; i < 3; i++) {
-        const struct client_tier *tier = tier_of(stat, parts[i].name);
-        int cells = share(tier->bytes_plan, plan, width);
+    for (int i = 0; i < PART_COUNT; i++) {
+        int cells = share(plan[i], sum, width);
 
-        if (i == 2) { /* the ring stands before the window */
-            int segments = (int)stat->ring_segments;
-            int each = share(ring->bytes_plan, plan, width) / (segments ? segments : 1);
-
-            for (int s = 0; s < segments; s++)
-                draw_part(PAINT_RING, each > 1 ? each - 1 : 1,
-                          (uint64_t)s < stat->segments_ring ? each > 1 ? each - 1 : 1 : 0);
-        }
-        draw_part(parts[i].paint, cells ? cells : 1,
-                  share(tier->bytes_used, tier->bytes_plan, cells ? cells : 1));
+        cells = cells ? cells : 1;
+        if (parts[i].paint == PAINT_RING)
+            draw_ring(stat, cells);
+        else if (plan[i])
+            draw_part(parts[i].paint, cells, share(used[i], plan[i], cells));
     }
     move(line + 1, 0);
     for (enum paint paint = PAINT_COLD; paint <= PAINT_WINDOW; paint++) {
-        static const char *const names[] = {"", "cold", "sinks", "summary", "ring", "window"};
+        static const char *const names[] = {"",        "cold", "sinks", "pins",
+                                            "summary", "ring", "window"};
 
         draw_part(paint, 2, 2);
-        printw("%s   ", names[paint]);
+        table_part("%-9s", names[paint]);
     }
 }
 
@@ -105,10 +137,10 @@ void strip_heads(const struct client_stream_stat *stat, int line)
 {
     if (!stat->head_ratio_count || stat->head_ratio_count < (size_t)stat->layers * stat->kv_heads)
         return;
-    mvprintw(line, 0,
-             "tokens an entry stands for, a row for each KV head, a column for each layer");
+    move(line, 0);
+    table_cut("tokens an entry stands for, a row for each KV head, a column for each layer");
     for (uint32_t h = 0; h < stat->kv_heads && line + 1 + (int)h < LINES; h++)
-        for (uint32_t l = 0; l < stat->layers && (int)l < COLS; l++) {
+        for (uint32_t l = 0; l < stat->layers && (int)l < COLS - 1; l++) {
             double ratio = stat->head_ratio[(size_t)l * stat->kv_heads + h];
 
             mvaddch(line + 1 + (int)h, (int)l,

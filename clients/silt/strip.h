@@ -9,6 +9,7 @@
 enum paint {
     PAINT_COLD = 1,
     PAINT_SINKS,
+    PAINT_PINS,
     PAINT_SUMMARY,
     PAINT_RING,
     PAINT_WINDOW,

@@ -9,15 +9,19 @@
 #include <unistd.h>
 
 #include "clients/silt/strip.h"
+#include "clients/silt/table.h"
 
 static const char help[] =
     "silt top [STREAM] [--delay SECONDS]\n"
     "\n"
-    "Shows the streams live: tokens, rate, lag, memory of its plan. Enter shows one stream's "
-    "memory\n"
-    "as a strip, oldest first, as questions read it: cold on disk, sinks, summary, ring, window. "
-    "Cold\n"
-    "chunks that a question just brought back light up.\n"
+    "Shows the streams live: tokens, rate, lag, ratio, memory, what the memory loses (nats a "
+    "token),\n"
+    "and in a wide terminal disk, plan, cold segments. * marks the column that "
+    "sorts,\n"
+    "! a stream that works with less than it should: open it to see why. Enter shows one stream's\n"
+    "memory as a strip, oldest first, as questions read it: cold on disk, sinks, pins, summary, "
+    "ring,\n"
+    "window. Cold chunks that a question just brought back light up.\n"
     "\n"
     "  silt top              all streams\n"
     "  silt top log          that one's memory\n"
@@ -28,15 +32,7 @@ static const char help[] =
     "ends.\n";
 
 enum { ROWS_MAX = 10000, HEADER_LINES = 4, ESCAPE_MS = 50, HIT_US = 8000000 };
-enum sort { BY_NAME, BY_TOKENS, BY_RATE, BY_LAG, BY_MEMORY, SORT_COUNT };
-static const char *const sort_names[] = {"name", "tokens", "rate", "lag", "memory"};
 
-struct row {
-    char stream[132];
-    uint64_t acked, computed, lag, used, plan, disk, cold;
-    double rate, ratio, loss; /* loss NAN: not measured */
-    bool degraded;
-};
 struct rows {
     struct row *list; /* [room], by name */
     size_t count, room;
@@ -106,35 +102,11 @@ static void rates(struct top *top)
 
 static struct top *sorted; /* qsort has no argument for it */
 
-static int by_more(double a, double b)
-{
-    return a < b ? 1 : a > b ? -1 : 0;
-}
-
 static int compare(const void *left, const void *right)
 {
-    const struct row *a = &sorted->now.list[*(const size_t *)left];
-    const struct row *b = &sorted->now.list[*(const size_t *)right];
-    int r = 0;
+    const struct row *list = sorted->now.list;
 
-    switch (sorted->sort) {
-    case BY_TOKENS:
-        r = by_more((double)a->acked, (double)b->acked);
-        break;
-    case BY_RATE:
-        r = by_more(a->rate, b->rate);
-        break;
-    case BY_LAG:
-        r = by_more((double)a->lag, (double)b->lag);
-        break;
-    case BY_MEMORY:
-        r = by_more((double)a->used, (double)b->used);
-        break;
-    case BY_NAME:
-    case SORT_COUNT:
-        break;
-    }
-    return r ? r : strcmp(a->stream, b->stream);
+    return table_compare(sorted->sort, &list[*(const size_t *)left], &list[*(const size_t *)right]);
 }
 
 static int order_rows(struct top *top)
@@ -192,43 +164,27 @@ static int look(struct top *top)
 static void draw_head(const struct top *top)
 {
     const struct client_process_stat *p = &top->process;
-    char used[TEXT_BYTES], plan[TEXT_BYTES], resident[TEXT_BYTES], disk[TEXT_BYTES],
-        tokens[TEXT_BYTES];
+    char a[TEXT_BYTES], b[TEXT_BYTES];
 
-    mvprintw(0, 0, "siltd %s  %s, %s, %u threads%s", p->version, p->model, p->kernels, p->threads,
-             p->adapter[0] ? "" : "  COMPRESSION IS OFF");
-    mvprintw(1, 0,
-             "memory %s of %s planned, resident %s   disk %s   tokens %s   questions %u of %u",
-             text_bytes(used, p->bytes_used), text_bytes(plan, p->bytes_plan),
-             text_bytes(resident, p->bytes_resident), text_bytes(disk, p->bytes_disk),
-             text_count(tokens, p->tokens_computed), p->forks, p->forks_max);
+    move(0, 0);
+    if (!p->adapter[0])
+        table_part("COMPRESSION IS OFF  ");
+    table_part("siltd %s  ", p->version);
+    table_cut("%s, %s, %u threads", p->model, p->kernels, p->threads);
+    move(1, 0);
+    table_part("memory %s of %s planned", text_bytes(a, p->bytes_used),
+               text_bytes(b, p->bytes_plan));
+    table_part("  disk %s", text_bytes(a, p->bytes_disk));
+    table_part("  questions %u of %u", p->forks, p->forks_max);
+    table_part("  resident %s", text_bytes(a, p->bytes_resident));
+    table_part("  tokens %s", text_count(a, p->tokens_computed));
     move(2, 0);
     strip_paint(PAINT_BAD, true);
     if (top->away)
-        printw("%.*s", COLS - 1, top->silt->error.text);
+        table_cut("%s", top->silt->error.text);
     else if (p->degraded_count)
-        printw("%.*s", COLS - 1, p->degraded[0]);
+        table_cut("%s", p->degraded[0]);
     strip_paint(PAINT_BAD, false);
-}
-
-static void draw_row(const struct row *row, int line, bool chosen)
-{
-    char acked[TEXT_BYTES], rate[TEXT_BYTES], lag[TEXT_BYTES], used[TEXT_BYTES], plan[TEXT_BYTES],
-        disk[TEXT_BYTES], cold[TEXT_BYTES], loss[TEXT_BYTES] = "-";
-
-    if (!isnan(row->loss))
-        snprintf(loss, sizeof loss, "%+.3f", row->loss);
-    if (chosen)
-        attr_on(A_REVERSE, NULL);
-    mvprintw(line, 0, "%-24.24s %14s %9s %10s %5.1fx %10s %10s %7s %10s %7s%s", row->stream,
-             text_count(acked, row->acked), text_count(rate, (uint64_t)llround(row->rate)),
-             text_count(lag, row->lag), row->ratio, text_bytes(used, row->used),
-             text_bytes(plan, row->plan), text_count(cold, row->cold), text_bytes(disk, row->disk),
-             loss, row->degraded ? "  degraded" : "");
-    if (chosen)
-        attr_off(A_REVERSE, NULL);
-    else if (row->lag)
-        mvchgat(line, 50, 10, A_NORMAL, PAINT_LAG, NULL);
 }
 
 static size_t chosen_at(const struct top *top)
@@ -244,71 +200,88 @@ static void draw_table(struct top *top)
     size_t room = LINES > HEADER_LINES ? (size_t)(LINES - HEADER_LINES) : 1;
     size_t chosen = chosen_at(top);
 
-    attr_on(A_BOLD, NULL);
-    mvprintw(3, 0, "%-24s %14s %9s %10s %6s %10s %10s %7s %10s %7s  by %s", "stream", "tokens",
-             "rate/s", "lag", "ratio", "memory", "plan", "cold", "disk", "loss",
-             sort_names[top->sort]);
-    attr_off(A_BOLD, NULL);
+    table_head(top->sort, 3);
     if (chosen < top->first)
         top->first = chosen;
     if (chosen >= top->first + room)
         top->first = chosen - room + 1;
     for (size_t i = 0; i < room && top->first + i < top->now.count; i++)
-        draw_row(&top->now.list[top->order[top->first + i]], HEADER_LINES + (int)i,
-                 top->first + i == chosen);
-    if (!top->now.count)
-        mvprintw(HEADER_LINES, 0, "no streams yet: silt feed NAME FILE");
+        table_row(&top->now.list[top->order[top->first + i]], HEADER_LINES + (int)i,
+                  top->first + i == chosen);
+    if (!top->now.count) {
+        move(HEADER_LINES, 0);
+        table_cut("no streams yet: silt feed NAME FILE");
+    }
 }
 
-/* What the meter says, and what questions brought back. */
+/* What the meter says, what questions brought back, what is pinned: a line each. */
 static void draw_measured(const struct client_stream_stat *stat, int line)
 {
     const struct client_loss *loss = &stat->loss;
     char when[TEXT_BYTES];
 
     move(line, 0);
-    if (loss->chunks)
-        printw("loss %+.3f nats a token (%+.3f to %+.3f, %" PRIu64 " chunks)%s   ",
-               loss->difference, loss->low, loss->high, loss->chunks,
-               loss->flagged ? " FLAGGED" : "");
-    if (!stat->recalled_us)
-        return;
-    printw("recalled %" PRIu64 " times, last at %s: chunks", stat->recall_hits,
-           text_time(when, stat->recalled_us));
-    for (size_t i = 0; i < stat->recalled_count; i++)
-        printw(" %" PRIu64, stat->recalled[i]);
+    if (loss->chunks) {
+        table_part("loss %+.3f nats a token (%+.3f to %+.3f, %" PRIu64 " chunks)", loss->difference,
+                   loss->low, loss->high, loss->chunks);
+        table_part("%s", loss->flagged ? " FLAGGED" : "");
+    }
+    move(line + 1, 0);
+    if (stat->recalled_us)
+        table_part("recalled %" PRIu64 " times, last at %s: chunks", stat->recall_hits,
+                   text_time(when, stat->recalled_us));
+    for (size_t i = 0; i < stat->recalled_count && stat->recalled_us; i++)
+        table_part(" %" PRIu64, stat->recalled[i]);
+    move(line + 2, 0);
+    if (stat->pins.count)
+        table_part("pinned tokens");
+    for (size_t i = 0; i < stat->pins.count; i++)
+        table_part("%s %" PRIu64 " to %" PRIu64, i ? "," : "", stat->pins.pin[i].from,
+                   stat->pins.pin[i].to);
+}
+
+static void draw_tiers(const struct client_stream_stat *stat, int line)
+{
+    char used[TEXT_BYTES], plan[TEXT_BYTES];
+
+    for (size_t i = 0; i < stat->tier_count; i++) {
+        const struct client_tier *tier = &stat->tiers[i];
+
+        move(line++, 0);
+        table_cut("%-10s %10s of %10s", tier->name, text_bytes(used, tier->bytes_used),
+                  text_bytes(plan, tier->bytes_plan));
+    }
+    move(line++, 0);
+    table_cut("%-10s %10s of %10s", "all", text_bytes(used, stat->bytes_used),
+              text_bytes(plan, stat->bytes_plan));
+    move(line++, 0);
+    table_cut("%-10s %10s", "disk", text_bytes(used, stat->bytes_disk));
+    strip_heads(stat, line + 1);
 }
 
 static void draw_stream(const struct client_stream_stat *stat, bool hit)
 {
-    char acked[TEXT_BYTES], lag[TEXT_BYTES], cold[TEXT_BYTES], chunks[TEXT_BYTES], used[TEXT_BYTES],
-        plan[TEXT_BYTES];
-    int line = HEADER_LINES + 7;
+    char text[TEXT_BYTES];
 
+    move(3, 0);
     attr_on(A_BOLD, NULL);
-    mvprintw(3, 0, "%s", stat->stream);
+    table_cut("%.*s", COLS / 2, stat->stream);
     attr_off(A_BOLD, NULL);
-    printw("   %s tokens, %s behind, %s chunks, %s cold segments, %.1fx merged, hash %016" PRIx64,
-           text_count(acked, stat->tokens_acked), text_count(lag, stat->lag_tokens),
-           text_count(chunks, stat->chunks), text_count(cold, stat->segments_cold), stat->dmc_ratio,
-           stat->memory_hash);
+    table_part("  %s tokens", text_count(text, stat->tokens_acked));
+    table_part(", %s behind", text_count(text, stat->lag_tokens));
+    table_part(", %.1fx merged", stat->dmc_ratio);
+    table_part(", %s cold segments", text_count(text, stat->segments_cold));
+    table_part(", %s chunks", text_count(text, stat->chunks));
+    table_part(", hash %016" PRIx64, stat->memory_hash);
     strip_draw(stat, hit, HEADER_LINES + 1);
     draw_measured(stat, HEADER_LINES + 3);
     if (stat->degraded_count) {
         strip_paint(PAINT_BAD, true);
-        mvprintw(HEADER_LINES + 5, 0, "%.*s", COLS - 1, stat->degraded[0]);
+        move(HEADER_LINES + 6, 0);
+        table_cut("%s", stat->degraded[0]);
         strip_paint(PAINT_BAD, false);
     }
-    for (size_t i = 0; i < stat->tier_count; i++) {
-        const struct client_tier *tier = &stat->tiers[i];
-
-        mvprintw(line++, 0, "%-10s %10s of %10s", tier->name, text_bytes(used, tier->bytes_used),
-                 text_bytes(plan, tier->bytes_plan));
-    }
-    mvprintw(line++, 0, "%-10s %10s of %10s", "all", text_bytes(used, stat->bytes_used),
-             text_bytes(plan, stat->bytes_plan));
-    mvprintw(line++, 0, "%-10s %10s", "disk", text_bytes(used, stat->bytes_disk));
-    strip_heads(stat, line + 1);
+    draw_tiers(stat, HEADER_LINES + 8);
 }
 
 static void draw(struct top *top)
@@ -376,7 +349,8 @@ static bool key_take(struct top *top, int key)
 
 static void screen_open(void)
 {
-    static const short colors[] = {COLOR_BLUE, COLOR_RED, COLOR_YELLOW, COLOR_GREEN, COLOR_MAGENTA};
+    static const short colors[] = {COLOR_BLUE,   COLOR_RED,   COLOR_CYAN,
+                                   COLOR_YELLOW, COLOR_GREEN, COLOR_MAGENTA};
 
     initscr();
     cbreak();
