@@ -76,7 +76,7 @@ def test_feed_stdin_as_it_comes():
     lib.wait_until("first bytes", lambda: "s" in mock.streams and mock.text("s") == b"half a li")
     feed.stdin.write(b"ne\n")
     feed.stdin.close()
-    assert feed.wait(20) == 0 and mock.text("s") == b"half a line\n" and len(mock.marks) == 1
+    assert lib.ends(feed) == 0 and mock.text("s") == b"half a line\n" and len(mock.marks) == 1
 
 
 def test_feed_turn():
@@ -99,11 +99,11 @@ def resume(when):
     mock.die_at = (7, when)
     feed = lib.spawn(lib.SILT, "-c", mock.endpoint, "feed", "s", path, stderr=subprocess.PIPE)
     lib.wait_until("siltd dies", lambda: not mock.alive)
-    time.sleep(0.3)
+    said = lib.Listener(feed.stderr)
+    said.wait(b"went away")
     mock.start()
-    said = feed.stderr.read()
-    assert feed.wait(30) == 0, said
-    assert mock.text("s") == text and b"went away" in said and b"is back" in said
+    assert b"is back" in said.all() and lib.ends(feed) == 0, said.said
+    assert mock.text("s") == text
 
 
 def test_feed_resumes_what_was_lost():
@@ -123,7 +123,7 @@ def test_feed_says_when_acked_data_is_gone():
     mock.forget()
     mock.start()
     said = feed.stderr.read()
-    assert feed.wait(30) == 1 and b"older than the acks" in said, said
+    assert lib.ends(feed) == 1 and b"older than the acks" in said, said
 
 
 def test_feed_gives_up_in_time():
@@ -164,7 +164,7 @@ def test_feed_waits_without_credit():
     time.sleep(0.5)
     assert len(mock.text("s")) <= 20_000 + 4096 and feed.poll() is None
     mock.credit = 60_000
-    assert feed.wait(30) == 0 and mock.text("s") == text
+    assert lib.ends(feed, 30) == 0 and mock.text("s") == text
 
 
 def test_feed_stops_cleanly():
@@ -174,7 +174,7 @@ def test_feed_stops_cleanly():
     lib.wait_until("some bytes", lambda: "s" in mock.streams and len(mock.text("s")) > 5)
     feed.send_signal(signal.SIGINT)
     said = feed.stderr.read().decode()
-    assert feed.wait(20) == 130
+    assert lib.ends(feed) == 130
     acked = int(said.split("up to byte ")[1].split(";")[0])
     assert acked == len(mock.text("s")) and mock.text("s") == path.read_bytes()[:acked], said
 
@@ -187,7 +187,7 @@ class Follow:
     def stop(self):
         self.process.send_signal(signal.SIGINT)
         said = self.process.stderr.read().decode()
-        assert self.process.wait(20) == 130, said
+        assert lib.ends(self.process) == 130, said
         return said
 
 
@@ -284,7 +284,8 @@ def test_full_disk():
     refused = lib.silt(mock.endpoint, "feed", "s", "--patience", 9, stdin=b"x", code=1)
     assert b"the disk is full" in refused.err
     append(path, b"two\n")
-    time.sleep(1.5)
+    before = mock.feeds
+    lib.wait_until("it was told so more than once", lambda: mock.feeds > before + 1)
     assert mock.text("s") == b"one\n" and follow.process.poll() is None
     mock.full = False
     lib.wait_until("two", has(mock, b"one\ntwo\n"))
@@ -314,10 +315,10 @@ def test_ask_cancel():
     lib.silt(mock.endpoint, "open", "s")
     ask = lib.spawn(lib.SILT, "-c", mock.endpoint, "ask", "s", "endless", stdout=subprocess.PIPE)
     lib.wait_until("asked", lambda: mock.asks)
-    time.sleep(0.3)
+    out = lib.Listener(ask.stdout)
+    out.wait(b"It was")
     ask.send_signal(signal.SIGINT)
-    out = ask.stdout.read()
-    assert ask.wait(10) == 130 and b"It was" in out and b"(stopped)" in out
+    assert b"(stopped)" in out.all() and lib.ends(ask) == 130, out.said
 
 
 def test_ask_when_siltd_dies():
@@ -389,8 +390,8 @@ def test_progress_on_a_terminal():
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert feed.wait(60 * lib.SLOW) == 0
-    reader.join(5)
+    assert lib.ends(feed, 60) == 0
+    reader.join()
     assert b"tokens" in shown and b"%" in shown and b"memory 400 B of 1.0 kB" in shown, shown
 
 

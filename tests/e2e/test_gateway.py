@@ -97,7 +97,7 @@ def test_history_is_sent_once():
             history += [("assistant", reply), ("user", f"And {turn}?")]
             if turn == 2:  # what the gateway knows outlives it
                 gateway.process.terminate()
-                assert gateway.process.wait(20) == 0
+                assert lib.ends(gateway.process) == 0
                 gateway.start()
         sizes = [gateway.tokens()]
         words(gateway.chat(history))

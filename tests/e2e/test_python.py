@@ -247,7 +247,7 @@ def test_follow():
         time.sleep(0.3)
         write(b"emptied %d\n" % turn)
         write(b"end\n")
-        thread.join(20)
+        thread.join(20 * lib.SLOW)
         assert not thread.is_alive()
     with silt.Client(mock.endpoint) as client:  # the same to be called
         for acked in client.follow("other", path) if client.open("other") else ():
@@ -293,9 +293,9 @@ def test_installs():
     with siltd() as daemon:
         code = ("import silt; c = silt.Client(); c.open('s')\nwith c.feed('s', 'p') as f: "
                 "f.write('x ' * 99)\nprint(silt.__file__, c.stat('s').tokens_acked); c.close()")
-        out = subprocess.run([sys.executable, "-c", code], cwd=home, check=True, timeout=60,
-                             env={**os.environ, "PYTHONPATH": str(home / "site"),
-                                  "SILT_ENDPOINT": daemon.endpoint}, stdout=subprocess.PIPE).stdout
+        env = {**os.environ, "PYTHONPATH": str(home / "site"), "SILT_ENDPOINT": daemon.endpoint}
+        out = subprocess.run([sys.executable, "-c", code], cwd=home, env=env, check=True,
+                             timeout=60 * lib.SLOW, stdout=subprocess.PIPE).stdout
         assert str(home).encode() in out and int(out.split()[-1]) > 50, out
 
 

@@ -92,7 +92,7 @@ def test_files_are_their_users_alone():
             kept = path.read_text()
             change(path)
             siltd.start(ready=False)
-            assert siltd.process.wait(20 * lib.SLOW) == 1
+            assert lib.ends(siltd.process) == 1
             assert says in siltd.log_text().splitlines()[-1], siltd.log_text()
             path.write_text(kept)
             path.chmod(0o600)

@@ -324,7 +324,7 @@ def test_kill_while_feeding():
             time.sleep(0.2)
             siltd.start()
         said = feed.stderr.read().decode()
-        assert feed.wait(120 * lib.SLOW) == 0, said
+        assert lib.ends(feed, 120) == 0, said
         stat = raw.Raw(siltd.endpoint).settled("s")
         assert stat.bytes_text == len(data)
         assert (stat.memory_hash, stat.tokens_acked) == (expect.memory_hash, expect.tokens_acked)
@@ -362,7 +362,7 @@ def test_follow_over_rotation():
         lib.wait_until("all of it is acked",
                        lambda: lib.stat(siltd.endpoint, "s")["bytes_text"] == size)
         feed.send_signal(signal.SIGINT)
-        assert feed.wait(20) == 130
+        assert lib.ends(feed) == 130
         siltd.stop()
 
 
