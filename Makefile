@@ -198,7 +198,7 @@ help:
 #: make deps       install what the build and the tests need (Debian packages)
 #: make model      fetch the default model, 98 MB, to build/models
 #: make demo       all of the above, then silt at work on text of this machine
-#: make test       all that CI runs; TESTS=WORD runs those whose name has WORD in it
+#: make test       all that CI runs; TESTS=WORD runs those whose name has WORD in it, TESTS_JOBS=N N side by side
 #: make check      each kernel against its reference
 #: make bench      speed of kernels, engine and disk
 #: make soak       one endless stream, then kills, damage and faults; MINUTES=30 shares them among endless, churn, chaos and feed
