@@ -144,7 +144,7 @@ def main():
     options = parser.parse_args()
     limits = [*rig.model(options.model), "--streams-max", options.streams, "--forks-max", 4,
               "--loss-meter", "no"]
-    record = rig.Record("budget", options, ("resident", "plan", "tokens"))
+    record = rig.Record("budget", options, ("resident_bytes", "plan_bytes", "tokens"))
     siltd = rig.Siltd(limits)
     plan = int(rig.stat(siltd)["bytes_plan"])
     group = Group()
@@ -154,7 +154,7 @@ def main():
                                            f"no cgroup ({group.why}): resident memory is polled"),
           flush=True)
     run(record, siltd, options, plan)
-    peak = max(high_water(siltd), *record.column("resident"))
+    peak = max(high_water(siltd), *record.column("resident_bytes"))
     record.held(f"resident memory at most {peak} of {plan} bytes ({peak / plan:.1%})", peak <= plan)
     if group.path:
         record.held(f"the cgroup's peak is {group.peak_bytes()} bytes "

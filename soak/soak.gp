@@ -8,7 +8,14 @@ set key outside right
 set multiplot layout 3,1 title title
 set ylabel "MB"
 set yrange [0:*]
-plot csv using ($1/60):(column("resident_bytes")/1e6) with lines lw 2 title "resident"
+if (title eq "budget") {
+    plot csv using ($1/60):(column("plan_bytes")/1e6) with lines lw 2 lc 7 title "planned", \
+         csv using ($1/60):(column("resident_bytes")/1e6) with lines lw 2 lc 1 title "resident"
+    set ylabel "tokens, millions"
+    plot csv using ($1/60):(column("tokens")/1e6) with lines lw 2 title "computed"
+} else {
+    plot csv using ($1/60):(column("resident_bytes")/1e6) with lines lw 2 title "resident"
+}
 set ylabel "MB on disk"
 if (title eq "feed") {
     set ylabel "MB of text"
@@ -17,8 +24,14 @@ if (title eq "feed") {
     set ylabel "so far"
     plot csv using ($1/60):(column("rotations")) with lines lw 2 title "rotations", \
          csv using ($1/60):(column("kills")) with steps lw 2 title "kills"
-} else {
+}
+if (title ne "feed" && title ne "budget") {
     plot csv using ($1/60):(column("disk_bytes")/1e6) with lines lw 2 lc 3 title "disk"
+}
+if (title eq "flat") {
+    set ylabel "processor s a piece"
+    plot csv using ($1/60):(column("on_cpu")) with points pt 7 ps 0.4 title "with cold segments", \
+         csv using ($1/60):(column("off_cpu")) with points pt 6 ps 0.4 title "with none"
 }
 if (title eq "churn") {
     set ylabel "so far"
