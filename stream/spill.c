@@ -118,7 +118,8 @@ int spill_open(struct spill **out, const struct engine *engine, const struct spi
     segment_shape_make(&shape, engine, o->dtype);
     uint8_t *at = (uint8_t *)memory + buffers_bytes(o, &shape);
     struct spill *s = (void *)at;
-    *s = (struct spill){.shape = shape, .options = *o, .event_fd = -1};
+    *s = (struct spill){
+        .shape = shape, .chunk_tokens = engine->shape.chunk, .options = *o, .event_fd = -1};
     s->folder_fd = -1;
     at += up(sizeof *s, 64);
     s->engine_memory = at;
@@ -470,6 +471,8 @@ int spill_fetch(struct spill *s, uint64_t stream_id, const uint64_t *chunks, uin
         f->used = true;
         f->abandoned = false;
         f->count = f->left = 0;
+        f->chunk_count = count;
+        memcpy(f->chunk, chunks, count * sizeof *chunks);
         for (uint32_t i = 0; i < count; i++)
             add_part(s, f, stream, chunks[i]);
         atomic_store(&f->done, f->left == 0);
@@ -496,6 +499,18 @@ static void sort_newest_last(struct cold_segment *list, uint32_t count)
         }
 }
 
+/* A mean may lack a chunk of its place that was not fit when it was made: it is none of that one's.
+ */
+static bool is_asked(const struct spill_fetch *f, const struct segment_header *h)
+{
+    for (uint32_t i = 0; i < f->chunk_count; i++) {
+        uint64_t token = f->chunk[i] * f->spill->chunk_tokens;
+        if (token >= h->token_from && token < h->token_to)
+            return true;
+    }
+    return false;
+}
+
 uint32_t spill_segments(struct spill_fetch *f, struct cold_segment *out)
 {
     uint32_t count = 0;
@@ -509,6 +524,8 @@ uint32_t spill_segments(struct spill_fetch *f, struct cold_segment *out)
             segment_take_rows(&f->spill->shape, part->record);
         f->taken[i] = true;
         memcpy(&h, part->record, sizeof h);
+        if (!is_asked(f, &h))
+            continue;
         out[count++] = (struct cold_segment){
             .number = ((h.number + 1) << h.level) - 1,
             .token_from = h.token_from,

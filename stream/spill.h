@@ -67,6 +67,8 @@ struct spill_io {
 struct spill_fetch {
     struct spill *spill;
     bool used, abandoned;
+    uint64_t chunk[STREAM_RECALL_MAX]; /* [chunk_count] asked for */
+    uint32_t chunk_count;
     uint32_t count;
     uint32_t left; /* parts still to be read */
     _Atomic bool done;
@@ -88,6 +90,7 @@ struct spill_mend {
 
 struct spill {
     struct segment_shape shape;
+    uint32_t chunk_tokens;
     struct spill_options options;
     char folder[SPILL_PATH_MAX];
     int folder_fd, event_fd;

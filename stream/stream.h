@@ -364,8 +364,8 @@ void spill_expect(struct spill *spill, uint64_t stream_id, uint64_t chunks);
 int spill_fetch(struct spill *spill, uint64_t stream_id, const uint64_t *chunks, uint32_t count,
                 struct spill_fetch **out);
 bool spill_fetched(const struct spill_fetch *fetch);
-/* Of a fetch that is done: the segments that are fit for use, oldest first; out
- * [STREAM_RECALL_MAX]. */
+/* Of a fetch that is done: the segments that are fit for use and cover a chunk that was asked for,
+ * oldest first; out [STREAM_RECALL_MAX]. */
 uint32_t spill_segments(struct spill_fetch *fetch, struct cold_segment *out);
 void spill_release(struct spill_fetch **fetch);
 
