@@ -78,7 +78,8 @@ bench: $(O)/bench-engine $(O)/bench-disk $(O)/check
 	$(Q)BUILD=$(O) tests/bench/disk || [ $$? = 77 ]
 
 $(O)/endless: $(call objects,$(wildcard soak/*.c)) $(CLIENT) $(PROTO)
-soak: $(O)/endless $(O)/siltd $(O)/silt $(O)/sim $(O)/tests/test_rot $(O)/tests/test_alloc build/tests/make-tiny
+soak: $(O)/endless $(O)/siltd $(O)/silt $(O)/sim build/tests/make-tiny \
+      $(addprefix $(O)/tests/test_,rot alloc fault checkpoint_fault recall_fault spill_fault)
 	$(Q)BUILD=$(O) soak/run
 
 $(O)/siltd $(O)/silt $(O)/silt-eval $(O)/silt-gateway $(O)/check $(O)/endless:

@@ -100,6 +100,11 @@ const char *recall_keys_engine(const struct recall_keys *k)
     return k->disk.engine->name;
 }
 
+struct disk *recall_keys_disk(struct recall_keys *k)
+{
+    return &k->disk;
+}
+
 /* ---- pages ---- */
 
 static uint64_t page_hash(const struct page *page)

@@ -34,6 +34,9 @@ int recall_keys_open(struct recall_keys **out, uint64_t model_fingerprint, void 
 void recall_keys_close(struct recall_keys **keys);
 /* "io_uring" or "pread". */
 const char *recall_keys_engine(const struct recall_keys *keys);
+/* What it reads and writes through, for tests that put a disk that fails before it. */
+struct disk;
+struct disk *recall_keys_disk(struct recall_keys *keys);
 
 /* Opens the file at path, made if it is not there, in place `file` (under RECALL_KEYS_OPEN), which
  * must be free. Chunks from 0 on that have a key, or negative errno. A file of another model or

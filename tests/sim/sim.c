@@ -27,7 +27,8 @@
 
 enum { STREAMS = 3, SLOTS = 2, ACTIONS = 300, AGAIN = 50 };
 
-/* Under checkpoints the power never goes: test_fault.c fails each of their calls. */
+/* Under checkpoints the power never goes: test_checkpoint_fault.c fails each
+ * of their calls. */
 static int no_sync(void *user, int fd)
 {
     (void)user, (void)fd;

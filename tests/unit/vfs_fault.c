@@ -3,6 +3,7 @@
 #include <sqlite3.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { FILES_MAX = 32 };
 
@@ -36,7 +37,10 @@ static int next_call(void)
     if (!fail_at || (fail_on ? calls < fail_at : calls != fail_at))
         return SQLITE_OK;
     met = true;
-    return fail_code;
+    if (fail_code != VFS_LATE)
+        return fail_code;
+    nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    return SQLITE_OK;
 }
 
 static void forget_changes(struct file *file)
@@ -67,9 +71,15 @@ static int file_close(sqlite3_file *f)
 static int file_read(sqlite3_file *f, void *bytes, int count, sqlite3_int64 at)
 {
     struct file *file = (struct file *)f;
-    int code = next_call();
+    int code = next_call(), half = code == VFS_SHORT ? count / 2 : count;
 
-    return code ? SQLITE_IOERR_READ : file->real->pMethods->xRead(file->real, bytes, count, at);
+    if (code && code != VFS_SHORT)
+        return SQLITE_IOERR_READ;
+    code = file->real->pMethods->xRead(file->real, bytes, half, at);
+    if (code || half == count)
+        return code;
+    memset((uint8_t *)bytes + half, 0, (size_t)(count - half)); /* as SQLite's own does */
+    return SQLITE_IOERR_SHORT_READ;
 }
 
 static void note_change(struct file *file, const void *bytes, int count, sqlite3_int64 at)
@@ -96,10 +106,14 @@ static int file_write(sqlite3_file *f, const void *bytes, int count, sqlite3_int
     struct file *file = (struct file *)f;
     int code = next_call();
 
-    if (code)
+    if (code && code != VFS_SHORT)
         return code == SQLITE_FULL ? SQLITE_FULL : SQLITE_IOERR_WRITE;
+    count = code ? count / 2 : count;
     note_change(file, bytes, count, at);
-    return file->real->pMethods->xWrite(file->real, bytes, count, at);
+    if (!code)
+        return file->real->pMethods->xWrite(file->real, bytes, count, at);
+    file->real->pMethods->xWrite(file->real, bytes, count, at);
+    return SQLITE_IOERR_WRITE;
 }
 
 static int file_truncate(sqlite3_file *f, sqlite3_int64 size)

@@ -11,8 +11,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Beside SQLite's codes: half of a read or write is done; it is done, but late. */
+enum { VFS_SHORT = -1, VFS_LATE = -2 };
+
 void vfs_fault_install(void); /* as SQLite's default, once */
-/* Call number `at` (1: the next) fails with this SQLite code; 0: none does. */
+/* Call number `at` (1: the next) fails with this SQLite code or goes as above; 0: none does. */
 void vfs_fault_at(uint64_t at, int code, bool for_ever);
 uint64_t vfs_fault_calls(void); /* since vfs_fault_at */
 bool vfs_fault_met(void);       /* the failing call has come */
