@@ -78,7 +78,7 @@ bench: $(O)/bench-engine $(O)/bench-disk $(O)/check
 	$(Q)BUILD=$(O) tests/bench/disk || [ $$? = 77 ]
 
 $(O)/endless: $(call objects,$(wildcard soak/*.c)) $(CLIENT) $(PROTO)
-soak: $(O)/endless $(O)/siltd $(O)/silt $(O)/sim build/tests/make-tiny \
+soak: $(O)/endless $(O)/siltd $(O)/silt $(O)/sim build/tests/make-tiny build/tests/fault-io.so \
       $(addprefix $(O)/tests/test_,rot alloc fault checkpoint_fault recall_fault spill_fault)
 	$(Q)BUILD=$(O) soak/run
 
@@ -131,6 +131,12 @@ $(O)/tests/make-tiny $(O)/tests/token-dump:
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+# File calls that fail on purpose, for a program that runs (tests/e2e/test_fault.py).
+$(O)/tests/fault-io.so: tests/e2e/fault_io.c $(O)/flags
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(filter-out -fsanitize%,$(CFLAGS)) -shared -fPIC -o $@ $< -ldl
 
 # Instruction sets go by file name; the table picks at run time.
 $(O)/obj/kernels/%_avx2.c.o: private override CFLAGS += -mavx2 -mfma -mf16c -mbmi2

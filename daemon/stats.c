@@ -24,7 +24,7 @@ struct stat_parts {
     Silt__V1__Pin *pin_list[STREAM_PINS_MAX];
     uint64_t recalled[STREAM_RECALL_MAX];
     char *degraded[8];
-    char faults[160], rebuilding[80], lossy[120];
+    char faults[240], rebuilding[80], lossy[120];
     double head_ratio[];
 };
 
@@ -150,6 +150,9 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
         parts->degraded[out->n_degraded++] = "not computed: see siltd's log";
     if (atomic_load(&slot->unread))
         parts->degraded[out->n_degraded++] = "its journal cannot be read: see siltd's log";
+    if (atomic_load(&slot->unindexed))
+        parts->degraded[out->n_degraded++] = "its text index cannot be written or read: what is "
+                                             "far back is found in part";
     pthread_mutex_unlock(&slot->stat_lock);
 }
 
@@ -173,6 +176,10 @@ static void fill_cold(struct core *core, uint64_t stream_id, struct stat_parts *
                 parts->faults + used, sizeof parts->faults - used, "%s%llu %s",
                 used ? ", " : "cold segments not used: ", (unsigned long long)cold.faults[i],
                 segment_fault_name((enum segment_fault)i));
+    if (cold.segments_lost && used < sizeof parts->faults)
+        used += (size_t)snprintf(
+            parts->faults + used, sizeof parts->faults - used, "%s%llu not written",
+            used ? ", " : "cold segments not used: ", (unsigned long long)cold.segments_lost);
     if (used && cold.segments_repaired + cold.segments_approximate && used < sizeof parts->faults)
         snprintf(parts->faults + used, sizeof parts->faults - used,
                  "; %llu repaired, %llu approximate", (unsigned long long)cold.segments_repaired,

@@ -261,6 +261,7 @@ int spill_stream_stat(struct spill *s, uint64_t stream_id, struct spill_stream_s
         out->bytes_disk = stream->bytes;
         out->segments_merged = stream->merged;
         out->segments_dropped = stream->dropped;
+        out->segments_lost = stream->lost;
         out->segments_repaired = stream->repaired;
         out->segments_approximate = stream->approximate;
         memcpy(out->faults, stream->faults, sizeof out->faults);

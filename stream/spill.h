@@ -30,7 +30,7 @@ struct spill_stream {
     uint64_t id, epoch;
     struct spill_range level[SEGMENT_LEVELS];
     uint64_t bytes;
-    uint64_t merged, dropped, repaired, approximate;
+    uint64_t merged, dropped, repaired, approximate, lost;
     uint64_t faults[SEGMENT_FAULTS];
 };
 

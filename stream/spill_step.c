@@ -17,6 +17,7 @@ static void end_write(struct spill *s, struct spill_io *io, int result)
 {
     if (result) {
         s->stat.segments_lost++;
+        s->streams[io->stream].lost++;
         s->stat.last_error = result;
     } else {
         s->stat.segments_written++;

@@ -292,6 +292,7 @@ struct spill_stream_stat {
     uint64_t bytes_disk;
     uint64_t segments_merged, segments_dropped;       /* since it was attached */
     uint64_t segments_repaired, segments_approximate; /* written by spill_repair */
+    uint64_t segments_lost;                           /* the disk refused them */
     uint64_t faults[SEGMENT_FAULTS];
 };
 /* A segment read back; rows are valid until the fetch is released. */

@@ -147,7 +147,7 @@ def has_open(process, path):
 class Daemon:
     """A siltd with a data folder and a socket of its own."""
 
-    def __init__(self, model=None, adapter=None, args=(), data=None, threads=2):
+    def __init__(self, model=None, adapter=None, args=(), data=None, threads=2, env=None):
         self.home = folder()
         self.data = pathlib.Path(data) if data else self.home / "data"
         self.endpoint = f"ipc://{self.home}/s"
@@ -155,13 +155,14 @@ class Daemon:
         self.command = [SILTD, "--listen", self.endpoint, "--data", self.data, "--threads",
                         threads, *(["--model", model] if model else []),
                         *(["--adapter", adapter] if adapter else []), *args]
+        self.env = {**os.environ, **env} if env else None
         self.process = None
         self.start()
 
     def start(self, ready=True):
         self.log = open(self.log_path, "ab")
         self.process = spawn(*self.command, stdout=self.log, stderr=self.log,
-                             stdin=subprocess.DEVNULL)
+                             stdin=subprocess.DEVNULL, env=self.env)
         if ready:
             wait_until("siltd answers", self.answers, 60)
 
