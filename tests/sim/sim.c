@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -530,6 +531,7 @@ int main(int argc, char **argv)
 
     set_canary(argc > 3 ? argv[3] : "");
     say_level_set((enum say_level)(SAY_ERROR + 1));
+    mallopt(M_MMAP_THRESHOLD, 1 << 18); /* large ones are the kernel's zeros each time */
     vfs_fault_install();
     files = files_real;
     files.sync = no_sync;
