@@ -73,7 +73,7 @@ def test_acks_stop_by_default():
         for i in range(60):
             sent = lib.silt(siltd.endpoint, "feed", "s", "--patience", "1",
                             stdin=text(1500, 0, seed=i + 10), code=None)
-            assert used(siltd) <= QUOTA, (i, used(siltd))
+            assert used(siltd) <= QUOTA, (i, used(siltd), parts(siltd))
             if sent.code:
                 break
         assert sent.code == 1 and "--disk" in sent.text(), sent.text()
