@@ -146,6 +146,18 @@ def refused(code, text, call, *args, **more):
     raise AssertionError(f"not refused: {args} {more}")
 
 
+def patient(call, *args, **more):
+    """A call that is tried again while a stream changes places."""
+    end = time.monotonic() + 60 * lib.SLOW
+    while True:
+        try:
+            return call(*args, **more)
+        except Refused as error:
+            if error.code != pb.Error.BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.005)
+
+
 def quiet(raw, seconds=0.5):
     """Drops replies that still come."""
     end = time.monotonic() + seconds

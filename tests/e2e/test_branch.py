@@ -3,7 +3,6 @@
 
 import json
 import random
-import time
 
 import lib
 import raw
@@ -15,32 +14,20 @@ QUESTION = {"question": "What is it?", "tokens_max": 12, "recall": pb.Ask.NONE,
             "sampling": pb.Sampling(temperature=0)}
 
 
-def patient(call, *args, **more):
-    """A call that is tried again while a stream changes places."""
-    end = time.monotonic() + 60 * lib.SLOW
-    while True:
-        try:
-            return call(*args, **more)
-        except raw.Refused as error:
-            if error.code != pb.Error.BUSY or time.monotonic() > end:
-                raise
-            time.sleep(0.02)
-
-
 def feed(wire, stream, producer, first, pieces):
     for i, piece in enumerate(pieces):
-        patient(wire.feed, stream, producer, first + i, piece)
+        raw.patient(wire.feed, stream, producer, first + i, piece)
 
 
 def memory(wire, stream):
     """Hashes of a stream that was woken and has computed everything; its counts."""
-    patient(wire.call, attach=pb.Attach(stream=stream, producer="p"))
+    raw.patient(wire.call, attach=pb.Attach(stream=stream, producer="p"))
     stat = wire.settled(stream)
     return (stat.memory_hash, stat.hash_chunk, stat.tokens_acked, stat.bytes_text)
 
 
 def answer(wire, stream, **more):
-    return patient(wire.ask, stream, **{**QUESTION, **more})
+    return raw.patient(wire.ask, stream, **{**QUESTION, **more})
 
 
 def start(*args):
@@ -74,7 +61,8 @@ def test_branches_go_their_own_way():
                     fork=pb.Fork(stream="nobody", branch="c"))
         raw.refused(pb.Error.INVALID, "name", wire.call, fork=pb.Fork(stream="a", branch=".c"))
         # The branch knows the producer: what was sent to the parent is a repeat.
-        assert patient(wire.call, attach=pb.Attach(stream="b", producer="p")).next_sequence == n + 1
+        state = raw.patient(wire.call, attach=pb.Attach(stream="b", producer="p"))
+        assert state.next_sequence == n + 1
         feed(wire, "b", "p", n + 1, right)
         feed(wire, "a", "p", n + 1, left)
         # A branch of a branch, with something of its own.
@@ -87,12 +75,12 @@ def test_branches_go_their_own_way():
         siltd.start()
         wire = raw.Raw(siltd.endpoint)
         assert {name: memory(wire, name) for name in "abc"} == ended
-        patient(wire.call, remove=pb.Remove(stream="b"))
+        raw.patient(wire.call, remove=pb.Remove(stream="b"))
         siltd.kill()
         siltd.start()
         wire = raw.Raw(siltd.endpoint)
         assert {name: memory(wire, name) for name in "ac"} == {k: ended[k] for k in "ac"}
-        patient(wire.call, remove=pb.Remove(stream="a"))
+        raw.patient(wire.call, remove=pb.Remove(stream="a"))
         assert memory(wire, "c") == ended["c"]
         # Without its checkpoints too: everything is in the journal.
         siltd.stop()
@@ -120,11 +108,11 @@ def test_what_nobody_has_any_more_is_gone():
                        if path.is_file())
 
         assert on_disk(b"MARMOT") and on_disk(b"WOMBAT") and on_disk(b"NUMBAT")
-        patient(wire.call, remove=pb.Remove(stream="a"))
+        raw.patient(wire.call, remove=pb.Remove(stream="a"))
         assert on_disk(b"MARMOT") and not on_disk(b"WOMBAT") and on_disk(b"NUMBAT")
-        patient(wire.call, remove=pb.Remove(stream="b"))
+        raw.patient(wire.call, remove=pb.Remove(stream="b"))
         assert on_disk(b"MARMOT") and not on_disk(b"NUMBAT")
-        patient(wire.call, remove=pb.Remove(stream="c"))
+        raw.patient(wire.call, remove=pb.Remove(stream="c"))
         assert not on_disk(b"MARMOT")
 
 
@@ -144,10 +132,10 @@ def test_many_branches():
                 feed(wire, name, "p", sent[name], [piece])
                 holds[name] = holds[name] + [piece]
             elif what < 8 and len(holds) < 8:
-                patient(wire.call, fork=pb.Fork(stream=name, branch=f"s{i}"))
+                raw.patient(wire.call, fork=pb.Fork(stream=name, branch=f"s{i}"))
                 holds[f"s{i}"], sent[f"s{i}"] = holds[name], sent[name]
             elif what == 8 and len(holds) > 3:
-                patient(wire.call, remove=pb.Remove(stream=name))
+                raw.patient(wire.call, remove=pb.Remove(stream=name))
                 del holds[name]
             elif what == 9:
                 siltd.kill()
@@ -155,10 +143,10 @@ def test_many_branches():
                 wire = raw.Raw(siltd.endpoint)
         got = {name: memory(wire, name) for name in holds}
         for name, pieces in sorted(holds.items()):
-            patient(wire.open, f"clean-{name}")
+            raw.patient(wire.open, f"clean-{name}")
             feed(wire, f"clean-{name}", "p", 1, pieces)
             assert memory(wire, f"clean-{name}") == got[name], name
-            patient(wire.call, remove=pb.Remove(stream=f"clean-{name}"))
+            raw.patient(wire.call, remove=pb.Remove(stream=f"clean-{name}"))
 
 
 def test_the_past_is_as_it_was():
@@ -196,18 +184,18 @@ def test_the_past_is_as_it_was():
         wire = raw.Raw(siltd.endpoint)
         assert memory(wire, "a") == before
         # From a parked stream, while others work; and with the command.
-        patient(wire.open, "b")
-        patient(wire.open, "c")
+        raw.patient(wire.open, "b")
+        raw.patient(wire.open, "c")
         some = sorted(then)[1]
         assert answer(wire, "a", at_position=some, at_given=True)[0] == then[some]
         got = json.loads(lib.silt(siltd.endpoint, "ask", "a", QUESTION["question"], "--at", some,
                                   "--recall", "none", "--temperature", "0", "--json").out)
         assert got["position"] == some and got["acked"] == end
         # Removed under a question of its past: the question ends, the stream is gone.
-        patient(wire.call, attach=pb.Attach(stream="a", producer="p"))
+        raw.patient(wire.call, attach=pb.Attach(stream="a", producer="p"))
         asked = wire.send(ask=pb.Ask(stream="a", at_position=end - 1, at_given=True,
                                      question="?", tokens_max=500))
-        patient(wire.call, remove=pb.Remove(stream="a"))
+        raw.patient(wire.call, remove=pb.Remove(stream="a"))
         siltd.stop()
         assert asked
 
@@ -226,7 +214,7 @@ def test_ingest_goes_on_beside_the_past():
         wire, other = raw.Raw(siltd.endpoint), raw.Raw(siltd.endpoint)
         wire.settled("a")
         other.send(ask=pb.Ask(stream="a", at_position=end - 100, at_given=True, **QUESTION))
-        patient(wire.open, "b")
+        raw.patient(wire.open, "b")
         wire.feed_all("b", "p", [text[:8000]])
         assert wire.settled("b").tokens_acked > 0
         while True:

@@ -54,7 +54,7 @@ class Feeder:
     def attach(self, wire):
         """After a restart: nothing acked may be missing. False: a branch that never came to be."""
         try:
-            state = patient(wire, attach=pb.Attach(stream=self.stream, producer="p"))
+            state = raw.patient(wire.call, attach=pb.Attach(stream=self.stream, producer="p"))
         except raw.Refused as error:
             assert error.code == pb.Error.NOT_FOUND and self.common is None, error
             return False
@@ -77,18 +77,6 @@ class Feeder:
         if reply.ack.stream == self.stream:
             self.acked = max(self.acked, reply.ack.sequence)
             self.tokens = max(self.tokens, reply.ack.tokens_acked)
-
-
-def patient(wire, **body):
-    """A call that is tried again while a stream changes places."""
-    end = time.monotonic() + 60 * lib.SLOW
-    while True:
-        try:
-            return wire.call(**body)
-        except raw.Refused as error:
-            if error.code != pb.Error.BUSY or time.monotonic() > end:
-                raise
-            time.sleep(0.02)
 
 
 def ask(wire, feeder, rng):
@@ -148,14 +136,13 @@ def never_killed(feeders):
         for feeder in feeders:
             wire.open(feeder.stream)
             for sequence in range(1, feeder.acked + 1):
-                patient(wire, feed=raw.feed(feeder.stream, "p", sequence,
-                                            feeder.message(sequence)))
+                raw.patient(wire.feed, feeder.stream, "p", sequence, feeder.message(sequence))
         return [wire.settled(feeder.stream) for feeder in feeders]
 
 
 def settle(wire, stream):
     """The stat of a stream that has been woken and has computed everything."""
-    patient(wire, attach=pb.Attach(stream=stream, producer="p"))
+    raw.patient(wire.call, attach=pb.Attach(stream=stream, producer="p"))
     return wire.settled(stream)
 
 
@@ -209,7 +196,7 @@ def test_killed_over_and_over():
     with lib.Daemon(model, adapter, options) as siltd:
         wire = raw.Raw(siltd.endpoint)
         for feeder in feeders:
-            patient(wire, open=pb.Open(stream=feeder.stream))
+            raw.patient(wire.call, open=pb.Open(stream=feeder.stream))
         for number in range(1, KILLS + 1):
             wire, took, spoilt, files = kill(siltd, wire, feeders, rng, number, log)
             recovery.append(took)

@@ -110,20 +110,20 @@ def test_one_client_too_many():
     with lib.Daemon(model, adapter, ("--clients-max", 3)) as siltd:
         clients = [raw.Raw(siltd.endpoint) for _ in range(3)]
         for i, wire in enumerate(clients):
-            patient(wire, open=pb.Open(stream=f"s{i}"))
+            raw.patient(wire.call, open=pb.Open(stream=f"s{i}"))
         late = raw.Raw(siltd.endpoint)
         for _ in range(300):  # a flood of what is refused disturbs nobody, and none of it is kept
             raw.refused(pb.Error.BUSY, "--clients-max", late.call, open=pb.Open(stream="late"))
         assert [s.stream for s in clients[0].call(list=pb.List()).streams] == ["s0", "s1", "s2"]
         clients[1].close()
-        patient(late, open=pb.Open(stream="late"))
+        raw.patient(late.call, open=pb.Open(stream="late"))
         for i in (0, 2):
             assert clients[i].stat(f"s{i}").stream == f"s{i}"
         # Many that come and go one after the other are never too many.
         late.close()
         for i in range(40):
             wire = raw.Raw(siltd.endpoint)
-            patient(wire, stat=pb.Stat())
+            raw.patient(wire.call, stat=pb.Stat())
             wire.close()
 
 
@@ -134,8 +134,8 @@ def test_many_parked_streams():
         wire = raw.Raw(siltd.endpoint)
         start = time.monotonic()
         for i in range(count):
-            patient(wire, open=pb.Open(stream=f"s{i:05}"))
-            patient(wire, feed=raw.feed(f"s{i:05}", "p", 1, b"a few words of stream %d\n" % i))
+            raw.patient(wire.call, open=pb.Open(stream=f"s{i:05}"))
+            raw.patient(wire.feed, f"s{i:05}", "p", 1, b"a few words of stream %d\n" % i)
         took = time.monotonic() - start
         names, after = [], ""
         while True:
@@ -149,21 +149,9 @@ def test_many_parked_streams():
         siltd.start()
         wire = raw.Raw(siltd.endpoint)
         for i in (0, 7, count - 1):
-            state = patient(wire, attach=pb.Attach(stream=f"s{i:05}", producer="p"))
+            state = raw.patient(wire.call, attach=pb.Attach(stream=f"s{i:05}", producer="p"))
             assert state.next_sequence == 2
         print(f"{count} streams in 4 places, {took / count * 1e3:.1f} ms each")
-
-
-def patient(wire, **body):
-    """A call that is tried again while a stream changes places."""
-    end = time.monotonic() + 30 * lib.SLOW
-    while True:
-        try:
-            return wire.call(**body)
-        except raw.Refused as error:
-            if error.code != pb.Error.BUSY or time.monotonic() > end:
-                raise
-            time.sleep(0.002)
 
 
 if __name__ == "__main__":
