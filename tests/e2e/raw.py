@@ -52,6 +52,10 @@ class Raw:
             return None
         return pb.Reply.FromString(self.socket.recv())
 
+    def hears_nothing(self):
+        """Whether no reply comes; a slow machine is waited for no longer."""
+        return not self.socket.poll(1000)
+
     def call(self, **body):
         """Sends and waits for this request's (first) reply."""
         asked = self.send(**body)
