@@ -12,38 +12,26 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "stream/internal.h"
-#include "tests/unit/tiny_model.h"
+#include "tests/unit/stream_rig.h"
 
 enum { TOKENS = 10 * TINY_CHUNK, PINS = 128 };
 
-static char model_path[64], adapter_path[64];
 static struct engine *engine, *without;
 static int32_t tokens[TOKENS];
 
 static struct engine *engine_of(uint32_t pins)
 {
-    struct engine_options options = {.model_path = model_path,
-                                     .adapter_path = adapter_path,
-                                     .threads = 1,
-                                     .feature_mask = UINT32_MAX,
-                                     .pin_tokens_max = pins};
-    char error[400];
-    struct engine *e;
-
-    assert_int_equal(engine_open(&e, &options, error, sizeof error), 0);
-    return e;
+    return stream_rig_engine((struct engine_options){.adapter_path = stream_rig_adapter,
+                                                     .threads = 1,
+                                                     .feature_mask = UINT32_MAX,
+                                                     .pin_tokens_max = pins});
 }
 
 static int set_up(void **state)
 {
-    struct tiny_options tiny = TINY_DEFAULTS;
-
     (void)state;
-    snprintf(model_path, sizeof model_path, "/tmp/silt-pin-%d.gguf", getpid());
-    snprintf(adapter_path, sizeof adapter_path, "/tmp/silt-pin-%d-a.gguf", getpid());
-    assert_int_equal(tiny_model_write(model_path, &tiny), 0);
-    assert_int_equal(tiny_adapter_write(adapter_path, model_path, &tiny), 0);
+    if (stream_rig_write(&TINY_DEFAULTS))
+        return -1;
     engine = engine_of(PINS);
     without = engine_of(0);
     for (int i = 0; i < TOKENS; i++)
@@ -54,47 +42,27 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     (void)state;
-    engine_close(&engine);
     engine_close(&without);
-    unlink(model_path);
-    unlink(adapter_path);
+    stream_rig_tear_down(&engine);
     return 0;
 }
 
-struct held {
-    struct stream *stream;
-    void *memory;
-    size_t bytes;
-};
-
-static struct held stream_at(struct engine *e, uint32_t ratio, uint32_t count)
+static struct held_stream stream_at(struct engine *e, uint32_t ratio, uint32_t count)
 {
-    struct stream_options options = {.dmc_ratio = ratio};
-    struct held h = {.bytes = stream_bytes(e, &options, NULL, 0)};
+    struct held_stream h = stream_rig_open(e, ratio, 0);
 
-    h.memory = aligned_alloc(64, (h.bytes + 63) & ~(size_t)63);
-    assert_int_equal(stream_open(&h.stream, e, &options, h.memory, h.bytes), 0);
     assert_int_equal(stream_feed(h.stream, tokens, count), 0);
     return h;
 }
 
-static void drop(struct held *h)
-{
-    stream_close(&h->stream);
-    free(h->memory);
-}
-
-static void on_to(struct held *h, uint32_t from, uint32_t to)
+static void on_to(struct held_stream *h, uint32_t from, uint32_t to)
 {
     assert_int_equal(stream_feed(h->stream, tokens + from, to - from), 0);
 }
 
-static uint64_t hash_of(const struct held *h)
+static uint64_t hash_of(const struct held_stream *h)
 {
-    struct stream_stat stat;
-
-    stream_stat(h->stream, &stat);
-    return stat.memory_hash;
+    return stream_rig_stat(h).memory_hash;
 }
 
 /* [from, to) of tokens behind the stream's first ones. text: [TINY_SINKS + PINS] */
@@ -107,12 +75,12 @@ static struct stream_pin pin_of(uint32_t from, uint32_t to, int32_t *text)
     return (struct stream_pin){from, to, text, before};
 }
 
-static const f16 *raw_of(const struct held *h)
+static const f16 *raw_of(const struct held_stream *h)
 {
     return STATE_AT_CONST(h->stream->state, h->stream->layout.pin_raw, f16);
 }
 
-static size_t rows_bytes(const struct held *h)
+static size_t rows_bytes(const struct held_stream *h)
 {
     const struct layout *l = &h->stream->layout;
 
@@ -123,13 +91,14 @@ static void none_pinned_is_none_there(void **state)
 {
     (void)state;
     for (uint32_t ratio = 1; ratio <= 4; ratio *= 4) {
-        struct held a = stream_at(engine, ratio, TOKENS), b = stream_at(without, ratio, TOKENS);
+        struct held_stream a = stream_at(engine, ratio, TOKENS),
+                           b = stream_at(without, ratio, TOKENS);
 
         assert_int_equal(hash_of(&a), hash_of(&b));
         assert_true(a.bytes > b.bytes);
         assert_int_equal(stream_pins(b.stream, NULL, 0), 0);
-        drop(&a);
-        drop(&b);
+        stream_rig_close(&a);
+        stream_rig_close(&b);
     }
 }
 
@@ -137,9 +106,9 @@ static void rows_are_the_same_at_any_time(void **state)
 {
     int32_t one[TINY_SINKS + PINS], two[TINY_SINKS + PINS];
     struct stream_pin pins[2] = {pin_of(0, 40, one), pin_of(300, 345, two)};
-    struct held early = stream_at(engine, 2, 3 * TINY_CHUNK);
-    struct held late = stream_at(engine, 2, 7 * TINY_CHUNK);
-    struct held plain = stream_at(engine, 2, 9 * TINY_CHUNK);
+    struct held_stream early = stream_at(engine, 2, 3 * TINY_CHUNK);
+    struct held_stream late = stream_at(engine, 2, 7 * TINY_CHUNK);
+    struct held_stream plain = stream_at(engine, 2, 9 * TINY_CHUNK);
     uint64_t with_both;
 
     (void)state;
@@ -165,16 +134,16 @@ static void rows_are_the_same_at_any_time(void **state)
         assert_memory_equal(raw_of(&late) + at, raw_of(&plain) + at,
                             45 * TINY_HEAD_DIM * sizeof(f16));
     }
-    drop(&early);
-    drop(&late);
-    drop(&plain);
+    stream_rig_close(&early);
+    stream_rig_close(&late);
+    stream_rig_close(&plain);
 }
 
 static void a_checkpoint_holds_them(void **state)
 {
     int32_t one[TINY_SINKS + PINS];
     struct stream_pin pin = pin_of(100, 150, one);
-    struct held a = stream_at(engine, 2, 4 * TINY_CHUNK), b = stream_at(engine, 2, 0);
+    struct held_stream a = stream_at(engine, 2, 4 * TINY_CHUNK), b = stream_at(engine, 2, 0);
     const void *saved;
     struct state *bad;
     size_t bytes;
@@ -192,15 +161,15 @@ static void a_checkpoint_holds_them(void **state)
     STATE_AT(bad, a.stream->layout.pins, struct pin_state)->pin[0].to += 1000;
     assert_int_equal(stream_restore(b.stream, bad, bytes), -EINVAL);
     free(bad);
-    drop(&a);
-    drop(&b);
+    stream_rig_close(&a);
+    stream_rig_close(&b);
 }
 
 static void limits_are_kept(void **state)
 {
     int32_t one[TINY_SINKS + PINS], two[TINY_SINKS + PINS];
     struct stream_pin pins[2] = {pin_of(0, PINS, one), pin_of(300, 301, two)};
-    struct held a = stream_at(engine, 2, 4 * TINY_CHUNK);
+    struct held_stream a = stream_at(engine, 2, 4 * TINY_CHUNK);
     struct stream_options wide = {.dmc_ratio = 2, .ring_segments = 15};
     struct engine *large = engine_of(2200);
     char error[400] = "";
@@ -216,7 +185,7 @@ static void limits_are_kept(void **state)
     assert_non_null(strstr(error, "pin"));
     assert_true(stream_bytes(engine, &wide, error, sizeof error) > 0);
     engine_close(&large);
-    drop(&a);
+    stream_rig_close(&a);
 }
 
 static void questions_see_them_first(void **state)

@@ -15,8 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "stream/internal.h"
-#include "tests/unit/tiny_model.h"
+#include "tests/unit/stream_rig.h"
 
 enum {
     VALUES = TINY_LAYERS * TINY_KV_HEADS * TINY_COMP * 2 * TINY_HEAD_DIM,
@@ -25,7 +24,6 @@ enum {
     QUESTION = 40
 };
 
-static char model_path[80], adapter_path[80];
 static struct engine *engine;
 static int32_t tokens[CHUNKS * TINY_CHUNK + 40];
 
@@ -39,32 +37,20 @@ struct held {
 static int set_up(void **state)
 {
     (void)state;
-    snprintf(model_path, sizeof model_path, "/tmp/silt-recall-%d.gguf", getpid());
-    snprintf(adapter_path, sizeof adapter_path, "/tmp/silt-recall-%d.a.gguf", getpid());
     struct tiny_options options = TINY_DEFAULTS;
     options.weight_type = options.embed_type = TENSOR_F32; /* no rounding of activations */
-    if (tiny_model_write(model_path, &options) ||
-        tiny_adapter_write(adapter_path, model_path, &options))
+    if (stream_rig_write(&options))
         return -1;
-    uint64_t x = 88172645463325252u;
-    for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++) {
-        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-        tokens[i] = (int32_t)(3 + x % 200);
-    }
-    struct engine_options want = {.model_path = model_path,
-                                  .adapter_path = adapter_path,
-                                  .threads = 1,
-                                  .feature_mask = UINT32_MAX};
-    char error[200];
-    return engine_open(&engine, &want, error, sizeof error);
+    engine = stream_rig_engine((struct engine_options){
+        .adapter_path = stream_rig_adapter, .threads = 1, .feature_mask = UINT32_MAX});
+    stream_rig_tokens(engine, tokens, sizeof tokens / sizeof *tokens);
+    return 0;
 }
 
 static int tear_down(void **state)
 {
     (void)state;
-    engine_close(&engine);
-    unlink(model_path);
-    unlink(adapter_path);
+    stream_rig_tear_down(&engine);
     return 0;
 }
 

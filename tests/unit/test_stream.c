@@ -15,81 +15,33 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "stream/internal.h"
-#include "tests/unit/tiny_model.h"
+#include "tests/unit/stream_rig.h"
 
 enum { TOKENS = 10 * TINY_CHUNK };
 
-static char model_path[64], adapter_path[64];
 static struct engine *engine;
 static int32_t tokens[TOKENS];
 
-struct held {
-    struct stream *stream;
-    void *memory;
-    size_t bytes;
-};
-
-static struct held stream_of(struct engine *e, uint32_t ratio, uint32_t ring)
-{
-    struct stream_options options = {.dmc_ratio = ratio, .ring_segments = ring};
-    struct held h = {.bytes = stream_bytes(e, &options, NULL, 0)};
-    h.memory = aligned_alloc(64, (h.bytes + 63) & ~(size_t)63);
-    assert_non_null(h.memory);
-    assert_int_equal(stream_open(&h.stream, e, &options, h.memory, h.bytes), 0);
-    return h;
-}
-
-static void drop(struct held *h)
-{
-    stream_close(&h->stream);
-    free(h->memory);
-}
-
-static struct stream_stat stat_of(const struct held *h)
-{
-    struct stream_stat s;
-    stream_stat(h->stream, &s);
-    return s;
-}
-
 static struct engine *engine_with(uint32_t threads, uint32_t features, const char *adapter)
 {
-    struct engine_options options = {.model_path = model_path,
-                                     .adapter_path = adapter,
-                                     .threads = threads,
-                                     .feature_mask = features};
-    char error[256] = "";
-    struct engine *e = NULL;
-    if (engine_open(&e, &options, error, sizeof error))
-        fail_msg("%s", error);
-    return e;
+    return stream_rig_engine((struct engine_options){
+        .adapter_path = adapter, .threads = threads, .feature_mask = features});
 }
 
 static int set_up(void **state)
 {
     (void)state;
-    snprintf(model_path, sizeof model_path, "/tmp/silt-test-%d.gguf", getpid());
-    snprintf(adapter_path, sizeof adapter_path, "/tmp/silt-test-%d.adapter.gguf", getpid());
-    struct tiny_options options = TINY_DEFAULTS;
-    if (tiny_model_write(model_path, &options) ||
-        tiny_adapter_write(adapter_path, model_path, &options))
+    if (stream_rig_write(&TINY_DEFAULTS))
         return -1;
-    engine = engine_with(2, UINT32_MAX, adapter_path);
-    uint64_t x = 88172645463325252u;
-    for (int i = 0; i < TOKENS; i++) {
-        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-        tokens[i] = (int32_t)(3 + x % (engine->shape.vocab - 3));
-    }
+    engine = engine_with(2, UINT32_MAX, stream_rig_adapter);
+    stream_rig_tokens(engine, tokens, TOKENS);
     return 0;
 }
 
 static int tear_down(void **state)
 {
     (void)state;
-    engine_close(&engine);
-    unlink(model_path);
-    unlink(adapter_path);
+    stream_rig_tear_down(&engine);
     return 0;
 }
 
@@ -100,8 +52,8 @@ static void cuts_and_threads_do_not_matter(void **state)
     for (int m = 0; m < 3; m++) {
         uint64_t hash[2];
         for (uint32_t threads = 1; threads <= 2; threads++) {
-            struct engine *e = engine_with(threads, mask[m], adapter_path);
-            struct held whole = stream_of(e, 4, 2), cut = stream_of(e, 4, 2);
+            struct engine *e = engine_with(threads, mask[m], stream_rig_adapter);
+            struct held_stream whole = stream_rig_open(e, 4, 2), cut = stream_rig_open(e, 4, 2);
             uint32_t count = 4 * TINY_CHUNK, step = 1;
             assert_int_equal(stream_feed(whole.stream, tokens, count), 0);
             for (uint32_t at = 0; at < count; at += step, step = step % 77 + 3) {
@@ -109,11 +61,11 @@ static void cuts_and_threads_do_not_matter(void **state)
                     step = count - at;
                 assert_int_equal(stream_feed(cut.stream, tokens + at, step), 0);
             }
-            hash[threads - 1] = stat_of(&whole).memory_hash;
-            assert_int_equal(stat_of(&whole).hash_chunk, 4);
-            assert_true(hash[threads - 1] == stat_of(&cut).memory_hash);
-            drop(&whole);
-            drop(&cut);
+            hash[threads - 1] = stream_rig_stat(&whole).memory_hash;
+            assert_int_equal(stream_rig_stat(&whole).hash_chunk, 4);
+            assert_true(hash[threads - 1] == stream_rig_stat(&cut).memory_hash);
+            stream_rig_close(&whole);
+            stream_rig_close(&cut);
             engine_close(&e);
         }
         assert_true(hash[0] == hash[1]);
@@ -126,12 +78,12 @@ static void together_as_alone(void **state)
 {
     (void)state;
     enum { STREAMS = 3 };
-    struct held alone[STREAMS], together[STREAMS], bad = stream_of(engine, 2, 2);
+    struct held_stream alone[STREAMS], together[STREAMS], bad = stream_rig_open(engine, 2, 2);
     struct stream_work work[STREAMS + 1];
     int32_t none = -1;
     for (uint32_t i = 0; i < STREAMS; i++) {
-        alone[i] = stream_of(engine, 1u << i, 2);
-        together[i] = stream_of(engine, 1u << i, 2);
+        alone[i] = stream_rig_open(engine, 1u << i, 2);
+        together[i] = stream_rig_open(engine, 1u << i, 2);
     }
     for (uint32_t round = 0; round < 3; round++) {
         for (uint32_t i = 0; i < STREAMS; i++) {
@@ -149,24 +101,24 @@ static void together_as_alone(void **state)
         size_t bytes, same;
         const void *a = stream_state(alone[i].stream, &bytes);
         assert_memory_equal(a, stream_state(together[i].stream, &same), bytes);
-        drop(&alone[i]);
-        drop(&together[i]);
+        stream_rig_close(&alone[i]);
+        stream_rig_close(&together[i]);
     }
-    drop(&bad);
+    stream_rig_close(&bad);
 }
 
 static void every_token_counts(void **state)
 {
     (void)state;
-    struct held a = stream_of(engine, 2, 4), b = stream_of(engine, 2, 4);
+    struct held_stream a = stream_rig_open(engine, 2, 4), b = stream_rig_open(engine, 2, 4);
     int32_t kept = tokens[100];
     assert_int_equal(stream_feed(a.stream, tokens, TINY_CHUNK), 0);
     tokens[100] = kept == 5 ? 6 : 5;
     assert_int_equal(stream_feed(b.stream, tokens, TINY_CHUNK), 0);
     tokens[100] = kept;
-    assert_true(stat_of(&a).memory_hash != stat_of(&b).memory_hash);
-    drop(&a);
-    drop(&b);
+    assert_true(stream_rig_stat(&a).memory_hash != stream_rig_stat(&b).memory_hash);
+    stream_rig_close(&a);
+    stream_rig_close(&b);
 }
 
 /* Ring, summary, rows and tiers as DESIGN 2.4 and 2.5 say, chunk by chunk; nothing ever passes the
@@ -174,10 +126,10 @@ static void every_token_counts(void **state)
 static void slides_as_designed(void **state)
 {
     (void)state;
-    struct held h = stream_of(engine, 1, 4);
+    struct held_stream h = stream_rig_open(engine, 1, 4);
     for (uint32_t chunk = 1; chunk <= 10; chunk++) {
         assert_int_equal(stream_feed(h.stream, tokens + (chunk - 1) * TINY_CHUNK, TINY_CHUNK), 0);
-        struct stream_stat s = stat_of(&h);
+        struct stream_stat s = stream_rig_stat(&h);
         uint32_t ring = chunk < 4 ? chunk : 4, cold = chunk - ring;
         assert_int_equal(s.chunks, chunk);
         assert_int_equal(s.segments_ring, ring);
@@ -194,14 +146,14 @@ static void slides_as_designed(void **state)
         assert_int_equal(plan, h.bytes);
         assert_true(used <= plan);
     }
-    drop(&h);
+    stream_rig_close(&h);
 }
 
 static void quotas_hold(void **state)
 {
     (void)state;
     for (uint32_t ratio = 2; ratio <= 8; ratio *= 2) {
-        struct held h = stream_of(engine, ratio, 4);
+        struct held_stream h = stream_rig_open(engine, ratio, 4);
         assert_int_equal(stream_feed(h.stream, tokens, TOKENS), 0);
         uint64_t counts[TINY_LAYERS * TINY_KV_HEADS];
         assert_int_equal(stream_entries(h.stream, counts), TOKENS / TINY_CHUNK);
@@ -212,15 +164,15 @@ static void quotas_hold(void **state)
             assert_true(counts[i] <= (uint64_t)capacity[i] * (TOKENS / TINY_CHUNK));
             assert_true(counts[i] >= TOKENS / TINY_CHUNK);
         }
-        drop(&h);
+        stream_rig_close(&h);
     }
 }
 
 static void state_restores_bit_for_bit(void **state)
 {
     (void)state;
-    struct held a = stream_of(engine, 4, 2), b = stream_of(engine, 4, 2),
-                other = stream_of(engine, 2, 2);
+    struct held_stream a = stream_rig_open(engine, 4, 2), b = stream_rig_open(engine, 4, 2),
+                       other = stream_rig_open(engine, 2, 2);
     size_t bytes;
     assert_int_equal(stream_feed(a.stream, tokens, 1100), 0);
     const void *saved = stream_state(a.stream, &bytes);
@@ -228,7 +180,7 @@ static void state_restores_bit_for_bit(void **state)
     assert_int_equal(stream_restore(other.stream, saved, bytes), -EINVAL);
     assert_int_equal(stream_feed(a.stream, tokens + 1100, 900), 0);
     assert_int_equal(stream_feed(b.stream, tokens + 1100, 900), 0);
-    assert_true(stat_of(&a).memory_hash == stat_of(&b).memory_hash);
+    assert_true(stream_rig_stat(&a).memory_hash == stream_rig_stat(&b).memory_hash);
     assert_memory_equal(a.stream->state, b.stream->state, bytes);
     const struct layout *l = &a.stream->layout;
     const struct state *whole = a.stream->state;
@@ -245,12 +197,12 @@ static void state_restores_bit_for_bit(void **state)
         assert_int_equal(stream_restore(b.stream, broken, bytes), -EINVAL);
     }
     free(broken);
-    drop(&a);
-    drop(&b);
-    drop(&other);
+    stream_rig_close(&a);
+    stream_rig_close(&b);
+    stream_rig_close(&other);
 }
 
-static struct fork *fork_of(const struct held *h, void **memory)
+static struct fork *fork_of(const struct held_stream *h, void **memory)
 {
     struct stream_options options = {.dmc_ratio = h->stream->layout.ratio,
                                      .ring_segments = h->stream->layout.ring};
@@ -264,7 +216,7 @@ static struct fork *fork_of(const struct held *h, void **memory)
 static void forks_do_not_disturb(void **state)
 {
     (void)state;
-    struct held a = stream_of(engine, 4, 2), b = stream_of(engine, 4, 2);
+    struct held_stream a = stream_rig_open(engine, 4, 2), b = stream_rig_open(engine, 4, 2);
     void *memory[2];
     assert_int_equal(stream_feed(a.stream, tokens, 1110), 0);
     assert_int_equal(stream_feed(b.stream, tokens, 1110), 0);
@@ -280,20 +232,20 @@ static void forks_do_not_disturb(void **state)
         assert_true(fabsf(fork_logits(one)[i] - fork_logits(two)[i]) < 0.05f);
     assert_int_equal(fork_room(one), FORK_TOKENS_MAX - 70);
     assert_int_equal(stream_feed(b.stream, tokens + 1110, 800), 0);
-    assert_true(stat_of(&a).memory_hash == stat_of(&b).memory_hash);
+    assert_true(stream_rig_stat(&a).memory_hash == stream_rig_stat(&b).memory_hash);
     assert_int_equal(fork_feed(one, (int32_t[]){-1}, 1), -EINVAL);
     fork_close(&one);
     fork_close(&two);
     free(memory[0]);
     free(memory[1]);
-    drop(&a);
-    drop(&b);
+    stream_rig_close(&a);
+    stream_rig_close(&b);
 }
 
 static void a_fork_has_an_end(void **state)
 {
     (void)state;
-    struct held a = stream_of(engine, 8, 2);
+    struct held_stream a = stream_rig_open(engine, 8, 2);
     void *memory;
     assert_int_equal(stream_feed(a.stream, tokens, 40), 0);
     struct fork *fork = fork_of(&a, &memory);
@@ -302,7 +254,7 @@ static void a_fork_has_an_end(void **state)
     assert_int_equal(fork_feed(fork, tokens, 1), -ENOSPC);
     fork_close(&fork);
     free(memory);
-    drop(&a);
+    stream_rig_close(&a);
 }
 
 /* A question's logits depend on far text only through the memory: changing one ring segment's chunk
@@ -310,7 +262,7 @@ static void a_fork_has_an_end(void **state)
 static void the_ring_is_attended(void **state)
 {
     (void)state;
-    struct held a = stream_of(engine, 1, 4), b = stream_of(engine, 1, 4);
+    struct held_stream a = stream_rig_open(engine, 1, 4), b = stream_rig_open(engine, 1, 4);
     float x[STREAM_BLOCK_TOKENS], y[STREAM_BLOCK_TOKENS];
     int32_t targets[STREAM_BLOCK_TOKENS];
     assert_int_equal(stream_feed(a.stream, tokens, 6 * TINY_CHUNK), 0);
@@ -324,8 +276,8 @@ static void the_ring_is_attended(void **state)
     for (int i = 0; i < STREAM_BLOCK_TOKENS; i++)
         difference += fabs((double)x[i] - (double)y[i]);
     assert_true(difference > 1e-3);
-    drop(&a);
-    drop(&b);
+    stream_rig_close(&a);
+    stream_rig_close(&b);
 }
 
 static void segment_leaves(void *user, const struct segment_view *segment)
@@ -341,12 +293,12 @@ static void segment_leaves(void *user, const struct segment_view *segment)
 static void segments_leave_in_order(void **state)
 {
     (void)state;
-    struct held a = stream_of(engine, 4, 3);
+    struct held_stream a = stream_rig_open(engine, 4, 3);
     uint64_t count = 0;
     stream_on_segment_leave(a.stream, segment_leaves, &count);
     assert_int_equal(stream_feed(a.stream, tokens, TOKENS), 0);
     assert_int_equal(count, TOKENS / TINY_CHUNK - 3);
-    drop(&a);
+    stream_rig_close(&a);
 }
 
 /* Full attention in history, window as large as the text, is what a stream computes within its
@@ -354,7 +306,7 @@ static void segments_leave_in_order(void **state)
 static void history_agrees_with_a_stream(void **state)
 {
     (void)state;
-    struct held a = stream_of(engine, 1, 4);
+    struct held_stream a = stream_rig_open(engine, 1, 4);
     struct history *h;
     int32_t targets[TINY_CHUNK];
     float x[TINY_CHUNK], y[TINY_CHUNK], z[TINY_CHUNK];
@@ -372,7 +324,7 @@ static void history_agrees_with_a_stream(void **state)
     for (int i = 0; i < TINY_CHUNK; i++)
         assert_true(isfinite(z[i]));
     history_close(&h);
-    drop(&a);
+    stream_rig_close(&a);
 }
 
 static void options_are_checked(void **state)
@@ -386,24 +338,24 @@ static void options_are_checked(void **state)
         stream_bytes(engine, &(struct stream_options){.ring_segments = 200}, error, sizeof error),
         0);
     assert_non_null(strstr(error, "ring"));
-    struct held a = stream_of(engine, 0, 0);
-    assert_int_equal(stat_of(&a).dmc_ratio, STREAM_RATIO_DEFAULT);
+    struct held_stream a = stream_rig_open(engine, 0, 0);
+    assert_int_equal(stream_rig_stat(&a).dmc_ratio, STREAM_RATIO_DEFAULT);
     assert_int_equal(stream_feed(a.stream, (int32_t[]){1, 1 << 30}, 2), -EINVAL);
-    assert_int_equal(stat_of(&a).tokens_pending, 0);
-    drop(&a);
+    assert_int_equal(stream_rig_stat(&a).tokens_pending, 0);
+    stream_rig_close(&a);
 }
 
 static void without_an_adapter_it_slides(void **state)
 {
     (void)state;
     struct engine *e = engine_with(1, UINT32_MAX, NULL);
-    struct held a = stream_of(e, 0, 0);
+    struct held_stream a = stream_rig_open(e, 0, 0);
     assert_int_equal(stream_feed(a.stream, tokens, TOKENS), 0);
-    struct stream_stat s = stat_of(&a);
+    struct stream_stat s = stream_rig_stat(&a);
     assert_int_equal(s.dmc_ratio, 1);
     assert_int_equal(s.segments_ring, 0);
     assert_true(s.rows_mean <= 2 * 1024 + TINY_SINKS);
-    drop(&a);
+    stream_rig_close(&a);
     engine_close(&e);
 }
 
@@ -411,13 +363,13 @@ static void an_adapter_of_another_model_is_refused(void **state)
 {
     (void)state;
     struct tiny_options options = TINY_DEFAULTS;
-    char other[80], error[256];
+    char other[96], error[256];
     struct engine *e;
-    snprintf(other, sizeof other, "%s.other", model_path);
+    snprintf(other, sizeof other, "%s.other", stream_rig_model);
     options.seed = 2;
     assert_int_equal(tiny_model_write(other, &options), 0);
     struct engine_options want = {
-        .model_path = other, .adapter_path = adapter_path, .feature_mask = UINT32_MAX};
+        .model_path = other, .adapter_path = stream_rig_adapter, .feature_mask = UINT32_MAX};
     assert_int_equal(engine_open(&e, &want, error, sizeof error), -ESTALE);
     assert_non_null(strstr(error, "another model"));
     want.model_path = "/nonexistent.gguf";

@@ -12,76 +12,32 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "stream/internal.h"
-#include "tests/unit/tiny_model.h"
+#include "tests/unit/stream_rig.h"
 
 enum { TOKENS = 5 * TINY_CHUNK };
 
-static char model_path[64], adapter_path[64];
 static struct engine *engine;
 static int32_t tokens[TOKENS];
-
-struct held {
-    struct stream *stream;
-    void *memory;
-    size_t bytes;
-};
-
-static struct held stream_of(struct engine *e, uint32_t ratio, uint32_t ring)
-{
-    struct stream_options options = {.dmc_ratio = ratio, .ring_segments = ring};
-    struct held h = {.bytes = stream_bytes(e, &options, NULL, 0)};
-    h.memory = aligned_alloc(64, (h.bytes + 63) & ~(size_t)63);
-    assert_non_null(h.memory);
-    assert_int_equal(stream_open(&h.stream, e, &options, h.memory, h.bytes), 0);
-    return h;
-}
-
-static void drop(struct held *h)
-{
-    stream_close(&h->stream);
-    free(h->memory);
-}
-
-static struct stream_stat stat_of(const struct held *h)
-{
-    struct stream_stat s;
-    stream_stat(h->stream, &s);
-    return s;
-}
 
 static int set_up(void **state)
 {
     (void)state;
-    snprintf(model_path, sizeof model_path, "/tmp/silt-window-%d.gguf", getpid());
-    snprintf(adapter_path, sizeof adapter_path, "/tmp/silt-window-%d.a.gguf", getpid());
-    struct tiny_options options = TINY_DEFAULTS;
-    if (tiny_model_write(model_path, &options) ||
-        tiny_adapter_write(adapter_path, model_path, &options))
+    if (stream_rig_write(&TINY_DEFAULTS))
         return -1;
-    uint64_t x = 88172645463325252u;
-    for (int i = 0; i < TOKENS; i++) {
-        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-        tokens[i] = (int32_t)(3 + x % 200);
-    }
-    struct engine_options want = {.model_path = model_path,
-                                  .adapter_path = adapter_path,
-                                  .threads = 2,
-                                  .feature_mask = UINT32_MAX};
-    char error[200];
-    return engine_open(&engine, &want, error, sizeof error);
+    engine = stream_rig_engine((struct engine_options){
+        .adapter_path = stream_rig_adapter, .threads = 2, .feature_mask = UINT32_MAX});
+    stream_rig_tokens(engine, tokens, TOKENS);
+    return 0;
 }
 
 static int tear_down(void **state)
 {
     (void)state;
-    engine_close(&engine);
-    unlink(model_path);
-    unlink(adapter_path);
+    stream_rig_tear_down(&engine);
     return 0;
 }
 
-static struct fork *fork_of(const struct held *h, void **memory)
+static struct fork *fork_of(const struct held_stream *h, void **memory)
 {
     struct stream_options options = {.dmc_ratio = h->stream->layout.ratio,
                                      .ring_segments = h->stream->layout.ring};
@@ -142,7 +98,7 @@ static void blocks_equal_single_tokens(void **state)
 {
     (void)state;
     for (uint32_t ratio = 1; ratio <= 8; ratio *= 2) {
-        struct held h = stream_of(engine, ratio, 2);
+        struct held_stream h = stream_rig_open(engine, ratio, 2);
         for (uint32_t at = 0; at < 3 * TINY_CHUNK + 64; at += STREAM_BLOCK_TOKENS) {
             void *memory;
             struct fork *fork = fork_of(&h, &memory);
@@ -153,13 +109,14 @@ static void blocks_equal_single_tokens(void **state)
             fork_close(&fork);
             free(memory);
         }
-        drop(&h);
+        stream_rig_close(&h);
     }
 }
 
-static void assert_fork_at(struct held *h, uint32_t at)
+static void assert_fork_at(struct held_stream *h, uint32_t at)
 {
-    struct held whole = stream_of(engine, h->stream->layout.ratio, h->stream->layout.ring);
+    struct held_stream whole =
+        stream_rig_open(engine, h->stream->layout.ratio, h->stream->layout.ring);
     size_t bytes;
     void *memory;
     struct fork *fork = fork_of(h, &memory);
@@ -176,7 +133,7 @@ static void assert_fork_at(struct held *h, uint32_t at)
     }
     fork_close(&fork);
     free(memory);
-    drop(&whole);
+    stream_rig_close(&whole);
 }
 
 /* What a fork computes of a block that is not full yet is what the block gives once it is. */
@@ -186,7 +143,7 @@ static void a_fork_sees_what_its_block_will_see(void **state)
     static const uint32_t places[] = {0, 1, 31, 32, 33, 63, 64, 224, 255, 256, 257, 287};
     for (uint32_t ratio = 1; ratio <= 8; ratio *= 2)
         for (uint32_t chunk = 0; chunk < 4; chunk++) {
-            struct held h = stream_of(engine, ratio, 2);
+            struct held_stream h = stream_rig_open(engine, ratio, 2);
             uint32_t fed = chunk * TINY_CHUNK;
             assert_int_equal(stream_feed(h.stream, tokens, fed), 0);
             for (size_t p = 0; p < sizeof places / sizeof *places; p++) {
@@ -195,14 +152,14 @@ static void a_fork_sees_what_its_block_will_see(void **state)
                 assert_fork_at(&h, at);
                 fed = at;
             }
-            drop(&h);
+            stream_rig_close(&h);
         }
 }
 
 enum { HEADS = TINY_LAYERS * TINY_KV_HEADS, BLOCKS = TINY_CHUNK / STREAM_BLOCK_TOKENS };
 
 /* Of a stream that has computed `block` + 1 blocks with these decisions. */
-static void assert_lag(const struct held *h, const uint8_t *merged, uint32_t block)
+static void assert_lag(const struct held_stream *h, const uint8_t *merged, uint32_t block)
 {
     const struct layout *l = &h->stream->layout;
     const struct state *s = h->stream->state;
@@ -227,11 +184,11 @@ static void merges_are_seen_a_block_late(void **state)
     static uint8_t merged[2 * TINY_CHUNK * HEADS];
     static float logit[2 * TINY_CHUNK * HEADS];
     struct forward_trace trace = {.merged = merged, .logit = logit, .rows_max = 2 * TINY_CHUNK};
-    struct held h = stream_of(engine, 4, 2);
+    struct held_stream h = stream_rig_open(engine, 4, 2);
     engine->trace = &trace;
     for (uint32_t block = 0; block < 2 * BLOCKS; block++) {
         const int32_t *from = tokens + block * STREAM_BLOCK_TOKENS;
-        double before = stat_of(&h).rows_mean, rows[STREAM_BLOCK_TOKENS];
+        double before = stream_rig_stat(&h).rows_mean, rows[STREAM_BLOCK_TOKENS];
         assert_int_equal(stream_feed(h.stream, from, STREAM_BLOCK_TOKENS), 0);
         assert_int_equal(trace.rows, (block + 1) * STREAM_BLOCK_TOKENS);
         assert_lag(&h, merged, block);
@@ -239,10 +196,10 @@ static void merges_are_seen_a_block_late(void **state)
         for (uint32_t i = 0; i < STREAM_BLOCK_TOKENS; i++)
             assert_true(rows[i] == before + i + 1);
         if (block == 0) /* nothing is merged in view */
-            assert_true(stat_of(&h).rows_mean == STREAM_BLOCK_TOKENS);
+            assert_true(stream_rig_stat(&h).rows_mean == STREAM_BLOCK_TOKENS);
     }
     engine->trace = NULL;
-    drop(&h);
+    stream_rig_close(&h);
 }
 
 int main(void)
