@@ -4,7 +4,8 @@
  * what is in its folder stays.
  *
  * libzmq ends the process itself where it gets no memory; that is counted apart, and said which.
- * SILT_STRIDE=1: every one of them; else as many as fit a minute of a core. SILT_FROM=1, SILT_TO: a part.
+ * SILT_STRIDE=1: every one of them; else as many as fit a minute of a core. SILT_FROM=1, SILT_TO: a
+ * part.
  */
 #include <setjmp.h>
 #include <stdarg.h>
