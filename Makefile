@@ -54,7 +54,7 @@ SILT := $(call objects,$(wildcard clients/silt/*.c))
 EVAL := $(call objects,$(wildcard tests/eval/*.c))
 UNIT := $(patsubst tests/unit/%.c,$(O)/tests/%,$(wildcard tests/unit/test_*.c))
 
-.PHONY: all cuda help deps model test check bench demo soak fuzz quality facts clean format tidy proto proto-check install
+.PHONY: all cuda help deps model test check bench bench-instructions demo soak fuzz quality facts clean format tidy proto proto-check install
 all: $(O)/siltd $(O)/silt $(O)/silt-eval $(O)/silt-gateway
 
 $(O)/siltd: $(O)/obj/daemon/main.c.o $(DAEMON) $(STREAM) $(KERNELS) $(PROTO)
@@ -73,9 +73,30 @@ $(O)/bench-%: $(O)/obj/tests/bench/%.c.o $(STREAM) $(KERNELS)
 check: $(O)/check
 	$(Q)$(O)/check
 
-bench: $(O)/bench-engine $(O)/bench-disk $(O)/check
+# siltd with nothing to compute, and what feeds it (tests/bench/idle.c).
+WRAPPED := forward_run ccm_close_chunk sched_checkpoint search_main
+$(O)/siltd-idle: $(O)/obj/daemon/main.c.o $(O)/obj/tests/bench/idle.c.o $(DAEMON) $(STREAM) $(KERNELS) $(PROTO)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(WRAPPED:%=-Wl,--wrap=%) -o $@ $^ $(LDLIBS)
+$(O)/bench-wire: $(O)/obj/tests/bench/wire.c.o $(CLIENT) $(PROTO) $(call objects,$(addprefix stream/,gguf.c pretoken.c token.c vocab.c))
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+# The hot paths under callgrind (tests/bench/hot.c).
+$(O)/bench-hot: $(O)/obj/tests/bench/hot.c.o $(O)/parts.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+bench: $(O)/bench-engine $(O)/bench-disk $(O)/check $(O)/siltd $(O)/silt $(O)/siltd-idle $(O)/bench-wire $(O)/tests/token-dump
 	$(Q)BUILD=$(O) tests/bench/run
+	$(Q)SILT_BUILD=$(abspath $(O)) tests/bench/daemon.py || [ $$? = 77 ]
+	$(Q)SILT_BUILD=$(abspath $(O)) tests/bench/first_token.py --tokens $(FIRST_TOKEN) || [ $$? = 77 ]
 	$(Q)BUILD=$(O) tests/bench/disk || [ $$? = 77 ]
+# Streams whose first token is measured; 4096,1048576 takes minutes.
+FIRST_TOKEN ?= 4096,16384
+
+bench-instructions: $(O)/bench-hot build/tests/make-tiny
+	$(Q)BUILD=$(O) tests/bench/instructions || [ $$? = 77 ]
 
 $(O)/endless: $(call objects,$(wildcard soak/*.c)) $(CLIENT) $(PROTO)
 soak: $(O)/endless $(O)/siltd $(O)/silt $(O)/sim build/tests/make-tiny build/tests/fault-io.so \
@@ -207,7 +228,8 @@ help:
 #: make demo       all of the above, then silt at work on text of this machine
 #: make test       all that CI runs; TESTS=WORD runs those whose name has WORD in it, TESTS_JOBS=N N side by side
 #: make check      each kernel against its reference
-#: make bench      speed of kernels, engine and disk
+#: make bench      speed of kernels, engine, disk and siltd; FIRST_TOKEN=4096,16384 lengths of streams that are asked
+#: make bench-instructions  hot paths counted under valgrind, beside their baseline; the same on a busy machine
 #: make soak       one endless stream, then kills, damage and faults; MINUTES=30 shares them among endless, churn, chaos and feed
 #: make quality    what compression costs, against windows of equal size; QUALITY=FOLDER of texts
 #: make facts      far facts planted in streams: found by words, by keys, by both; FACTS=FOLDER of dialogue, meeting, log

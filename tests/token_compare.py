@@ -1,6 +1,6 @@
 """Compares silt's tokenizer, token for token, with the `tokenizers` package (from PyPI).
 
-    python3 tests/token_compare.py MODEL.gguf [TEXT ...] [--fuzz N] [--seed S]
+    python3 tests/token_compare.py MODEL.gguf [TEXT ...] [--fuzz N] [--pieces P] [--seed S]
 
 The reference is built from the GGUF's own tokens and merges.  Each TEXT (plain, .jsonl or
 .jsonl.zst with a "text" field) is compared document by document, then N fuzzed documents of random
@@ -116,9 +116,9 @@ EDGES = ["'s", "'re", "'ll", " 'd", "'T", "\u2019s", "  ", " \n", "\n\n ", " 1",
          "' r", "'l", "12 345"]
 
 
-def fuzzed(rng):
+def fuzzed(rng, pieces):
     out = []
-    for _ in range(rng.randint(1, 400)):
+    for _ in range(rng.randint(1, pieces)):
         if rng.random() < 0.2:
             out.append(rng.choice(EDGES))
             continue
@@ -170,7 +170,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model")
     parser.add_argument("text", nargs="*")
-    parser.add_argument("--fuzz", type=int, default=0, help="fuzzed documents (joined by hundreds)")
+    parser.add_argument("--fuzz", type=int, default=0, help="fuzzed documents")
+    parser.add_argument("--pieces", type=int, default=400, help="of a fuzzed document, at most")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--bytes-max", type=int, default=1 << 22, help="of each TEXT")
     parser.add_argument("--dump", default="build/tests/token-dump")
@@ -194,8 +195,10 @@ def main():
                        if unicodedata.category(c) not in ("Cn", "Co"))
         good &= comparison.compare(text, f"code points from {plane:x}", 0)
     rng = random.Random(arguments.seed)
-    for i in range(0, arguments.fuzz, 100):
-        good &= comparison.compare("".join(fuzzed(rng) for _ in range(100)), f"fuzz {i}", i + 1)
+    joined = max(100, 40000 // arguments.pieces)  # documents that make one text
+    for i in range(0, arguments.fuzz, joined):
+        text = "".join(fuzzed(rng, arguments.pieces) for _ in range(joined))
+        good &= comparison.compare(text, f"fuzz {i}", i + 1)
     verdict = "equal" if good else "DIFFERENT"
     print(f"{comparison.bytes} bytes, {comparison.tokens} tokens: {verdict}"
           f" ({comparison.cut} documents with pre-tokens over 1,024 bytes left out)")
