@@ -20,7 +20,7 @@ CC := cc
 endif
 PACKAGES := libzmq libprotobuf-c sqlite3 libxxhash libutf8proc liburing libseccomp
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion $(if $(CI),-Werror)
-OPTIMISE := $(if $(SANITIZER),-O2 -fno-omit-frame-pointer,-O2)
+OPTIMISE := -O2 $(if $(SANITIZER),-fno-omit-frame-pointer)
 CFLAGS ?= -g
 # -ffp-contract=off: every path rounds as the reference says; a fused multiply-add is written where it is meant.
 override CFLAGS += -std=c17 -D_GNU_SOURCE $(OPTIMISE) $(WARNINGS) -ffp-contract=off -fno-math-errno \

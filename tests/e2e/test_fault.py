@@ -184,7 +184,7 @@ def test_one_call_after_the_other():
     with start(disk, "--streams-max", killing.LIVE, "--lag-tokens-max", 8192) as siltd:
         wire = raw.Raw(siltd.endpoint)
         for feeder in feeders:
-            killing.patient(wire, open=pb.Open(stream=feeder.stream))
+            raw.patient(wire.call, open=pb.Open(stream=feeder.stream))
         for number in range(1, FAULTS + 1):
             part, way = rng.choice(PARTS), rng.randrange(2)
             before = disk.met(part, way)
