@@ -177,8 +177,15 @@ def main():
     parser.add_argument("--dump", default="build/tests/token-dump")
     parser.add_argument("--write", metavar="IDS",
                         help="write the reference's tokens of the one TEXT (tests/golden) and stop")
+    parser.add_argument("--make", metavar="TEXT",
+                        help="write the fuzzed documents as such a TEXT and stop")
     arguments = parser.parse_args()
     comparison = Comparison(arguments)
+    rng = random.Random(arguments.seed)
+    if arguments.make:
+        text = "".join(fuzzed(rng, arguments.pieces) for _ in range(arguments.fuzz))
+        open(arguments.make, "wb").write(comparison.clean(text).encode())
+        return 0
     if arguments.write:
         text = comparison.clean(open(arguments.text[0], encoding="utf-8", newline="").read())
         ids = comparison.tokenizer.encode(text, add_special_tokens=False).ids
@@ -194,7 +201,6 @@ def main():
         text = "".join(f"a{c}b {c}!{c}{c} 1" for c in points
                        if unicodedata.category(c) not in ("Cn", "Co"))
         good &= comparison.compare(text, f"code points from {plane:x}", 0)
-    rng = random.Random(arguments.seed)
     joined = max(100, 40000 // arguments.pieces)  # documents that make one text
     for i in range(0, arguments.fuzz, joined):
         text = "".join(fuzzed(rng, arguments.pieces) for _ in range(joined))

@@ -65,13 +65,13 @@ static size_t read_file(const char *name, uint8_t *out, size_t room)
     return bytes;
 }
 
-/* tests/golden/token_text.txt must give the numbers in a file that the reference wrote. */
-static void expect_golden(const struct tokenizer *t, const char *ids_path)
+/* A text must give the numbers in a file that the reference wrote. */
+static void expect_golden(const struct tokenizer *t, const char *text_path, const char *ids_path)
 {
-    static uint8_t text[8192];
-    static char ids[32768];
-    static int32_t got[8192], cut[8192];
-    size_t bytes = read_file("tests/golden/token_text.txt", text, sizeof text);
+    static uint8_t text[BYTES_MAX];
+    static char ids[8 * BYTES_MAX];
+    static int32_t got[BYTES_MAX], cut[BYTES_MAX];
+    size_t bytes = read_file(text_path, text, sizeof text);
     ids[read_file(ids_path, (uint8_t *)ids, sizeof ids - 1)] = 0;
     size_t count = whole(t, text, bytes, got), i = 0;
     for (char *next = ids, *end;; next = end, i++) {
@@ -92,7 +92,7 @@ static void expect_golden(const struct tokenizer *t, const char *ids_path)
 static void test_golden_tiny(void **state)
 {
     (void)state;
-    expect_golden(tiny, "tests/golden/token_ids_tiny.txt");
+    expect_golden(tiny, "tests/golden/token_text.txt", "tests/golden/token_ids_tiny.txt");
 }
 
 static void test_golden_model(void **state)
@@ -109,7 +109,8 @@ static void test_golden_model(void **state)
     assert_int_equal(result, 0);
     assert_int_equal(tokenizer_open(&t, file, error, sizeof error), 0);
     gguf_close(&file); /* the tokenizer keeps what it needs */
-    expect_golden(t, "tests/golden/token_ids_smollm2.txt");
+    expect_golden(t, "tests/golden/token_text.txt", "tests/golden/token_ids_smollm2.txt");
+    expect_golden(t, "tests/golden/token_fuzz.txt", "tests/golden/token_fuzz_ids_smollm2.txt");
     assert_int_equal(tokenizer_vocab_count(t), 49152);
     assert_int_equal(tokenizer_missing_bytes(t), 21);
 
