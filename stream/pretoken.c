@@ -17,14 +17,14 @@
 
 #include "stream/stream.h"
 
-enum class { CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE, CLASS_OTHER, CLASS_WAIT };
+enum kind { KIND_LETTER, KIND_NUMBER, KIND_SPACE, KIND_OTHER, KIND_WAIT };
 
-/* ASCII by table, the rest by CLASS_WAIT. */
-#define L CLASS_LETTER
-#define N CLASS_NUMBER
-#define S CLASS_SPACE
-#define O CLASS_OTHER
-static const uint8_t ascii_class[128] = {
+/* ASCII by table, the rest by KIND_WAIT. */
+#define L KIND_LETTER
+#define N KIND_NUMBER
+#define S KIND_SPACE
+#define O KIND_OTHER
+static const uint8_t ascii_kind[128] = {
     O, O, O, O, O, O, O, O, O, S, S, S, S, S, O, O, O, O, O, O, O, O, O, O, O, O, O, O, O, O, O, O,
     S, O, O, O, O, O, O, O, O, O, O, O, O, O, O, O, N, N, N, N, N, N, N, N, N, N, O, O, O, O, O, O,
     O, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, O, O, O, O, O,
@@ -41,15 +41,18 @@ struct scan {
     bool final;
 };
 
-static enum class code_point_class(utf8proc_int32_t code) {
+static enum kind code_point_kind(utf8proc_int32_t code)
+{
     /* White_Space; 9 to 13 and 32 are ASCII. Category Z would miss U+0085. */
     if (code == 0x85 || code == 0xa0 || code == 0x1680 || (code >= 0x2000 && code <= 0x200a) ||
-        code == 0x2028 || code == 0x2029 || code == 0x202f || code == 0x205f ||
-        code == 0x3000) return CLASS_SPACE;
+        code == 0x2028 || code == 0x2029 || code == 0x202f || code == 0x205f || code == 0x3000)
+        return KIND_SPACE;
     utf8proc_category_t category = utf8proc_category(code);
-    if (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO) return CLASS_LETTER;
-    if (category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO) return CLASS_NUMBER;
-    return CLASS_OTHER;
+    if (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO)
+        return KIND_LETTER;
+    if (category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO)
+        return KIND_NUMBER;
+    return KIND_OTHER;
 }
 
 /* Whether the bytes, fewer than their lead byte announces, may still become a character. */
@@ -66,39 +69,45 @@ static bool may_continue(const uint8_t *text, size_t bytes, size_t wanted)
     return bytes < 2 || (text[1] >= second_min[text[0]] && text[1] <= most);
 }
 
-/* Class of the character at a place, its bytes in *length. CLASS_WAIT: the text ends there or
+/* Kind of the character at a place, its bytes in *length. KIND_WAIT: the text ends there or
  * inside a character and more may come; at the true end *length is 0. */
-static enum class class_at(const struct scan *s, size_t at, size_t *length) {
-    const uint8_t *text = s->text + at; size_t left = s->bytes - at; *length = left ? 1 : 0;
-    if (!left) return CLASS_WAIT;
-    if (text[0] < 0x80) return ascii_class[text[0]];
+static enum kind kind_at(const struct scan *s, size_t at, size_t *length)
+{
+    const uint8_t *text = s->text + at;
+    size_t left = s->bytes - at;
+    *length = left ? 1 : 0;
+    if (!left)
+        return KIND_WAIT;
+    if (text[0] < 0x80)
+        return ascii_kind[text[0]];
     size_t wanted = text[0] < 0xc2   ? 1
                     : text[0] < 0xe0 ? 2
                     : text[0] < 0xf0 ? 3
                     : text[0] < 0xf5 ? 4
                                      : 1;
-    if (wanted > left && !s->final && may_continue(text, left, wanted)) return CLASS_WAIT;
+    if (wanted > left && !s->final && may_continue(text, left, wanted))
+        return KIND_WAIT;
     utf8proc_int32_t code;
-    utf8proc_ssize_t used = utf8proc_iterate(text,
-                                             (utf8proc_ssize_t)(left < wanted ? left : wanted),
-                                             &code);
-    if (used < 2 || code < 0) return CLASS_OTHER;
+    utf8proc_ssize_t used =
+        utf8proc_iterate(text, (utf8proc_ssize_t)(left < wanted ? left : wanted), &code);
+    if (used < 2 || code < 0)
+        return KIND_OTHER;
     *length = (size_t)used;
-    return code_point_class(code);
+    return code_point_kind(code);
 }
 
-/* End of a run of one class that goes on at a place. 0: wait. */
-static size_t run_end(const struct scan *s, size_t at, enum class class)
+/* End of a run of one kind that goes on at a place. 0: wait. */
+static size_t run_end(const struct scan *s, size_t at, enum kind kind)
 {
     for (;;) {
         while (at < s->bytes && at < PRETOKEN_BYTES_MAX && s->text[at] < 0x80 &&
-               ascii_class[s->text[at]] == class)
+               ascii_kind[s->text[at]] == kind)
             at++;
         size_t length;
-        enum class next = class_at(s, at, &length);
-        if (next == CLASS_WAIT)
+        enum kind next = kind_at(s, at, &length);
+        if (next == KIND_WAIT)
             return s->final ? at : 0;
-        if (next != class || at + length > PRETOKEN_BYTES_MAX)
+        if (next != kind || at + length > PRETOKEN_BYTES_MAX)
             return at;
         at += length;
     }
@@ -129,10 +138,10 @@ static size_t blanks(const struct scan *s, bool digit_ends, bool line_ends)
 {
     size_t at = 0, last = 0, line = 0, length;
     for (;;) {
-        enum class class = class_at(s, at, &length);
-        if (class == CLASS_WAIT && !s->final)
+        enum kind kind = kind_at(s, at, &length);
+        if (kind == KIND_WAIT && !s->final)
             return 0;
-        if (class == CLASS_SPACE && at + length <= PRETOKEN_BYTES_MAX) {
+        if (kind == KIND_SPACE && at + length <= PRETOKEN_BYTES_MAX) {
             last = at;
             at += length;
             if (s->text[last] == '\r' || s->text[last] == '\n')
@@ -141,7 +150,7 @@ static size_t blanks(const struct scan *s, bool digit_ends, bool line_ends)
         }
         if (line_ends && line) /* \s*[\r\n]+ comes first */
             return line;
-        if (class == CLASS_WAIT || class == CLASS_SPACE || (digit_ends && class == CLASS_NUMBER) ||
+        if (kind == KIND_WAIT || kind == KIND_SPACE || (digit_ends && kind == KIND_NUMBER) ||
             last == 0)
             return at;
         return last;
@@ -151,30 +160,30 @@ static size_t blanks(const struct scan *s, bool digit_ends, bool line_ends)
 static size_t next_gpt2(const struct scan *s, bool digits)
 {
     size_t length, second;
-    enum class class = class_at(s, 0, &length);
-    if (class == CLASS_WAIT)
+    enum kind kind = kind_at(s, 0, &length);
+    if (kind == KIND_WAIT)
         return 0;
     size_t short_form = contraction(s, false);
     if (short_form)
         return short_form == SIZE_MAX ? 0 : short_form;
-    if (digits && class == CLASS_NUMBER)
+    if (digits && kind == KIND_NUMBER)
         return length;
     if (s->text[0] == ' ') {
-        enum class next = class_at(s, 1, &second);
-        if (next == CLASS_WAIT)
+        enum kind next = kind_at(s, 1, &second);
+        if (next == KIND_WAIT)
             return s->final ? 1 : 0;
-        if (digits && next == CLASS_NUMBER)
+        if (digits && next == KIND_NUMBER)
             return 1;
-        if (next != CLASS_SPACE)
+        if (next != KIND_SPACE)
             return run_end(s, 1 + second, next);
     }
-    return class == CLASS_SPACE ? blanks(s, digits, false) : run_end(s, length, class);
+    return kind == KIND_SPACE ? blanks(s, digits, false) : run_end(s, length, kind);
 }
 
 /* A run of signs takes the line ends after it along. */
 static size_t signs_llama3(const struct scan *s, size_t at)
 {
-    at = run_end(s, at, CLASS_OTHER);
+    at = run_end(s, at, KIND_OTHER);
     if (!at)
         return 0;
     while (at < s->bytes && at < PRETOKEN_BYTES_MAX && (s->text[at] == '\r' || s->text[at] == '\n'))
@@ -185,33 +194,33 @@ static size_t signs_llama3(const struct scan *s, size_t at)
 static size_t next_llama3(const struct scan *s, size_t digits_max)
 {
     size_t length, second;
-    enum class class = class_at(s, 0, &length);
-    if (class == CLASS_WAIT)
+    enum kind kind = kind_at(s, 0, &length);
+    if (kind == KIND_WAIT)
         return 0;
     size_t short_form = contraction(s, true);
     if (short_form)
         return short_form == SIZE_MAX ? 0 : short_form;
-    if (class == CLASS_LETTER)
-        return run_end(s, length, CLASS_LETTER);
-    if (class == CLASS_NUMBER) {
+    if (kind == KIND_LETTER)
+        return run_end(s, length, KIND_LETTER);
+    if (kind == KIND_NUMBER) {
         for (size_t i = 1; i < digits_max; i++) {
-            enum class next = class_at(s, length, &second);
-            if (next == CLASS_WAIT && !s->final)
+            enum kind next = kind_at(s, length, &second);
+            if (next == KIND_WAIT && !s->final)
                 return 0;
-            if (next != CLASS_NUMBER)
+            if (next != KIND_NUMBER)
                 break;
             length += second;
         }
         return length;
     }
-    enum class next = class_at(s, length, &second);
-    if (next == CLASS_WAIT && !s->final)
+    enum kind next = kind_at(s, length, &second);
+    if (next == KIND_WAIT && !s->final)
         return 0;
-    if (next == CLASS_LETTER && s->text[0] != '\r' && s->text[0] != '\n')
-        return run_end(s, length + second, CLASS_LETTER);
-    if (class == CLASS_OTHER)
+    if (next == KIND_LETTER && s->text[0] != '\r' && s->text[0] != '\n')
+        return run_end(s, length + second, KIND_LETTER);
+    if (kind == KIND_OTHER)
         return signs_llama3(s, length);
-    if (s->text[0] == ' ' && next == CLASS_OTHER)
+    if (s->text[0] == ' ' && next == KIND_OTHER)
         return signs_llama3(s, length + second);
     return blanks(s, false, true);
 }
