@@ -7,7 +7,8 @@ Start: from the exec of siltd with the default model and an empty data folder to
 its socket; cold: with model, adapter and program put out of the page cache before.  Wire: a siltd
 that computes nothing (tests/bench/idle.c) is fed as fast as it acks by one client, as text and as
 token ids, into one stream and into four; the text is this repository's own, or FILE.  What is acked
-is on disk.  Also with the text index at work beside it, and the tokenizer alone on the same text.
+is on disk.  Also with the text index at work beside it; and the tokenizer alone on the same text in
+processor time, and what a synced write takes.
 """
 import argparse
 import os
@@ -29,6 +30,7 @@ import first_token  # noqa: E402
 import lib  # noqa: E402
 import raw  # noqa: E402
 
+MESSAGE_BYTES, SYNCS = 64 << 10, 32
 WIRE = ((1, False, False), (4, False, False), (4, True, False), (4, False, True))
 
 
@@ -88,6 +90,18 @@ def wire_rate(streams, ids, index, text, seconds):
     return float(out.split()[1])
 
 
+def sync_ms():
+    """What the disk takes for a write of one message that is synced, as a commit's is."""
+    times = []
+    with open(lib.folder() / "sync", "wb", buffering=0) as file:
+        for _ in range(SYNCS):
+            begin = time.monotonic()
+            file.write(bytes(MESSAGE_BYTES))
+            os.fdatasync(file.fileno())
+            times.append(time.monotonic() - begin)
+    return 1e3 * statistics.median(times)
+
+
 def tokenizer_rate(text):
     out = subprocess.run([lib.BUILD / "tests/token-dump", lib.MODEL, "--time", text], check=True,
                          capture_output=True, text=True).stdout
@@ -113,6 +127,7 @@ def main():
         rows.setdefault(("start-warm", "s from exec to the first answer"), []).append(
             start_seconds(False))
         rows.setdefault(("tokenizer", "MB/s a core"), []).append(tokenizer_rate(text))
+        rows.setdefault(("disk-sync", "ms a write of 64 KiB, synced"), []).append(sync_ms())
         for streams, ids, index in WIRE:
             name = f"wire-{'ids' if ids else 'text'}-{streams}{'-indexed' if index else ''}"
             rows.setdefault((name, "tokens/s acked, that is on disk"), []).append(
