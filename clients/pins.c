@@ -17,46 +17,38 @@ static int pins_reply(struct pending *pending, const wire_reply *reply)
     return 0;
 }
 
-static int pins_run(struct client *client, const char *stream, Silt__V1__Pins *pins,
-                    struct client_pins *out, struct client_error *error)
+static int pins_run(struct client *client, const char *stream, Silt__V1__Pins__Verb verb,
+                    uint64_t from, uint64_t to, struct client_pins *out, struct client_error *error)
 {
     wire_request request = SILT__V1__REQUEST__INIT;
+    Silt__V1__Pins pins = SILT__V1__PINS__INIT;
     int r = client_name_check(stream, error);
 
     if (r)
         return r;
-    pins->stream = (char *)stream;
+    pins.stream = (char *)stream;
+    pins.verb = verb;
+    pins.from = from;
+    pins.to = to;
     request.body_case = SILT__V1__REQUEST__BODY_PINS;
-    request.pins = pins;
+    request.pins = &pins;
     return client_run(client, &request, pins_reply, out, error);
 }
 
 int client_pins(struct client *client, const char *stream, struct client_pins *out,
                 struct client_error *error)
 {
-    Silt__V1__Pins pins = SILT__V1__PINS__INIT;
-
-    return pins_run(client, stream, &pins, out, error);
+    return pins_run(client, stream, SILT__V1__PINS__VERB__LIST, 0, 0, out, error);
 }
 
 int client_pin(struct client *client, const char *stream, uint64_t from, uint64_t to,
                struct client_pins *out, struct client_error *error)
 {
-    Silt__V1__Pins pins = SILT__V1__PINS__INIT;
-
-    pins.verb = SILT__V1__PINS__VERB__PIN;
-    pins.from = from;
-    pins.to = to;
-    return pins_run(client, stream, &pins, out, error);
+    return pins_run(client, stream, SILT__V1__PINS__VERB__PIN, from, to, out, error);
 }
 
 int client_unpin(struct client *client, const char *stream, uint64_t from, uint64_t to,
                  struct client_pins *out, struct client_error *error)
 {
-    Silt__V1__Pins pins = SILT__V1__PINS__INIT;
-
-    pins.verb = SILT__V1__PINS__VERB__UNPIN;
-    pins.from = from;
-    pins.to = to;
-    return pins_run(client, stream, &pins, out, error);
+    return pins_run(client, stream, SILT__V1__PINS__VERB__UNPIN, from, to, out, error);
 }
