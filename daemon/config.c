@@ -363,7 +363,8 @@ static int read_line(struct config *config, char *line, char *error, size_t erro
 
 static int read_file(struct config *config, const char *path, char *error, size_t error_bytes)
 {
-    char line[PATH_BYTES_MAX + 64], why[ERROR_BYTES_MAX / 2];
+    char *line = NULL, why[ERROR_BYTES_MAX / 2];
+    size_t capacity = 0;
     FILE *file = fopen(path, "re");
     int result = 0;
 
@@ -371,11 +372,16 @@ static int read_file(struct config *config, const char *path, char *error, size_
         snprintf(error, error_bytes, "--config: cannot read %s: %s", path, strerror(errno));
         return -EINVAL;
     }
-    for (unsigned n = 1; !result && fgets(line, sizeof line, file); n++) {
+    for (unsigned n = 1; !result && getline(&line, &capacity, file) >= 0; n++) {
         result = read_line(config, line, why, sizeof why);
         if (result)
             snprintf(error, error_bytes, "%s line %u: %s", path, n, why);
     }
+    if (!result && !feof(file)) {
+        result = -errno;
+        snprintf(error, error_bytes, "--config: cannot read %s: %s", path, strerror(errno));
+    }
+    free(line);
     fclose(file);
     return result;
 }

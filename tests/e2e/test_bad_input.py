@@ -54,23 +54,27 @@ def test_requests_that_cannot_be():
         wire.open("s")
         raw.refused(code.INVALID, "", wire.open, "other", dmc_ratio=3)
         raw.refused(code.INVALID, "", wire.open, "other", ring_segments=100000)
-        raw.refused(code.INVALID, "", wire.call, attach=pb.Attach(stream="s", producer="no/where"))
-        raw.refused(code.INVALID, "", wire.feed, "s", "", 1, b"x")
-        raw.refused(code.INVALID, "", wire.feed, "s", "p", 0, b"x")
-        raw.refused(code.INVALID, "", wire.feed, "s", "p", 1)
-        raw.refused(code.INVALID, "", wire.feed, "s", "p", 1, pb.Item())
-        raw.refused(code.INVALID, "", wire.feed, "s", "p", 1,
+        raw.refused(code.INVALID, "producer's id", wire.call,
+                    attach=pb.Attach(stream="s", producer="no/where"))
+        raw.refused(code.INVALID, "producer's id", wire.feed, "s", "", 1, b"x")
+        raw.refused(code.INVALID, "1, 2, 3", wire.feed, "s", "p", 0, b"x")
+        raw.refused(code.INVALID, "1 to 4096 items", wire.feed, "s", "p", 1)
+        raw.refused(code.INVALID, "item", wire.feed, "s", "p", 1, pb.Item())
+        raw.refused(code.INVALID, "role", wire.feed, "s", "p", 1,
                     pb.Item(turn=pb.Turn(role="wizard", text=b"x")))
-        raw.refused(code.INVALID, "", wire.feed, "s", "p", 1,
+        raw.refused(code.INVALID, "4000000000 is not of the model's", wire.feed, "s", "p", 1,
                     pb.Item(tokens=pb.Tokens(ids=[4000000000])))
-        raw.refused(code.INVALID, "", wire.ask, "s", "")
-        raw.refused(code.INVALID, "", wire.ask, "s", "x", stop=["x"] * 9)
-        raw.refused(code.INVALID, "", wire.ask, "s", "x", stop=["x" * 65])
+        raw.refused(code.INVALID, "1 to 16384 bytes", wire.ask, "s", "")
+        raw.refused(code.INVALID, "4096", wire.ask, "s", "x", system="x" * 4097)
+        raw.refused(code.INVALID, "8 stop", wire.ask, "s", "x", stop=["x"] * 9)
+        raw.refused(code.INVALID, "1 to 64", wire.ask, "s", "x", stop=["x" * 65])
+        raw.refused(code.INVALID, "is not available: 0 to 0", wire.ask, "s", "x", at_given=True,
+                    at_position=1)
         raw.refused(code.INVALID, "16384", wire.ask, "s", "many words " * 4000)
         raw.refused(code.TOO_LARGE, "shorten", wire.ask, "s", "é🙂x" * 1500)
-        raw.refused(code.INVALID, "", wire.ask, "s", "x",
+        raw.refused(code.INVALID, "0 to 10", wire.ask, "s", "x",
                     sampling=pb.Sampling(temperature=float("nan")))
-        raw.refused(code.INVALID, "", wire.ask, "s", "x", sampling=pb.Sampling(top_p=7))
+        raw.refused(code.INVALID, "0 to 1", wire.ask, "s", "x", sampling=pb.Sampling(top_p=7))
         assert wire.feed("s", "p", 1, b"still the first").sequence == 1
         witness.unharmed()
         siltd.stop()
@@ -195,6 +199,67 @@ def test_start_names_what_is_missing():
     text = home / "text.gguf"
     text.write_bytes(texts.text(100_000))
     refuses("gguf", "--model", text)
+
+
+def test_start_names_the_line_of_a_file_of_options():
+    home = lib.folder()
+    conf = home / "siltd.conf"
+    for text, says in (("memory 1G\n", "line 1: 'memory 1G' is not of the form key = value"),
+                       ("# mine\n\nmemroy = 1G\n", "line 3: no option is called 'memroy'"),
+                       ("threads = 0x2\n", "line 1: --threads: '0x2' is not a number from"),
+                       ("disk = lots\n", "'lots' is not a size"),
+                       ("when-full = panic\n", "'panic' is neither stop nor trim"),
+                       ("find = luck\n", "'luck' is neither both, words nor keys"),
+                       ("segments = f64\n", "'f64' is neither f16, int8 nor none"),
+                       ("loss-flag = much\n", "'much' is not a number")):
+        conf.write_text(text)
+        refuses(says, "--config", conf)
+    refuses("cannot read", "--config", home / "none")
+    refuses("cannot read", "--config", home)
+    conf.write_text("streams-max = 7 # of them\n\n# " + "why " * 2000 + "\nforks-max=2")
+    with daemon("--config", conf, "--streams-max", 3) as siltd:  # the command line wins
+        plan = siltd.log_text()
+        assert "3 x" in plan.split("streams", 1)[1].splitlines()[0], plan
+        assert "2 x" in plan.split("forks", 1)[1].splitlines()[0], plan
+        siltd.stop()
+
+
+def test_files_of_others_are_left_alone():
+    home = lib.folder()
+    (home / "notes").write_text("mine")
+    refuses("that file exists and is not a socket", "--listen", f"ipc://{home}/notes")
+    assert (home / "notes").read_text() == "mine"
+    refuses("1 to 107 bytes", "--listen", f"ipc://{home}/" + "x" * 120)
+    data = home / "data"
+    data.mkdir()
+    data.chmod(0o755)
+    with daemon(data=data) as siltd:
+        assert f"--data {data} can be entered by others: chmod 700" in siltd.log_text()
+        siltd.stop()
+
+
+def test_a_journal_that_a_smaller_lag_cannot_replay():
+    """It is said, the others are served, and nothing is lost."""
+    with daemon("--lag-tokens-max", 65536) as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("s")
+        wire.feed("s", "p", 1, pb.Item(tokens=pb.Tokens(ids=[40] * 30_000)))
+        before = wire.settled("s")
+        siltd.kill()
+        for path in (siltd.data / "checkpoints").rglob("*"):
+            path.is_file() and path.unlink()
+        command = siltd.command
+        siltd.command = [*command, "--lag-tokens-max", "4096"]
+        siltd.start()
+        lib.wait_until("it says so", lambda: "raise --lag-tokens-max" in siltd.log_text())
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("other")
+        assert wire.feed("other", "p", 1, b"some words").sequence == 1
+        siltd.stop()
+        siltd.command = command
+        siltd.start()
+        assert raw.Raw(siltd.endpoint).settled("s").memory_hash == before.memory_hash
+        siltd.stop()
 
 
 def test_start_refuses_what_does_not_fit():
