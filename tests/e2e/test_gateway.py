@@ -228,6 +228,14 @@ def test_refusals():
         refused(post({"messages": messages, "user": "s", "tools": [{}]}), 400, "tools")
         refused(post({"messages": messages, "user": "s", "temperature": 9}), 400, "temperature")
         refused(post({"messages": [{"role": "king", "content": ""}], "user": "s"}), 400, "role")
+        picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+        refused(post({"messages": picture, "user": "s"}), 400, "text alone")
+        answered = [*messages, {"role": "assistant", "content": "y"}]
+        refused(post({"messages": answered, "user": "s"}), 400, "must be the user's")
+        refused(post({"messages": messages, "user": "s", "silt": {"recall": "all"}}), 400,
+                "silt.recall is auto")
+        refused(post({"messages": messages, "user": "s"}, {"X-Silt-History": "some"}), 400,
+                "full, strict, append or adopt")
         refused(post(b"{", None), 400, "not JSON")
         refused(post(b"[" * 15000), 400, "JSON")
         refused(post(b"x" * 30000), 413, "at most 20000 bytes")
@@ -255,6 +263,10 @@ def test_keys_and_other_machines():
     done = subprocess.run([*run, "--key-file", key], capture_output=True, check=False)
     assert done.returncode == 2 and b"chmod 600" in done.stderr, done.stderr
     os.chmod(key, 0o600)
+    key.write_text("horse\n")
+    done = subprocess.run([*run, "--key-file", key], capture_output=True, check=False)
+    assert done.returncode == 2 and b"shorter than 16" in done.stderr, done.stderr
+    key.write_text("correct horse battery\n")
     with Gateway("--key-file", key) as gateway:
         refused(gateway.call("GET", "/v1/models"), 401, "key")
         refused(gateway.call("GET", "/metrics", headers={"Authorization": "Bearer corr"}), 401, "")

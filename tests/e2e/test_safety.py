@@ -388,6 +388,29 @@ def test_silt_finds_its_keys():
         assert time.monotonic() - started < 20 * lib.SLOW
 
 
+def test_keys_by_name():
+    with Networked() as siltd:
+        env = environment(lib.folder())
+        local = [lib.SILT, "-c", siltd.endpoint, "key"]
+        keys = [zmq.curve_keypair()[0].decode() for _ in range(2)]
+        for key in keys:
+            run([*local, "allow", key, "s", "--name", "laptop"], **env)
+        assert "name of several keys" in run([*local, "deny", "laptop"], 1, **env)
+        assert len(json.loads(run([*local, "list", "--json"], **env))["grants"]) == 2
+        run([*local, "deny", keys[0]], **env)
+        run([*local, "deny", "laptop"], **env)  # there is one of that name now
+        assert "neither a public key nor" in run([*local, "deny", "laptop"], 1, **env)
+        assert "a key and streams" in run([*local, "allow", keys[0]], 2, **env)
+        # As many as a page of the plan holds, and no more; one that goes makes room.
+        for i in range(1024):
+            siltd.allow(keys[0].encode(), stream=f"s{i}")
+        raw.refused(pb.Error.NO_SPACE, "at most 1024 grants", siltd.allow, keys[1].encode(),
+                    stream="s")
+        siltd.allow(keys[0].encode(), stream="s7")  # it is there
+        siltd.deny(keys[0].encode(), stream="s7")
+        siltd.allow(keys[1].encode(), stream="s")
+
+
 def test_python_and_gateway_by_key():
     sys.path.insert(0, str(lib.ROOT / "clients/python"))
     import silt
