@@ -32,7 +32,8 @@ enum {
     CHUNK_TOKENS = 256,
     SAMPLE_MS = 250,
     DRAIN_MS = 60000,
-    PROBES = 200,            /* of a run of so many tokens */
+    PROBES = 200,            /* of a run of so many tokens; of one by the clock, */
+    PROBES_SO_FAR = 64,      /* each so much of what was read further on */
     PROBE_TOKENS_MIN = 4096, /* but not more often */
     PROBE_TOKENS_MAX = 50000,
 };
@@ -63,7 +64,7 @@ struct soak {
     size_t sample_count;
     double sample_s; /* between two */
     double start;
-    uint64_t plan, probe_tokens, plant_at, ask_at;
+    uint64_t plan, plant_at, ask_at;
     struct probe probe;
 };
 
@@ -155,6 +156,16 @@ static void record(struct soak *s, const struct sample *out)
                 (double)out->resident / 1e6, out->found, out->asked);
 }
 
+/* Tokens from one planted fact, and one question, to the next. */
+static uint64_t probe_distance(const struct soak *s, uint64_t position)
+{
+    uint64_t tokens = s->tokens == TOKENS_ENDLESS ? position / PROBES_SO_FAR : s->tokens / PROBES;
+
+    if (tokens < PROBE_TOKENS_MIN)
+        tokens = PROBE_TOKENS_MIN;
+    return tokens < PROBE_TOKENS_MAX ? tokens : PROBE_TOKENS_MAX;
+}
+
 /* A fact, acked, so that it is known where in the stream it ends. */
 static int plant(struct soak *s)
 {
@@ -176,11 +187,11 @@ static int probe(struct soak *s, const struct sample *last)
     struct client_error error;
     int code = 0;
     if (last->acked >= s->plant_at) {
-        s->plant_at = last->acked + s->probe_tokens;
+        s->plant_at = last->acked + probe_distance(s, last->acked);
         code = plant(s);
     }
     if (!code && last->tokens >= s->ask_at) {
-        s->ask_at = last->tokens + s->probe_tokens;
+        s->ask_at = last->tokens + probe_distance(s, last->tokens);
         if (probe_ask(&s->probe, s->client, "endless", last->indexed, &error))
             return complain("ask", &error);
     }
@@ -331,12 +342,7 @@ static int run(struct soak *s)
         return complain("open", &error);
     s->start = now();
     s->sample_s = SAMPLE_MS / 1e3;
-    s->probe_tokens = s->tokens / PROBES;
-    if (s->probe_tokens < PROBE_TOKENS_MIN)
-        s->probe_tokens = PROBE_TOKENS_MIN;
-    if (s->probe_tokens > PROBE_TOKENS_MAX)
-        s->probe_tokens = PROBE_TOKENS_MAX;
-    s->ask_at = s->probe_tokens;
+    s->ask_at = PROBE_TOKENS_MIN;
     code = feed(s);
     if (code)
         return code;
