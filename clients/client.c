@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include <zmq.h>
 
 #include "clients/link.h"
@@ -217,6 +218,7 @@ bool client_connected(const struct client *client)
 
 int client_reachable(struct client *client, struct client_error *error)
 {
+    static const char ipc[] = "ipc://";
     int patience_ms = client->ever ? client->options.reconnect_ms : client->options.connect_ms;
     int64_t down_ms;
 
@@ -236,6 +238,12 @@ int client_reachable(struct client *client, struct client_error *error)
             "no siltd with that server key answers at %s after %d s: is it there "
             "(siltd --listen tcp://…), and is the key what `silt key server` prints?",
             client->endpoint, (int)((down_ms + 500) / 1000));
+    if (!strncmp(client->endpoint, ipc, sizeof ipc - 1) &&
+        access(client->endpoint + sizeof ipc - 1, W_OK) && errno == EACCES)
+        return client_fail(error, -ECONNREFUSED,
+                           "%s is another user's, who alone may open it: run this as that user "
+                           "(sudo -u USER …), or name another with -c or SILT_ENDPOINT",
+                           client->endpoint);
     return client_fail(error, -ECONNREFUSED,
                        client->ever ? "siltd at %s went away %d s ago and has not come back"
                                     : "no siltd answers at %s after %d s: start one (siltd "

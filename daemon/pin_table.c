@@ -123,8 +123,8 @@ static const char *refusal(const struct ingest *ingest, const struct slot *slot,
     if (from >= to || to > slot->ingest.working.tokens)
         return "that range is not in the stream: silt stat says how many tokens it holds";
     if (to - from + tokens > ingest->pin_tokens_max || held == STREAM_PINS_MAX)
-        return "there is no room for it: a stream pins at most --pin-tokens-max tokens of siltd, "
-               "in 16 ranges";
+        return "there is no room for it: silt pins says how many tokens a stream may pin (siltd's "
+               "--pin-tokens-max), in 16 ranges at most";
     if (atomic_load(&pins->count) == SLOT_PINS_MAX ||
         to - from + before > SLOT_PIN_TOKENS_MAX - pins->used)
         return "this stream has been pinned too often: 64 ranges in its life";

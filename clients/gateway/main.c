@@ -1,5 +1,6 @@
 /* silt-gateway: options, the folder of chains, start and end. */
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <errno.h>
 #include <getopt.h>
 #include <signal.h>
@@ -82,10 +83,12 @@ static int listen_option(struct gateway_options *options, const char *text)
     struct in_addr v4;
     struct in6_addr v6;
     uint64_t port;
-    int r = number("--listen", colon ? colon + 1 : text, 0, 65535, &port);
 
-    if (r)
-        return r;
+    if (!isdigit((unsigned char)(colon ? colon[1] : text[0])))
+        return refuse("--listen takes a port, or an address in digits and a port, as "
+                      "127.0.0.1:8177");
+    if (number("--listen", colon ? colon + 1 : text, 0, 65535, &port))
+        return EXIT_USAGE;
     options->port = (uint16_t)port;
     if (bytes >= 2 && text[0] == '[' && text[bytes - 1] == ']') {
         text++;

@@ -271,6 +271,9 @@ static int feed_file(struct feed *feed, const char *path)
         r = r < 0 ? silt_fail(silt) : feed_drain(silt, &feed->progress, source.producer, path);
     producer_status(source.producer, &after);
     feed->bytes += after.bytes_acked - before.bytes_acked;
+    if (!r && source.convert && !after.bytes_acked)
+        silt_say("%s has nothing that is %s: is --format right?", path,
+                 convert_names[feed->intake.format]);
     source_close(&source);
     return r;
 }
@@ -284,7 +287,7 @@ static int feed_path(struct feed *feed, const char *path)
     if (!path_is_pattern(path))
         return feed_file(feed, path);
     if (glob(path, 0, NULL, &found) || !found.gl_pathc) {
-        silt_say("no file matches %s", path);
+        silt_say("no file matches %s: --follow waits for one", path);
         r = EXIT_REFUSED;
     }
     for (size_t i = 0; i < found.gl_pathc && !r; i++)
@@ -377,6 +380,9 @@ static int feed_check(const struct feed *feed, int path_count)
 
     if (intake->growing && !path_count)
         return silt_usage(feed->silt, "--follow needs a FILE; a pipe is followed anyway");
+    if (intake->growing && feed->wait)
+        return silt_usage(feed->silt, "--follow has no end to --wait for: leave one out, and let "
+                                      "silt ask --wait");
     if (feed->turn && path_count)
         return silt_usage(feed->silt, "--turn reads stdin, not files");
     if (feed->turn && intake->format != FORMAT_PLAIN)

@@ -147,7 +147,8 @@ static int key_find(struct silt *silt, const char *text, struct named *out)
     if (out->found && !out->twice)
         return 0;
     silt_say(out->twice ? "\"%s\" is the name of several keys: give the key itself"
-                        : "\"%s\" is neither a public key nor the name of one: silt key list",
+                        : "\"%s\" is neither a public key, 40 characters that silt key new "
+                          "prints, nor a name that silt key list shows",
              text);
     return EXIT_REFUSED;
 }
@@ -203,12 +204,14 @@ static int key_run(struct silt *silt, const struct key_options *options, char **
     if (!strcmp(verb, "new"))
         return count <= 2 ? key_new(silt, count == 2 ? words[1] : NULL)
                           : silt_usage(silt, "new takes one file");
+    if (count > 1 && (!strcmp(verb, "server") || !strcmp(verb, "list")))
+        return silt_usage(silt, "%s takes no more words", verb);
     r = silt_connect(silt, 0);
     if (r)
         return r;
-    if (!strcmp(verb, "server") && count == 1)
+    if (!strcmp(verb, "server"))
         return key_server(silt);
-    if (!strcmp(verb, "list") && count == 1)
+    if (!strcmp(verb, "list"))
         return key_list(silt, options->json);
     if (!strcmp(verb, "allow"))
         return key_allow(silt, options, words + 1, count - 1);

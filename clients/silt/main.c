@@ -277,7 +277,9 @@ int main(int argc, char **argv)
     optind = 0; /* a new scan, with another set of options */
     r = command->run(&silt, argc, argv);
     client_close(&silt.client);
-    if (fflush(stdout) && r == EXIT_DONE)
+    if (fflush(stdout) && r == EXIT_DONE) {
+        silt_say("cannot write what was asked for: %s", strerror(errno));
         r = EXIT_REFUSED;
+    }
     return r;
 }
