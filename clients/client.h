@@ -175,9 +175,10 @@ struct client_stream_stat {
     double *head_ratio; /* [layers * kv_heads] */
     char **degraded;
     struct client_loss loss;
-    struct client_pins pins;
-    uint64_t recall_hits; /* cold segments that came back for questions */
-    uint64_t recalled_us; /* when the last ones did, wall clock; 0: never */
+    struct client_pins pins; /* of client_stat; a list says how much alone */
+    uint64_t pin_tokens;     /* of all pins together */
+    uint64_t recall_hits;    /* cold segments that came back for questions */
+    uint64_t recalled_us;    /* when the last ones did, wall clock; 0: never */
     size_t recalled_count;
     uint64_t recalled[CLIENT_RECALLED_MAX]; /* their chunks, oldest first */
 };

@@ -242,6 +242,7 @@ static void stream_stat_numbers(struct client_stream_stat *out, const Silt__V1__
     out->recalled_us = stat->recalled_us;
     for (size_t i = 0; i < stat->n_recalled && i < CLIENT_RECALLED_MAX; i++)
         out->recalled[out->recalled_count++] = stat->recalled[i];
+    out->pin_tokens = stat->pin_tokens;
     out->pins.tokens_max = stat->pin_tokens_max;
     for (size_t i = 0; i < stat->n_pins && i < CLIENT_PINS_MAX; i++)
         out->pins.pin[out->pins.count++] =

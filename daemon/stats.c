@@ -135,10 +135,13 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
         out->recalled = parts->recalled;
         out->pin_tokens_max = core->info.pin_tokens_max;
         out->pins = parts->pin_list;
-        if (with_heads)
-            out->n_pins = fill_pins(slot, parts->pins, parts->pin_list);
+        out->n_pins = fill_pins(slot, parts->pins, parts->pin_list);
+        for (size_t i = 0; i < out->n_pins; i++)
+            out->pin_tokens += (uint32_t)(parts->pins[i].to - parts->pins[i].from);
         if (with_heads)
             fill_heads(core, slot, parts);
+        else
+            out->n_pins = 0; /* a page of streams has no room for them */
     }
     out->rebuilding_to = slot_rebuilding(slot);
     if (out->rebuilding_to) {

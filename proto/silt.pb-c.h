@@ -713,15 +713,19 @@ struct  Silt__V1__StreamStat
    */
   Silt__V1__LossMeter *loss;
   /*
-   * in order
+   * in order; of Stat alone, as head_ratio
    */
   size_t n_pins;
   Silt__V1__Pin **pins;
   uint32_t pin_tokens_max;
+  /*
+   * of all pins together
+   */
+  uint32_t pin_tokens;
 };
 #define SILT__V1__STREAM_STAT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__stream_stat__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, NULL, 0,NULL, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, NULL, 0,NULL, 0, 0 }
 
 
 struct  Silt__V1__ProcessStat

@@ -42,6 +42,20 @@ static void recall_and_loss(json_t *json, const struct client_stream_stat *stat)
                                       stat->loss.high, "flagged", (int)stat->loss.flagged));
 }
 
+/* The ranges are known of one stream alone; of a list, how many tokens they are. */
+static void pins(json_t *json, const struct client_stream_stat *stat)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < stat->pins.count; i++)
+        json_array_append_new(
+            list, json_pack("{s:I, s:I, s:b}", "from", (json_int_t)stat->pins.pin[i].from, "to",
+                            (json_int_t)stat->pins.pin[i].to, "held", stat->pins.pin[i].held));
+    json_object_set_new(json, "pins", list);
+    json_object_set_new(json, "pin_tokens", json_integer((json_int_t)stat->pin_tokens));
+    json_object_set_new(json, "pin_tokens_max", json_integer(stat->pins.tokens_max));
+}
+
 static json_t *stream_json(const struct client_stream_stat *stat)
 {
     char hash[24];
@@ -64,6 +78,7 @@ static json_t *stream_json(const struct client_stream_stat *stat)
     json_object_set_new(json, "tiers", tiers_json(stat->tiers, stat->tier_count));
     json_object_set_new(json, "degraded", texts_json(stat->degraded, stat->degraded_count));
     recall_and_loss(json, stat);
+    pins(json, stat);
     return json;
 }
 

@@ -123,6 +123,7 @@ json_t *stat_json(const struct client_stream_stat *stat)
     for (size_t i = 0; i < stat->recalled_count; i++)
         json_array_append_new(recalled, json_integer((json_int_t)stat->recalled[i]));
     json_object_set_new(json, "pins", pins_json(&stat->pins));
+    set_count(json, "pin_tokens", stat->pin_tokens);
     set_count(json, "pin_tokens_max", stat->pins.tokens_max);
     json_object_set_new(json, "loss", loss_json(&stat->loss));
     set_count(json, "recall_hits", stat->recall_hits);
@@ -221,6 +222,23 @@ static void print_loss(const struct client_loss *loss)
     printf(", %" PRIu64 " chunk%s scored\n", loss->chunks, loss->chunks == 1 ? "" : "s");
 }
 
+/* Cold segments that are not what they were: half as many for the quota's sake, or made again. */
+static void print_cold(const struct client_stream_stat *stat)
+{
+    char a[TEXT_BYTES], b[TEXT_BYTES];
+
+    if (stat->first_position)
+        printf("  trimmed         the text before token %s is gone\n",
+               text_count(a, stat->first_position));
+    if (stat->segments_merged || stat->segments_dropped)
+        printf("  cold, for room  %s averaged with a neighbour, %s dropped since siltd started: "
+               "raise --disk to keep more\n",
+               text_count(a, stat->segments_merged), text_count(b, stat->segments_dropped));
+    if (stat->segments_repaired || stat->segments_approximate)
+        printf("  cold, unfit     %s made again as they were, %s from their neighbours\n",
+               text_count(a, stat->segments_repaired), text_count(b, stat->segments_approximate));
+}
+
 static void print_stream(const struct client_stream_stat *stat)
 {
     char a[TEXT_BYTES], b[TEXT_BYTES], c[TEXT_BYTES], d[TEXT_BYTES];
@@ -232,6 +250,7 @@ static void print_stream(const struct client_stream_stat *stat)
     printf("  kept            %s chunks: %s segments in the ring of %u, %s cold\n",
            text_count(a, stat->chunks), text_count(b, stat->segments_ring), stat->ring_segments,
            text_count(c, stat->segments_cold));
+    print_cold(stat);
     printf("  merged          %.2fx of %ux asked; a query attends %.0f rows a head\n",
            stat->dmc_ratio, stat->dmc_ratio_asked, stat->rows_mean);
     print_heads(stat);
@@ -241,8 +260,9 @@ static void print_stream(const struct client_stream_stat *stat)
     printf("  memory hash     %016" PRIx64 " at chunk %s\n", stat->memory_hash,
            text_count(a, stat->hash_chunk));
     for (size_t i = 0; i < stat->pins.count; i++)
-        printf("  pinned          tokens %" PRIu64 " to %" PRIu64 "\n", stat->pins.pin[i].from,
-               stat->pins.pin[i].to);
+        printf("  pinned          tokens %" PRIu64 " to %" PRIu64 "%s\n", stat->pins.pin[i].from,
+               stat->pins.pin[i].to,
+               stat->pins.pin[i].held ? "" : " (for the stream from its next chunk on)");
     print_loss(&stat->loss);
     print_degraded(stat->degraded, stat->degraded_count);
     putchar('\n');

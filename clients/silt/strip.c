@@ -95,20 +95,15 @@ void strip_draw(const struct client_stream_stat *stat, bool hit, int line)
     enum { PART_COUNT = sizeof parts / sizeof *parts };
     int cold = stat->segments_cold ? 2 + (int)log2((double)stat->segments_cold) : 0;
     int width = COLS - cold - 8 > 20 ? COLS - cold - 8 : 20;
-    uint64_t plan[PART_COUNT], used[PART_COUNT], sum = 0, pinned = 0;
-
-    for (size_t i = 0; i < stat->pins.count && stat->pins.tokens_max; i++)
-        pinned += stat->pins.pin[i].to - stat->pins.pin[i].from;
+    uint64_t plan[PART_COUNT], used[PART_COUNT], sum = 0;
 
     for (int i = 0; i < PART_COUNT; i++) {
         const struct client_tier *tier = tier_of(stat, parts[i].name);
 
         used[i] = tier->bytes_used;
         plan[i] = tier->bytes_plan;
-        if (parts[i].paint == PAINT_PINS && pinned)
-            plan[i] = (uint64_t)((double)plan[i] / stat->pins.tokens_max * (double)pinned);
-        else if (parts[i].paint == PAINT_PINS)
-            plan[i] = 0;
+        if (parts[i].paint == PAINT_PINS && stat->pins.tokens_max)
+            plan[i] = plan[i] * stat->pin_tokens / stat->pins.tokens_max;
         sum += plan[i];
     }
     move(line, 0);

@@ -7,7 +7,7 @@
 
 #include "clients/silt/strip.h"
 
-enum column { TOKENS, RATE, LAG, RATIO, MEMORY, PLAN, COLD, DISK, LOSS, COLUMN_COUNT };
+enum column { TOKENS, RATE, LAG, RATIO, MEMORY, PLAN, PINS, COLD, DISK, LOSS, COLUMN_COUNT };
 enum { NAME_LEAST = 16, NAME_MOST = 48 };
 static const struct {
     const char *head;
@@ -17,12 +17,12 @@ static const struct {
     [TOKENS] = {"tokens", 14, BY_TOKENS}, [RATE] = {"rate/s", 9, BY_RATE},
     [LAG] = {"lag", 10, BY_LAG},          [RATIO] = {"ratio", 7, SORT_COUNT},
     [MEMORY] = {"memory", 9, BY_MEMORY},  [PLAN] = {"plan", 9, SORT_COUNT},
-    [COLD] = {"cold", 8, SORT_COUNT},     [DISK] = {"disk", 9, SORT_COUNT},
-    [LOSS] = {"loss", 8, SORT_COUNT},
+    [PINS] = {"pinned", 7, SORT_COUNT},   [COLD] = {"cold", 8, SORT_COUNT},
+    [DISK] = {"disk", 9, SORT_COUNT},     [LOSS] = {"loss", 8, SORT_COUNT},
 };
 /* The first of these stay longest. */
 static const enum column worth[COLUMN_COUNT] = {TOKENS, LAG,  RATE, MEMORY, RATIO,
-                                                LOSS,   DISK, PLAN, COLD};
+                                                LOSS,   DISK, PLAN, COLD,   PINS};
 
 static int by_more(double a, double b)
 {
@@ -128,6 +128,8 @@ static const char *cell(const struct row *row, enum column column, char *out)
         return text_bytes(out, row->used);
     case PLAN:
         return text_bytes(out, row->plan);
+    case PINS:
+        return count_fit(out, row->pinned, width);
     case COLD:
         return count_fit(out, row->cold, width);
     case DISK:

@@ -10,7 +10,7 @@ enum sort { BY_NAME, BY_TOKENS, BY_RATE, BY_LAG, BY_MEMORY, SORT_COUNT };
 
 struct row {
     char stream[132];
-    uint64_t acked, computed, lag, used, plan, disk, cold;
+    uint64_t acked, computed, lag, used, plan, disk, cold, pinned;
     double rate, ratio, loss; /* loss NAN: not measured */
     bool degraded;
 };

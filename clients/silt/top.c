@@ -16,7 +16,7 @@ static const char help[] =
     "\n"
     "Shows the streams live: tokens, rate, lag, ratio, memory, what the memory loses (nats a "
     "token),\n"
-    "and in a wide terminal disk, plan, cold segments. * marks the column that "
+    "and in a wide terminal disk, plan, cold segments, pinned tokens. * marks the column that "
     "sorts,\n"
     "! a stream that works with less than it should: open it to see why. Enter shows one stream's\n"
     "memory as a strip, oldest first, as questions read it: cold on disk, sinks, pins, summary, "
@@ -76,6 +76,7 @@ static int row_add(void *user, const struct client_stream_stat *stat)
                         .plan = stat->bytes_plan,
                         .disk = stat->bytes_disk,
                         .cold = stat->segments_cold,
+                        .pinned = stat->pin_tokens,
                         .ratio = stat->dmc_ratio,
                         .loss = stat->loss.chunks ? stat->loss.difference : NAN,
                         .degraded = stat->degraded_count > 0};

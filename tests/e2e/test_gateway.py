@@ -276,10 +276,11 @@ def test_keys_and_other_machines():
 
 
 def test_metrics_and_page():
-    with Gateway() as gateway:
+    with Gateway(siltd_args=("--pin-tokens-max", "64")) as gateway:
         path = gateway.home / "text"
         path.write_bytes(texts.text(8000))
         lib.silt(gateway.endpoint, "feed", "log", path)
+        lib.silt(gateway.endpoint, "pin", "log", "--from", "5", "--to", "40")
         words(gateway.chat([("user", "One?")]))
         status, text, headers = gateway.call("GET", "/metrics", raw=True)
         assert status == 200 and headers["Content-Type"].startswith("text/plain")
@@ -289,6 +290,8 @@ def test_metrics_and_page():
         assert f'silt_stream_tokens_acked_total{{stream="log"}} {seen["tokens_acked"]}\n' in text
         assert re.search(r'silt_stream_memory_used_bytes\{stream="log",tier="ring"\} [1-9]', text)
         assert 'silt_gateway_questions_total{result="answered"} 1\n' in text
+        assert 'silt_stream_pinned_tokens{stream="log"} 35\n' in text
+        assert 'silt_stream_segments_merged_total{stream="log"} 0\n' in text
         page = gateway.call("GET", "/", raw=True)
         assert page[0] == 200 and "<title>silt</title>" in page[1]
         assert "default-src 'self'" in page[2]["Content-Security-Policy"]
@@ -298,6 +301,8 @@ def test_metrics_and_page():
         assert names == ["log", "s"]
         one = gateway.call("GET", "/api/streams/log")[1]
         assert one["memory_hash"] == seen["memory_hash"] and one["tiers"]
+        assert one["pin_tokens"] == 35 and one["pin_tokens_max"] == 64
+        assert [(pin["from"], pin["to"]) for pin in one["pins"]] == [(5, 40)]
         status, text, _ = gateway.call("POST", "/api/ask", {
             "stream": "log", "question": "Which river is slow?", "max_tokens": 4,
             "silt": {"recall": "text"}}, raw=True)

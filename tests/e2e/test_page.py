@@ -88,15 +88,17 @@ def fed(gateway):
 
 
 def test_page_shows_and_asks():
-    with Gateway() as gateway:
+    with Gateway(siltd_args=("--pin-tokens-max", "64")) as gateway:
         fed(gateway)
+        lib.silt(gateway.endpoint, "pin", "router.log", "--from", 0, "--to", 48)
         browser = Browser()
         browser.call("POST", "/url", {"url": gateway.url})
         shown = lib.wait_until("the streams are drawn", lambda: card(browser, "router.log"))
         seen = lib.stat(gateway.endpoint, "router.log")
         assert f"{seen['tokens_acked']:,} tokens" in shown["text"], shown
         titles = [title.split(":")[0].split(" ", 1)[-1] for title, _ in shown["parts"]]
-        assert titles == ["cold segments on disk", "sinks", "summary", "ring", "window"], shown
+        assert titles == ["cold segments on disk", "sinks", "tokens pinned", "summary", "ring",
+                          "window"], shown
         assert all(width >= 6 for _, width in shown["parts"]), shown
         browser.shot("streams")
         browser.run("""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,12 @@ import texts  # noqa: E402
 from mock import Mock  # noqa: E402
 
 EXAMPLES = lib.ROOT / "clients/python/examples"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def siltd(*args):
@@ -253,6 +260,72 @@ def test_follow():
         for acked in client.follow("other", path) if client.open("other") else ():
             assert acked == path.stat().st_size and mock.text("other") == path.read_bytes()
             break
+
+
+def test_pins_as_from_c():
+    """What one client pins, the other lists; waiting and not; a list says how much alone."""
+    async def unpin(endpoint):
+        async with silt.AsyncClient(endpoint) as client:
+            before = await client.pins("s")
+            return before, await client.pin("s", 60, 70), await client.unpin("s", 0, 1)
+
+    with siltd("--pin-tokens-max", "64") as daemon, silt.Client(daemon.endpoint) as client:
+        client.open("s")
+        with client.feed("s", "p") as feed:
+            feed.write(texts.text(9000))
+        settled(client, "s")
+        assert client.pins("s") == silt.Pins(64, ())
+        done = client.pin("s", 0, 20)
+        assert done == client.pins("s") and [(p.start, p.end) for p in done.pins] == [(0, 20)]
+        lib.silt(daemon.endpoint, "pin", "s", "--from", "30", "--to", "50")
+        listed = lib.json.loads(lib.silt(daemon.endpoint, "pins", "s", "--json").out)
+        both = client.pins("s")
+        assert listed["tokens_max"] == both.tokens_max == 64 and listed["pins"] == [
+            {"from": p.start, "to": p.end, "held": p.held} for p in both.pins], listed
+        seen = client.stat("s")
+        assert seen.pins == both.pins and (seen.pin_tokens, seen.pin_tokens_max) == (40, 64)
+        assert lib.stat(daemon.endpoint, "s")["pin_tokens"] == 40
+        listed, = client.list()
+        assert listed.pin_tokens == 40 and not listed.pins
+        with refused(silt.NoSpace, "no room"):
+            client.pin("s", 60, 90)
+        with refused(silt.Invalid, "no range"):
+            client.pin("s", 7, 7)
+        before, more, after = asyncio.run(unpin(daemon.endpoint))
+        assert before == both and len(more.pins) == 3
+        assert [(p.start, p.end) for p in after.pins] == [(30, 50), (60, 70)] == \
+            [(p.start, p.end) for p in client.pins("s").pins]
+        with refused(silt.NotFound, "pinned"):
+            client.unpin("s", 0, 20)
+
+
+def test_keys_as_from_c():
+    """Allowed from Python, a client of C gets in, and one of Python; denied, neither does."""
+    listen = f"tcp://127.0.0.1:{free_port()}"
+    with siltd("--listen", listen) as daemon, silt.Client(daemon.endpoint) as client:
+        file = daemon.home / "key"
+        public = lib.silt(daemon.endpoint, "key", "new", file).out.decode().strip()
+        keys = client.keys()
+        assert keys.listen == listen and not keys.grants and len(keys.server_key) == 40
+        assert lib.silt(daemon.endpoint, "key", "server").out.decode().strip() == keys.server_key
+        client.open("mine")
+        client.open("other")
+        client.key_allow(public, "mine", name="ops")
+        assert client.keys().grants == (silt.Grant(public, "ops", "mine"),)
+        assert b"ops" in lib.silt(daemon.endpoint, "key", "list").out
+        remote = ("--server-key", keys.server_key, "--client-key", file)
+        assert b"mine" in lib.silt(listen, *remote, "ls").out
+        with silt.Client(listen, server_key=keys.server_key, client_key=str(file)) as far:
+            assert [stat.stream for stat in far.list()] == ["mine"]
+            with refused(silt.Denied, "local"):
+                far.keys()
+            client.key_allow(public, None)
+            assert [stat.stream for stat in far.list()] == ["mine", "other"]
+        client.key_deny(public)
+        assert not client.keys().grants
+        assert b"does not take this client's key" in lib.silt(listen, *remote, "ls", code=1).err
+        with refused(silt.Invalid, "no public key"):
+            client.key_allow("short", None)
 
 
 def test_watch():

@@ -162,7 +162,7 @@ def test_table_and_strip():
 def test_every_width():
     """What matters most is there at 80 columns, all of it at 200; nothing ever wraps."""
     most = ["stream", "tokens", "rate/s", "lag", "ratio", "memory", "loss"]
-    rest = ["disk", "plan", "cold"]
+    rest = ["disk", "plan", "cold", "pinned"]
     with lib.Daemon(*lib.tiny(), args=("--pin-tokens-max", "64")) as daemon:
         long = "a-name-as-long-as-" + "a-name-can-be-" * 7
         for name in ("log", long):
@@ -182,6 +182,8 @@ def test_every_width():
             assert len(log) == len(other) == len(rows[3]) < columns, rows
             acked = f"{lib.stat(daemon.endpoint, 'log')['tokens_acked']:,}"
             assert log.index(acked) + len(acked) == rows[3].index("tokens") + len("tokens")
+            if "pinned" in head:
+                assert log[:rows[3].index("pinned") + len("pinned")].endswith(" 42"), rows
             for mark in ("*tokens", "*rate/s", "*lag", "*memory", "*stream"):
                 top.key(b"s")
                 if mark[1:] in head:

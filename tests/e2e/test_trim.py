@@ -40,6 +40,10 @@ def test_the_oldest_text_is_trimmed():
         first = stat["first_position"]
         log = siltd.log_text()
         assert first > 5000, stat
+        shown = lib.silt(siltd.endpoint, "stat", "s").out
+        for words in (f"the text before token {first:,} is gone", "averaged with a neighbour",
+                      f"{stat['segments_dropped']:,} dropped since"):
+            assert words.encode() in shown, shown
         assert f"before token {first} was trimmed away" in log
         said = [log.index(words) for words in ("averaged with their neighbours", "trimmed away")]
         assert said == sorted(said), "coarser first, then trimmed"

@@ -123,9 +123,13 @@ function drawStrip(stream, card) {
     addTicks(stream, card, cold);
     parts.push(cold);
   }
-  const ring = tier(stream, "ring");
-  parts.push(filled("sinks", tier(stream, "sinks"), "sinks"),
-             filled("summary", tier(stream, "summary"), "summary"), ringPart(stream, card, ring));
+  const ring = tier(stream, "ring"), pins = tier(stream, "pins");
+  parts.push(filled("sinks", tier(stream, "sinks"), "sinks"));
+  if (stream.pin_tokens) {
+    pins.bytes_plan *= stream.pin_tokens / stream.pin_tokens_max;
+    parts.push(filled("pins", pins, `${count(stream.pin_tokens)} tokens pinned`));
+  }
+  parts.push(filled("summary", tier(stream, "summary"), "summary"), ringPart(stream, card, ring));
   parts.push(filled("window", tier(stream, "window"), "window"));
   card.strip.replaceChildren(...parts);
   card.chunks = stream.chunks;

@@ -14,13 +14,15 @@ from ._errors import (Busy, Denied, Error, Exists, Gap, InternalError, Invalid, 
                       NotFound, ShuttingDown, Silent, TooLarge, Unreachable, Unsupported)
 from ._feed import AsyncFeed
 from ._sync import Answer, Client, Feed
-from ._types import Done, Opened, ProcessStat, Sampling, Source, StreamStat, Tier
+from ._types import (Done, Grant, Keys, Loss, Opened, Pin, Pins, ProcessStat, Sampling, Source,
+                     StreamStat, Tier)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Answer", "AsyncAnswer", "AsyncClient", "AsyncFeed", "Busy", "Client", "Denied", "Done",
-    "Error", "Exists", "Feed", "Gap", "InternalError", "Invalid", "Lost", "NoSpace", "NotFound",
-    "Opened", "ProcessStat", "Sampling", "ShuttingDown", "Silent", "Source", "StreamStat", "Tier",
-    "TooLarge", "Unreachable", "Unsupported",
+    "Error", "Exists", "Feed", "Gap", "Grant", "InternalError", "Invalid", "Keys", "Loss",
+    "Lost", "NoSpace", "NotFound", "Opened", "Pin", "Pins", "ProcessStat", "Sampling",
+    "ShuttingDown", "Silent", "Source", "StreamStat", "Tier", "TooLarge", "Unreachable",
+    "Unsupported",
 ]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-from typing import Any, AsyncIterator, Callable, Dict, Optional, Sequence, Union
+import re
+from typing import Any, AsyncIterator, Callable, Dict, List, Optional, Sequence, Union
 
 from . import silt_pb2 as pb
 from ._errors import Error, Invalid, Lost, of_wire
 from ._feed import AsyncFeed
 from ._follow import Path, follow, watch
-from ._keys import settings
+from ._keys import is_key, settings
 from ._link import Link, pack
-from ._types import (PRODUCER_BYTES_MAX, STOP_MAX, Done, Opened, ProcessStat, Sampling, StreamStat,
-                     check_name, done_of, opened_of, process_of, sampling_to,
-                     stream_of)
+from ._types import (PRODUCER_BYTES_MAX, STOP_MAX, Done, Grant, Keys, Opened, Pins, ProcessStat,
+                     Sampling, StreamStat, check_name, done_of, grant_of, opened_of, pins_of,
+                     process_of, sampling_to, stream_of)
 
 LIST_PAGES_MAX = 1 << 16
 RECALL = {"auto": pb.Ask.AUTO, "none": pb.Ask.NONE, "segments": pb.Ask.SEGMENTS,
@@ -215,4 +216,50 @@ class AsyncClient:
         reply = await self._link.call(once=True, forget=pb.Forget(**wire))
         return int(reply.forgotten.tokens)
 
+    async def pins(self, stream: str) -> Pins:
+        """What is pinned of a stream."""
+        return await self._pins(stream, pb.Pins.LIST)
 
+    async def pin(self, stream: str, start: int, end: int) -> Pins:
+        """Keeps tokens [start, end) uncompressed in the stream's memory: rules, a system prompt.
+        Returns what is pinned then."""
+        return await self._pins(stream, pb.Pins.PIN, start, end)
+
+    async def unpin(self, stream: str, start: int, end: int) -> Pins:
+        """Lets go of every pin that has some of [start, end); returns what is pinned then."""
+        return await self._pins(stream, pb.Pins.UNPIN, start, end)
+
+    async def _pins(self, stream: str, verb: "pb.Pins.Verb", start: int = 0, end: int = 1) -> Pins:
+        if not 0 <= start < end:
+            raise Invalid(f"tokens {start} to {end} are no range: start comes before end")
+        wire: Dict[str, Any] = {"stream": check_name(stream), "verb": verb, "from": start,
+                                "to": end}
+        return pins_of((await self._link.call(pins=pb.Pins(**wire))).pins)
+
+    async def keys(self) -> Keys:
+        """siltd's own public key, and the keys that may reach it over the network. This and the
+        next two are answered on siltd's local socket alone; `silt key new` makes a key."""
+        grants: List[Grant] = []
+        for _ in range(LIST_PAGES_MAX):
+            reply = (await self._link.call(keys=pb.Keys(after=len(grants)))).keys
+            grants += map(grant_of, reply.grants)
+            if not reply.more or not reply.grants:
+                break
+        return Keys(reply.server_key, reply.listen, tuple(grants))
+
+    async def key_allow(self, key: str, stream: Optional[str], *, name: str = "") -> None:
+        """Lets a public key reach a stream, or with None every stream."""
+        # Letters of the key itself, as far as a name may have them: as `silt key allow`.
+        await self._key(pb.Keys.ALLOW, key, stream,
+                        name or re.sub("[^A-Za-z0-9]", "", key)[:8])
+
+    async def key_deny(self, key: str, stream: Optional[str] = None) -> None:
+        """Takes a stream from a key, or with None all that it has, at once."""
+        await self._key(pb.Keys.DENY, key, stream, "")
+
+    async def _key(self, verb: "pb.Keys.Verb", key: str, stream: Optional[str], name: str) -> None:
+        if not is_key(key):
+            raise Invalid(f'"{key[:60]}" is no public key: `silt key new` prints one')
+        await self._link.call(keys=pb.Keys(
+            verb=verb, key=key, name=name,
+            stream=check_name(stream) if stream is not None else "", all=stream is None))

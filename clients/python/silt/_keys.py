@@ -44,7 +44,7 @@ def settings(endpoint: Optional[str], server_key: Optional[str],
         raise Denied(f"{where} is reached over the network, which needs siltd's server key: `silt "
                      "key server` on its machine prints it; give it as server_key=, "
                      "SILT_SERVER_KEY, or server-key in client.conf")
-    if not _is_key(server):
+    if not is_key(server):
         raise Invalid(f'"{server[:60]}" is no server key: it has 40 characters, as `silt key '
                       "server` on siltd's machine prints it")
     path = _choose(client_key, "client-key", file) or str(_folder() / "client.key")
@@ -65,12 +65,12 @@ def read_key(path: str) -> "tuple[str, str]":
         raise Denied(f"the client key {path} can be read by others: chmod 600 it")
     found = dict(re.findall(r"^(public-key|secret-key) = (\S{40})$", text, re.M))
     public, secret = found.get("public-key", ""), found.get("secret-key", "")
-    if not _is_key(secret) or zmq.curve_public(secret.encode()).decode() != public:
+    if not is_key(secret) or zmq.curve_public(secret.encode()).decode() != public:
         raise Invalid(f"{path} is no client key: `silt key new` makes one")
     return public, secret
 
 
-def _is_key(text: str) -> bool:
+def is_key(text: str) -> bool:
     if len(text) != 40 or not text.isascii():
         return False
     try:

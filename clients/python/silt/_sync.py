@@ -13,7 +13,7 @@ from ._client import AsyncAnswer, AsyncClient
 from ._errors import Lost
 from ._feed import AsyncFeed, Text
 from ._follow import Path
-from ._types import Done, Opened, ProcessStat, Sampling, StreamStat
+from ._types import Done, Keys, Opened, Pins, ProcessStat, Sampling, StreamStat
 
 T = TypeVar("T")
 
@@ -244,3 +244,27 @@ class Client:
     def forget(self, stream: str, start: int, end: int) -> int:
         """Takes tokens [start, end) out for good; returns how many the stream has then."""
         return self._loop.run(self._client.forget(stream, start, end))
+
+    def pins(self, stream: str) -> Pins:
+        """What is pinned of a stream."""
+        return self._loop.run(self._client.pins(stream))
+
+    def pin(self, stream: str, start: int, end: int) -> Pins:
+        """Keeps tokens [start, end) uncompressed; see AsyncClient.pin."""
+        return self._loop.run(self._client.pin(stream, start, end))
+
+    def unpin(self, stream: str, start: int, end: int) -> Pins:
+        """Lets go of every pin that has some of [start, end); returns what is pinned then."""
+        return self._loop.run(self._client.unpin(stream, start, end))
+
+    def keys(self) -> Keys:
+        """The keys that may reach siltd over the network; see AsyncClient.keys."""
+        return self._loop.run(self._client.keys())
+
+    def key_allow(self, key: str, stream: Optional[str], *, name: str = "") -> None:
+        """Lets a public key reach a stream, or with None every stream."""
+        self._loop.run(self._client.key_allow(key, stream, name=name))
+
+    def key_deny(self, key: str, stream: Optional[str] = None) -> None:
+        """Takes a stream from a key, or with None all that it has, at once."""
+        self._loop.run(self._client.key_deny(key, stream))

@@ -33,6 +33,37 @@ class Tier:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pin:
+    """Tokens [start, end) of a stream that stay uncompressed in its memory."""
+
+    start: int
+    end: int
+    held: bool  # the stream attends to it; False: only questions do, until its next chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Pins:
+    tokens_max: int  # of all pins of a stream together; 0: this siltd keeps none
+    pins: Tuple[Pin, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grant:
+    """A key that may reach siltd over the network, and what it may reach."""
+
+    key: str  # public
+    name: str  # what people call it
+    stream: Optional[str]  # None: every stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    server_key: str  # public; clients need it
+    listen: str  # the endpoint that takes keys; empty: none does
+    grants: Tuple[Grant, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Loss:
     """What a stream's memory costs: as it reads, against the newest 2,048 tokens uncompressed."""
 
@@ -58,6 +89,9 @@ class StreamStat:
     bytes_plan: int
     bytes_disk: int
     bytes_text: int
+    bytes_segments: int  # parts of bytes_disk
+    bytes_checkpoints: int
+    bytes_index: int
     tiers: Tuple[Tier, ...]
     memory_hash: str  # 16 hex digits
     hash_chunk: int
@@ -71,7 +105,16 @@ class StreamStat:
     kv_heads: int
     created_us: int
     numerics_epoch: int
+    first_position: int  # text before it was trimmed away
+    rebuilding_to: int  # read again from the journal up to here; 0: no
+    segments_merged: int  # cold, for the quota's sake, since siltd started
+    segments_dropped: int
+    segments_repaired: int  # found unfit, and made again as they were
+    segments_approximate: int  # the same, from their neighbours
     degraded: Tuple[str, ...]  # empty: well
+    pin_tokens: int  # of all pins together
+    pin_tokens_max: int
+    pins: Tuple[Pin, ...]  # of stat(); list() leaves them out
     loss: Optional[Loss]  # None: not measured yet
     recall_hits: int  # cold segments that came back for questions
     recalled: Tuple[int, ...]  # the last ones, by chunk
@@ -96,6 +139,9 @@ class ProcessStat:
     forks: int
     forks_max: int
     tokens_computed: int
+    compute_us: int  # of the compute thread
+    meter_us: int  # of that, the loss meter's
+    loss_flag: float  # a stream that surely loses more is flagged
     bytes_plan: int
     bytes_used: int
     bytes_disk: int
@@ -165,8 +211,26 @@ def stream_of(wire: pb.StreamStat) -> StreamStat:
         dmc_ratio_asked=wire.dmc_ratio_asked, ring_segments=wire.ring_segments,
         rows_mean=wire.rows_mean, head_ratio=tuple(wire.head_ratio), layers=wire.layers,
         kv_heads=wire.kv_heads, created_us=wire.created_us, numerics_epoch=wire.numerics_epoch,
+        bytes_segments=wire.bytes_segments, bytes_checkpoints=wire.bytes_checkpoints,
+        bytes_index=wire.bytes_index, first_position=wire.first_position,
+        rebuilding_to=wire.rebuilding_to, segments_merged=wire.segments_merged,
+        segments_dropped=wire.segments_dropped, segments_repaired=wire.segments_repaired,
+        segments_approximate=wire.segments_approximate, pin_tokens=wire.pin_tokens,
+        pin_tokens_max=wire.pin_tokens_max, pins=_pins(wire.pins),
         degraded=tuple(wire.degraded), loss=_loss(wire), recall_hits=wire.recall_hits,
         recalled=tuple(wire.recalled), recalled_us=wire.recalled_us)
+
+
+def _pins(pins: Iterable[pb.Pin]) -> Tuple[Pin, ...]:
+    return tuple(Pin(getattr(pin, "from"), pin.to, pin.held) for pin in pins)
+
+
+def pins_of(wire: pb.PinsReply) -> Pins:
+    return Pins(wire.tokens_max, _pins(wire.pins))
+
+
+def grant_of(wire: pb.Grant) -> Grant:
+    return Grant(wire.key, wire.name, wire.stream or None)
 
 
 def _loss(wire: pb.StreamStat) -> Optional[Loss]:
@@ -182,8 +246,9 @@ def process_of(wire: pb.ProcessStat) -> ProcessStat:
         version=wire.version, model=wire.model, adapter=wire.adapter, kernels=wire.kernels,
         device=wire.device, threads=wire.threads, uptime_us=wire.uptime_us, streams=wire.streams,
         streams_max=wire.streams_max, forks=wire.forks, forks_max=wire.forks_max,
-        tokens_computed=wire.tokens_computed, bytes_plan=wire.bytes_plan,
-        bytes_used=wire.bytes_used, bytes_disk=wire.bytes_disk, bytes_resident=wire.bytes_resident,
+        tokens_computed=wire.tokens_computed, compute_us=wire.compute_us, meter_us=wire.meter_us,
+        loss_flag=wire.loss_flag, bytes_plan=wire.bytes_plan, bytes_used=wire.bytes_used,
+        bytes_disk=wire.bytes_disk, bytes_resident=wire.bytes_resident,
         tiers=_tiers(wire.tiers), degraded=tuple(wire.degraded))
 
 
