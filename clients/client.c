@@ -95,14 +95,16 @@ int client_name_check(const char *stream, struct client_error *error)
                        stream ? stream : "", WIRE_NAME_BYTES_MAX);
 }
 
+/* The monitor ends before its reader goes: an event that nobody reads would hold libzmq's thread,
+ * and whoever ends the monitor, for ever. */
 static void link_down(struct client *client)
 {
+    if (client->socket)
+        zmq_socket_monitor(client->socket, NULL, 0);
     if (client->monitor)
         zmq_close(client->monitor);
-    if (client->socket) {
-        zmq_socket_monitor(client->socket, NULL, 0);
+    if (client->socket)
         zmq_close(client->socket);
-    }
     client->monitor = client->socket = NULL;
     client->connected = false;
 }

@@ -29,25 +29,30 @@ struct peer {
     atomic_bool stop;
     atomic_int code; /* -1: attach and feed are taken */
     uint64_t sequence, bytes;
-    size_t tokens; /* of the last Tokens item */
-    uint32_t token_last;
-    char role[16];
+    pthread_mutex_t lock; /* of seen: that libzmq hands it over no sanitizer sees */
+    struct seen {
+        size_t tokens; /* of the last Tokens item */
+        uint32_t token_last;
+        char role[16];
+    } seen;
 };
 
 static void peer_items(struct peer *peer, const Silt__V1__Feed *feed)
 {
+    pthread_mutex_lock(&peer->lock);
     for (size_t i = 0; i < feed->n_items; i++) {
         const Silt__V1__Item *item = feed->items[i];
 
         if (item->body_case == SILT__V1__ITEM__BODY_TEXT)
             peer->bytes += item->text.len;
         if (item->body_case == SILT__V1__ITEM__BODY_TURN)
-            snprintf(peer->role, sizeof peer->role, "%s", item->turn->role);
+            snprintf(peer->seen.role, sizeof peer->seen.role, "%s", item->turn->role);
         if (item->body_case == SILT__V1__ITEM__BODY_TOKENS) {
-            peer->tokens = item->tokens->n_ids;
-            peer->token_last = item->tokens->ids[item->tokens->n_ids - 1];
+            peer->seen.tokens = item->tokens->n_ids;
+            peer->seen.token_last = item->tokens->ids[item->tokens->n_ids - 1];
         }
     }
+    pthread_mutex_unlock(&peer->lock);
 }
 
 static void peer_reply(struct peer *peer, const Silt__V1__Request *request, Silt__V1__Reply *reply,
@@ -130,6 +135,7 @@ static int peer_start(void **state)
         return -1;
     snprintf(peer->endpoint, sizeof peer->endpoint, "ipc://%.40s/s", peer->folder);
     atomic_store(&peer->code, -1);
+    pthread_mutex_init(&peer->lock, NULL);
     peer->context = zmq_ctx_new();
     *state = peer;
     return pthread_create(&peer->thread, NULL, peer_main, peer);
@@ -179,6 +185,17 @@ static void names_are_checked_before_siltd_is_asked(void **state)
     client_close(&client);
 }
 
+/* Whatever libzmq is about to say of a connection when its client goes. */
+static void clients_come_and_go(void **state)
+{
+    for (int i = 0; i < 100; i++) {
+        struct client *client = connected(*state);
+
+        client_close(&client);
+        assert_null(client);
+    }
+}
+
 static void errors_have_a_code_and_a_sentence(void **state)
 {
     static const int expect[] = {-EIO,      -EINVAL, -ENOENT, -EEXIST,     -EBUSY,    -EILSEQ,
@@ -204,6 +221,7 @@ static void items_of_every_kind_arrive(void **state)
     struct client_error error;
     struct producer *producer;
     struct producer_status status;
+    struct seen seen;
     static uint8_t text[CLIENT_ITEM_BYTES_MAX + 1];
     uint32_t tokens[1000];
     struct client_item item = {.kind = ITEM_TOKENS, .tokens = tokens, .tokens_count = 1000};
@@ -217,9 +235,12 @@ static void items_of_every_kind_arrive(void **state)
     assert_int_equal(producer_send(producer, &item, 1, 0, &error), 0);
     assert_int_equal(producer_write(producer, text, 3 * CREDIT + 7, &error), 0);
     assert_int_equal(producer_drain(producer, 10000, &error), 0);
-    assert_int_equal(peer->tokens, 1000);
-    assert_int_equal(peer->token_last, 999);
-    assert_string_equal(peer->role, "tool");
+    pthread_mutex_lock(&peer->lock);
+    seen = peer->seen;
+    pthread_mutex_unlock(&peer->lock);
+    assert_int_equal(seen.tokens, 1000);
+    assert_int_equal(seen.token_last, 999);
+    assert_string_equal(seen.role, "tool");
     producer_status(producer, &status);
     assert_int_equal(status.bytes_acked, 3 * CREDIT + 7);
     assert_int_equal(status.sequence_acked, status.sequence_sent);
@@ -284,6 +305,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(names_are_checked_before_siltd_is_asked, peer_start,
+        cmocka_unit_test_setup_teardown(clients_come_and_go, peer_start,
                                         peer_stop),
         cmocka_unit_test_setup_teardown(errors_have_a_code_and_a_sentence, peer_start, peer_stop),
         cmocka_unit_test_setup_teardown(items_of_every_kind_arrive, peer_start, peer_stop),
