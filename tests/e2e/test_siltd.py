@@ -356,6 +356,7 @@ def test_follow_over_rotation():
                 file.write(line)
             if i % 100 == 50:
                 time.sleep(2)  # a file keeps its name for longer than follow waits for its writer
+                lib.wait_until("it is seen", lambda: lib.has_open(feed, log))
             if i % 100 == 99:
                 os.rename(log, f"{log}.{i}")
         size = sum(len(line.encode()) for line in lines)
