@@ -305,8 +305,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(names_are_checked_before_siltd_is_asked, peer_start,
-        cmocka_unit_test_setup_teardown(clients_come_and_go, peer_start,
                                         peer_stop),
+        cmocka_unit_test_setup_teardown(clients_come_and_go, peer_start, peer_stop),
         cmocka_unit_test_setup_teardown(errors_have_a_code_and_a_sentence, peer_start, peer_stop),
         cmocka_unit_test_setup_teardown(items_of_every_kind_arrive, peer_start, peer_stop),
         cmocka_unit_test_setup_teardown(a_refused_producer_says_why, peer_start, peer_stop),
