@@ -215,7 +215,7 @@ static void source_print(const struct client_source *source)
     puts(bytes > SHOWN_BYTES ? " …" : "");
 }
 
-static void answer_print(const struct client_answer *answer)
+static void answer_print(const struct client_answer *answer, bool at_given)
 {
     char position[TEXT_BYTES], acked[TEXT_BYTES], wait[TEXT_BYTES], read[TEXT_BYTES],
         wrote[TEXT_BYTES];
@@ -229,6 +229,8 @@ static void answer_print(const struct client_answer *answer)
            answer->finish == FINISH_CANCELLED ? " (stopped)"
            : answer->finish == FINISH_LENGTH  ? " (cut at its length)"
                                               : "");
+    if (!answer->rebuilding_to && !at_given && answer->position < answer->acked / 2)
+        puts("most of the stream was not read yet: --wait asks when all of it is");
     if (answer->rebuilding_to)
         printf("rebuilding %s/%s: the stream is being read again, the answer saw it so far\n",
                position, text_count(acked, answer->rebuilding_to));
@@ -255,7 +257,7 @@ static int ask(struct silt *silt, struct question *q)
     if (q->json)
         r = answer_json(q, &answer);
     else if (!q->quiet)
-        answer_print(&answer);
+        answer_print(&answer, q->ask.at_given);
     if (answer.finish == FINISH_CANCELLED)
         r = EXIT_STOPPED;
     client_answer_free(&answer);
