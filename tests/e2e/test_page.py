@@ -131,6 +131,36 @@ def test_page_shows_and_asks():
         browser.close()
 
 
+def test_page_on_a_phone_with_many_streams():
+    """Nothing is wider than the screen, and whichever stream is chosen can be asked at once."""
+    with Gateway(siltd_args=("--streams-max", "24")) as gateway:
+        browser = Browser(500, 900)
+        browser.call("POST", "/goog/cdp/execute", {
+            "cmd": "Emulation.setDeviceMetricsOverride",
+            "params": {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}})
+        browser.call("POST", "/url", {"url": gateway.url})
+        lib.wait_until("no streams are said", lambda: browser.run(
+            'return !document.getElementById("none").hidden'))
+        browser.shot("phone-none")
+        names = [f"service-{i}" for i in range(20)] + ["long-" + "and-longer-" * 11]
+        for name in names:
+            lib.silt(gateway.endpoint, "feed", name, stdin=texts.text(900))
+        lib.wait_until("all are drawn", lambda: browser.run(
+            'return document.querySelectorAll(".stream").length') == len(names))
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+        browser.run('document.querySelectorAll(".stream")[20].click()')
+        top, bottom, height = browser.run("""
+            const box = document.getElementById("ask").getBoundingClientRect();
+            return [box.top, box.bottom, innerHeight];""")
+        assert 0 <= top < bottom <= height, (top, bottom, height)
+        browser.shot("phone-asking")
+        browser.run('location.hash = "service-3"')
+        lib.wait_until("the address chooses", lambda: browser.run(
+            'return document.getElementById("asked-name").textContent') == "service-3")
+        assert not browser.complaints(), browser.complaints()
+        browser.close()
+
+
 def test_page_on_a_small_dark_screen():
     with Gateway() as gateway:
         fed(gateway)

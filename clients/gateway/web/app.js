@@ -209,6 +209,9 @@ function choose(name) {
   document.querySelector("main").classList.add("asking");
   for (const [one, card] of cards) card.root.classList.toggle("chosen", one === name);
   byId("question").focus({preventScroll: true});
+  // Narrow, it stands above the streams, perhaps a long way up.
+  const box = byId("ask").getBoundingClientRect();
+  if (box.top < 0 || box.bottom > innerHeight) byId("side").scrollIntoView();
 }
 
 function showDone(box, message) {
@@ -269,6 +272,9 @@ async function ask(event) {
   }
 }
 
+window.addEventListener("hashchange", () => {
+  if (cards.has(location.hash.slice(1))) choose(location.hash.slice(1));
+});
 byId("ask").addEventListener("submit", ask);
 byId("stop").addEventListener("click", () => asking && asking.abort());
 byId("question").addEventListener("keydown", (event) => {
