@@ -126,6 +126,9 @@ int spill_scan(struct spill *spill, struct spill_stream *stream);
 /* Gives records [from, to) of a level, its oldest, back to the file system. */
 int spill_punch(struct spill *spill, struct spill_stream *stream, uint32_t level, uint64_t from,
                 uint64_t to);
+/* Gives back what files have grown by behind their last record. False: nothing. The disk must be
+ * idle. */
+bool spill_shrink(struct spill *spill);
 
 /* spill_quota.c: merges and drops until `need` more bytes fit the limit; the disk must be idle. */
 void spill_make_room(struct spill *spill, uint64_t need);

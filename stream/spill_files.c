@@ -378,6 +378,23 @@ int spill_punch(struct spill *s, struct spill_stream *stream, uint32_t level, ui
     return code;
 }
 
+bool spill_shrink(struct spill *s)
+{
+    uint64_t before = s->stat.bytes_disk;
+    for (uint32_t i = 0; i < s->options.streams_max; i++) {
+        const struct spill_stream *stream = &s->streams[i];
+        for (uint32_t level = 0; stream->used && level < SEGMENT_LEVELS; level++) {
+            struct segment_place place = {
+                .stream_id = stream->id, .number = stream->level[level].to, .level = level};
+            uint64_t record = place.number % SPILL_FILE_RECORDS;
+            int slot = spill_file_get(s, &place, false);
+            if (slot >= 0 && s->files[slot].grown > record)
+                punch_file(s, slot, record, s->files[slot].grown - record);
+        }
+    }
+    return s->stat.bytes_disk < before;
+}
+
 /* ---- what must not be found again ---- */
 
 struct erasing {

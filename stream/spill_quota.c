@@ -150,12 +150,18 @@ void spill_make_room(struct spill *s, uint64_t need)
         for (uint32_t i = 1; i < SEGMENT_LEVELS; i++)
             if (held(stream, i) > held(stream, level))
                 level = i;
-        if (!held(stream, level))
+        if (!held(stream, level)) {
+            if (spill_shrink(s))
+                continue;
             break;
+        }
         if (held(stream, level) > 2 && level < top &&
             (code = merge_some(s, stream, level)) != -EDQUOT)
             continue;
         /* No room even to merge: the limit has come down. */
+        code = 0;
+        if (spill_shrink(s) && s->stat.bytes_disk + need <= s->limit)
+            break;
         for (level = top; !held(stream, level); level--)
             ;
         code = drop(s, stream, level, stream->level[level].from + 1);

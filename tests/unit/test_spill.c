@@ -304,6 +304,33 @@ static void check_mean(const struct cold_segment *s, uint64_t stream)
         assert_true(fabs(mean[i] - (double)f16_to_f32(s->rows[i])) < 4e-3);
 }
 
+/* Files that grew while there was room give it back. */
+static void a_limit_comes_down(void **state)
+{
+    (void)state;
+    spill_rig_clear();
+    struct held h = spill_rig_open(false, SEGMENT_F16);
+    struct spill_stat stat;
+    uint64_t limit = 48 * h.spill->shape.record_bytes;
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    for (uint64_t n = 0; n < 200; n += 20)
+        spill_rig_put_many(h.spill, 1, n, n + 20);
+    spill_drain(h.spill);
+    spill_limit(h.spill, limit);
+    spill_step(h.spill, false);
+    spill_stat(h.spill, &stat);
+    assert_true(stat.bytes_disk <= limit);
+    assert_true(spill_rig_stat(h.spill, 1).records > 0);
+    spill_rig_put_many(h.spill, 1, 200, 220);
+    spill_drain(h.spill);
+    spill_stat(h.spill, &stat);
+    assert_true(stat.bytes_disk <= limit);
+    assert_int_equal(stat.last_error, 0);
+    assert_int_equal(spill_rig_stat(h.spill, 1).chunks_to, 220);
+    check_disk(stat.bytes_disk);
+    spill_rig_close(&h);
+}
+
 static void a_quota_holds(void **state)
 {
     (void)state;
@@ -443,6 +470,7 @@ int main(void)
         cmocka_unit_test(removing_and_cutting),
         cmocka_unit_test(a_quota_holds),
         cmocka_unit_test(a_mean_is_none_of_what_it_lacks),
+        cmocka_unit_test(a_limit_comes_down),
         cmocka_unit_test(a_stream_spills),
     };
     return cmocka_run_group_tests_name("spill", tests, spill_rig_set_up, spill_rig_tear_down);
