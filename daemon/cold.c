@@ -16,6 +16,7 @@
 
 #include "daemon/clock.h"
 #include "daemon/log.h"
+#include "daemon/pages.h"
 #include "daemon/serve.h"
 
 enum {
@@ -27,7 +28,8 @@ enum {
     COLD_SHARE = 50,         /* and for one part in so many of the time at most */
     SAY_PERIOD_US = 60000000,
     TRIM_AGAIN_US = 5000000, /* a stream that can give nothing away is asked again */
-    /* What text, index, their logs and a checkpoint may add meanwhile. */
+    UNGRANTED_MAX = 20, /* measurements in which segments can make room before it is called full */
+    /* What text, index, their logs and a checkpoint may add meanwhile: half of it is text's. */
     DISK_RESERVE_BYTES_MAX = 8 << 20,
     DISK_RESERVE_SHARE = 4,
 };
@@ -380,12 +382,28 @@ void cold_trimmed(struct core *core, const struct ingest_result *result)
         record->bytes_text = result->bytes_text;
 }
 
+/* How much text may be taken before the folder is measured again: a half of the reserve, or what
+ * segments that have yet to go leave of it. Measuring alone would be too late on a busy machine. */
+static void grant_text(struct core *core, uint64_t grown, uint64_t others, uint64_t reserve)
+{
+    uint64_t most = core->config.disk_bytes, used = others + reserve / 2, grant = 0;
+    struct spill_stat stat = {0};
+
+    if (core->spill)
+        spill_stat(core->spill, &stat);
+    used += stat.bytes_disk;
+    if (used < most)
+        grant = most - used < reserve / 2 ? most - used : reserve / 2;
+    core->cold_ungranted = grant ? 0 : core->cold_ungranted + 1;
+    atomic_store(&core->disk_grant, grown + grant);
+}
+
 /* Everything under --data counts: what journal, index and checkpoints take, segments cannot have;
  * where these alone fill it, nothing more is acked. */
 void cold_tick(struct core *core)
 {
     uint64_t now = clock_us(), most = core->config.disk_bytes, others;
-    uint64_t reserve = most / DISK_RESERVE_SHARE;
+    uint64_t reserve = most / DISK_RESERVE_SHARE, grown = pages_grown();
     bool full;
 
     if (now < core->cold_next_us)
@@ -395,12 +413,15 @@ void cold_tick(struct core *core)
     core->cold_next_us = now + (clock_us() - now) * COLD_SHARE;
     if (core->cold_next_us < now + COLD_PERIOD_US)
         core->cold_next_us = now + COLD_PERIOD_US;
-    if (!most)
+    if (!most) {
+        atomic_store(&core->disk_grant, UINT64_MAX);
         return;
+    }
     say_costs(core, now);
     if (reserve > DISK_RESERVE_BYTES_MAX)
         reserve = DISK_RESERVE_BYTES_MAX;
-    full = others + reserve > most;
+    grant_text(core, grown, others, reserve);
+    full = others + reserve > most || core->cold_ungranted >= UNGRANTED_MAX;
     if (core->spill)
         spill_limit(core->spill, full ? 1 : most - others - reserve);
     if (full && (core->config.when_full_trim || !core->log_folded))

@@ -80,7 +80,9 @@ struct core {
     bool search_runs;
     _Atomic bool disk_full;       /* --disk: what cannot be dropped fills it */
     _Atomic uint64_t disk_others; /* bytes under --data without segments */
+    _Atomic uint64_t disk_grant;  /* pages_grown up to which --disk surely holds */
     uint64_t cold_next_us, past_count;
+    uint32_t cold_ungranted; /* measurements in a row that left no room for text */
     uint64_t cold_said_us, cold_merged, cold_dropped; /* what --disk has cost, as last said */
     bool trimming,
         log_folded; /* the journal thread is asked to trim; has folded its log since full */

@@ -292,6 +292,7 @@ static void wire_threads(struct core *core)
     ingest->disk_failed = &core->disk_failed;
     ingest->disk_bytes = &core->disk_bytes;
     ingest->disk_full = &core->disk_full;
+    ingest->disk_grant = &core->disk_grant;
     ingest->trims = core->config.when_full_trim;
     sched->engine = core->engine;
     sched->info = core->info;

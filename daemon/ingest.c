@@ -8,9 +8,14 @@
 #include <time.h>
 
 #include "daemon/log.h"
+#include "daemon/pages.h"
 #include "daemon/replay.h"
 
-enum { SLICE_BYTES = 4096, LOG_TRIES_MAX = 100 };
+enum {
+    SLICE_BYTES = 4096,
+    LOG_TRIES_MAX = 100,
+    JOURNAL_COPIES = 2, /* text is in the log first, then in the database too */
+};
 _Static_assert((int)SLICE_BYTES >= (int)PRETOKEN_BYTES_MAX, "a slice holds a pre-token");
 
 uint32_t ingest_scratch_tokens(uint32_t lag_tokens_max)
@@ -45,6 +50,7 @@ bool ingest_begin(struct ingest *ingest)
         return false;
     }
     ingest->writing = true;
+    ingest->pending_bytes = 0;
     return true;
 }
 
@@ -260,8 +266,16 @@ static bool take_items(struct ingest *ingest, struct slot *slot,
             "send this again");
         return false;
     }
+    if (ingest->disk_grant &&
+        pages_grown() + JOURNAL_COPIES * ingest->pending_bytes >= atomic_load(ingest->disk_grant)) {
+        ingest_refuse(result, SILT__V1__ERROR__CODE__BUSY,
+                      "the data folder is near what --disk allows and is being measured: send "
+                      "this again in a moment");
+        return false;
+    }
     if (!ingest_begin(ingest))
         return true;
+    ingest->pending_bytes += *text_bytes;
     slot->ingest.touched = true;
     store_request(ingest, slot, request, new_producer, &forming);
     return true;

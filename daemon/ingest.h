@@ -90,9 +90,11 @@ struct ingest {
     const struct doorbell *bell, *compute_bell;
     struct keeper *keeper; /* NULL: no checkpoints */
     _Atomic bool *stopping;
-    _Atomic bool *disk_failed; /* the last commit did not work */
-    _Atomic bool *disk_full;   /* --disk is used up: nothing is taken; NULL: no such bound */
-    bool trims;                /* then the oldest text makes room */
+    _Atomic bool *disk_failed;    /* the last commit did not work */
+    _Atomic bool *disk_full;      /* --disk is used up: nothing is taken; NULL: no such bound */
+    bool trims;                   /* then the oldest text makes room */
+    _Atomic uint64_t *disk_grant; /* no text is taken once pages_grown is there; NULL: any */
+    uint64_t pending_bytes;       /* text in the open transaction, in no file yet */
     _Atomic uint64_t *disk_bytes;
     int32_t *scratch; /* [scratch_max] tokens of one request or item */
     uint32_t scratch_max;

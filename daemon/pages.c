@@ -2,6 +2,7 @@
  * the witness's behind that. */
 #include "daemon/pages.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -15,10 +16,12 @@ struct page_file {
     bool witnessed; /* it is the journal's log */
     struct pages_witness witness;
     int64_t written; /* end of what was written last; 0: nothing since the sync */
+    int64_t size;    /* as far as this handle knows: others may have made it longer since */
     char path[NAME_BYTES];
 };
 
 static sqlite3_vfs *below, vfs;
+static _Atomic uint64_t grown;
 
 static sqlite3_file *real(sqlite3_file *file)
 {
@@ -154,6 +157,10 @@ static int file_write(sqlite3_file *f, const void *bytes, int count, sqlite3_int
     uint8_t page[PAGES_BYTES];
     int code;
 
+    if (at + count > file->size) {
+        atomic_fetch_add(&grown, (uint64_t)(at + count - file->size));
+        file->size = at + count;
+    }
     if (file->database && count == PAGES_BYTES) {
         uint64_t hash = page_hash(bytes);
 
@@ -171,9 +178,14 @@ static int file_write(sqlite3_file *f, const void *bytes, int count, sqlite3_int
 
 static int file_truncate(sqlite3_file *f, sqlite3_int64 size)
 {
-    int code = lower_witness((struct page_file *)(void *)f, size);
+    struct page_file *file = (struct page_file *)(void *)f;
+    int code = lower_witness(file, size);
 
-    return code ? code : real(f)->pMethods->xTruncate(real(f), size);
+    if (!code)
+        code = real(f)->pMethods->xTruncate(real(f), size);
+    if (!code)
+        file->size = size;
+    return code;
 }
 
 static int file_sync(sqlite3_file *f, int flags)
@@ -263,6 +275,7 @@ static const sqlite3_io_methods methods = {
 static int open_file(sqlite3_vfs *self, const char *name, sqlite3_file *f, int flags, int *out)
 {
     struct page_file *file = (struct page_file *)(void *)f;
+    sqlite3_int64 size;
     int code;
 
     (void)self;
@@ -275,6 +288,8 @@ static int open_file(sqlite3_vfs *self, const char *name, sqlite3_file *f, int f
         close_witness(file);
         return code;
     }
+    if (real(f)->pMethods->xFileSize(real(f), &size) == SQLITE_OK)
+        file->size = size;
     file->base.pMethods = &methods;
     return SQLITE_OK;
 }
@@ -309,6 +324,11 @@ int pages_register(void)
     vfs.xOpen = open_file;
     vfs.xDelete = delete_file;
     return sqlite3_vfs_register(&vfs, 0);
+}
+
+uint64_t pages_grown(void)
+{
+    return atomic_load(&grown);
 }
 
 int pages_reserve(sqlite3 *db)

@@ -26,6 +26,9 @@ enum { PAGES_BYTES = 4096, PAGES_HASH_BYTES = 8 };
 int pages_register(void);
 /* Of a connection just opened with PAGES_VFS, before anything is read. */
 int pages_reserve(sqlite3 *db);
+/* By how much files of this VFS have become longer by writes since the process began, all together;
+ * what is cut off is not taken away again. Any thread. */
+uint64_t pages_grown(void);
 /* Before the journal is opened. 0; -EBADMSG: acked frames of its log are gone or damaged, said in
  * error with the way out. */
 int pages_log_check(const char *database, char *error, size_t error_bytes);

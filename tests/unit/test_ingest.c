@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "daemon/pages.h"
 #include "tests/unit/rig.h"
 
 static const struct rig_options plain = {.slots = 2, .asks = 1, .lag_tokens_max = 8192};
@@ -209,6 +210,33 @@ static void lag_is_bounded(void **state)
     rig_settle(&rig);
     assert_int_equal(rig.credits, 1);
     rig_text(&rig, 0, "p", sequence, text, 2000);
+    rig_settle(&rig);
+    assert_int_equal(rig_last(&rig, INGEST_FEED)->error, 0);
+}
+
+/* --disk: what a measurement of the folder has left room for is taken, and then no more. */
+static void growth_is_bounded_by_the_grant(void **state)
+{
+    static uint8_t text[4096];
+    _Atomic uint64_t grant = pages_grown() + (256 << 10);
+    const struct ingest_result *last;
+    uint64_t sequence = 0;
+
+    (void)state;
+    fill_text(text, sizeof text, 3);
+    rig_stream(&rig, 0, "a", 4);
+    rig_settle(&rig);
+    rig.ingest.disk_grant = &grant;
+    do {
+        rig_text(&rig, 0, "p", ++sequence, text, sizeof text);
+        rig_settle(&rig);
+        last = rig_last(&rig, INGEST_FEED);
+        assert_true(pages_grown() < atomic_load(&grant) + (64 << 10)); /* one commit past it */
+    } while (!last->error);
+    assert_int_equal(code_of(last), SILT__V1__ERROR__CODE__BUSY);
+    assert_true(sequence > 2);
+    atomic_store(&grant, UINT64_MAX);
+    rig_text(&rig, 0, "p", sequence, text, sizeof text);
     rig_settle(&rig);
     assert_int_equal(rig_last(&rig, INGEST_FEED)->error, 0);
 }
@@ -449,6 +477,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(cuts_do_not_matter, set_up, tear_down),
         cmocka_unit_test_setup_teardown(marks_flush_and_turns_part, set_up, tear_down),
         cmocka_unit_test_setup_teardown(lag_is_bounded, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(growth_is_bounded_by_the_grant, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_crash_and_replay_change_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_checkpoint_changes_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(an_old_checkpoint_is_not_used, set_up, tear_down),
