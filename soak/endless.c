@@ -191,8 +191,12 @@ static int probe(struct soak *s, const struct sample *last)
         code = plant(s);
     }
     if (!code && last->tokens >= s->ask_at) {
+        /* The index is ahead of what a question sees, and the newest chunks are there word by word
+         * and so among no sources. */
+        uint64_t before = last->indexed < last->tokens ? last->indexed : last->tokens;
+        before = before > 2 * CHUNK_TOKENS ? before - 2 * CHUNK_TOKENS : 0;
         s->ask_at = last->tokens + probe_distance(s, last->tokens);
-        if (probe_ask(&s->probe, s->client, "endless", last->indexed, &error))
+        if (probe_ask(&s->probe, s->client, "endless", before, &error))
             return complain("ask", &error);
     }
     return code;

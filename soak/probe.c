@@ -90,7 +90,7 @@ static int ask_once(struct client *client, const struct client_ask *ask, const c
     return 0;
 }
 
-int probe_ask(struct probe *probe, struct client *client, const char *stream, uint64_t indexed,
+int probe_ask(struct probe *probe, struct client *client, const char *stream, uint64_t before,
               struct client_error *error)
 {
     static const struct client_sampling greedy = {.repeat_penalty = 1};
@@ -103,7 +103,7 @@ int probe_ask(struct probe *probe, struct client *client, const char *stream, ui
     uint32_t fact, known = probe->planted;
     int r = -EBUSY;
 
-    while (known && probe->end[known - 1] > indexed)
+    while (known && probe->end[known - 1] > before)
         known--;
     if (!known)
         return 0;

@@ -21,8 +21,8 @@ struct probe {
 /* The line of the next fact: out [FACT_BYTES]. Returns its bytes; 0: there are enough. */
 size_t probe_plant(struct probe *probe, char *out);
 void probe_planted(struct probe *probe, uint64_t end);
-/* Asks for one that ends before `indexed` tokens; 0 when there is none, or -errno. */
-int probe_ask(struct probe *probe, struct client *client, const char *stream, uint64_t indexed,
+/* Asks for one that ends before so many tokens; 0 when there is none, or -errno. */
+int probe_ask(struct probe *probe, struct client *client, const char *stream, uint64_t before,
               struct client_error *error);
 
 #endif
