@@ -134,11 +134,19 @@ $(O)/emulate/%.cu.o: %.cu $(wildcard kernels/*.cuh tests/emulate/*.h) kernels/cu
 	@mkdir -p $(@D)
 	$(Q)$(CXX) -x c++ -std=c++17 -O2 -g -ffp-contract=off -Itests/emulate -I. -Wall -Wextra -Wno-unknown-pragmas \
 	    -Wno-missing-field-initializers $(if $(CI),-Werror) -c -o $@ $<
-$(O)/tests/test-gpu: $(call objects,tests/emulate/test_gpu.c tests/unit/tiny_model.c) $(STREAM) $(EMULATED) \
-                     $(filter-out %.cu.o %/no_cuda.c.o,$(KERNELS))
+EMULATED += $(filter-out %.cu.o %/no_cuda.c.o,$(KERNELS))
+$(O)/tests/test-gpu $(O)/tests/test-gpu_rest: $(O)/tests/test-%: $(O)/obj/tests/emulate/test_%.c.o \
+        $(call objects,tests/emulate/gpu_rig.c tests/unit/tiny_model.c) $(STREAM) $(EMULATED)
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka -lstdc++
+
+# siltd with that device behind --device cuda, beside a silt for lib.py to find.
+$(O)/emulated/siltd: $(O)/obj/daemon/main.c.o $(DAEMON) $(STREAM) $(EMULATED) $(PROTO) $(O)/silt
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	@ln -sf ../silt $(@D)/silt
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter-out $(O)/silt,$^) $(LDLIBS) -lstdc++
 
 # The corpus of a fuzz target, once through, without libFuzzer.
 $(O)/fuzz-%: $(O)/obj/tests/fuzz/fuzz_%.c.o $(O)/obj/tests/fuzz/replay.c.o $(O)/parts.a

@@ -62,6 +62,8 @@ struct ask {
     struct fork *fork;
     struct sampler sampler;
     struct stop_strings held;
+    const int32_t *want; /* [want_count] of tokens: to be fed next */
+    uint32_t want_count;
     uint32_t prompt_count, fed;
     uint32_t answer_count, answer_bytes, answer_max;
     int32_t tokens[FORK_TOKENS_MAX]; /* prompt, then answer */

@@ -12,6 +12,8 @@
 #include "daemon/clock.h"
 #include "daemon/sched.h"
 
+enum { ASK_PASS_TOKENS = 256 /* of a prompt, in a device's pass */ };
+
 static void finish(struct sched *sched, struct ask *ask, Silt__V1__Done__Finish how)
 {
     struct sched_message message = {.news = SCHED_END, .index = ask->index};
@@ -48,7 +50,7 @@ void ask_begin(struct sched *sched, struct ask *ask)
     (void)sched;
     assert(ask->phase == PHASE_IDLE && !ask->fork);
     ask->phase = PHASE_WAIT;
-    ask->prompt_count = ask->fed = 0;
+    ask->prompt_count = ask->fed = ask->want_count = 0;
     ask->answer_count = ask->answer_bytes = 0;
     ask->position = ask->started_us = ask->decode_us = 0;
     ask->chunk_count = ask->recalled = ask->job.text_count = 0;
@@ -146,18 +148,30 @@ static bool begin_prefill(struct sched *sched, struct ask *ask)
 
 static void prefill(struct sched *sched, struct ask *ask)
 {
-    uint32_t left, count;
-    int result;
+    bool batched = sched->info.batch_tokens > STREAM_BLOCK_TOKENS;
+    uint32_t most = batched ? ASK_PASS_TOKENS : STREAM_BLOCK_TOKENS, left;
 
     if (!ask->prompt_count && !begin_prefill(sched, ask))
         return;
     left = ask->prompt_count - ask->fed;
-    count = left < STREAM_BLOCK_TOKENS ? left : STREAM_BLOCK_TOKENS;
-    result = fork_feed(ask->fork, ask->tokens + ask->fed, count);
+    ask->want = ask->tokens + ask->fed;
+    ask->want_count = left < most ? left : most;
+}
+
+void ask_fed(struct sched *sched, struct ask *ask, int result)
+{
+    uint32_t count = ask->want_count;
+
+    ask->want_count = 0;
     if (result) {
-        fail(sched, ask, SILT__V1__ERROR__CODE__INTERNAL, "the question cannot be computed");
+        fail(sched, ask, SILT__V1__ERROR__CODE__INTERNAL,
+             engine_failure(sched->engine) ? "the device has failed: see siltd's log"
+             : ask->phase == PHASE_PREFILL ? "the question cannot be computed"
+                                           : "the answer cannot be computed");
         return;
     }
+    if (ask->phase != PHASE_PREFILL)
+        return;
     ask->fed += count;
     if (ask->fed == ask->prompt_count) {
         ask->phase = PHASE_DECODE;
@@ -221,8 +235,10 @@ static void decode(struct sched *sched, struct ask *ask)
         finish(sched, ask, SILT__V1__DONE__FINISH__STOP);
         return;
     }
-    if (ask->answer_count < ask->answer_max && fork_feed(ask->fork, &token, 1) != 0)
-        fail(sched, ask, SILT__V1__ERROR__CODE__INTERNAL, "the answer cannot be computed");
+    if (ask->answer_count < ask->answer_max) {
+        ask->want = ask->tokens + ask->prompt_count + ask->answer_count - 1;
+        ask->want_count = 1;
+    }
 }
 
 bool ask_step(struct sched *sched, struct ask *ask)

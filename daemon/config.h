@@ -15,6 +15,7 @@ struct config {
     char model[PATH_BYTES_MAX];
     char adapter[PATH_BYTES_MAX]; /* empty: none */
     uint64_t memory_bytes;        /* 0: half of RAM or of the cgroup */
+    uint64_t device_bytes;        /* of a GPU's memory; 0: what is free */
     uint64_t disk_bytes;          /* 0: no bound */
     uint32_t streams_max;         /* live ones; 0: what fits, at most 16 */
     uint32_t forks_max;           /* 0: what fits, at most 4 */

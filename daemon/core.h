@@ -58,6 +58,7 @@ struct core {
     struct slot *slots; /* [plan.streams_max] */
     struct ask *asks;   /* [plan.forks_max] */
     struct extents pool;
+    uint64_t device_used; /* of plan.device_pool_bytes */
     struct queue journal_queue, compute_queue, loop_queue;
     struct doorbell journal_bell, compute_bell, loop_bell, stop_bell;
     struct ingest ingest;

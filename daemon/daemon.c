@@ -93,7 +93,8 @@ static int open_engine(struct core *core, char *error, size_t error_bytes)
                                      .device = config->device,
                                      .threads = config->threads,
                                      .feature_mask = config->feature_mask,
-                                     .pin_tokens_max = config->pin_tokens_max};
+                                     .pin_tokens_max = config->pin_tokens_max,
+                                     .device_bytes = config->device_bytes};
     int result;
 
     if (access(config->model, R_OK) != 0) {
@@ -129,6 +130,11 @@ static int open_engine(struct core *core, char *error, size_t error_bytes)
     return 0;
 }
 
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
 /* Streams left open are at most the default: the plan only lowers them. */
 static void measure_cold(struct core *core, struct plan_costs *costs)
 {
@@ -141,7 +147,7 @@ static void measure_cold(struct core *core, struct plan_costs *costs)
     costs->table_bytes =
         core->config.find == SEARCH_BY_WORDS ? 0 : recall_table_bytes(core->engine);
     costs->repair_bytes = costs->spill_bytes
-                              ? repair_bytes(costs->state_bytes + 64,
+                              ? repair_bytes(costs->open_bytes + 64,
                                              ingest_scratch_tokens(core->config.lag_tokens_max))
                               : 0;
     costs->search_bytes = search_bytes(streams, ingest_scratch_tokens(core->config.lag_tokens_max));
@@ -159,6 +165,11 @@ static int measure(struct core *core, struct plan_costs *costs, char *error, siz
         .work_bytes = core->info.work_bytes,
         .heads = (uint64_t)core->info.layer_count * core->info.kv_head_count,
         .vocab_count = core->info.vocab_count,
+        .device_weights_bytes = core->info.device_weights_bytes,
+        .device_work_bytes = core->info.device_work_bytes,
+        .device_memory_bytes = core->info.device_weights_bytes + core->info.device_work_bytes +
+                               core->info.device_arena_bytes,
+        .device_stream_bytes = stream_device_bytes(core->engine, &options),
     };
     costs->stream_bytes = stream_bytes(core->engine, &options, error, error_bytes);
     if (!costs->stream_bytes)
@@ -168,12 +179,18 @@ static int measure(struct core *core, struct plan_costs *costs, char *error, siz
 
         options.dmc_ratio = core->info.ratio[i];
         bytes = fork_bytes(core->engine, &options);
-        costs->fork_bytes = bytes > costs->fork_bytes ? bytes : costs->fork_bytes;
+        costs->fork_bytes = larger(costs->fork_bytes, bytes);
         bytes = stream_bytes(core->engine, &options, error, error_bytes);
-        costs->state_bytes = bytes > costs->state_bytes ? bytes : costs->state_bytes;
+        costs->open_bytes = larger(costs->open_bytes, bytes);
+        costs->state_bytes = larger(costs->state_bytes, stream_state_bytes(core->engine, &options));
+        costs->device_fork_bytes =
+            larger(costs->device_fork_bytes, fork_device_bytes(core->engine, &options));
+        costs->device_repair_bytes =
+            larger(costs->device_repair_bytes, stream_device_bytes(core->engine, &options));
     }
     measure_cold(core, costs);
     costs->meter_bytes = meter_bytes(core->engine);
+    costs->device_meter_bytes = meter_device_bytes(core->engine);
     costs->library_bytes = LIBRARY_MARGIN_BYTES + THREAD_COUNT * THREAD_STACK_BYTES + files;
     if (anonymous > engine_bytes)
         costs->library_bytes += anonymous - engine_bytes;
@@ -257,9 +274,7 @@ static void open_meter(struct core *core)
 
     if (!core->meter_memory) {
         if (core->config.loss_meter == METER_AUTO && core->info.adapter_fingerprint)
-            say(SAY_INFO, core->config.device == DEVICE_CUDA
-                              ? "no loss meter and no pins: on a GPU there are none yet"
-                              : "no loss meter: its memory does not fit --memory");
+            say(SAY_INFO, "no loss meter: its memory does not fit the plan");
         return;
     }
     meter_open(meter, core->engine, &core->info, core->meter_memory);
@@ -267,6 +282,7 @@ static void open_meter(struct core *core)
     meter->slot_count = core->plan.streams_max;
     meter->flag = core->config.loss_flag;
     meter->compute_us = &core->sched.compute_us;
+    meter->batched = core->info.batch_tokens > STREAM_BLOCK_TOKENS;
     core->sched.meter = meter;
 }
 
@@ -380,6 +396,8 @@ static void *run_compute(void *user)
 
     sched_main(&core->sched);
     atomic_store(&core->compute_done, true);
+    if (core->sched.failed)
+        doorbell_ring(&core->stop_bell); /* nothing can be computed any more: siltd ends */
     doorbell_ring(&core->loop_bell);
     return NULL;
 }
@@ -497,7 +515,7 @@ int daemon_run(struct daemon *daemon)
     announce(core);
     result = loop_run(&core->loop);
     say(SAY_INFO, "stopped");
-    return result;
+    return result ? result : core->compute_done && core->sched.failed ? -EIO : 0;
 }
 
 void daemon_stop(struct daemon *daemon)

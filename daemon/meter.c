@@ -74,6 +74,14 @@ size_t meter_bytes(const struct engine *engine)
            STREAMS_KNOWN_MAX * sizeof(struct loss);
 }
 
+size_t meter_device_bytes(const struct engine *engine)
+{
+    struct engine_info info;
+
+    engine_info(engine, &info);
+    return window_of(&info) ? raw_device_bytes(engine, window_of(&info)) : 0;
+}
+
 void meter_open(struct meter *meter, struct engine *engine, const struct engine_info *info,
                 void *memory)
 {
@@ -160,7 +168,8 @@ static int feed_scored(struct meter *meter, struct slot *slot, const int32_t *to
     struct stream_stat stat;
 
     took = clock_us() - start;
-    if (meter->scored > before) /* the block would have been computed anyway */
+    /* The block would have been computed anyway; on a device, beside others. */
+    if (meter->scored > before && !meter->batched)
         took -= took < meter->block_us ? took : meter->block_us;
     atomic_fetch_add(&meter->meter_us, took);
     stream_stat(slot->stream, &stat);
@@ -173,23 +182,25 @@ static int feed_scored(struct meter *meter, struct slot *slot, const int32_t *to
     return result;
 }
 
+void meter_note_pass(struct meter *meter, uint64_t took_us)
+{
+    meter->block_us = meter->block_us ? (7 * meter->block_us + took_us) / 8 : took_us;
+}
+
 static int feed_plain(struct meter *meter, struct slot *slot, const int32_t *tokens, uint32_t count)
 {
     uint64_t start = clock_us();
     int result = stream_feed(slot->stream, tokens, count);
 
-    if (count == STREAM_BLOCK_TOKENS) {
-        uint64_t took = clock_us() - start;
-
-        meter->block_us = meter->block_us ? (7 * meter->block_us + took) / 8 : took;
-    }
+    if (count == STREAM_BLOCK_TOKENS)
+        meter_note_pass(meter, clock_us() - start);
     return result;
 }
 
-int meter_feed(struct meter *meter, struct slot *slot, const int32_t *tokens, uint32_t count)
+/* What is to be done with a slot's next tokens. True: it is the meter's stream. */
+static bool take_turn(struct meter *meter, const struct slot *slot)
 {
     bool ours;
-    int result;
 
     if (meter->phase == METER_REST)
         consider(meter, slot);
@@ -203,6 +214,26 @@ int meter_feed(struct meter *meter, struct slot *slot, const int32_t *tokens, ui
         meter->memory_nll = 0;
         meter->scored = 0;
     }
+    return ours;
+}
+
+bool meter_alone(struct meter *meter, const struct slot *slot)
+{
+    return take_turn(meter, slot) && meter->phase == METER_SCORE;
+}
+
+void meter_collect(struct meter *meter, const struct slot *slot, const int32_t *tokens,
+                   uint32_t count)
+{
+    if (meter->phase == METER_COLLECT && slot->index == meter->slot)
+        collect(meter, tokens, count);
+}
+
+int meter_feed(struct meter *meter, struct slot *slot, const int32_t *tokens, uint32_t count)
+{
+    bool ours = take_turn(meter, slot);
+    int result;
+
     if (ours && (meter->phase == METER_COLLECT || meter->phase == METER_SCORE))
         collect(meter, tokens, count);
     result = ours && meter->phase == METER_SCORE ? feed_scored(meter, slot, tokens, count)

@@ -41,6 +41,7 @@ struct meter {
     struct raw *raw;
     uint32_t window, chunk; /* tokens */
     double flag;
+    bool batched; /* a device computes many blocks in the time of one */
     const struct slot *slots;
     uint32_t slot_count;
     int32_t *tokens;     /* [window], newest last */
@@ -53,7 +54,7 @@ struct meter {
     uint32_t referred;                  /* tokens the reference has seen */
     double memory_nll, nll;             /* sums over the chunk */
     uint32_t scored, counted;           /* tokens in them */
-    uint64_t block_us;                  /* what a block costs, smoothed */
+    uint64_t block_us;                  /* what a block, or a pass, takes, smoothed */
     const _Atomic uint64_t *compute_us; /* of the compute thread at work */
     _Atomic uint64_t meter_us;          /* of that the meter's */
 };
@@ -61,11 +62,19 @@ struct meter {
 /* Rows and tables of a meter; 0: this engine needs none, its streams lose nothing they could keep.
  */
 size_t meter_bytes(const struct engine *engine);
+size_t meter_device_bytes(const struct engine *engine); /* of a GPU's memory */
 /* In meter_bytes of memory, 64-byte aligned. The caller then sets slots, flag and compute_us. */
 void meter_open(struct meter *meter, struct engine *engine, const struct engine_info *info,
                 void *memory);
 /* stream_feed, of a slot whose turn it is; scores where it is the chunk for it. */
 int meter_feed(struct meter *meter, struct slot *slot, const int32_t *tokens, uint32_t count);
+/* On a device the streams are fed together, and one slot's at a time alone: when meter_alone says
+ * that its next block is to be scored, by meter_feed. What the others were fed, and how long a pass
+ * took, the meter is told. */
+bool meter_alone(struct meter *meter, const struct slot *slot);
+void meter_collect(struct meter *meter, const struct slot *slot, const int32_t *tokens,
+                   uint32_t count);
+void meter_note_pass(struct meter *meter, uint64_t took_us);
 /* One block of the reference. False: there is nothing to do now. */
 bool meter_step(struct meter *meter);
 /* False: nothing is known of that stream. Any thread. */

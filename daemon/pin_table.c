@@ -201,7 +201,7 @@ void ingest_pin(struct ingest *ingest, struct slot *slot, const struct ingest_re
     else if (!ingest->pin_tokens_max)
         ingest_refuse(result, SILT__V1__ERROR__CODE__NO_SPACE,
                       "this siltd keeps no room for pins: start it with --pin-tokens-max N "
-                      "(on a GPU and without an adapter there are none)");
+                      "(without an adapter there are none)");
     else if (request->verb == SILT__V1__PINS__VERB__PIN)
         pin(ingest, slot, request, result);
     else

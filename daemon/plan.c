@@ -20,15 +20,48 @@ static void add(struct plan *plan, const char *name, const char *option, uint64_
     struct plan_line *line = &plan->line[plan->line_count++];
 
     assert(plan->line_count <= PLAN_LINES_MAX);
-    *line = (struct plan_line){name, option, count, each_bytes, count * each_bytes, in_arena};
+    *line =
+        (struct plan_line){name, option, count, each_bytes, count * each_bytes, in_arena, false};
     plan->bytes += line->bytes;
     if (in_arena)
         plan->arena_bytes += line->bytes;
 }
 
+static void add_device(struct plan *plan, const char *name, const char *option, uint64_t count,
+                       uint64_t each_bytes)
+{
+    struct plan_line *line = &plan->line[plan->line_count++];
+
+    assert(plan->line_count <= PLAN_LINES_MAX);
+    *line = (struct plan_line){name, option, count, each_bytes, count * each_bytes, false, true};
+    plan->device_bytes += line->bytes;
+}
+
 static uint64_t align_up(uint64_t bytes)
 {
     return (bytes + EXTENT_ALIGN - 1) / EXTENT_ALIGN * EXTENT_ALIGN;
+}
+
+/* A GPU's memory has a sum of its own. */
+static void add_device_lines(struct plan *plan, const struct plan_costs *costs, uint32_t streams,
+                             uint32_t forks)
+{
+    plan->device_bytes = plan->device_pool_bytes = 0;
+    if (!plan->device_memory_bytes)
+        return;
+    plan->device_pool_bytes = streams * costs->device_stream_bytes;
+    add_device(plan, "GPU: weights", NULL, 1, costs->device_weights_bytes);
+    add_device(plan, "GPU: activations", NULL, 1, costs->device_work_bytes);
+    add_device(plan, "GPU: streams", "streams-max", streams, costs->device_stream_bytes);
+    add_device(plan, "GPU: forks (questions)", "forks-max", forks, costs->device_fork_bytes);
+    add_device(plan, "GPU: segments made again", NULL, 1, costs->device_repair_bytes);
+    if (plan->meter_bytes)
+        add_device(plan, "GPU: loss meter", "loss-meter", 1, costs->device_meter_bytes);
+}
+
+static bool too_large(const struct plan *plan)
+{
+    return plan->bytes > plan->memory_bytes || plan->device_bytes > plan->device_memory_bytes;
 }
 
 static void add_lines(struct plan *plan, const struct config *config,
@@ -72,6 +105,7 @@ static void add_lines(struct plan *plan, const struct config *config,
     add(plan, "journal cache", NULL, 1, JOURNAL_HEAP_BYTES, false);
     add(plan, "text index cache", NULL, 1, SEARCH_HEAP_BYTES, false);
     add(plan, "libraries and program", NULL, 1, costs->library_bytes, false);
+    add_device_lines(plan, costs, streams, forks);
 }
 
 /* Lowers what the user left open until the sum fits. */
@@ -82,11 +116,11 @@ static void fit(struct plan *plan, const struct config *config, const struct pla
 
     plan->meter_bytes = config->loss_meter == METER_NO ? 0 : align_up(costs->meter_bytes);
     add_lines(plan, config, costs, streams, forks);
-    if (plan->bytes > plan->memory_bytes && config->loss_meter == METER_AUTO) {
+    if (too_large(plan) && config->loss_meter == METER_AUTO) {
         plan->meter_bytes = 0;
         add_lines(plan, config, costs, streams, forks);
     }
-    while (plan->bytes > plan->memory_bytes) {
+    while (too_large(plan)) {
         if (!config->streams_max && streams > 1 && (streams > forks || config->forks_max))
             streams--;
         else if (!config->forks_max && forks > 1)
@@ -99,17 +133,43 @@ static void fit(struct plan *plan, const struct config *config, const struct pla
     }
 }
 
-static int refuse(const struct plan *plan, char *error, size_t error_bytes)
+/* The largest line that an option lowers, on the device or not. */
+static const struct plan_line *largest_line(const struct plan *plan, bool on_device)
 {
     const struct plan_line *largest = NULL;
-    char need[32], have[32], part[32];
 
     for (uint32_t i = 0; i < plan->line_count; i++) {
         const struct plan_line *line = &plan->line[i];
 
-        if (line->option && (!largest || line->bytes > largest->bytes))
+        if (line->on_device == on_device && line->option &&
+            (!largest || line->bytes > largest->bytes))
             largest = line;
     }
+    return largest;
+}
+
+static int refuse_device(const struct plan *plan, char *error, size_t error_bytes)
+{
+    const struct plan_line *largest = largest_line(plan, true);
+    char need[32], have[32], part[32];
+
+    plan_size_text(plan->device_bytes, need, sizeof need);
+    plan_size_text(plan->device_memory_bytes, have, sizeof have);
+    plan_size_text(largest->bytes, part, sizeof part);
+    snprintf(error, error_bytes,
+             "the plan needs %s (%llu bytes) of the GPU's memory and there are %s (%llu): lower "
+             "--%s, whose %s take %s, or raise --device-memory where it is given",
+             need, (unsigned long long)plan->device_bytes, have,
+             (unsigned long long)plan->device_memory_bytes, largest->option,
+             largest->name + sizeof "GPU: " - 1, part);
+    return -ENOSPC;
+}
+
+static int refuse(const struct plan *plan, char *error, size_t error_bytes)
+{
+    const struct plan_line *largest = largest_line(plan, false);
+    char need[32], have[32], part[32];
+
     plan_size_text(plan->bytes, need, sizeof need);
     plan_size_text(plan->memory_bytes, have, sizeof have);
     if (largest) {
@@ -134,7 +194,10 @@ int plan_make(struct plan *plan, const struct config *config, const struct plan_
 {
     memset(plan, 0, sizeof *plan);
     plan->memory_bytes = config->memory_bytes ? config->memory_bytes : plan_memory_default();
+    plan->device_memory_bytes = costs->device_memory_bytes;
     fit(plan, config, costs);
+    if (plan->device_bytes > plan->device_memory_bytes)
+        return refuse_device(plan, error, error_bytes);
     if (plan->bytes > plan->memory_bytes)
         return refuse(plan, error, error_bytes);
     return 0;
@@ -172,6 +235,11 @@ void plan_print(const struct plan *plan)
     plan_size_text(plan->bytes, sum, sizeof sum);
     plan_size_text(plan->memory_bytes, each, sizeof each);
     fprintf(stderr, "  %-28s %19s %14s  of %s\n", "sum", "", sum, each);
+    if (!plan->device_memory_bytes)
+        return;
+    plan_size_text(plan->device_bytes, sum, sizeof sum);
+    plan_size_text(plan->device_memory_bytes, each, sizeof each);
+    fprintf(stderr, "  %-28s %19s %14s  of %s\n", "sum of the GPU", "", sum, each);
 }
 
 static uint64_t read_number(const char *path)

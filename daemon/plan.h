@@ -10,20 +10,25 @@
 
 #include "daemon/config.h"
 
-enum { PLAN_LINES_MAX = 20, PLAN_STREAMS_DEFAULT = 16 };
+enum { PLAN_LINES_MAX = 24, PLAN_STREAMS_DEFAULT = 16 };
 
 /* What the engine and the process cost, measured or asked. */
 struct plan_costs {
     uint64_t weights_bytes, work_bytes;
     uint64_t stream_bytes; /* default options */
     uint64_t fork_bytes;   /* the largest over the ratios */
-    uint64_t state_bytes;  /* so is this: of a checkpoint */
+    uint64_t open_bytes;   /* so are this, of a stream, */
+    uint64_t state_bytes;  /* and this, of a checkpoint */
     uint64_t spill_bytes;  /* cold segments on their way */
     uint64_t search_bytes; /* text index, without SQLite's part */
     uint64_t meter_bytes;  /* loss meter; 0: it has nothing to measure */
     uint64_t table_bytes;  /* what a question asks for by meaning; 0: no recall keys */
     uint64_t repair_bytes; /* cold segments being computed again */
-    uint64_t heads;        /* layers * kv_heads */
+    /* Of a GPU's memory: what the engine took there, then what lies in its arena. */
+    uint64_t device_memory_bytes, device_weights_bytes, device_work_bytes;
+    uint64_t device_stream_bytes, device_fork_bytes; /* as the first two above */
+    uint64_t device_meter_bytes, device_repair_bytes;
+    uint64_t heads; /* layers * kv_heads */
     uint64_t vocab_count;
     uint64_t library_bytes; /* resident at start without the engine, with a margin */
 };
@@ -31,7 +36,7 @@ struct plan_line {
     const char *name;
     const char *option; /* that lowers it; NULL: none */
     uint64_t count, each_bytes, bytes;
-    bool in_arena;
+    bool in_arena, on_device;
 };
 struct plan {
     struct plan_line line[PLAN_LINES_MAX];
@@ -41,6 +46,8 @@ struct plan {
     uint64_t pool_bytes, fork_bytes, state_bytes, spill_bytes, search_bytes, table_bytes;
     uint64_t repair_bytes;
     uint64_t meter_bytes; /* 0: no loss meter */
+    /* On a GPU: the sum of the lines there, what there is, and the arena's part for streams. */
+    uint64_t device_bytes, device_memory_bytes, device_pool_bytes;
 };
 /* 0, or -ENOSPC with the limit to lower. config's open limits are filled in the plan. */
 int plan_make(struct plan *plan, const struct config *config, const struct plan_costs *costs,

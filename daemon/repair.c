@@ -88,7 +88,7 @@ static int restore_near(struct repair *r, uint64_t position)
         stream_restore(r->stream, r->keeper->restore, bytes) == 0)
         return 0;
     state = stream_state(r->slot->stream, &bytes);
-    return stream_restore(r->stream, state, bytes);
+    return state ? stream_restore(r->stream, state, bytes) : -EIO;
 }
 
 /* Begins near the segment; -EINVAL: it is too near the stream's start for that. */

@@ -21,7 +21,7 @@ void sched_send(struct sched *sched, const struct sched_message *message, const 
 
 /* A stream that cannot be computed stops; its journal goes on. It never happens with good input:
  * token ids are checked when they come in. */
-static void fail_stream(struct slot *slot, int error)
+void sched_fail_stream(struct slot *slot, int error)
 {
     say(SAY_ERROR,
         "stream in slot %u cannot be computed (%s): it stops here, its journal goes on; "
@@ -32,8 +32,22 @@ static void fail_stream(struct slot *slot, int error)
     pthread_mutex_unlock(&slot->stat_lock);
 }
 
+bool sched_device_failed(struct sched *sched)
+{
+    const char *why = engine_failure(sched->engine);
+
+    if (why && !sched->failed)
+        say(SAY_ERROR,
+            "the device has failed (%s): siltd ends; what was acked is in its journal, and streams "
+            "go on from their newest checkpoints: start it again, with --device cpu if the device "
+            "stays away",
+            why);
+    sched->failed = sched->failed || why;
+    return sched->failed;
+}
+
 /* Tells the other threads what the tokens just taken make possible. */
-static void offer_room(struct sched *sched, struct slot *slot)
+void sched_offer_room(struct sched *sched, struct slot *slot)
 {
     struct sched_message message = {.news = SCHED_CREDIT, .index = slot->index};
 
@@ -45,14 +59,25 @@ static void offer_room(struct sched *sched, struct slot *slot)
     }
 }
 
-static bool feed_block(struct sched *sched, struct slot *slot)
+void sched_computed(struct sched *sched, struct slot *slot, uint32_t count)
+{
+    uint64_t head = atomic_load_explicit(&slot->ring.head, memory_order_relaxed);
+
+    atomic_store_explicit(&slot->ring.head, head + count, memory_order_release);
+    atomic_fetch_add(sched->tokens_computed, count);
+    sched_publish(sched, slot, count);
+    sched_checkpoint(sched, slot);
+    sched_offer_room(sched, slot);
+}
+
+bool sched_feed_block(struct sched *sched, struct slot *slot)
 {
     uint64_t head = atomic_load_explicit(&slot->ring.head, memory_order_relaxed);
     uint32_t count = ring_count(&slot->ring), room, first;
     int32_t block[STREAM_BLOCK_TOKENS];
     int result;
 
-    offer_room(sched, slot);
+    sched_offer_room(sched, slot);
     if (!count || slot->stat.failed)
         return false;
     room = stream_block_room(slot->stream);
@@ -69,14 +94,11 @@ static bool feed_block(struct sched *sched, struct slot *slot)
         result = sched->meter ? meter_feed(sched->meter, slot, block, count)
                               : stream_feed(slot->stream, block, count);
     if (result) {
-        fail_stream(slot, result);
+        if (!sched_device_failed(sched))
+            sched_fail_stream(slot, result);
         return false;
     }
-    atomic_store_explicit(&slot->ring.head, head + count, memory_order_release);
-    atomic_fetch_add(sched->tokens_computed, count);
-    sched_publish(sched, slot, count);
-    sched_checkpoint(sched, slot);
-    offer_room(sched, slot);
+    sched_computed(sched, slot, count);
     return true;
 }
 
@@ -86,7 +108,7 @@ static bool feed_next(struct sched *sched)
     for (uint32_t i = 0; i < sched->slot_count; i++) {
         struct slot *slot = &sched->slots[(sched->slot_next + i) % sched->slot_count];
 
-        if (slot->stream && !slot->closing && feed_block(sched, slot)) {
+        if (slot->stream && !slot->closing && sched_feed_block(sched, slot)) {
             sched->slot_next = (slot->index + 1) % sched->slot_count;
             return true;
         }
@@ -102,6 +124,8 @@ static bool ask_next(struct sched *sched)
         struct ask *ask = &sched->asks[(sched->ask_next + i) % sched->ask_count];
 
         if (ask->phase != PHASE_IDLE && ask_step(sched, ask)) {
+            if (ask->want_count)
+                ask_fed(sched, ask, fork_feed(ask->fork, ask->want, ask->want_count));
             sched->ask_next = (ask->index + 1) % sched->ask_count;
             return true;
         }
@@ -138,13 +162,15 @@ static void close_waiting(struct sched *sched)
 bool sched_step(struct sched *sched)
 {
     uint64_t start = clock_us();
-    bool asked = false, worked;
+    bool batched = sched->info.batch_tokens > STREAM_BLOCK_TOKENS, asked = false, worked;
 
     take_messages(sched);
     close_waiting(sched);
-    for (int i = 0; i < ASK_SLICES && ask_next(sched); i++)
+    for (int i = 0; i < ASK_SLICES && (batched ? sched_ask_batch(sched) : ask_next(sched)); i++)
         asked = true;
-    worked = feed_next(sched) || asked;
+    worked = (batched ? sched_feed_batch(sched, asked) : feed_next(sched)) || asked;
+    if (sched->failed)
+        return true;
     if (sched->meter && !asked)
         worked = meter_step(sched->meter) || worked;
     if (sched->background && (!worked || ++sched->rounds % BACKGROUND_ROUNDS == 0))
@@ -158,9 +184,10 @@ void *sched_main(void *argument)
 {
     struct sched *sched = argument;
 
-    while (!atomic_load(sched->stopping))
+    while (!atomic_load(sched->stopping) && !sched->failed)
         if (!sched_step(sched))
             doorbell_wait(sched->bell, -1);
-    sched_save_all(sched);
+    if (!sched->failed)
+        sched_save_all(sched);
     return NULL;
 }

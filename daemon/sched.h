@@ -4,6 +4,12 @@
  * Work comes in slices: one ingest block (32 tokens of one stream), 32 tokens of a question, or one
  * token of an answer. Questions go first, but after ASK_SLICES of them a block of ingest runs, so
  * neither starves the other; streams take turns block by block, questions slice by slice.
+ *
+ * On a device a slice is one pass, over all questions or over all streams. A question that comes
+ * waits for the pass of ingest under way, of at most engine_info.batch_tokens; from then on ingest
+ * takes passes of a SCHED_ASKED_SHARE-th of that, one after ASK_SLICES of the questions' own. So
+ * its first token, after n slices of prompt and recall, comes behind one whole pass of ingest and
+ * n / ASK_SLICES small ones, however much text waits.
  */
 #ifndef SILT_DAEMON_SCHED_H
 #define SILT_DAEMON_SCHED_H
@@ -13,7 +19,11 @@
 #include "daemon/meter.h"
 #include "daemon/queue.h"
 
-enum { ASK_SLICES = 4, BACKGROUND_ROUNDS = 8 /* of ingest, then a slice of background work */ };
+enum {
+    ASK_SLICES = 4,
+    BACKGROUND_ROUNDS = 8, /* of ingest, then a slice of background work */
+    SCHED_ASKED_SHARE = 8,
+};
 
 enum sched_kind { SCHED_OPEN, SCHED_CLOSE, SCHED_ASK };
 /* From the loop thread. */
@@ -56,12 +66,26 @@ struct sched {
     uint64_t *entries;                   /* [layers * kv_heads] */
     uint32_t slot_next, ask_next;        /* whose turn it is */
     uint32_t rounds;
+    bool failed; /* the device has: nothing can be computed any more */
 };
 
 void *sched_main(void *sched);
 /* One round: messages, at most ASK_SLICES slices of questions, one block. False: nothing to do. */
 bool sched_step(struct sched *sched);
 void sched_send(struct sched *sched, const struct sched_message *message, const void *text);
+
+/* One block of a slot's stream, where it has tokens. */
+bool sched_feed_block(struct sched *sched, struct slot *slot);
+/* A slot's next tokens are in its stream. */
+void sched_computed(struct sched *sched, struct slot *slot, uint32_t count);
+void sched_offer_room(struct sched *sched, struct slot *slot);
+void sched_fail_stream(struct slot *slot, int error);
+/* Says so once, when it has. */
+bool sched_device_failed(struct sched *sched);
+
+/* sched_batch.c: the same for all streams, and for all questions, in one pass. */
+bool sched_feed_batch(struct sched *sched, bool asked);
+bool sched_ask_batch(struct sched *sched);
 
 /* sched_state.c: from and to the disk. */
 void sched_open(struct sched *sched, struct slot *slot, const struct sched_request *request);
@@ -73,8 +97,10 @@ void sched_save_all(struct sched *sched);
 void sched_checkpoint(struct sched *sched, struct slot *slot);
 void sched_publish(struct sched *sched, struct slot *slot, uint32_t computed);
 
-/* ask_run.c: one slice of a question. False: it waits for ingest. */
+/* ask_run.c: one slice of a question. False: it waits for ingest. Where want_count is set then,
+ * these tokens are to go into its fork, and ask_fed is to be told how that went. */
 bool ask_step(struct sched *sched, struct ask *ask);
+void ask_fed(struct sched *sched, struct ask *ask, int result);
 /* cold.c: the stream just opened in a slot gives its cold segments. */
 void cold_watch(struct slot *slot);
 

@@ -82,7 +82,7 @@ static int save(struct sched *sched, struct slot *slot)
     uint64_t tokens = atomic_load(&slot->ring.head);
     size_t bytes;
     const void *state = stream_state(slot->stream, &bytes);
-    int result = keeper_take(sched->keeper, slot, state, bytes, tokens);
+    int result = state ? keeper_take(sched->keeper, slot, state, bytes, tokens) : -EIO;
 
     if (!result)
         slot->checkpoint = tokens;

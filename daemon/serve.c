@@ -180,7 +180,10 @@ static void choose_ratio(const struct core *core, struct wire_request *request)
         char why[ERROR_BYTES_MAX];
         size_t bytes = stream_bytes(core->engine, &options, why, sizeof why);
 
-        if (bytes && bytes <= room && (!best || options.dmc_ratio < best))
+        if (bytes && bytes <= room &&
+            stream_device_bytes(core->engine, &options) <=
+                core->plan.device_pool_bytes - core->device_used &&
+            (!best || options.dmc_ratio < best))
             best = options.dmc_ratio;
         if (bytes && options.dmc_ratio > highest)
             highest = options.dmc_ratio;

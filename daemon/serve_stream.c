@@ -117,12 +117,19 @@ static void give_slot(struct slot *slot, const struct record *record, uint32_t i
     atomic_store(&slot->ring.tail, 0);
 }
 
+static void give_memory(struct core *core, struct slot *slot)
+{
+    extents_give(&core->pool, slot->memory);
+    slot->memory = NULL;
+    core->device_used -= stream_device_bytes(core->engine, &slot->options);
+}
+
 int serve_wake(struct core *core, uint32_t index)
 {
     struct record *record = &core->table.records[index];
     struct slot *slot;
     char why[ERROR_BYTES_MAX];
-    size_t bytes;
+    size_t bytes, on_device;
     uint32_t place;
 
     record->touched_us = clock_us();
@@ -131,21 +138,25 @@ int serve_wake(struct core *core, uint32_t index)
     if (record->state != RECORD_PARKED)
         return -EBUSY;
     bytes = stream_bytes(core->engine, &record->options, why, sizeof why);
-    if (!bytes || bytes > core->pool.bytes)
+    on_device = stream_device_bytes(core->engine, &record->options);
+    if (!bytes || bytes > core->pool.bytes || on_device > core->plan.device_pool_bytes)
         return -ENOSPC;
     place = free_slot(core);
     if (place == SLOT_NONE)
         return make_room(core);
     slot = &core->slots[place];
+    if (on_device > core->plan.device_pool_bytes - core->device_used)
+        return make_room(core);
     slot->memory = extents_take(&core->pool, bytes);
     if (!slot->memory)
         return make_room(core);
+    core->device_used += on_device;
     give_slot(slot, record, index, bytes);
     record->slot = place;
     cold_attach(core, record->stream_id);
     if (record->stream_id && load(core, index) != 0) {
         detach(core, slot, record->stream_id);
-        extents_give(&core->pool, slot->memory);
+        give_memory(core, slot);
         slot->used = false;
         record->slot = SLOT_NONE;
         return -EBUSY;
@@ -202,8 +213,7 @@ void serve_slot_closed(struct core *core, uint32_t slot_index)
     record->tokens = atomic_load(&slot->tokens_acked);
     record->bytes_text = atomic_load(&slot->bytes_text);
     detach(core, slot, record->stream_id);
-    extents_give(&core->pool, slot->memory);
-    slot->memory = NULL;
+    give_memory(core, slot);
     slot->used = false;
     left(core, slot->record);
 }

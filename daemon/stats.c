@@ -300,6 +300,10 @@ static uint32_t forks_in_use(const struct core *core)
 /* Bytes of a plan line in use now; lines that are not measured count whole. */
 static uint64_t line_used(const struct core *core, const struct plan_line *line)
 {
+    if (strcmp(line->name, "GPU: streams") == 0)
+        return core->device_used;
+    if (strcmp(line->name, "GPU: forks (questions)") == 0)
+        return forks_in_use(core) * line->each_bytes;
     if (strcmp(line->name, "streams") == 0)
         return core->pool.used;
     if (strcmp(line->name, "forks (questions)") == 0)
@@ -317,7 +321,7 @@ static void fill_process(struct core *core, Silt__V1__ProcessStat *out, Silt__V1
         tiers[i].name = (char *)(uintptr_t)line->name;
         tiers[i].bytes_plan = line->bytes;
         tiers[i].bytes_used = line_used(core, line);
-        out->bytes_used += tiers[i].bytes_used;
+        out->bytes_used += line->on_device ? 0 : tiers[i].bytes_used;
         tier_list[i] = &tiers[i];
     }
     out->tiers = tier_list;

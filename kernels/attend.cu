@@ -98,8 +98,9 @@ static __device__ void view_make(struct view *w, const struct cuda_batch &b, uin
         view_open(w, b, item, item_at, head, index);
     }
     if (item.flags & CUDA_TAIL) {
-        size_t row = (size_t)index * item.tail_capacity;
-        view_add(w, item.tail_k + row * dim, item.tail_v + row * dim, item.tail_rows, dim);
+        size_t row = (size_t)index * item.tail_capacity + item.tail_first;
+        view_add(w, item.tail_k + row * dim, item.tail_v + row * dim,
+                 item.tail_rows - item.tail_first, dim);
     }
     w->local = w->keys;
     size_t row = (size_t)item.row * kv_heads + head;

@@ -24,14 +24,21 @@
 #else
 #define LAUNCH(c, kernel, grid, block, ...)                                                        \
     do {                                                                                           \
-        simt_launch(grid, block, [=] { kernel(__VA_ARGS__); });                                    \
+        simt_launch(grid, block, simt_call(kernel, __VA_ARGS__));                                  \
         cuda_note(c, cudaGetLastError(), #kernel);                                                 \
     } while (0)
 #endif
 
-enum { OUT_EVENTS = 8, WARP = 32 };
+enum { OUT_EVENTS = 8, WARP = 32, GRAPHS_MAX = 64, GRAPH_KEY_MAX = 64 };
 
 struct lt; /* matmul.cu */
+
+/* A pass that came before; once it comes again, recorded. */
+struct graph {
+    char key[GRAPH_KEY_MAX];
+    cudaGraphExec_t ready; /* NULL: not recorded yet */
+    uint64_t used;         /* when, by the count of passes; 0: this place is free */
+};
 
 struct cuda_state {
     cudaStream_t stream, copies;
@@ -39,6 +46,10 @@ struct cuda_state {
     uint32_t out_begun, out_done; /* copies out, later */
     cudaEvent_t start;
     int error; /* the first, sticky */
+    struct graph graph[GRAPHS_MAX], *recording; /* NULL: nothing is being recorded */
+    uint64_t passes;
+    bool unrecordable; /* something queued while recording was refused */
+    bool graphs_off;
     struct lt *lt;
 };
 
@@ -55,6 +66,8 @@ void cuda_table_rope(struct cuda *c);
 void cuda_table_merge(struct cuda *c);
 void cuda_table_attend(struct cuda *c);
 void cuda_table_fold(struct cuda *c);
+void cuda_table_graph(struct cuda *c);
+void cuda_close_graphs(struct cuda *c);
 
 /* ---- numbers ---- */
 

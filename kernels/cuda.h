@@ -34,7 +34,7 @@ typedef uint16_t bf16; /* the upper half of a float */
 
 enum {
     CUDA_ITEM_ROWS = 32, /* rows of an item at most */
-    CUDA_SPANS_MAX = 4,
+    CUDA_SPANS_MAX = 5,
     CUDA_LORAS_MAX = 2,
 };
 
@@ -90,6 +90,7 @@ struct cuda_item {
     f16 *segment;                      /* COMP: out [heads][rows][2][head_dim] */
     f16 *tail_k, *tail_v;              /* [heads][tail_capacity][head_dim] */
     uint32_t tail_capacity, tail_rows; /* rows before the item's */
+    uint32_t tail_first;               /* of them, the first one seen */
 };
 
 /* Items of one timeline that follow one another in the batch: merged in order. */
@@ -148,8 +149,12 @@ struct cuda_slide {
     const f16 *segment;                       /* [heads][comp][2][head_dim] new; NULL: none */
     f16 *fixed_k, *fixed_v, *ring_k, *sink_k; /* as stream/internal.h's layout */
     float *summary;
-    f16 *leaving;               /* out, same shape as segment; NULL: nobody asks */
-    const float *rotation;      /* [comp join | sinks | comp summary][head_dim]: where they go */
+    f16 *leaving;       /* out, same shape as segment; NULL: nobody asks */
+    const f16 *pin_raw; /* [heads][pin_stride][head_dim] un-rotated; pin_k: where they are turned */
+    f16 *pin_k;
+    uint32_t pins, pin_stride;  /* rows */
+    const float *rotation;      /* [comp join | sinks | comp summary | pins][head_dim]: where they
+                                 * go */
     const uint32_t *window_row; /* of the chunk just finished, as the next six */
     uint32_t *open_count, *held, *grown; /* held NULL: nothing waits to come into view */
     f16 *open_k, *open_v;
@@ -166,8 +171,9 @@ struct cuda {
     char error_text[256];
     size_t memory_bytes, memory_free_bytes; /* at open */
     uint32_t processors;
-    bool few;    /* products of single tokens: another algorithm, as fixed as the first */
-    bool simple; /* attention by the plain kernel that the fast ones are checked against */
+    uint32_t graphs; /* recorded so far */
+    bool few;        /* products of single tokens: another algorithm, as fixed as the first */
+    bool simple;     /* attention by the plain kernel that the fast ones are checked against */
     struct cuda_state *state;
 
     /* ---- memory, copies, order ---- */
@@ -186,7 +192,16 @@ struct cuda {
     /* Waits for all that was queued. 0, or the first error since the device was opened: -ENOMEM,
      * -EIO (the device is lost: close it). */
     int (*sync)(struct cuda *c);
-    double (*seconds)(struct cuda *c); /* of the device's clock, once what was queued is done */
+    size_t (*memory_used)(struct cuda *c); /* of the device, by everybody */
+    double (*seconds)(struct cuda *c);     /* of the device's clock, once what was queued is done */
+
+    /* ---- passes that come again ---- */
+    /* True: what was queued the last time under this key (at most 64 bytes) is queued again, as one
+     * graph. False: the caller queues it, then asks graph_again, and where that is true queues it
+     * once more: it could not be recorded. What is queued between the two may depend on the key
+     * and on what lies on the device alone. */
+    bool (*graph_begin)(struct cuda *c, const void *key, size_t key_bytes);
+    bool (*graph_again)(struct cuda *c);
 
     /* ---- weights ---- */
     /* out = bf16(rows of a file's tensor + sum of b a). source: device copy of the file's bytes. */

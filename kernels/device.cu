@@ -10,6 +10,10 @@ enum { COMPUTE_MIN = 8, ERROR_WHAT_MAX = 100 };
 
 void cuda_fail(struct cuda *c, int code, const char *what, const char *why)
 {
+    if (c->state->recording) { /* nothing ran: graph_again has it queued as it is */
+        c->state->unrecordable = true;
+        return;
+    }
     if (c->state->error)
         return;
     c->state->error = code;
@@ -109,6 +113,13 @@ static int sync(struct cuda *c)
     return c->state->error;
 }
 
+static size_t memory_used(struct cuda *c)
+{
+    size_t left = 0, all = 0;
+    cuda_note(c, cudaMemGetInfo(&left, &all), "memory");
+    return all - left;
+}
+
 static double seconds(struct cuda *c)
 {
     float milliseconds = 0;
@@ -133,6 +144,7 @@ static void table_memory(struct cuda *c)
     c->copy_out_later = copy_out_later;
     c->wait_out = wait_out;
     c->sync = sync;
+    c->memory_used = memory_used;
     c->seconds = seconds;
 }
 
@@ -196,6 +208,7 @@ int cuda_open(struct cuda **out, char *error, size_t error_bytes)
     cuda_table_merge(c);
     cuda_table_attend(c);
     cuda_table_fold(c);
+    cuda_table_graph(c);
     int code = open_orders(c);
     if (code)
         snprintf(error, error_bytes, "%s", c->error_text);
@@ -217,6 +230,7 @@ void cuda_close(struct cuda **handle)
         return;
     struct cuda_state *s = c->state;
     (void)cudaDeviceSynchronize();
+    cuda_close_graphs(c);
     cuda_close_matmul(c);
     for (int i = 0; i < OUT_EVENTS; i++)
         if (s->copied[i])

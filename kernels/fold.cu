@@ -1,6 +1,6 @@
 /*
  * A chunk's end (stream/ccm.c): the oldest segment of a full ring leaves for the summary, the
- * chunk's own joins, summary and sinks are placed anew. A block of threads does all
+ * chunk's own joins, summary, pins and sinks are placed anew. A block of threads does all
  * of it for one (layer, KV head) of one stream: nothing crosses heads.
  */
 #include "kernels/cuda.cuh"
@@ -69,6 +69,17 @@ static __device__ void join_ring(const struct head_slide &h)
     }
 }
 
+static __device__ void place_pins(const struct head_slide &h)
+{
+    const struct cuda_slide *s = h.s;
+    const float2 *turn = (const float2 *)s->rotation + (2 * s->comp + s->sinks) * h.dim / 2;
+    const f16 *raw = s->pin_raw + h.head * s->pin_stride * h.dim;
+    f16 *key = s->pin_k + h.head * s->pin_stride * h.dim;
+    for (uint32_t at = threadIdx.x; at < s->pins * h.dim / 2; at += THREADS)
+        turn_pair(key + 2 * at, half_to_float(raw[2 * at]), half_to_float(raw[2 * at + 1]),
+                  turn[at]);
+}
+
 static __device__ void place_old_rows(const struct head_slide &h)
 {
     const struct cuda_slide *s = h.s;
@@ -78,6 +89,7 @@ static __device__ void place_old_rows(const struct head_slide &h)
     for (uint32_t at = threadIdx.x; at < s->sinks * h.dim / 2; at += THREADS)
         turn_pair(key + 2 * at, half_to_float(sink[2 * at]), half_to_float(sink[2 * at + 1]),
                   turn[at]);
+    place_pins(h);
     if (!s->places_summary)
         return;
     turn += s->sinks * h.dim / 2;

@@ -7,7 +7,7 @@
  * be placed anew each chunk: no query ever sees a distance beyond the trained context, however long
  * the stream (DESIGN 2.6).
  */
-#include "stream/internal.h"
+#include "stream/gpu.h"
 
 #include <assert.h>
 #include <string.h>
@@ -34,6 +34,10 @@ int64_t ccm_ring_start(const struct engine *e, const struct state *state)
  * P - kn - m - 8 + j, or j while P = 0. */
 void ccm_place_old_rows(struct stream *stream, uint32_t recalled)
 {
+    if (stream->device) {
+        gpu_place_old_rows(stream, recalled);
+        return;
+    }
     struct engine *e = stream->engine;
     struct kernels *k = e->kernels;
     const struct layout *l = &stream->layout;
@@ -121,6 +125,10 @@ static void leave_ring(struct stream *stream)
 
 void ccm_set_ring(struct stream *stream, uint32_t slot, uint64_t chunk, const f16 *rows)
 {
+    if (stream->device) {
+        gpu_set_ring(stream, slot, chunk, rows);
+        return;
+    }
     struct engine *e = stream->engine;
     struct state *state = stream->state;
     const struct layout *l = &stream->layout;
@@ -188,13 +196,15 @@ bool stream_newest_segment(const struct stream *stream, struct segment_view *out
     const struct shape *s = &stream->engine->shape;
     if (!state->ring_count)
         return false;
-    gather(stream, (state->ring_first + state->ring_count - 1) % l->ring, stream->engine->leaving);
-    *out = (struct segment_view){.number = state->chunks - 1,
-                                 .token_from = (state->chunks - 1) * s->chunk,
-                                 .token_to = state->chunks * s->chunk,
-                                 .rows = stream->engine->leaving,
-                                 .rows_bytes =
-                                     (size_t)l->heads * s->comp * 2 * s->head_dim * sizeof(f16)};
+    uint32_t slot = (state->ring_first + state->ring_count - 1) % l->ring;
+    if (!stream->device)
+        gather(stream, slot, stream->engine->leaving);
+    *out = (struct segment_view){
+        .number = state->chunks - 1,
+        .token_from = (state->chunks - 1) * s->chunk,
+        .token_to = state->chunks * s->chunk,
+        .rows = stream->device ? gpu_ring_segment(stream, slot) : stream->engine->leaving,
+        .rows_bytes = (size_t)l->heads * s->comp * 2 * s->head_dim * sizeof(f16)};
     return true;
 }
 

@@ -53,7 +53,7 @@ int engine_open(struct engine **out, const struct engine_options *options, char 
         fail_with(error, error_bytes, code, "cannot open the CPU kernels: %s", strerror(-code));
     if (!code)
         code = weights_load(e, options, error, error_bytes);
-    if (!code && e->info.adapter_fingerprint && !e->gpu) /* without one all that is kept is raw */
+    if (!code && e->info.adapter_fingerprint) /* without one all that is kept is raw */
         e->shape.pins = options->pin_tokens_max;
     if (!code && e->gpu)
         code = gpu_open(e, options, error, error_bytes);
@@ -67,8 +67,11 @@ int engine_open(struct engine **out, const struct engine_options *options, char 
     if (e->gpu) {
         e->info.kernels_name = e->gpu->cuda->name;
         e->info.work_bytes += e->gpu->host_bytes;
-        e->info.device_bytes = e->gpu->weights_bytes + e->gpu->work_bytes + e->gpu->arena_bytes;
+        e->info.device_weights_bytes = e->gpu->weights_bytes;
+        e->info.device_work_bytes = e->gpu->work_bytes;
+        e->info.device_arena_bytes = e->gpu->arena_bytes;
     }
+    e->info.batch_tokens = e->gpu ? e->gpu->lanes_max * STREAM_BLOCK_TOKENS : STREAM_BLOCK_TOKENS;
     *out = e;
     return 0;
 }
@@ -94,6 +97,11 @@ void engine_close(struct engine **engine)
 void engine_info(const struct engine *engine, struct engine_info *out)
 {
     *out = engine->info;
+}
+
+const char *engine_failure(const struct engine *engine)
+{
+    return engine->gpu && *engine->gpu->cuda->error_text ? engine->gpu->cuda->error_text : NULL;
 }
 
 const struct tokenizer *engine_tokenizer(const struct engine *engine)

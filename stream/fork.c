@@ -46,6 +46,14 @@ size_t fork_bytes(const struct engine *engine, const struct stream_options *opti
     return layout_make(&layout, engine, options, NULL, 0) ? 0 : bytes_for(engine, &layout);
 }
 
+size_t fork_device_bytes(const struct engine *engine, const struct stream_options *options)
+{
+    struct layout layout;
+    return !engine->gpu || layout_make(&layout, engine, options, NULL, 0)
+               ? 0
+               : gpu_fork_bytes(engine, &layout);
+}
+
 static void compute_pending(struct fork *f)
 {
     struct state *state = f->stream.state;

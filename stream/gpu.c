@@ -13,7 +13,7 @@ enum {
     ARENA_LEFT = 512 << 20 /* cuBLAS, kernels */
 };
 
-static size_t aligned(size_t bytes)
+size_t gpu_aligned(size_t bytes)
 {
     return (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
 }
@@ -27,18 +27,17 @@ struct carver {
 static void *carve(struct carver *c, size_t bytes)
 {
     size_t at = c->used;
-    c->used += aligned(bytes);
+    c->used += gpu_aligned(bytes);
     return c->memory ? c->memory + at : NULL;
 }
 
-static size_t carve_batch(struct gpu *g, const struct engine *e, char *memory)
+static size_t carve_batch(struct gpu *g, struct engine *e, char *memory)
 {
     struct carver c = {.memory = memory};
     struct cuda_batch *b = &g->batch;
     const struct cuda_shape *s = &g->shape;
     size_t rows = g->rows_max, q_dim = (size_t)s->heads * s->head_dim;
     size_t kv_dim = (size_t)s->kv_heads * s->head_dim, items = g->items_max;
-    size_t turns = 2 * e->shape.comp + e->shape.sinks;
     b->x = carve(&c, rows * s->dim * sizeof(float));
     b->h = carve(&c, rows * s->dim * sizeof(bf16));
     b->qkv = carve(&c, rows * (q_dim + 2 * kv_dim) * sizeof(float));
@@ -54,8 +53,8 @@ static size_t carve_batch(struct gpu *g, const struct engine *e, char *memory)
     b->edge_v = carve(&c, items * kv_dim * sizeof(f16));
     b->before_k = carve(&c, g->lanes_max * kv_dim * CUDA_ITEM_ROWS * sizeof(f16));
     b->before_v = carve(&c, g->lanes_max * kv_dim * CUDA_ITEM_ROWS * sizeof(f16));
-    b->partial = carve(&c, g->cuda->partial_bytes(s, g->lanes_max, e->shape.context));
-    g->slide_rotation = carve(&c, g->lanes_max * turns * s->head_dim * sizeof(float));
+    b->partial = carve(&c, g->cuda->partial_bytes(s, g->items_max, e->shape.context));
+    g->slide_rotation = carve(&c, g->lanes_max * (size_t)g->turns * s->head_dim * sizeof(float));
     g->segments = carve(&c, g->lanes_max * g->segment_bytes);
     g->x_last = carve(&c, (size_t)GPU_LOGIT_ROWS * s->dim * sizeof(float));
     g->logits = carve(&c, (size_t)GPU_LOGIT_ROWS * s->vocab * sizeof(float));
@@ -64,6 +63,8 @@ static size_t carve_batch(struct gpu *g, const struct engine *e, char *memory)
     g->best = carve(&c, GPU_LOGIT_ROWS * sizeof(int32_t));
     g->scratch_count = carve(&c, g->heads * sizeof(uint32_t) + sizeof(uint64_t));
     g->in = carve(&c, g->in_bytes);
+    e->pin_tail.k = carve(&c, gpu_tail_bytes(e, e->pin_tail.capacity));
+    e->pin_tail.v = carve(&c, gpu_tail_bytes(e, e->pin_tail.capacity));
     for (int i = 0; i < GPU_SLOTS; i++) {
         struct gpu_slot *p = &g->slot[i];
         p->d_counts = carve(&c, g->lanes_max * (size_t)g->count_words * sizeof(uint32_t));
@@ -74,23 +75,22 @@ static size_t carve_batch(struct gpu *g, const struct engine *e, char *memory)
 }
 
 /* What goes in with a pass, one copy: the same layout in each slot's pinned memory and in g->in. */
-static size_t carve_in(struct gpu *g, const struct engine *e, struct gpu_slot *p, char *memory)
+static size_t carve_in(const struct gpu *g, struct gpu_slot *p, char *memory)
 {
     struct carver c = {.memory = memory};
-    size_t turns = 2 * e->shape.comp + e->shape.sinks;
     p->in = memory;
     p->item = carve(&c, g->items_max * sizeof *p->item);
     p->run = carve(&c, g->items_max * sizeof *p->run);
     p->token = carve(&c, g->rows_max * sizeof *p->token);
     p->target = carve(&c, g->rows_max * sizeof *p->target);
     p->position = carve(&c, g->rows_max * sizeof *p->position);
-    p->slide_position = carve(&c, g->lanes_max * turns * sizeof *p->slide_position);
+    p->slide_position = carve(&c, g->lanes_max * (size_t)g->turns * sizeof *p->slide_position);
     p->slide = carve(&c, g->lanes_max * sizeof *p->slide);
     p->source = carve(&c, g->lanes_max * sizeof *p->source);
     return c.used;
 }
 
-static int open_slots(struct gpu *g, const struct engine *e)
+static int open_slots(struct gpu *g)
 {
     struct cuda *c = g->cuda;
     for (int i = 0; i < GPU_SLOTS; i++) {
@@ -101,16 +101,35 @@ static int open_slots(struct gpu *g, const struct engine *e)
         p->leaving = c->take_host(c, g->leave_max * g->segment_bytes);
         p->lane = calloc(g->lanes_max, sizeof *p->lane);
         if (in)
-            carve_in(g, e, p, in);
+            carve_in(g, p, in);
         if (!in || !p->counts || !p->digest || !p->leaving || !p->lane)
             return -ENOMEM;
     }
-    return 0;
+    g->segment_host = c->take_host(c, 2 * g->segment_bytes);
+    return g->segment_host ? 0 : -ENOMEM;
 }
 
-static void plan(struct gpu *g, const struct engine *e, const struct engine_options *options)
+/* Keys are looked through on the CPU, and the question's hidden states come there. */
+static int open_recall(struct gpu *g, const struct engine *e)
+{
+    struct kernels *k = e->kernels;
+    size_t rows = STREAM_BLOCK_TOKENS, hidden = rows * e->shape.dim * sizeof *g->hidden;
+    size_t near = rows * e->shape.vocab * sizeof *g->near;
+    size_t quantized = k->quantize_bytes(k, STREAM_BLOCK_TOKENS, e->recall.dim);
+    if (!e->recall.dim)
+        return 0;
+    g->hidden = g->cuda->take_host(g->cuda, hidden);
+    g->near = aligned_alloc(64, (near + 63) & ~(size_t)63);
+    g->quantized = aligned_alloc(64, (quantized + 63) & ~(size_t)63);
+    g->host_bytes += hidden + near + quantized;
+    return g->hidden && g->near && g->quantized ? 0 : -ENOMEM;
+}
+
+static void plan(struct gpu *g, struct engine *e, const struct engine_options *options)
 {
     const struct shape *s = &e->shape;
+    e->info.pin_tokens_max = s->pins;
+    e->pin_tail.capacity = s->pins ? s->pins + s->sinks : 0;
     g->shape = (struct cuda_shape){.heads = s->heads,
                                    .kv_heads = s->kv_heads,
                                    .group = s->group,
@@ -121,6 +140,7 @@ static void plan(struct gpu *g, const struct engine *e, const struct engine_opti
                                    .norm_eps = s->norm_eps};
     g->heads = s->layers * s->kv_heads;
     g->count_words = 4 * ((g->heads + 15) & ~15u); /* window.c aligns each array to 64 bytes */
+    g->turns = 2 * s->comp + s->sinks + s->pins;
     g->rows_max = options->batch_rows ? options->batch_rows : GPU_ROWS_DEFAULT;
     uint32_t least = s->chunk + s->comp; /* a whole chunk fits */
     g->rows_max = g->rows_max > least ? g->rows_max : least;
@@ -131,11 +151,11 @@ static void plan(struct gpu *g, const struct engine *e, const struct engine_opti
     g->leave_max = g->segment_bytes ? LEAVE_BYTES_MAX / (uint32_t)g->segment_bytes : 0;
     g->leave_max = g->leave_max > g->lanes_max ? g->lanes_max : g->leave_max;
     struct gpu_slot none;
-    g->in_bytes = carve_in(g, e, &none, NULL);
+    g->in_bytes = carve_in(g, &none, NULL);
     g->host_bytes = GPU_SLOTS * (g->in_bytes + g->leave_max * g->segment_bytes +
                                  g->lanes_max * (g->count_words * sizeof(uint32_t) +
                                                  sizeof(uint64_t) + sizeof(struct gpu_lane))) +
-                    GPU_REGIONS_MAX * sizeof *g->region;
+                    GPU_REGIONS_MAX * sizeof *g->region + 2 * g->segment_bytes;
 }
 
 static int open_arena(struct gpu *g, const struct engine_options *options, char *error,
@@ -144,7 +164,8 @@ static int open_arena(struct gpu *g, const struct engine_options *options, char 
     struct cuda *c = g->cuda;
     size_t left = c->memory_free_bytes - g->weights_bytes - g->work_bytes;
     size_t most = left > ARENA_LEFT ? left - ARENA_LEFT : 0;
-    g->arena_bytes = options->device_bytes ? options->device_bytes : most;
+    size_t others = g->weights_bytes + g->work_bytes, asked = options->device_bytes;
+    g->arena_bytes = !asked ? most : asked > others ? asked - others : 0;
     g->arena = g->arena_bytes && g->arena_bytes <= most ? c->take(c, g->arena_bytes) : NULL;
     g->region = calloc(GPU_REGIONS_MAX, sizeof *g->region);
     if (!g->arena || !g->region)
@@ -173,7 +194,7 @@ int gpu_open(struct engine *e, const struct engine_options *options, char *error
                          g->work_bytes >> 20, g->weights_bytes >> 20);
     carve_batch(g, e, work);
     g->batch.shape = g->shape;
-    if (open_slots(g, e))
+    if (open_slots(g) || open_recall(g, e))
         return fail_with(error, error_bytes, -ENOMEM, "no pinned memory for the device's work");
     code = open_arena(g, options, error, error_bytes);
     if (!code && (code = c->sync(c)))
@@ -196,8 +217,14 @@ void gpu_close(struct engine *e)
         free(p->lane);
     }
     free(g->region);
-    if (c)
+    free(g->near);
+    free(g->quantized);
+    if (c) {
         c->give_host(c, g->state_host);
+        c->give_host(c, g->segment_host);
+        c->give_host(c, g->hidden);
+    }
+    e->pin_tail.k = NULL; /* the device's */
     cuda_close(&g->cuda); /* what was taken on the device goes with its context's owner */
     free(g);
     e->gpu = NULL;
@@ -207,7 +234,7 @@ void *gpu_take(struct gpu *g, size_t bytes)
 {
     size_t at = 0;
     uint32_t i = 0;
-    bytes = aligned(bytes);
+    bytes = gpu_aligned(bytes);
     if (g->regions == GPU_REGIONS_MAX)
         return NULL;
     for (; i < g->regions && g->region[i].at - at < bytes; i++)

@@ -73,6 +73,7 @@ struct gpu {
     uint32_t heads;       /* layers * kv_heads */
     uint32_t count_words; /* of a state's arrays from count[0] to entries_total, at most */
     uint32_t rows_max, items_max, lanes_max, leave_max;
+    uint32_t turns; /* rows turned at a chunk's end: [comp join | sinks | comp summary | pins] */
     struct gpu_layer layer[LAYERS_MAX];
     struct cuda_weight head;
     void *embedding; /* rows as in the file */
@@ -97,6 +98,10 @@ struct gpu {
     uint32_t regions;
     char *state_host; /* for stream_state: a whole state */
     size_t state_host_bytes;
+    f16 *segment_host; /* pinned [2][segment]: one to look at, and its rows on the way */
+    float *hidden;     /* pinned [STREAM_BLOCK_TOKENS][dim]; NULL without recall keys */
+    float *near;       /* [STREAM_BLOCK_TOKENS][vocab], and activations quantised, for the same */
+    void *quantized;
 };
 
 /* gpu.c: opens the device for the weights that weights_load found, and plans its memory. */
@@ -105,6 +110,7 @@ int gpu_open(struct engine *engine, const struct engine_options *options, char *
 void gpu_close(struct engine *engine);
 /* A piece of the arena, cleared; NULL: it is full. */
 void *gpu_take(struct gpu *g, size_t bytes);
+size_t gpu_aligned(size_t bytes); /* what a piece takes */
 void gpu_give(struct gpu *g, void *memory);
 
 /* gpu_weights.c */
@@ -124,18 +130,27 @@ struct cuda_item *gpu_pass_item(struct engine *e, struct gpu_slot *p, enum gpu_k
 void gpu_item_stream(const struct stream *s, struct cuda_item *item);
 void gpu_item_tail(const struct tail *t, struct cuda_item *item);
 void gpu_pass_run(struct engine *e, struct gpu_slot *p);
+void gpu_pass_layers(struct engine *e, struct gpu_slot *p, uint32_t layers); /* the first ones */
 /* Queues the copy of a part of the slot's pinned memory; where it will be on the device. */
 void *gpu_sent(struct gpu *g, const struct gpu_slot *p, const void *part, size_t bytes);
 /* Logits of `rows` rows (places in the batch), at most GPU_LOGIT_ROWS, into g->logits. */
 void gpu_logits(struct engine *e, const uint32_t *row, uint32_t rows);
+/* Losses of the batch's first rows, on the host once it returns. */
+int gpu_pass_score(struct engine *e, struct gpu_slot *p, const int32_t *targets, uint32_t rows,
+                   float *nll);
 
 /* gpu_feed.c: stream.h's functions for streams on the device. */
 int gpu_streams_feed(struct stream_work *work, uint32_t count, const int32_t *targets, float *nll);
 int gpu_stream_open(struct stream *s);
+void gpu_stream_send(struct stream *s); /* what the host keeps of it, to the device */
 void gpu_stream_close(struct stream *s);
 const void *gpu_stream_state(const struct stream *s);
 int gpu_stream_restore(struct stream *s, const void *state);
 void gpu_place_old_rows(struct stream *s, uint32_t recalled);
+/* As ccm.c's. */
+void gpu_set_ring(struct stream *s, uint32_t slot, uint64_t chunk, const f16 *rows);
+const f16 *gpu_ring_segment(const struct stream *s, uint32_t slot); /* valid until the next */
+size_t gpu_stream_bytes(const struct layout *l);                    /* of the arena */
 
 /* gpu_fork.c */
 int gpu_fork_open(struct fork *f, const struct stream *from, uint32_t capacity);
@@ -144,5 +159,28 @@ int gpu_tail_open(struct fork *f, struct engine *e, uint32_t capacity);
 void gpu_fork_close(struct fork *f);
 int gpu_forks_feed(struct fork_work *work, uint32_t count);
 int gpu_fork_recall(struct fork *f, const struct cold_segment *segments, uint32_t count);
+size_t gpu_fork_bytes(const struct engine *e, const struct layout *l); /* of the arena */
+
+/* gpu_rows.c: raw rows on the device, and rows that move or turn there. */
+/* Rows join a tail that no stream stands before, computed by the first layers. first [rows]: where
+ * in the tail each row's view begins, as struct tail says; NULL: where the tail's does. targets
+ * NULL: not scored. */
+struct gpu_rows {
+    struct tail *tail;
+    const int32_t *tokens, *targets; /* [count] */
+    const uint32_t *first;           /* [count] */
+    uint32_t count;                  /* at most a block, or a chunk where first is NULL */
+    uint32_t layers;
+    int64_t position; /* of the first row */
+    bool dmc_lora;
+};
+int gpu_rows_run(struct engine *e, const struct gpu_rows *rows, float *nll);
+/* out rows [i] = in rows [i] of all heads, turned to step * (position + i); strides in rows. */
+void gpu_rows_turn(struct engine *e, f16 *out, uint32_t out_stride, const f16 *in,
+                   uint32_t in_stride, int64_t position, int step, uint32_t count);
+/* Rows of all heads that may not overlap. */
+void gpu_rows_copy(struct engine *e, f16 *out, uint32_t out_stride, const f16 *in,
+                   uint32_t in_stride, uint32_t count);
+size_t gpu_tail_bytes(const struct engine *e, uint32_t capacity); /* of the arena */
 
 #endif

@@ -94,7 +94,7 @@ void gpu_pass_end(struct engine *e, struct gpu_slot *p)
 {
     struct gpu *g = e->gpu;
     struct cuda *c = g->cuda;
-    uint32_t turns = 2 * e->shape.comp + e->shape.sinks;
+    uint32_t turns = g->turns;
     if (p->slides) {
         const int64_t *position =
             gpu_sent(g, p, p->slide_position, p->slides * turns * sizeof *p->slide_position);
@@ -137,8 +137,8 @@ static void next_block(struct stream_work *w, int32_t *block)
 
 static void note_keys(struct gpu_slot *p, const struct stream *s, uint32_t more)
 {
-    uint32_t keys =
-        s->layout.fixed_rows + s->recall_rows + 2 * s->window_most + 3 * CUDA_ITEM_ROWS + more;
+    uint32_t keys = s->layout.fixed_rows + s->layout.pin_rows + s->recall_rows +
+                    2 * s->window_most + 3 * CUDA_ITEM_ROWS + more;
     p->keys_max = keys > p->keys_max ? keys : p->keys_max;
 }
 
@@ -205,22 +205,24 @@ static void slide_ring(struct engine *e, struct gpu_slot *p, uint32_t at, struct
     state->ring_count++;
 }
 
-/* Where summary and sinks go with `recalled` chunks between them and the ring; the ring's new rows
- * where their chunk was. */
-static void slide_positions(const struct engine *e, const struct state *state, uint32_t recalled,
-                            int64_t chunk, int64_t *position)
+/* Where summary, pins and sinks go with `recalled` chunks between them and the ring; the ring's new
+ * rows where their chunk was. */
+static void slide_positions(const struct stream *s, uint32_t recalled, int64_t chunk,
+                            int64_t *position)
 {
-    const struct shape *shape = &e->shape;
-    uint32_t comp = shape->comp;
-    int64_t start = ccm_ring_start(e, state);
-    int64_t summary = start - (int64_t)recalled * shape->chunk - comp;
-    int64_t sinks = start ? summary - shape->sinks : 0;
+    const struct shape *shape = &s->engine->shape;
+    uint32_t comp = shape->comp, pinned = pin_rows(&s->layout, s->state);
+    int64_t start = ccm_ring_start(s->engine, s->state);
+    int64_t summary = start - (int64_t)recalled * shape->chunk - comp, pins = summary - pinned;
+    int64_t sinks = start ? pins - shape->sinks : 0;
     for (uint32_t i = 0; i < comp; i++) {
         position[i] = chunk * shape->chunk + (int64_t)(i + 1) * (shape->chunk / comp) - 1;
         position[comp + shape->sinks + i] = summary + i;
     }
     for (uint32_t i = 0; i < shape->sinks; i++)
         position[comp + i] = sinks + i;
+    for (uint32_t i = 0; i < shape->pins; i++)
+        position[2 * comp + shape->sinks + i] = i < pinned ? pins + i : 0;
 }
 
 static void slide_memory(const struct stream *s, struct cuda_slide *d)
@@ -237,6 +239,10 @@ static void slide_memory(const struct stream *s, struct cuda_slide *d)
     d->sink_k = STATE_AT(base, l->sink_k, f16);
     d->summary = STATE_AT(base, l->summary, float);
     d->window_row = STATE_AT(base, l->row, uint32_t);
+    d->pin_raw = STATE_AT(base, l->pin_raw, f16);
+    d->pin_k = STATE_AT(base, l->pin_k, f16);
+    d->pins = pin_rows(l, s->state);
+    d->pin_stride = l->pin_rows;
 }
 
 static void close_lane(struct engine *e, struct gpu_slot *p, uint32_t at)
@@ -246,7 +252,7 @@ static void close_lane(struct engine *e, struct gpu_slot *p, uint32_t at)
     struct stream *s = lane->stream;
     struct state *state = s->state;
     const struct layout *l = &s->layout;
-    uint32_t open = state->open, turns = 2 * e->shape.comp + e->shape.sinks;
+    uint32_t open = state->open, turns = g->turns;
     struct cuda_slide *d = &p->slide[p->slides];
     *d = (struct cuda_slide){.rotation =
                                  g->slide_rotation + (size_t)p->slides * turns * e->shape.head_dim};
@@ -268,30 +274,66 @@ static void close_lane(struct engine *e, struct gpu_slot *p, uint32_t at)
     state->open = !open;
     state->chunks++;
     state->chunk_tokens = 0;
-    slide_positions(e, state, 0, (int64_t)lane->chunk, p->slide_position + p->slides * turns);
+    slide_positions(s, 0, (int64_t)lane->chunk, p->slide_position + p->slides * turns);
     p->slides++;
 }
 
-void gpu_place_old_rows(struct stream *s, uint32_t recalled)
+/* Nothing ends here: counts of no entries, and a digest that nobody reads. */
+static void slide_alone(struct stream *s, uint32_t recalled, int64_t chunk, uint32_t slot,
+                        const f16 *segment)
 {
     struct engine *e = s->engine;
     struct gpu *g = e->gpu;
     struct cuda *c = g->cuda;
-    uint32_t turns = 2 * e->shape.comp + e->shape.sinks;
     struct gpu_slot *p = gpu_pass_begin(e);
     struct cuda_slide *d = p->slide;
-    *d = (struct cuda_slide){.rotation = g->slide_rotation};
+    *d = (struct cuda_slide){
+        .rotation = g->slide_rotation, .segment = segment, .slot = slot, .digest = p->d_digest};
     slide_memory(s, d);
     d->places_summary = s->state->summary_count > 0;
-    /* Nothing ends here: counts of no entries, and a digest that nobody reads. */
     d->open_count = d->next_count = g->scratch_count;
-    d->digest = p->d_digest;
-    slide_positions(e, s->state, recalled, 0, p->slide_position);
-    const int64_t *position = gpu_sent(g, p, p->slide_position, turns * sizeof *position);
+    slide_positions(s, recalled, chunk, p->slide_position);
+    const int64_t *position = gpu_sent(g, p, p->slide_position, g->turns * sizeof *position);
     const struct cuda_slide *slide = gpu_sent(g, p, d, sizeof *d);
-    c->rotations(c, g->slide_rotation, position, turns, g->inverse_frequency, g->shape.head_dim);
+    c->rotations(c, g->slide_rotation, position, g->turns, g->inverse_frequency, g->shape.head_dim);
     c->slide(c, slide, 1, g->heads, g->shape.head_dim);
     (void)c->sync(c); /* the slot is free again */
+}
+
+void gpu_place_old_rows(struct stream *s, uint32_t recalled)
+{
+    slide_alone(s, recalled, 0, 0, NULL);
+}
+
+void gpu_set_ring(struct stream *s, uint32_t slot, uint64_t chunk, const f16 *rows)
+{
+    struct gpu *g = s->engine->gpu;
+    memcpy(g->segment_host, rows, g->segment_bytes);
+    g->cuda->copy_in(g->cuda, g->segments, g->segment_host, g->segment_bytes);
+    slide_alone(s, 0, (int64_t)chunk, slot, g->segments);
+}
+
+const f16 *gpu_ring_segment(const struct stream *s, uint32_t slot)
+{
+    struct gpu *g = s->engine->gpu;
+    struct cuda *c = g->cuda;
+    const struct layout *l = &s->layout;
+    size_t comp = s->engine->shape.comp, dim = l->head_dim, head = comp * dim;
+    f16 *out = g->segment_host, *key = out + g->segment_bytes / sizeof *out;
+    f16 *value = key + l->heads * head;
+    const f16 *rows = STATE_AT(s->device, l->fixed_v, f16);
+    c->copy_out(c, key, STATE_AT(s->device, l->ring_k, f16) + slot * l->heads * head,
+                l->heads * head * sizeof *key);
+    for (size_t h = 0; h < l->heads; h++) {
+        size_t row = h * l->fixed_rows + comp + s->engine->shape.sinks + slot * comp;
+        c->copy_out(c, value + h * head, rows + row * dim, head * sizeof *value);
+    }
+    (void)c->sync(c); /* an error stays in the device */
+    for (size_t i = 0; i < l->heads * comp; i++) {
+        memcpy(out + 2 * i * dim, key + i * dim, dim * sizeof *out);
+        memcpy(out + (2 * i + 1) * dim, value + i * dim, dim * sizeof *out);
+    }
+    return out;
 }
 
 /* ---- a pass ---- */
@@ -345,26 +387,6 @@ static void fill_pass(struct engine *e, struct gpu_slot *p, struct stream_work *
     }
 }
 
-/* Losses of the one lane's rows. */
-static int score_pass(struct engine *e, struct gpu_slot *p, const int32_t *targets, uint32_t rows,
-                      float *nll)
-{
-    struct gpu *g = e->gpu;
-    struct cuda *c = g->cuda;
-    memcpy(p->target, targets, rows * sizeof *targets);
-    const int32_t *target = gpu_sent(g, p, p->target, rows * sizeof *p->target);
-    for (uint32_t at = 0; at < rows; at += GPU_LOGIT_ROWS) {
-        uint32_t row[GPU_LOGIT_ROWS], n = rows - at;
-        n = n < GPU_LOGIT_ROWS ? n : GPU_LOGIT_ROWS;
-        for (uint32_t i = 0; i < n; i++)
-            row[i] = at + i;
-        gpu_logits(e, row, n);
-        c->nll(c, g->nll + at, g->logits, target + at, n, e->shape.vocab);
-    }
-    c->copy_out(c, nll, g->nll, rows * sizeof *nll);
-    return c->sync(c);
-}
-
 /* The rest waits for its block. */
 static void keep_pending(struct stream_work *w)
 {
@@ -392,7 +414,7 @@ int gpu_streams_feed(struct stream_work *work, uint32_t count, const int32_t *ta
             break;
         gpu_pass_run(e, p);
         if (nll)
-            code = score_pass(e, p, targets + from, work[0].stream->fed - from, nll + from);
+            code = gpu_pass_score(e, p, targets + from, work[0].stream->fed - from, nll + from);
         gpu_pass_end(e, p);
     }
     int settled = gpu_settle(e);

@@ -25,8 +25,19 @@ int gpu_stream_open(struct stream *s)
         return -ENOMEM;
     for (uint32_t h = 0; h < l->heads; h++)
         s->window_most = capacity[h] > s->window_most ? capacity[h] : s->window_most;
-    g->cuda->copy_in(g->cuda, s->device, s->state, l->fixed_k);
+    gpu_stream_send(s);
     return 0;
+}
+
+void gpu_stream_send(struct stream *s)
+{
+    struct cuda *c = s->engine->gpu->cuda;
+    c->copy_in(c, s->device, s->state, s->layout.fixed_k);
+}
+
+size_t gpu_stream_bytes(const struct layout *l)
+{
+    return gpu_aligned(l->bytes);
 }
 
 void gpu_stream_close(struct stream *s)
@@ -63,11 +74,6 @@ int gpu_stream_restore(struct stream *s, const void *state)
 
 /* ---- forks ---- */
 
-static size_t tail_values(const struct gpu *g, uint32_t capacity)
-{
-    return (size_t)g->heads * capacity * g->shape.head_dim;
-}
-
 static size_t recall_values(const struct engine *e)
 {
     return (size_t)e->gpu->heads * STREAM_RECALL_MAX * e->shape.comp * e->shape.head_dim;
@@ -95,11 +101,17 @@ static int compute_pending(struct fork *f)
 
 int gpu_tail_open(struct fork *f, struct engine *e, uint32_t capacity)
 {
-    struct gpu *g = e->gpu;
+    size_t bytes = gpu_tail_bytes(e, capacity);
     f->tail.capacity = capacity;
-    f->tail.k = gpu_take(g, 2 * tail_values(g, capacity) * sizeof(f16));
-    f->tail.v = f->tail.k ? f->tail.k + tail_values(g, capacity) : NULL;
+    f->tail.k = gpu_take(e->gpu, 2 * bytes);
+    f->tail.v = f->tail.k ? f->tail.k + bytes / sizeof(f16) : NULL;
     return f->tail.k ? 0 : -ENOMEM;
+}
+
+size_t gpu_fork_bytes(const struct engine *e, const struct layout *l)
+{
+    return gpu_aligned(l->bytes) + gpu_aligned(2 * recall_values(e) * sizeof(f16)) +
+           gpu_aligned(2 * gpu_tail_bytes(e, FORK_TOKENS_MAX + BLOCK));
 }
 
 int gpu_fork_open(struct fork *f, const struct stream *from, uint32_t capacity)
@@ -174,9 +186,10 @@ static void add_rows(struct engine *e, struct gpu_slot *p, struct fork_work *w, 
 {
     struct fork *f = w->fork;
     struct gpu *g = e->gpu;
-    uint32_t keys = f->stream.device ? f->stream.layout.fixed_rows + f->stream.recall_rows +
-                                           2 * f->stream.window_most + 3 * CUDA_ITEM_ROWS
-                                     : 0;
+    const struct stream *s = &f->stream;
+    uint32_t keys = s->device ? s->layout.fixed_rows + s->layout.pin_rows + s->recall_rows +
+                                    2 * s->window_most + 3 * CUDA_ITEM_ROWS
+                              : 0;
     for (uint32_t j = 0; j < share && f->fed_count < w->count; j++) {
         uint32_t rows = w->count - f->fed_count < BLOCK ? w->count - f->fed_count : BLOCK;
         if (p->rows + rows > g->rows_max || p->items == g->items_max)

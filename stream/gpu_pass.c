@@ -9,6 +9,10 @@
 #include <assert.h>
 #include <string.h>
 
+/* Larger passes compute for longer than they take to launch. Keys that queries see are counted in
+ * steps (attention splits them in such steps, whatever their bound). */
+enum { GRAPH_ROWS_MAX = 2048, KEYS_STEP = 1024 };
+
 struct cuda_item *gpu_pass_item(struct engine *e, struct gpu_slot *p, enum gpu_kind kind,
                                 const int32_t *tokens, uint32_t rows, int64_t position, bool joins)
 {
@@ -76,6 +80,8 @@ static void add_spans(const struct stream *s, struct cuda_item *item)
     } else {
         add_fixed(item, s, view, 0, view[1]);
     }
+    add_span(item, STATE_AT(s->device, l->pin_k, f16), STATE_AT(s->device, l->pin_v, f16),
+             l->pin_rows, 0, pin_rows(l, s->state));
     add_span(item, s->recall_k, s->recall_v, STREAM_RECALL_MAX * comp, 0, s->recall_rows);
 }
 
@@ -124,6 +130,9 @@ void gpu_item_tail(const struct tail *t, struct cuda_item *item)
     item->tail_v = t->v;
     item->tail_capacity = t->capacity;
     item->tail_rows = t->count;
+    item->tail_first = t->start;
+    if (t->sinks)
+        add_span(item, t->sink_k, t->sink_v, t->sinks, 0, t->sinks);
 }
 
 /* ---- queued ---- */
@@ -170,17 +179,23 @@ void *gpu_sent(struct gpu *g, const struct gpu_slot *p, const void *part, size_t
 
 void gpu_pass_run(struct engine *e, struct gpu_slot *p)
 {
+    gpu_pass_layers(e, p, e->shape.layers);
+}
+
+/* All that a pass's launches depend on, beside what lies on the device. */
+struct pass_key {
+    uint32_t rows, items, runs, rows_most, keys_max, layers, simple;
+    uint32_t kind_rows[GPU_KINDS + 1];
+};
+
+static void run_layers(struct engine *e, const struct gpu_slot *p, uint32_t layers)
+{
     struct gpu *g = e->gpu;
     struct cuda *c = g->cuda;
     struct cuda_batch b = batch_of(g, p);
-    c->few = p->rows_most == 1;
-    send(g, p, p->item, p->items * sizeof *p->item);
-    send(g, p, p->run, p->runs * sizeof *p->run);
-    send(g, p, p->token, p->rows * sizeof *p->token);
-    send(g, p, p->position, p->rows * sizeof *p->position);
     c->embed(c, &b, g->embedding, e->embedding->type, g->comp_embedding);
     c->rotations(c, b.rotation, b.position, b.rows, g->inverse_frequency, g->shape.head_dim);
-    for (uint32_t n = 0; n < e->shape.layers; n++) {
+    for (uint32_t n = 0; n < layers; n++) {
         const struct gpu_layer *l = &g->layer[n];
         c->norm(c, &b, l->attn_norm, l->decide, p->kind_rows[GPU_DMC], p->kind_rows[GPU_DMC + 1]);
         project_kinds(g, p, b.qkv, CUDA_OUT_F32, l->qkv, b.h);
@@ -192,6 +207,37 @@ void gpu_pass_run(struct engine *e, struct gpu_slot *p)
         c->swiglu(c, &b);
         c->matmul(c, b.x, CUDA_OUT_F32_ADD, l->down.rows, &l->down, b.act, b.rows);
     }
+}
+
+void gpu_pass_layers(struct engine *e, struct gpu_slot *p, uint32_t layers)
+{
+    struct gpu *g = e->gpu;
+    struct cuda *c = g->cuda;
+    struct pass_key key;
+    p->keys_max = (p->keys_max + KEYS_STEP - 1) / KEYS_STEP * KEYS_STEP; /* so that passes repeat */
+    memset(&key, 0, sizeof key);
+    key = (struct pass_key){.rows = p->rows,
+                            .items = p->items,
+                            .runs = p->runs,
+                            .rows_most = p->rows_most,
+                            .keys_max = p->keys_max,
+                            .layers = layers,
+                            .simple = c->simple};
+    memcpy(key.kind_rows, p->kind_rows, sizeof key.kind_rows);
+    c->few = p->rows_most == 1;
+    send(g, p, p->item, p->items * sizeof *p->item);
+    send(g, p, p->run, p->runs * sizeof *p->run);
+    send(g, p, p->token, p->rows * sizeof *p->token);
+    send(g, p, p->position, p->rows * sizeof *p->position);
+    if (p->rows > GRAPH_ROWS_MAX) {
+        run_layers(e, p, layers);
+        return;
+    }
+    if (c->graph_begin(c, &key, sizeof key))
+        return;
+    do
+        run_layers(e, p, layers);
+    while (c->graph_again(c));
 }
 
 void gpu_logits(struct engine *e, const uint32_t *row, uint32_t rows)
@@ -209,4 +255,23 @@ void gpu_logits(struct engine *e, const uint32_t *row, uint32_t rows)
     b.x = g->x_last;
     c->norm(c, &b, g->output_norm, NULL, 0, 0);
     c->matmul(c, g->logits, CUDA_OUT_F32, e->shape.vocab, &g->head, b.h, rows);
+}
+
+int gpu_pass_score(struct engine *e, struct gpu_slot *p, const int32_t *targets, uint32_t rows,
+                   float *nll)
+{
+    struct gpu *g = e->gpu;
+    struct cuda *c = g->cuda;
+    memcpy(p->target, targets, rows * sizeof *targets);
+    const int32_t *target = gpu_sent(g, p, p->target, rows * sizeof *p->target);
+    for (uint32_t at = 0; at < rows; at += GPU_LOGIT_ROWS) {
+        uint32_t row[GPU_LOGIT_ROWS], n = rows - at;
+        n = n < GPU_LOGIT_ROWS ? n : GPU_LOGIT_ROWS;
+        for (uint32_t i = 0; i < n; i++)
+            row[i] = at + i;
+        gpu_logits(e, row, n);
+        c->nll(c, g->nll + at, g->logits, target + at, n, e->shape.vocab);
+    }
+    c->copy_out(c, nll, g->nll, rows * sizeof *nll);
+    return c->sync(c);
 }

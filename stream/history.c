@@ -5,7 +5,7 @@
  * Rows keep their true positions, the sinks are re-placed before the window's first row each block
  * (StreamingLLM, arXiv 2309.17453, with distances as the model was trained).
  */
-#include "stream/internal.h"
+#include "stream/gpu.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -26,25 +26,38 @@ static uint32_t heads_of(const struct engine *e)
     return e->shape.layers * e->shape.kv_heads;
 }
 
+/* Rows of all heads, on the engine's device. */
+static f16 *take_rows(struct history *h, uint32_t rows)
+{
+    struct engine *e = h->engine;
+    size_t bytes = heads_of(e) * (size_t)(rows ? rows : 1) * e->shape.head_dim * sizeof(f16);
+    h->bytes += bytes;
+    return e->gpu ? gpu_take(e->gpu, bytes) : malloc(bytes);
+}
+
+static void give_rows(const struct history *h, f16 *rows)
+{
+    if (h->engine->gpu)
+        gpu_give(h->engine->gpu, rows);
+    else
+        free(rows);
+}
+
 int history_open(struct history **out, struct engine *e, uint32_t rows_max, bool dmc_lora)
 {
     const struct shape *s = &e->shape;
     *out = NULL;
-    if (e->gpu) /* a measuring tool, and the CPU's measure is the reference */
-        return -ENOTSUP;
     struct history *h = calloc(1, sizeof *h);
     if (!h)
         return -ENOMEM;
     *h = (struct history){.engine = e, .rows_max = rows_max, .dmc_lora = dmc_lora};
     /* Twice the window: rows move to the front only once in a window's length. */
     h->tail.capacity = 2 * (rows_max + STREAM_BLOCK_TOKENS);
-    size_t row = heads_of(e) * s->head_dim * sizeof(f16), sinks = row * (s->sinks ? s->sinks : 1);
-    h->bytes = 2 * row * h->tail.capacity + 3 * sinks;
-    h->tail.k = malloc(row * h->tail.capacity);
-    h->tail.v = malloc(row * h->tail.capacity);
-    h->tail.sink_k = malloc(sinks);
-    h->tail.sink_v = malloc(sinks);
-    h->tail.sink_k_raw = malloc(sinks);
+    h->tail.k = take_rows(h, h->tail.capacity);
+    h->tail.v = take_rows(h, h->tail.capacity);
+    h->tail.sink_k = take_rows(h, s->sinks);
+    h->tail.sink_v = take_rows(h, s->sinks);
+    h->tail.sink_k_raw = take_rows(h, s->sinks);
     if (!h->tail.k || !h->tail.v || !h->tail.sink_k || !h->tail.sink_v || !h->tail.sink_k_raw ||
         rows_max <= s->sinks) {
         history_close(&h);
@@ -59,11 +72,11 @@ void history_close(struct history **history)
     struct history *h = *history;
     if (!h)
         return;
-    free(h->tail.k);
-    free(h->tail.v);
-    free(h->tail.sink_k);
-    free(h->tail.sink_v);
-    free(h->tail.sink_k_raw);
+    give_rows(h, h->tail.k);
+    give_rows(h, h->tail.v);
+    give_rows(h, h->tail.sink_k);
+    give_rows(h, h->tail.sink_v);
+    give_rows(h, h->tail.sink_k_raw);
     free(h);
     *history = NULL;
 }
@@ -83,7 +96,13 @@ static void move_to_front(struct history *h)
 {
     struct tail *t = &h->tail;
     size_t dim = h->engine->shape.head_dim, rows = t->count - t->start;
-    for (uint32_t i = 0; i < heads_of(h->engine); i++) {
+    if (h->engine->gpu) { /* twice the window: old and new place do not overlap */
+        gpu_rows_copy(h->engine, t->k, t->capacity, t->k + t->start * dim, t->capacity,
+                      (uint32_t)rows);
+        gpu_rows_copy(h->engine, t->v, t->capacity, t->v + t->start * dim, t->capacity,
+                      (uint32_t)rows);
+    }
+    for (uint32_t i = 0; !h->engine->gpu && i < heads_of(h->engine); i++) {
         f16 *k = t->k + (size_t)i * t->capacity * dim, *v = t->v + (size_t)i * t->capacity * dim;
         memmove(k, k + t->start * dim, rows * dim * sizeof *k);
         memmove(v, v + t->start * dim, rows * dim * sizeof *v);
@@ -101,6 +120,11 @@ static void keep_sinks(struct history *h)
     struct tail *t = &h->tail;
     uint32_t sinks = e->shape.sinks;
     size_t dim = e->shape.head_dim;
+    if (e->gpu) {
+        gpu_rows_turn(e, t->sink_k_raw, sinks, t->k, t->capacity, 0, -1, sinks);
+        gpu_rows_copy(e, t->sink_v, sinks, t->v, t->capacity, sinks);
+        return;
+    }
     for (uint32_t j = 0; j < sinks; j++)
         rotation_row(e, -(int64_t)j, e->rotation + j * dim);
     for (uint32_t i = 0; i < heads_of(e); i++) {
@@ -117,6 +141,11 @@ static void place_sinks(struct history *h, int64_t window_start)
     struct engine *e = h->engine;
     struct tail *t = &h->tail;
     size_t dim = e->shape.head_dim;
+    if (e->gpu) {
+        gpu_rows_turn(e, t->sink_k, t->sinks, t->sink_k_raw, t->sinks, window_start - t->sinks, 1,
+                      t->sinks);
+        return;
+    }
     for (uint32_t j = 0; j < t->sinks; j++)
         rotation_row(e, window_start - t->sinks + j, e->rotation + j * dim);
     for (uint32_t i = 0; i < heads_of(e) && t->sinks; i++)
@@ -168,6 +197,32 @@ static void plan_block(struct history *h, const uint32_t *rows_visible, uint32_t
         move_to_front(h);
 }
 
+static int score_block(struct history *h, const int32_t *tokens, const int32_t *targets,
+                       uint32_t rows, float *nll)
+{
+    struct engine *e = h->engine;
+    struct forward_item item = {.kind = FORWARD_RAW,
+                                .tail = &h->tail,
+                                .tokens = tokens,
+                                .rows = rows,
+                                .position = (int64_t)h->tokens,
+                                .dmc_lora = h->dmc_lora};
+    struct gpu_rows run = {.tail = &h->tail,
+                           .tokens = tokens,
+                           .targets = targets,
+                           .first = h->tail.first,
+                           .count = rows,
+                           .layers = e->shape.layers,
+                           .position = (int64_t)h->tokens,
+                           .dmc_lora = h->dmc_lora};
+    if (e->gpu)
+        return gpu_rows_run(e, &run, nll);
+    forward_run(e, &item, 1);
+    if (targets)
+        forward_nll(e, 0, rows, targets, nll);
+    return 0;
+}
+
 int history_score(struct history *h, const int32_t *tokens, const int32_t *targets, uint32_t count,
                   const uint32_t *rows_visible, float *nll)
 {
@@ -182,15 +237,9 @@ int history_score(struct history *h, const int32_t *tokens, const int32_t *targe
     for (uint32_t at = 0; at < count;) {
         uint32_t rows = count - at < STREAM_BLOCK_TOKENS ? count - at : STREAM_BLOCK_TOKENS;
         plan_block(h, rows_visible ? rows_visible + at : NULL, rows);
-        struct forward_item item = {.kind = FORWARD_RAW,
-                                    .tail = &h->tail,
-                                    .tokens = tokens + at,
-                                    .rows = rows,
-                                    .position = (int64_t)h->tokens,
-                                    .dmc_lora = h->dmc_lora};
-        forward_run(e, &item, 1);
-        if (targets)
-            forward_nll(e, 0, rows, targets + at, nll + at);
+        int code = score_block(h, tokens + at, targets ? targets + at : NULL, rows, nll + at);
+        if (code)
+            return code;
         h->tokens += rows;
         at += rows;
     }

@@ -13,8 +13,8 @@ enum {
     FORWARD_ITEMS_MAX = 32,
     LAYERS_MAX = 256,
     STATE_MAGIC = 0x746c6973, /* "silt" */
-    STATE_VERSION = 3,        /* 2: segments join the ring at once, merges are seen a block late;
-                               * 3: counts lie together */
+    STATE_VERSION = 4,        /* 2: segments join the ring at once, merges are seen a block late;
+                               * 3: counts lie together; 4: the list of pins behind them */
 };
 
 /* ---- weights ---- */
@@ -148,6 +148,7 @@ struct layout {
     size_t held;             /* u32 [heads]: entries in view and those that wait behind them */
     size_t grown;            /* u32 [heads]: 1: the newest entry in view has grown, to grown_k, v */
     size_t entries_total;    /* u64 [heads]: entries of closed chunks */
+    size_t pins;             /* struct pin_state, as stream/pin.c keeps them; pin_rows 0: none */
     size_t fixed_k, fixed_v; /* f16 [heads][fixed_rows][head_dim] */
     size_t sink_k;           /* f16 [heads][sinks][head_dim], un-rotated */
     size_t summary;          /* f32 [heads][comp][2][head_dim], un-rotated K | V */
@@ -155,12 +156,10 @@ struct layout {
     size_t window_k[2], window_v[2]; /* f16 [window_rows][head_dim] */
     /* The rest at ratios above 1. The newest block of the open chunk: its rows as computed, and its
      * entries, which come into view a block later (window.c). */
-    size_t grown_k, grown_v; /* f16 [heads][head_dim] */
-    size_t raw_k, raw_v;     /* f16 [heads][STREAM_BLOCK_TOKENS][head_dim] */
-    size_t z, sum_k, sum_v;  /* f32 [heads], [heads][head_dim] twice: the running entries */
-    /* Pins, as stream/pin.c keeps them; pin_rows 0: none of these. */
-    uint32_t pin_rows;            /* capacity */
-    size_t pins;                  /* struct pin_state */
+    size_t grown_k, grown_v;      /* f16 [heads][head_dim] */
+    size_t raw_k, raw_v;          /* f16 [heads][STREAM_BLOCK_TOKENS][head_dim] */
+    size_t z, sum_k, sum_v;       /* f32 [heads], [heads][head_dim] twice: the running entries */
+    uint32_t pin_rows;            /* capacity of the next three */
     size_t pin_raw, pin_k, pin_v; /* f16 [heads][pin_rows][head_dim]: K un-rotated, K placed, V */
     size_t bytes;
 };

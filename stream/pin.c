@@ -6,7 +6,7 @@
  * and placed anew with the sinks, between these and the summary, so that all distances stay inside
  * the trained context (layout_make counts the pins).
  */
-#include "stream/internal.h"
+#include "stream/gpu.h"
 
 #include <errno.h>
 #include <string.h>
@@ -56,11 +56,27 @@ void pin_place(struct stream *stream, int64_t position)
     }
 }
 
+/* On a device, in pieces that do not overlap. */
+static void move_device_rows(const struct stream *stream, f16 *rows, uint32_t to, uint32_t from,
+                             uint32_t count)
+{
+    const struct layout *l = &stream->layout;
+    uint32_t piece = from - to;
+    for (uint32_t at = 0; at < count && piece; at += piece)
+        gpu_rows_copy(stream->engine, rows + (size_t)(to + at) * l->head_dim, l->pin_rows,
+                      rows + (size_t)(from + at) * l->head_dim, l->pin_rows,
+                      piece < count - at ? piece : count - at);
+}
+
 /* Rows [from, from + count) of every head move down to `to`. */
 static void move_rows(const struct stream *stream, uint32_t to, uint32_t from, uint32_t count)
 {
     const struct layout *l = &stream->layout;
     const size_t parts[] = {l->pin_raw, l->pin_k, l->pin_v};
+    for (int p = 0; stream->device && p < 3; p++)
+        move_device_rows(stream, STATE_AT(stream->device, parts[p], f16), to, from, count);
+    if (stream->device)
+        return;
     for (int p = 0; p < 3; p++)
         for (uint32_t h = 0; h < l->heads; h++) {
             f16 *rows =
@@ -105,15 +121,39 @@ static bool drop_others(const struct stream *stream, const struct stream_pin *pi
     return kept != before;
 }
 
-/* One pass over what stands before it and the pin itself; its rows join the others. */
-static void compute(const struct stream *stream, const struct stream_pin *pin)
+/* As compute, on a device. */
+static int compute_device(const struct stream *stream, const struct stream_pin *pin, uint32_t rows)
 {
     struct engine *e = stream->engine;
     const struct layout *l = &stream->layout;
-    struct pin_state *state = pins_of(stream);
     struct tail *tail = &e->pin_tail;
-    uint32_t rows = (uint32_t)(pin->to - pin->from), all = pin->before + rows, dim = l->head_dim;
-    tail->start = tail->count = 0;
+    uint32_t all = pin->before + rows, chunk = e->shape.chunk;
+    size_t from = (size_t)pin->before * l->head_dim;
+    size_t to = (size_t)pins_of(stream)->rows * l->head_dim;
+    int code = 0;
+    for (uint32_t at = 0; at < all && !code; at += chunk) {
+        struct gpu_rows run = {.tail = tail,
+                               .tokens = pin->tokens + at,
+                               .count = all - at < chunk ? all - at : chunk,
+                               .layers = e->shape.layers,
+                               .position = at};
+        code = gpu_rows_run(e, &run, NULL);
+    }
+    gpu_rows_turn(e, STATE_AT(stream->device, l->pin_raw, f16) + to, l->pin_rows, tail->k + from,
+                  tail->capacity, pin->before, -1, rows);
+    gpu_rows_copy(e, STATE_AT(stream->device, l->pin_v, f16) + to, l->pin_rows, tail->v + from,
+                  tail->capacity, rows);
+    return code;
+}
+
+/* One pass over what stands before it and the pin itself; its rows join the others. */
+static void compute(const struct stream *stream, const struct stream_pin *pin, uint32_t rows)
+{
+    struct engine *e = stream->engine;
+    const struct layout *l = &stream->layout;
+    const struct pin_state *state = pins_of(stream);
+    struct tail *tail = &e->pin_tail;
+    uint32_t all = pin->before + rows, dim = l->head_dim;
     for (uint32_t at = 0; at < all; at += STREAM_BLOCK_TOKENS) {
         struct forward_item item = {.kind = FORWARD_RAW,
                                     .tail = tail,
@@ -135,8 +175,21 @@ static void compute(const struct stream *stream, const struct stream_pin *pin)
                    dim * sizeof *tail->v);
         }
     }
+}
+
+static int add_pin(const struct stream *stream, const struct stream_pin *pin)
+{
+    struct pin_state *state = pins_of(stream);
+    uint32_t rows = (uint32_t)(pin->to - pin->from);
+    int code = 0;
+    stream->engine->pin_tail.start = stream->engine->pin_tail.count = 0;
+    if (stream->device)
+        code = compute_device(stream, pin, rows);
+    else
+        compute(stream, pin, rows);
     state->pin[state->count++] = (struct pin_range){pin->from, pin->to};
     state->rows += rows;
+    return code;
 }
 
 int stream_pins(struct stream *stream, const struct stream_pin *pins, uint32_t count)
@@ -159,14 +212,15 @@ int stream_pins(struct stream *stream, const struct stream_pin *pins, uint32_t c
     if (!stream->layout.pin_rows)
         return 0;
     bool changed = drop_others(stream, pins, count);
-    for (uint32_t i = 0; i < count; i++)
+    int code = 0;
+    for (uint32_t i = 0; i < count && !code; i++)
         if (!held(pins_of(stream), &pins[i])) {
-            compute(stream, &pins[i]);
+            code = add_pin(stream, &pins[i]);
             changed = true;
         }
     if (changed)
         ccm_place_old_rows(stream, 0);
-    return 0;
+    return code;
 }
 
 int fork_pins(struct fork *fork, const struct stream_pin *pins, uint32_t count)

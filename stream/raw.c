@@ -3,7 +3,7 @@
  *
  * The loss meter's reference. Positions begin at 0, no row ever goes.
  */
-#include "stream/internal.h"
+#include "stream/gpu.h"
 
 #include <errno.h>
 
@@ -25,14 +25,17 @@ static size_t rows_bytes(const struct engine *e, uint32_t tokens)
 
 size_t raw_bytes(const struct engine *engine, uint32_t tokens)
 {
-    return engine->gpu ? 0 : aligned(sizeof(struct raw)) + 2 * rows_bytes(engine, tokens);
+    return aligned(sizeof(struct raw)) + (engine->gpu ? 0 : 2 * rows_bytes(engine, tokens));
+}
+
+size_t raw_device_bytes(const struct engine *engine, uint32_t tokens)
+{
+    return engine->gpu ? gpu_aligned(2 * gpu_tail_bytes(engine, tokens)) : 0;
 }
 
 int raw_open(struct raw **out, struct engine *engine, uint32_t tokens, void *memory,
              size_t memory_bytes)
 {
-    if (engine->gpu)
-        return -ENOTSUP;
     if (memory_bytes < raw_bytes(engine, tokens) || (uintptr_t)memory % 64 ||
         tokens > engine->shape.context)
         return -EINVAL;
@@ -42,8 +45,13 @@ int raw_open(struct raw **out, struct engine *engine, uint32_t tokens, void *mem
                         .tail = {.k = (void *)rows,
                                  .v = (void *)(rows + rows_bytes(engine, tokens)),
                                  .capacity = tokens}};
-    *out = raw;
-    return 0;
+    if (engine->gpu) {
+        raw->tail.k = gpu_take(engine->gpu, raw_device_bytes(engine, tokens));
+        raw->tail.v =
+            raw->tail.k ? raw->tail.k + gpu_tail_bytes(engine, tokens) / sizeof(f16) : NULL;
+    }
+    *out = raw->tail.k ? raw : NULL;
+    return raw->tail.k ? 0 : -ENOMEM;
 }
 
 void raw_reset(struct raw *raw)
@@ -63,6 +71,15 @@ int raw_score(struct raw *raw, const int32_t *tokens, const int32_t *targets, ui
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->shape.vocab ||
             (targets && targets[i] >= (int32_t)e->shape.vocab))
             return -EINVAL;
+    if (e->gpu) {
+        struct gpu_rows run = {.tail = &raw->tail,
+                               .tokens = tokens,
+                               .targets = targets,
+                               .count = count,
+                               .layers = e->shape.layers,
+                               .position = raw->tail.count};
+        return gpu_rows_run(e, &run, nll);
+    }
     struct forward_item item = {.kind = FORWARD_RAW,
                                 .tail = &raw->tail,
                                 .tokens = tokens,

@@ -6,7 +6,7 @@
  * the formulas, retrofit/key.py the training). The question is read with nothing before it: the
  * same question asks for the same, wherever the stream stands.
  */
-#include "stream/internal.h"
+#include "stream/gpu.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -133,7 +133,12 @@ static void fill_table(struct engine *e, uint32_t count, uint8_t *table)
     const uint32_t vocab = e->shape.vocab;
     float *near, top = 1e-9f;
     void *q;
-    work_scratch(e->work, &near, &q);
+    if (e->gpu) {
+        near = e->gpu->near;
+        q = e->gpu->quantized;
+    } else {
+        work_scratch(e->work, &near, &q);
+    }
     e->kernels->quantize(e->kernels, q, r->queries, count, r->dim);
     e->kernels->matmul(e->kernels, near, vocab, &r->token, r->queries, r->dim, q, count, false);
     for (size_t i = 0; i < (size_t)count * vocab; i++)
@@ -143,6 +148,26 @@ static void fill_table(struct engine *e, uint32_t count, uint8_t *table)
             float x = i < count ? near[(size_t)i * vocab + v] * (255 / top) : 0;
             table[(size_t)v * RECALL_QUERY_TOKENS + i] = x > 0 ? (uint8_t)(x + 0.5f) : 0;
         }
+}
+
+/* Hidden states of a block of the question, behind those before it. */
+static const float *read_block(struct engine *e, struct tail *tail, const int32_t *tokens,
+                               uint32_t rows, uint32_t position)
+{
+    struct forward_item item = {
+        .kind = FORWARD_RAW, .tail = tail, .tokens = tokens, .rows = rows, .position = position};
+    struct gpu_rows run = {.tail = tail,
+                           .tokens = tokens,
+                           .count = rows,
+                           .layers = e->recall.layer,
+                           .position = position};
+    struct gpu *g = e->gpu;
+    if (!g)
+        return forward_hidden(e, &item, e->recall.layer);
+    if (gpu_rows_run(e, &run, NULL))
+        return NULL;
+    g->cuda->copy_out(g->cuda, g->hidden, g->batch.x, (size_t)rows * e->shape.dim * sizeof(float));
+    return g->cuda->sync(g->cuda) ? NULL : g->hidden;
 }
 
 int fork_recall_table(struct fork *f, const int32_t *tokens, uint32_t count, uint32_t from,
@@ -166,12 +191,9 @@ int fork_recall_table(struct fork *f, const int32_t *tokens, uint32_t count, uin
     alone.start = alone.count;
     for (uint32_t at = 0; at < count;) {
         uint32_t rows = count - at < STREAM_BLOCK_TOKENS ? count - at : STREAM_BLOCK_TOKENS;
-        struct forward_item item = {.kind = FORWARD_RAW,
-                                    .tail = &alone,
-                                    .tokens = tokens + at,
-                                    .rows = rows,
-                                    .position = at};
-        const float *hidden = forward_hidden(e, &item, r->layer);
+        const float *hidden = read_block(e, &alone, tokens + at, rows, at);
+        if (!hidden)
+            return -EIO;
         uint32_t skip = from > at ? from - at < rows ? from - at : rows : 0;
         if (skip < rows)
             make_queries(e, tokens + at + skip, rows - skip, hidden + (size_t)skip * e->shape.dim,

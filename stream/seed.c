@@ -5,7 +5,7 @@
  * on disk. The window is empty: chunks that are fed first fill it, and what is computed then is
  * near what it was, not the same.
  */
-#include "stream/internal.h"
+#include "stream/gpu.h"
 
 #include <errno.h>
 #include <string.h>
@@ -15,8 +15,6 @@ int stream_seed(struct stream *stream, uint64_t chunks)
     const struct layout *l = &stream->layout;
     struct state *state = stream->state;
     size_t counts = l->heads * sizeof(uint32_t);
-    if (stream->device)
-        return -ENOTSUP;
     if (!l->ring || chunks <= l->ring || !state->summary_count)
         return -EINVAL;
     state->tokens = chunks * stream->engine->shape.chunk;
@@ -32,6 +30,8 @@ int stream_seed(struct stream *stream, uint64_t chunks)
         memset(STATE_AT(state, l->held, uint32_t), 0, counts);
         memset(STATE_AT(state, l->grown, uint32_t), 0, counts);
     }
+    if (stream->device)
+        gpu_stream_send(stream);
     ccm_place_old_rows(stream, 0);
     return 0;
 }

@@ -28,6 +28,20 @@ size_t stream_bytes(const struct engine *engine, const struct stream_options *op
     return handle_bytes() + held_bytes(engine, &layout);
 }
 
+size_t stream_device_bytes(const struct engine *engine, const struct stream_options *options)
+{
+    struct layout layout;
+    return !engine->gpu || layout_make(&layout, engine, options, NULL, 0)
+               ? 0
+               : gpu_stream_bytes(&layout);
+}
+
+size_t stream_state_bytes(const struct engine *engine, const struct stream_options *options)
+{
+    struct layout layout;
+    return layout_make(&layout, engine, options, NULL, 0) ? 0 : layout.bytes;
+}
+
 int stream_open(struct stream **out, struct engine *engine, const struct stream_options *options,
                 void *memory, size_t memory_bytes)
 {
@@ -131,6 +145,20 @@ int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
     return 0;
 }
 
+/* The pending tokens, a whole block of them, wherever the stream is. */
+static int score_pending(struct stream *stream, const int32_t *targets, float *nll)
+{
+    int32_t block[STREAM_BLOCK_TOKENS];
+    struct stream_work work = {stream, block, STREAM_BLOCK_TOKENS, 0};
+    if (!stream->device) {
+        compute_block(stream, targets, nll);
+        return 0;
+    }
+    memcpy(block, stream->state->pending, sizeof block);
+    stream->state->pending_count = 0;
+    return gpu_streams_feed(&work, 1, targets, nll);
+}
+
 int stream_feed_scored(struct stream *stream, const int32_t *tokens, uint32_t count, double *nll,
                        uint32_t *scored)
 {
@@ -145,7 +173,9 @@ int stream_feed_scored(struct stream *stream, const int32_t *tokens, uint32_t co
             continue;
         for (uint32_t j = 0; j < STREAM_BLOCK_TOKENS; j++)
             targets[j] = j + 1 < STREAM_BLOCK_TOKENS ? state->pending[j + 1] : -1;
-        compute_block(stream, targets, block);
+        int code = score_pending(stream, targets, block);
+        if (code)
+            return code;
         for (uint32_t j = 0; j + 1 < STREAM_BLOCK_TOKENS; j++)
             *nll += block[j];
         *scored += STREAM_BLOCK_TOKENS - 1;

@@ -50,7 +50,7 @@ struct engine_options {
     uint32_t pin_tokens_max; /* that a stream may pin, all ranges together; 0: none */
     bool exact; /* fp32 weights and activations, slow and large: what int8 is measured by */
     /* DEVICE_CUDA alone */
-    size_t device_bytes; /* of the device's memory for streams and forks; 0: what is left */
+    size_t device_bytes; /* of the device's memory, weights and all; 0: what is free */
     uint32_t batch_rows; /* computed together at most; 0: a default */
 };
 
@@ -67,7 +67,10 @@ struct engine_info {
     uint32_t threads;
     size_t weights_bytes; /* packed weights held in memory */
     size_t work_bytes;    /* activations and scratch */
-    size_t device_bytes;  /* on a GPU: weights, activations and the streams' arena there; else 0 */
+    /* On a GPU, else 0: weights, activations, and the arena of streams and forks. */
+    size_t device_weights_bytes, device_work_bytes, device_arena_bytes;
+    /* Tokens that are computed together fastest: a block, or what a device takes in one pass. */
+    uint32_t batch_tokens;
 };
 
 struct engine;
@@ -80,6 +83,9 @@ void engine_info(const struct engine *engine, struct engine_info *out);
 
 struct tokenizer;
 const struct tokenizer *engine_tokenizer(const struct engine *engine);
+/* What the device said when it failed; NULL: it has not. After -EIO nothing more is computed there.
+ */
+const char *engine_failure(const struct engine *engine);
 
 /* One continuous text fed in any cuts: the bytes that still wait for more. Zero it to begin. No
  * pointers: it may be stored. */
@@ -189,6 +195,12 @@ struct stream_work {
     int result; /* out: as of stream_feed */
 };
 int streams_feed(struct stream_work *work, uint32_t count);
+/* Bytes of the device's arena (engine_info.arena_bytes) that a stream or a fork takes; 0 on a CPU.
+ */
+size_t stream_device_bytes(const struct engine *engine, const struct stream_options *options);
+size_t fork_device_bytes(const struct engine *engine, const struct stream_options *options);
+/* Bytes of stream_state. */
+size_t stream_state_bytes(const struct engine *engine, const struct stream_options *options);
 /* stream_feed that also scores: nll[i] is -log p(targets[i]) after tokens[i], in nats. targets[i] <
  * 0: not scored, 0. The stream must have no pending tokens and count be a multiple of
  * STREAM_BLOCK_TOKENS: -EINVAL. */
@@ -232,8 +244,10 @@ int stream_pins(struct stream *stream, const struct stream_pin *pins, uint32_t c
 /* ---- raw: a short text without compression ---- */
 
 struct raw;
-/* At most `tokens` of them, in the caller's memory (64-byte aligned), which it must keep. */
-size_t raw_bytes(const struct engine *engine, uint32_t tokens); /* 0: not on this device */
+/* At most `tokens` of them, in the caller's memory (64-byte aligned), which it must keep; on a
+ * device the rows lie there, until the engine is closed. */
+size_t raw_bytes(const struct engine *engine, uint32_t tokens);
+size_t raw_device_bytes(const struct engine *engine, uint32_t tokens);
 int raw_open(struct raw **out, struct engine *engine, uint32_t tokens, void *memory,
              size_t memory_bytes);
 void raw_reset(struct raw *raw); /* empty again */

@@ -26,6 +26,7 @@ struct loader {
     size_t used;
     void *stack; /* rows of fused matrices, [stack_bytes] */
     size_t stack_bytes;
+    bool refers; /* matrices stay where they lie: a device makes its own copy */
     char *error;
     size_t error_bytes;
 };
@@ -131,7 +132,7 @@ static int pack(struct loader *l, struct weight *out, const void *rows_data, enu
 {
     const struct kernels *k = l->engine->kernels;
     enum tensor_type as = l->engine->exact ? TENSOR_F32 : type;
-    if (l->engine->gpu)
+    if (l->refers)
         return refer(l, out, rows_data, type, rows, cols, false);
     void *memory = loader_take(l, k->weight_bytes(k, as, rows, cols));
     *out = (struct weight){.rows = rows, .cols = cols};
@@ -450,7 +451,8 @@ static int load_adapter(struct loader *l)
     }
     if (!code && dmc)
         code = load_ratios(l);
-    return code || e->gpu ? code : load_recall(l); /* a GPU has no part for it yet */
+    l->refers = false; /* what looks through the keys is the CPU, on any device */
+    return code ? code : load_recall(l);
 }
 
 static uint64_t fingerprint(const struct gguf *file)
@@ -485,6 +487,7 @@ static void fill_info(struct engine *e)
 
 static int load_pass(struct loader *l)
 {
+    l->refers = l->engine->gpu;
     int code = load_base(l);
     if (!code && l->engine->adapter)
         code = load_adapter(l);

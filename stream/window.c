@@ -88,6 +88,9 @@ int layout_make(struct layout *l, const struct engine *e, const struct stream_op
         l->grown = take(l, heads * sizeof(uint32_t));
     }
     l->entries_total = take(l, heads * sizeof(uint64_t));
+    l->pin_rows = s->pins;
+    if (l->pin_rows)
+        l->pins = take(l, sizeof(struct pin_state));
     l->fixed_k = take(l, heads * l->fixed_rows * row);
     l->fixed_v = take(l, heads * l->fixed_rows * row);
     l->sink_k = take(l, heads * s->sinks * row);
@@ -108,9 +111,7 @@ int layout_make(struct layout *l, const struct engine *e, const struct stream_op
         l->sum_k = take(l, heads * s->head_dim * sizeof(float));
         l->sum_v = take(l, heads * s->head_dim * sizeof(float));
     }
-    l->pin_rows = s->pins;
     if (l->pin_rows) {
-        l->pins = take(l, sizeof(struct pin_state));
         l->pin_raw = take(l, heads * l->pin_rows * row);
         l->pin_k = take(l, heads * l->pin_rows * row);
         l->pin_v = take(l, heads * l->pin_rows * row);

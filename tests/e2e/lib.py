@@ -26,6 +26,7 @@ SILT = BUILD / "silt"
 SILTD = BUILD / "siltd"
 MODEL = ROOT / "build/models/smollm2-135m-instruct-q4_1.gguf"
 ADAPTER = ROOT / "stream/adapters/smollm2-135m-instruct.gguf"
+DEVICE = os.environ.get("SILT_DEVICE", "")  # of every siltd
 SLOW = float(os.environ.get("SILT_SLOW", "1"))  # a sanitizer's or a busy machine's factor
 EXIT_SKIP = 77
 
@@ -153,7 +154,8 @@ class Daemon:
         self.endpoint = f"ipc://{self.home}/s"
         self.log_path = self.home / "log"
         self.command = [SILTD, "--listen", self.endpoint, "--data", self.data, "--threads",
-                        threads, *(["--model", model] if model else []),
+                        threads, *(["--device", DEVICE] if DEVICE else []),
+                        *(["--model", model] if model else []),
                         *(["--adapter", adapter] if adapter else []), *args]
         self.env = {**os.environ, **env} if env else None
         self.process = None

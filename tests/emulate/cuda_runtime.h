@@ -12,13 +12,22 @@ enum cudaError_t {
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaStreamNonBlocking, cudaEventDisableTiming };
 typedef struct simt_order *cudaStream_t, *cudaEvent_t;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
+typedef std::vector<std::function<void()>> *cudaGraph_t, *cudaGraphExec_t;
 struct cudaDeviceProp {
     char name[256];
     int major, multiProcessorCount;
 };
 
 /* What the machine says from now on; SIMT_FINE: works. */
-enum simt_trouble { SIMT_FINE, SIMT_NO_DEVICE, SIMT_OLD_DEVICE, SIMT_NO_MEMORY, SIMT_BROKEN };
+enum simt_trouble {
+    SIMT_FINE,
+    SIMT_NO_DEVICE,
+    SIMT_OLD_DEVICE,
+    SIMT_NO_MEMORY,
+    SIMT_BROKEN,
+    SIMT_NO_GRAPHS
+};
 extern "C" void simt_trouble(enum simt_trouble trouble, size_t memory_bytes);
 
 const char *cudaGetErrorString(cudaError_t error);
@@ -44,6 +53,12 @@ cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
 cudaError_t cudaDeviceSynchronize(void);
 
 #endif

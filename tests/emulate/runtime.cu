@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 static enum simt_trouble trouble;
 static size_t memory_most = (size_t)1 << 30, memory_used;
@@ -15,8 +16,12 @@ void simt_trouble(enum simt_trouble now, size_t memory_bytes)
     memory_most = memory_bytes ? memory_bytes : (size_t)1 << 30;
 }
 
+/* SILT_EMULATE_BREAK names a file: once it is there, the device breaks. */
 static cudaError_t state(void)
 {
+    static const char *const file = getenv("SILT_EMULATE_BREAK");
+    if (file && access(file, F_OK) == 0)
+        trouble = SIMT_BROKEN;
     return trouble == SIMT_BROKEN ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
@@ -89,12 +94,12 @@ cudaError_t cudaMemGetInfo(size_t *left, size_t *total)
 }
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t)
 {
-    memset(to, value, bytes);
+    simt_queue([=] { memset(to, value, bytes); });
     return state();
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t)
 {
-    memmove(to, from, bytes);
+    simt_queue([=] { memmove(to, from, bytes); });
     return state();
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned)
@@ -141,6 +146,40 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t, cudaEvent_t)
     *milliseconds = 1e3f * (float)clock() / (float)CLOCKS_PER_SEC;
     return state();
 }
+/* ---- graphs: what was queued is kept, and done again ---- */
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode)
+{
+    simt_recording = new std::vector<std::function<void()>>;
+    return state();
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *out)
+{
+    *out = simt_recording;
+    simt_recording = NULL;
+    return trouble == SIMT_NO_GRAPHS ? cudaErrorLaunchFailure : state();
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long)
+{
+    *out = new std::vector<std::function<void()>>(*graph);
+    return state();
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t)
+{
+    for (const auto &work : *graph)
+        work();
+    return state();
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete graph;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
+{
+    delete graph;
+    return cudaSuccess;
+}
 cudaError_t cudaDeviceSynchronize(void)
 {
     return state();
@@ -148,10 +187,9 @@ cudaError_t cudaDeviceSynchronize(void)
 
 /* ---- products, in place of kernels/matmul.cu ---- */
 
-static void matmul(struct cuda *c, void *out, enum cuda_out kind, size_t out_stride,
-                   const struct cuda_weight *w, const bf16 *x, uint32_t rows)
+static void multiply(void *out, enum cuda_out kind, size_t out_stride, const struct cuda_weight *w,
+                     const bf16 *x, uint32_t rows)
 {
-    cuda_note(c, state(), "matmul");
     for (uint32_t i = 0; i < rows; i++)
         for (uint32_t n = 0; n < w->rows; n++) {
             float sum = 0;
@@ -164,6 +202,14 @@ static void matmul(struct cuda *c, void *out, enum cuda_out kind, size_t out_str
             else
                 ((float *)out)[at] = sum + (kind == CUDA_OUT_F32_ADD ? ((float *)out)[at] : 0);
         }
+}
+
+static void matmul(struct cuda *c, void *out, enum cuda_out kind, size_t out_stride,
+                   const struct cuda_weight *w, const bf16 *x, uint32_t rows)
+{
+    struct cuda_weight weight = *w;
+    cuda_note(c, state(), "matmul");
+    simt_queue([=] { multiply(out, kind, out_stride, &weight, x, rows); });
 }
 
 int cuda_open_matmul(struct cuda *c, char *error, size_t error_bytes)

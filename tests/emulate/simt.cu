@@ -111,7 +111,17 @@ static void block_run(void)
     }
 }
 
-void simt_launch(dim3 grid, dim3 block, const std::function<void()> &kernel)
+std::vector<std::function<void()>> *simt_recording;
+
+void simt_queue(std::function<void()> work)
+{
+    if (simt_recording)
+        simt_recording->push_back(std::move(work));
+    else
+        work();
+}
+
+static void launch(dim3 grid, dim3 block, const std::function<void()> &kernel)
 {
     count = block.x;
     simt_threads = block;
@@ -126,6 +136,11 @@ void simt_launch(dim3 grid, dim3 block, const std::function<void()> &kernel)
                 simt_block = dim3(x, y, z);
                 block_run();
             }
+}
+
+void simt_launch(dim3 grid, dim3 block, const std::function<void()> &kernel)
+{
+    simt_queue([=] { launch(grid, block, kernel); });
 }
 
 /* ---- instructions ---- */

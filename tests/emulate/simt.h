@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -50,6 +51,15 @@ extern dim3 simt_block, simt_threads;
 #define blockDim  simt_threads
 
 void simt_launch(dim3 grid, dim3 block, const std::function<void()> &kernel);
+/* A kernel with its arguments, taken now. */
+template <typename Kernel, typename... Arguments>
+std::function<void()> simt_call(Kernel *kernel, Arguments... arguments)
+{
+    return [=] { kernel(arguments...); };
+}
+/* Done at once or, while a graph is being recorded, whenever that is launched. */
+void simt_queue(std::function<void()> work);
+extern std::vector<std::function<void()>> *simt_recording;
 void __syncthreads(void);
 /* Every lane gives `bytes` (at most 64) and sees what all lanes of its warp gave. */
 typedef uint8_t simt_values[32][64];

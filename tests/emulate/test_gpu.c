@@ -13,99 +13,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "stream/gpu.h"
-#include "tests/unit/tiny_model.h"
+#include "tests/emulate/gpu_rig.h"
 
-enum { TOKENS = 7 * TINY_CHUNK, SCORED = 3 * TINY_CHUNK + 96 };
-
-/* simt.h is C++; see tests/emulate/cuda_runtime.h */
-enum trouble { FINE, NO_DEVICE, OLD_DEVICE, NO_MEMORY, BROKEN };
-void simt_trouble(enum trouble trouble, size_t memory_bytes);
-
-static char model_path[64], adapter_path[64];
-static struct engine *cpu, *gpu;
-static int32_t tokens[TOKENS + 1];
-
-struct held {
-    struct stream *stream;
-    void *memory;
-};
-
-static struct held stream_of(struct engine *e, uint32_t ratio, uint32_t ring)
-{
-    struct stream_options options = {.dmc_ratio = ratio, .ring_segments = ring};
-    size_t bytes = (stream_bytes(e, &options, NULL, 0) + 63) & ~(size_t)63;
-    struct held h = {.memory = aligned_alloc(64, bytes)};
-    assert_non_null(h.memory);
-    assert_int_equal(stream_open(&h.stream, e, &options, h.memory, bytes), 0);
-    return h;
-}
-
-static void drop(struct held *h)
-{
-    stream_close(&h->stream);
-    free(h->memory);
-}
-
-static uint64_t hash_of(const struct held *h)
-{
-    struct stream_stat stat;
-    stream_stat(h->stream, &stat);
-    return stat.memory_hash;
-}
-
-static struct engine *engine_on(enum device device, char *error, size_t error_bytes, int *code)
-{
-    struct engine_options options = {.model_path = model_path,
-                                     .adapter_path = adapter_path,
-                                     .device = device,
-                                     .threads = 1,
-                                     .feature_mask = UINT32_MAX,
-                                     .device_bytes = 64 << 20,
-                                     .batch_rows = 1024};
-    struct engine *e = NULL;
-    *code = engine_open(&e, &options, error, error_bytes);
-    return e;
-}
-
-/* Float weights: what differs is bf16 against fp32 alone, not int8 activations. */
-static int set_up(void **state)
-{
-    (void)state;
-    char error[256] = "";
-    int code;
-    snprintf(model_path, sizeof model_path, "/tmp/silt-gpu-%d.gguf", getpid());
-    snprintf(adapter_path, sizeof adapter_path, "/tmp/silt-gpu-%d.adapter.gguf", getpid());
-    struct tiny_options options = TINY_DEFAULTS;
-    options.weight_type = options.embed_type = TENSOR_F32;
-    if (tiny_model_write(model_path, &options) ||
-        tiny_adapter_write(adapter_path, model_path, &options))
-        return -1;
-    cpu = engine_on(DEVICE_CPU, error, sizeof error, &code);
-    gpu = engine_on(DEVICE_CUDA, error, sizeof error, &code);
-    if (!cpu || !gpu) {
-        fprintf(stderr, "%s\n", error);
-        return -1;
-    }
-    uint64_t x = 88172645463325252u;
-    for (int i = 0; i <= TOKENS; i++) {
-        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-        tokens[i] = (int32_t)(3 + x % (cpu->shape.vocab - 3));
-    }
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    engine_close(&cpu);
-    engine_close(&gpu);
-    unlink(model_path);
-    unlink(adapter_path);
-    return 0;
-}
+enum { SCORED = 3 * TINY_CHUNK + 96 };
 
 static double mean_loss(struct stream *s, uint32_t count, float *nll)
 {
@@ -217,29 +128,6 @@ static void states_cross_over(void **state)
                loss[1], loss[2]);
         assert_true(fabs(loss[0] - loss[2]) < 0.02 && fabs(loss[1] - loss[2]) < 0.02);
     }
-}
-
-static struct fork *fork_of(const struct held *h, void **memory)
-{
-    struct fork *f;
-    struct stream_options options = {.dmc_ratio = h->stream->layout.ratio,
-                                     .ring_segments = h->stream->layout.ring};
-    size_t bytes = (fork_bytes(h->stream->engine, &options) + 63) & ~(size_t)63;
-    *memory = aligned_alloc(64, bytes);
-    assert_non_null(*memory);
-    assert_int_equal(fork_open(&f, h->stream, *memory, bytes), 0);
-    return f;
-}
-
-static double logits_apart(struct fork *a, struct fork *b)
-{
-    const float *x = fork_logits(a), *y = fork_logits(b);
-    double far = 0, top = 0;
-    for (uint32_t i = 0; i < cpu->shape.vocab; i++) {
-        far = fmax(far, fabs((double)x[i] - (double)y[i]));
-        top = fmax(top, fabs((double)x[i]));
-    }
-    return far / top;
 }
 
 static uint32_t left[2];
@@ -409,5 +297,5 @@ int main(int argc, char **argv)
         cmocka_unit_test(trouble_is_said),
         cmocka_unit_test(a_broken_device_stays_broken),
     };
-    return cmocka_run_group_tests_name("gpu, emulated", tests, set_up, tear_down);
+    return cmocka_run_group_tests_name("gpu, emulated", tests, rig_set_up, rig_tear_down);
 }

@@ -39,6 +39,7 @@ struct fork {
 };
 
 static struct tokenizer the_tokenizer;
+bool sim_batched;
 
 int engine_open(struct engine **out, const struct engine_options *options, char *error,
                 size_t error_bytes)
@@ -64,6 +65,7 @@ void engine_info(const struct engine *engine, struct engine_info *out)
                                 .vocab_count = VOCAB,
                                 .chunk_tokens = CHUNK,
                                 .ring_segments = 4,
+                                .batch_tokens = sim_batched ? 4 * CHUNK : STREAM_BLOCK_TOKENS,
                                 .kernels_name = "fake",
                                 .threads = 1};
 }
@@ -172,6 +174,29 @@ size_t stream_bytes(const struct engine *engine, const struct stream_options *op
     return sizeof(struct stream);
 }
 
+size_t stream_device_bytes(const struct engine *engine, const struct stream_options *options)
+{
+    (void)engine, (void)options;
+    return 0;
+}
+
+size_t fork_device_bytes(const struct engine *engine, const struct stream_options *options)
+{
+    return stream_device_bytes(engine, options);
+}
+
+size_t stream_state_bytes(const struct engine *engine, const struct stream_options *options)
+{
+    (void)engine, (void)options;
+    return sizeof(struct stream);
+}
+
+size_t raw_device_bytes(const struct engine *engine, uint32_t tokens)
+{
+    (void)engine, (void)tokens;
+    return 0;
+}
+
 int stream_open(struct stream **out, struct engine *engine, const struct stream_options *options,
                 void *memory, size_t memory_bytes)
 {
@@ -230,6 +255,17 @@ int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
         }
     }
     return 0;
+}
+
+int streams_feed(struct stream_work *work, uint32_t count)
+{
+    int first = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        work[i].result = stream_feed(work[i].stream, work[i].tokens, work[i].count);
+        first = first ? first : work[i].result;
+    }
+    return first;
 }
 
 int stream_feed_scored(struct stream *stream, const int32_t *tokens, uint32_t count, double *nll,
@@ -356,6 +392,23 @@ int fork_feed(struct fork *fork, const int32_t *tokens, uint32_t count)
     for (uint32_t i = 0; i < VOCAB; i++)
         fork->logits[i] = (float)(XXH3_64bits_withSeed(&i, sizeof i, fork->hash) % 1000) / 100;
     return 0;
+}
+
+int forks_feed(struct fork_work *work, uint32_t count)
+{
+    int first = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        work[i].result = fork_feed(work[i].fork, work[i].tokens, work[i].count);
+        first = first ? first : work[i].result;
+    }
+    return first;
+}
+
+const char *engine_failure(const struct engine *engine)
+{
+    (void)engine;
+    return NULL;
 }
 
 const float *fork_logits(struct fork *fork)

@@ -6,9 +6,10 @@
  *
  * After each schedule every stream must hold exactly the messages that were acked, in order, plus
  * at most those under way at the end; and its memory must be that of the same messages fed to a
- * stream that knew no trouble. All follows from the seed: now and then one is played twice, which
- * must be the same twice. A canary must be found: `disk` lies about its syncs, `stream` and `place`
- * put cold segments where they do not belong (cold.h).
+ * stream that knew no trouble. Odd ones compute streams together, as a device does. All follows
+ * from the seed: now and then one is played twice, which must be the same twice. A canary must be
+ * found: `disk` lies about its syncs, `stream` and `place` put cold segments where they do not
+ * belong (cold.h).
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -487,6 +488,7 @@ static uint64_t play(uint64_t number)
     schedule = number;
     seed = number * 2654435761u + 12345;
     trace = 0;
+    sim_batched = number % 2;
     memset(model, 0, sizeof model);
     flying_count = 0;
     memset(asking, 0, sizeof asking);

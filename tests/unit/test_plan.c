@@ -18,6 +18,7 @@ static struct plan_costs costs = {.weights_bytes = 130u << 20,
                                   .work_bytes = 8u << 20,
                                   .stream_bytes = 16u << 20,
                                   .fork_bytes = 50u << 20,
+                                  .open_bytes = 22u << 20,
                                   .state_bytes = 22u << 20,
                                   .heads = 90,
                                   .vocab_count = 49152,
@@ -60,6 +61,42 @@ static void the_sum_is_what_is_planned(void **state)
     assert_int_equal(plan_make(&plan, &config, &costs, error, sizeof error), -ENOSPC);
     assert_non_null(strstr(error, "--streams-max"));
     assert_non_null(strstr(error, "--memory"));
+}
+
+/* A GPU's bytes have lines and a sum of their own, and what does not fit there is refused too. */
+static void a_device_has_a_sum_of_its_own(void **state)
+{
+    struct plan_costs gpu = costs;
+    struct config config;
+    struct plan plan;
+    uint64_t sum = 0, least;
+
+    (void)state;
+    gpu.device_weights_bytes = 400u << 20;
+    gpu.device_work_bytes = 900u << 20;
+    gpu.device_stream_bytes = 14u << 20;
+    gpu.device_fork_bytes = 80u << 20;
+    gpu.device_repair_bytes = 20u << 20;
+    gpu.device_memory_bytes = 4ull << 30;
+    config_defaults(&config);
+    config.memory_bytes = 8ull << 30;
+    config.streams_max = 16;
+    config.forks_max = 4;
+    assert_int_equal(plan_make(&plan, &config, &gpu, error, sizeof error), 0);
+    for (uint32_t i = 0; i < plan.line_count; i++)
+        sum += plan.line[i].on_device ? plan.line[i].bytes : 0;
+    assert_int_equal(sum, plan.device_bytes);
+    assert_int_equal(plan.device_pool_bytes, 16 * gpu.device_stream_bytes);
+    least = plan.device_bytes;
+    gpu.device_memory_bytes = least;
+    assert_int_equal(plan_make(&plan, &config, &gpu, error, sizeof error), 0);
+    gpu.device_memory_bytes = least - 1;
+    assert_int_equal(plan_make(&plan, &config, &gpu, error, sizeof error), -ENOSPC);
+    assert_non_null(strstr(error, "GPU's memory"));
+    assert_non_null(strstr(error, "--forks-max"));
+    config.streams_max = 0; /* left open: as many as fit */
+    assert_int_equal(plan_make(&plan, &config, &gpu, error, sizeof error), 0);
+    assert_int_equal(plan.streams_max, 15);
 }
 
 /* To the byte: what the plan needs is enough, one less is refused, with the limit to lower. */
@@ -221,6 +258,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_sum_is_what_is_planned),
         cmocka_unit_test(one_byte_decides),
+        cmocka_unit_test(a_device_has_a_sum_of_its_own),
         cmocka_unit_test(what_is_left_open_is_fitted),
         cmocka_unit_test(the_layout_fits_the_plan),
         cmocka_unit_test(sizes),

@@ -1,0 +1,149 @@
+/*
+ * On a device: a round computes every question's next slice in one pass, then blocks of all streams
+ * that have some in another. See sched.h for the bound between them.
+ */
+#include <assert.h>
+
+#include "daemon/clock.h"
+#include "daemon/log.h"
+#include "daemon/sched.h"
+
+enum { STREAMS_PASS_MAX = 1024, ASKS_PASS_MAX = 256 };
+
+/* Streams of one pass and the tokens of each, which lie in the slots' rings. */
+struct feed {
+    struct stream_work work[STREAMS_PASS_MAX];
+    struct slot *slot[STREAMS_PASS_MAX];
+    uint32_t count;
+};
+
+/* At most `share` tokens, to a block's end and within the chunk: pins are applied between chunks,
+ * and one pass computes no more of a stream. */
+static uint32_t turn_tokens(const struct sched *sched, const struct slot *slot, uint32_t share)
+{
+    uint64_t head = atomic_load_explicit(&slot->ring.head, memory_order_relaxed);
+    uint32_t chunk = sched->info.chunk_tokens, count = ring_count(&slot->ring);
+    uint32_t to_end = chunk - (uint32_t)(head % chunk);
+    uint32_t to_wrap = slot->ring.capacity - (uint32_t)(head % slot->ring.capacity);
+    uint32_t most = stream_block_room(slot->stream) + share - STREAM_BLOCK_TOKENS;
+
+    count = count < most ? count : most;
+    count = count < to_end ? count : to_end;
+    return count < to_wrap ? count : to_wrap;
+}
+
+static bool has_turn(const struct slot *slot)
+{
+    return slot->stream && !slot->closing && !slot->stat.failed && ring_count(&slot->ring);
+}
+
+/* The meter's stream, where it is to be scored, goes alone, a block. */
+static bool goes_alone(struct sched *sched, struct slot *slot)
+{
+    return sched->meter && meter_alone(sched->meter, slot) && sched_feed_block(sched, slot);
+}
+
+static void gather(struct sched *sched, struct feed *feed, uint32_t tokens_max)
+{
+    uint32_t active = 0, share, left = tokens_max, from = sched->slot_next;
+
+    for (uint32_t i = 0; i < sched->slot_count; i++)
+        active += has_turn(&sched->slots[i]);
+    share = active ? tokens_max / active / STREAM_BLOCK_TOKENS * STREAM_BLOCK_TOKENS : 0;
+    share = share ? share : STREAM_BLOCK_TOKENS;
+    for (uint32_t i = 0; i < sched->slot_count && feed->count < STREAMS_PASS_MAX; i++) {
+        struct slot *slot = &sched->slots[(from + i) % sched->slot_count];
+        uint64_t head = atomic_load_explicit(&slot->ring.head, memory_order_relaxed);
+        uint32_t count;
+
+        sched_offer_room(sched, slot);
+        if (!has_turn(slot) || goes_alone(sched, slot))
+            continue;
+        count = turn_tokens(sched, slot, share);
+        if (count > left)
+            return;
+        left -= count;
+        feed->work[feed->count].stream = slot->stream;
+        feed->work[feed->count].tokens = slot->ring.tokens + head % slot->ring.capacity;
+        feed->work[feed->count].count = count;
+        feed->work[feed->count].result =
+            sched->info.pin_tokens_max && head % sched->info.chunk_tokens == 0
+                ? pins_apply(slot, head)
+                : 0;
+        feed->slot[feed->count++] = slot;
+        sched->slot_next = (slot->index + 1) % sched->slot_count;
+    }
+}
+
+/* Streams whose pins could not be applied are not fed. */
+static void compute(struct feed *feed)
+{
+    uint32_t fine = 0;
+
+    for (uint32_t i = 0; i < feed->count; i++) {
+        struct stream_work work = feed->work[i];
+        struct slot *slot = feed->slot[i];
+
+        if (work.result)
+            continue;
+        feed->work[i] = feed->work[fine];
+        feed->slot[i] = feed->slot[fine];
+        feed->work[fine] = work;
+        feed->slot[fine++] = slot;
+    }
+    if (fine)
+        (void)streams_feed(feed->work, fine); /* each work has its result */
+}
+
+bool sched_feed_batch(struct sched *sched, bool asked)
+{
+    uint32_t share = asked ? SCHED_ASKED_SHARE : 1;
+    struct feed feed;
+    uint64_t start = clock_us();
+
+    feed.count = 0;
+    gather(sched, &feed, sched->info.batch_tokens / share);
+    compute(&feed);
+    if (sched->meter && feed.count)
+        meter_note_pass(sched->meter, clock_us() - start);
+    for (uint32_t i = 0; i < feed.count && !sched_device_failed(sched); i++) {
+        const struct stream_work *work = &feed.work[i];
+
+        if (work->result) {
+            sched_fail_stream(feed.slot[i], work->result);
+            continue;
+        }
+        if (sched->meter)
+            meter_collect(sched->meter, feed.slot[i], work->tokens, work->count);
+        sched_computed(sched, feed.slot[i], work->count);
+    }
+    return feed.count > 0;
+}
+
+bool sched_ask_batch(struct sched *sched)
+{
+    struct fork_work work[ASKS_PASS_MAX];
+    struct ask *asks[ASKS_PASS_MAX];
+    uint32_t count = 0, from = sched->ask_next;
+    bool worked = false;
+
+    for (uint32_t i = 0; i < sched->ask_count && count < ASKS_PASS_MAX; i++) {
+        struct ask *ask = &sched->asks[(from + i) % sched->ask_count];
+
+        if (ask->phase == PHASE_IDLE || !ask_step(sched, ask))
+            continue;
+        worked = true;
+        sched->ask_next = (ask->index + 1) % sched->ask_count;
+        if (!ask->want_count)
+            continue;
+        work[count] =
+            (struct fork_work){.fork = ask->fork, .tokens = ask->want, .count = ask->want_count};
+        asks[count++] = ask;
+    }
+    if (count)
+        (void)forks_feed(work, count);
+    for (uint32_t i = 0; i < count; i++)
+        ask_fed(sched, asks[i], work[i].result);
+    (void)sched_device_failed(sched);
+    return worked;
+}

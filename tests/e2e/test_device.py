@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""siltd on a device: one that is emulated (tests/emulate), and this machine's where it has none.
+
+Its streams, questions, pins and cold segments are those of a CPU; the plan counts its bytes;
+a device that breaks costs nothing that was acked, and another goes on from the same data folder.
+"""
+
+import os
+import subprocess
+import time
+
+import lib
+import texts
+
+EMULATED = lib.BUILD / "emulated/siltd"
+
+
+class Device(lib.Daemon):
+    """On the emulated device; it breaks once the file `broken` is there."""
+
+    def __init__(self, args=(), data=None, device="cuda"):
+        if not EMULATED.exists():
+            raise lib.Skip("no emulated/siltd: make build/emulated/siltd")
+        self.broken = lib.folder() / "broken"
+        self.device = device
+        model, adapter = lib.tiny()
+        super().__init__(model, adapter, ["--device", device, *args], data=data, threads=1)
+
+    def start(self, ready=True):
+        self.command[0] = EMULATED
+        os.environ["SILT_EMULATE_BREAK"] = str(self.broken)
+        try:
+            super().start(ready)
+        finally:
+            del os.environ["SILT_EMULATE_BREAK"]
+
+
+def feed(daemon, stream, text, *options):
+    return lib.silt(daemon.endpoint, "feed", stream, *options, stdin=text, seconds=600)
+
+
+def settled(daemon, stream):
+    """The stream's state once all that was acked is computed, but for what waits for its block."""
+    def done():
+        stat = lib.stat(daemon.endpoint, stream)
+        return stat if stat["tokens_acked"] - stat["tokens_computed"] < 32 else None
+    return lib.wait_until(f"{stream} is computed", done, 300)
+
+
+def test_streams_together_and_a_question():
+    """Many at once, in any cuts, over kill -9: the memory is that of the text."""
+    names = ["a", "b", "c"]
+    text = texts.text(1900, seed=5)
+    with Device(["--streams-max", "3"]) as daemon:
+        for name in names:
+            feed(daemon, name, text[:700])
+        for name in names[1:]:
+            feed(daemon, name, text[700:])
+        for at in range(700, len(text), 400):
+            feed(daemon, "a", text[at:at + 400])
+        answer = lib.silt(daemon.endpoint, "ask", "b", "What is it?", "--json", "--wait",
+                          "--tokens", "4", seconds=600)
+        assert b'"position"' in answer.out, answer.text()
+        hashes = {settled(daemon, name)["memory_hash"] for name in names}
+        assert len(hashes) == 1, hashes
+        daemon.kill()
+        daemon.start()
+        hashes |= {settled(daemon, name)["memory_hash"] for name in names}
+        assert len(hashes) == 1 and hashes != {"0" * 16}, hashes
+        log = daemon.log_text()
+        for line in ("GPU: weights", "GPU: streams", "sum of the GPU"):
+            assert line in log, log
+        daemon.stop()
+
+
+def test_a_device_that_breaks():
+    """siltd says so and ends; on the CPU all that was acked is there and goes on."""
+    text = texts.text(1500, seed=6)
+    with Device() as daemon:
+        feed(daemon, "s", text)
+        before = settled(daemon, "s")
+        daemon.stop()  # with a checkpoint
+        daemon.start()
+        settled(daemon, "s")
+        daemon.broken.touch()
+        subprocess.run([str(lib.SILT), "-c", daemon.endpoint, "feed", "s"], input=text,
+                       capture_output=True, timeout=60 * lib.SLOW, check=False)
+        code = daemon.process.wait(timeout=60 * lib.SLOW)
+        log = daemon.log_text()
+        assert code == 1 and "the device has failed" in log and "--device cpu" in log, log
+        acked = before["tokens_acked"]
+        with Device(data=daemon.data, device="cpu") as after:
+            stat = settled(after, "s")
+            assert stat["tokens_acked"] >= acked, stat
+            assert "is not used" not in after.log_text(), after.log_text()
+            answer = lib.silt(after.endpoint, "ask", "s", "What is it?", "--json", "--tokens", "4")
+            assert b'"position"' in answer.out, answer.text()
+            after.stop()
+
+
+def test_pins_and_repair():
+    """What was refused on a device once: a pin, and a cold segment that rotted."""
+    with Device(["--streams-max", "2"]) as daemon:
+        lib.silt(daemon.endpoint, "open", "s", "--dmc", "4", "--ring", "2")
+        feed(daemon, "s", texts.text(2600, seed=7))
+        settled(daemon, "s")
+        lib.silt(daemon.endpoint, "pin", "s", "--from", "8", "--to", "40")
+        feed(daemon, "s", texts.text(700, seed=8))
+        stat = settled(daemon, "s")
+        assert stat["bytes_used"]["pins"] > 0, stat
+        daemon.stop()
+        for path in sorted(daemon.data.glob("segments/**/*.seg")):
+            data = bytearray(path.read_bytes())
+            data[6000] ^= 1
+            path.write_bytes(data)
+        daemon.start()
+        lib.silt(daemon.endpoint, "ask", "s", "What is it?", "--recall", "segments", "--tokens",
+                 "4", seconds=600)
+        lib.wait_until("the segment is made again",
+                       lambda: "is made again" in daemon.log_text(), 300)
+        daemon.stop()
+
+
+def test_plan_of_a_device():
+    """What does not fit its memory is refused before anything is allocated, with the limit."""
+    with Device() as daemon:
+        daemon.stop()
+    for limits, says in ((["--device-memory", "1M"], "no room"),
+                         (["--streams-max", "4096"], "GPU's memory")):
+        done = subprocess.run([*map(str, daemon.command), *limits], capture_output=True,
+                              timeout=120 * lib.SLOW, check=False, text=True)
+        assert done.returncode == 1 and says in done.stderr, done.stderr[-600:]
+
+
+def test_a_machine_without_one():
+    """This siltd, as it was built: no GPU is said, with what to do."""
+    if os.path.exists("/dev/nvidia0"):
+        raise lib.Skip("this machine has a GPU")
+    model, adapter = lib.tiny()
+    home = lib.folder()
+    start = time.monotonic()
+    done = subprocess.run([str(lib.BUILD / "siltd"), "--device", "cuda", "--listen",
+                           f"ipc://{home}/s", "--data", str(home / "data"), "--model", str(model),
+                           "--adapter", str(adapter)], capture_output=True, timeout=60, check=False,
+                          text=True)
+    assert done.returncode == 1 and "--device cpu" in done.stderr, done.stderr
+    assert "GPU" in done.stderr or "CUDA" in done.stderr, done.stderr
+    assert time.monotonic() - start < 30
+
+
+if __name__ == "__main__":
+    lib.main(globals())

@@ -1,0 +1,34 @@
+/* What the tests of the emulated device share: the tiny model on the CPU and on the device. */
+#ifndef SILT_TESTS_EMULATE_GPU_RIG_H
+#define SILT_TESTS_EMULATE_GPU_RIG_H
+
+#include "stream/gpu.h"
+#include "tests/unit/tiny_model.h"
+
+enum { TOKENS = 7 * TINY_CHUNK, RIG_PINS = 40 };
+
+/* simt.h is C++; see tests/emulate/cuda_runtime.h */
+enum trouble { FINE, NO_DEVICE, OLD_DEVICE, NO_MEMORY, BROKEN, NO_GRAPHS };
+void simt_trouble(enum trouble trouble, size_t memory_bytes);
+
+extern struct engine *cpu, *gpu;
+extern int32_t tokens[TOKENS + 1];
+
+struct held {
+    struct stream *stream;
+    void *memory;
+};
+
+struct held stream_of(struct engine *e, uint32_t ratio, uint32_t ring);
+void drop(struct held *h);
+uint64_t hash_of(const struct held *h);
+/* With the rig's model; NULL: code and error say why. */
+struct engine *engine_on(enum device device, char *error, size_t error_bytes, int *code);
+struct fork *fork_of(const struct held *h, void **memory);
+/* Their largest difference, as a share of the largest logit. */
+double logits_apart(struct fork *a, struct fork *b);
+
+int rig_set_up(void **state);
+int rig_tear_down(void **state);
+
+#endif
