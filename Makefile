@@ -141,6 +141,11 @@ $(O)/tests/test-gpu $(O)/tests/test-gpu_rest: $(O)/tests/test-%: $(O)/obj/tests/
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka -lstdc++
 
+$(O)/tests/check-emulated: $(call objects,$(wildcard tests/check/*.c)) $(EMULATED)
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lstdc++
+
 # siltd with that device behind --device cuda, beside a silt for lib.py to find.
 $(O)/emulated/siltd: $(O)/obj/daemon/main.c.o $(DAEMON) $(STREAM) $(EMULATED) $(PROTO) $(O)/silt
 	$(call say,LINK,$@)

@@ -172,6 +172,40 @@ static void bench_projections(struct bench *b, uint32_t rows)
     figure(b, "projections-alone", rows, median(rate, ROUNDS), "rows/s");
 }
 
+/* Copies on the device, read and written bytes: what decode can come near to. */
+static void bench_bandwidth(struct bench *b)
+{
+    enum { BYTES = 1 << 30, COPIES = 16 };
+    struct gpu *g = b->engine->gpu;
+    struct cuda *c = g->cuda;
+    char *from = gpu_take(g, BYTES), *to = gpu_take(g, BYTES);
+    double rate[ROUNDS];
+    if (!from || !to)
+        die("no room on the device for two pieces of 1 GiB");
+    for (uint32_t r = 0; r < ROUNDS; r++) {
+        double start = c->seconds(c);
+        for (int i = 0; i < COPIES; i++)
+            c->copy(c, to, from, BYTES);
+        rate[r] = 2.0 * BYTES * COPIES / (c->seconds(c) - start);
+    }
+    figure(b, "bandwidth", 1, median(rate, ROUNDS), "bytes/s");
+    gpu_give(g, from);
+    gpu_give(g, to);
+}
+
+static size_t weights_read(const struct bench *b)
+{
+    const struct gpu *g = b->engine->gpu;
+    size_t values = (size_t)g->head.rows * g->head.cols;
+    for (uint32_t n = 0; n < b->info.layer_count; n++) {
+        const struct cuda_weight *w[] = {&g->layer[n].qkv[GPU_BASE], &g->layer[n].o[GPU_BASE],
+                                         &g->layer[n].gate_up, &g->layer[n].down};
+        for (int i = 0; i < 4; i++)
+            values += (size_t)w[i]->rows * w[i]->cols;
+    }
+    return values * sizeof(bf16);
+}
+
 /* One greedy token of every fork a step. */
 static void decode_steps(struct bench *b, struct fork_work *work, int32_t *token, uint32_t count,
                          const char *name, double row_bytes)
@@ -193,6 +227,10 @@ static void decode_steps(struct bench *b, struct fork_work *work, int32_t *token
     }
     figure(b, name, count, median(rate, ROUNDS), "tokens/s");
     figure(b, "kv-bytes", count, row_bytes, "bytes");
+    /* Of the four kinds of q, k, v and o one is read a step; what a stream's fork holds counts
+     * whole. */
+    figure(b, "decode-bytes", count,
+           median(rate, ROUNDS) / count * (row_bytes + (double)weights_read(b)), "bytes/s");
 }
 
 static void bench_decode(struct bench *b, struct held *h, uint32_t count)
@@ -306,6 +344,7 @@ int main(int argc, char **argv)
     engine_info(b.engine, &b.info);
     read_text(&b, text);
     if (!*only || strstr(only, "ingest")) {
+        bench_bandwidth(&b);
         bench_projections(&b, b.streams * 32);
         free(bench_ingest(&b, b.streams, false, false));
         free(bench_ingest(&b, b.streams, true, false));

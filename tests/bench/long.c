@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -118,6 +119,8 @@ static void open_spill(struct run *run)
     size_t bytes = (spill_bytes(run->engine, &options) + 4095) / 4096 * 4096;
     char error[200] = "no memory";
     void *memory = aligned_alloc(4096, bytes);
+    if (mkdir(run->folder, 0700) && errno != EEXIST)
+        die("the folder for segments cannot be made");
     if (!memory ||
         spill_open(&run->spill, run->engine, &options, memory, bytes, error, sizeof error))
         die(error);

@@ -35,7 +35,7 @@ enum { PATHS = sizeof paths / sizeof paths[0] };
 
 /* ---- buffers and cases ---- */
 
-enum { GUARD_BYTES = 256, BUFFERS_MAX = 64, GUARD_BYTE = 0xa5, FILL_BYTE = 0xff };
+enum { GUARD_BYTES = 256, BUFFERS_MAX = 128, GUARD_BYTE = 0xa5, FILL_BYTE = 0xff };
 
 static struct {
     uint8_t *base;
@@ -287,6 +287,7 @@ static int run_path(struct check *c, uint32_t path, bool bench)
 static int usage(void)
 {
     printf("check [--list] [--seed N] [--path NAME] [--bench [--cpu-time]] [FILTER]\n"
+           "check --device cuda [--short] [--seed N] [FILTER]\n"
            "  --cpu-time  for a busy machine: time of the calling thread, good for one thread\n");
     return 2;
 }
@@ -295,7 +296,7 @@ int main(int argc, char **argv)
 {
     struct check c = {.seed = (uint64_t)time(NULL)};
     const char *path = NULL;
-    bool bench = false;
+    bool bench = false, device = false, small = false;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--list") == 0) {
             for (uint32_t op = 0; op < OPS; op++)
@@ -306,6 +307,10 @@ int main(int argc, char **argv)
             bench = true;
         else if (strcmp(argv[i], "--cpu-time") == 0)
             bench_clock = CLOCK_THREAD_CPUTIME_ID;
+        else if (strcmp(argv[i], "--short") == 0)
+            small = true;
+        else if (strcmp(argv[i], "--device") == 0 && i + 1 < argc)
+            device = strcmp(argv[++i], "cuda") == 0;
         else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc)
             c.seed = strtoull(argv[++i], NULL, 0);
         else if (strcmp(argv[i], "--path") == 0 && i + 1 < argc)
@@ -316,6 +321,8 @@ int main(int argc, char **argv)
             c.filter = argv[i];
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
+    if (device)
+        return check_device(&c, small);
     if (bench && wanted(&c, "limits"))
         bench_limits();
     if (!bench)

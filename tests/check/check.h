@@ -35,6 +35,10 @@ check_fn bench_matmul, bench_norm, bench_swiglu, bench_rope, bench_merge, bench_
     bench_nll, bench_pool, bench_tensor;
 void bench_limits(void);
 
+/* device.c, device_rows.c: the same of a device's ops (kernels/cuda.h), against what they must
+ * give. Small: few sizes, for tools under which all is slow. */
+int check_device(struct check *c, bool small);
+
 /* ---- cases: a case is everything between begin and end; end frees its buffers ---- */
 
 void case_begin(struct check *c, const char *format, ...) __attribute__((format(printf, 2, 3)));

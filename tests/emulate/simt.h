@@ -39,6 +39,13 @@ static inline float2 make_float2(float x, float y)
 {
     return {x, y};
 }
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w)
+{
+    return {x, y, z, w};
+}
 
 struct simt_thread {
     dim3 thread;
