@@ -57,12 +57,19 @@ static int put_witness(struct page_file *file, uint64_t bytes, bool sync)
     return code || !sync ? code : w->pMethods->xSync(w, SQLITE_SYNC_NORMAL);
 }
 
-/* That part of the log is about to be another. */
+/* That part of the log is about to be another. Where it cannot be lowered the disk may hold what it
+ * held: the next write tries again. */
 static int lower_witness(struct page_file *file, int64_t at)
 {
-    if (!file->witnessed || (uint64_t)at >= file->witness.bytes)
+    uint64_t before = file->witness.bytes;
+    int code;
+
+    if (!file->witnessed || (uint64_t)at >= before)
         return SQLITE_OK;
-    return put_witness(file, at > 0 ? (uint64_t)at : 0, true);
+    code = put_witness(file, at > 0 ? (uint64_t)at : 0, true);
+    if (code)
+        file->witness.bytes = before;
+    return code;
 }
 
 static int raise_witness(struct page_file *file)

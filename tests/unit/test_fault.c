@@ -243,6 +243,42 @@ static void the_power_goes(void **state)
                   seed_first);
 }
 
+/* A call fails, all goes on, then the power goes: what failed has left nothing behind that a cut
+ * shows, such as a witness of more of the log than there is. */
+static void a_call_fails_and_then_the_power_goes(void **state)
+{
+    enum { LAST = 12 };
+    uint64_t n = 0, acked, cuts = 2;
+    bool met = true;
+    char path[96];
+
+    (void)state;
+    while (met) {
+        n++;
+        for (uint64_t seed = 0; seed < cuts; seed++) {
+            rig_folder_drop(folder);
+            assert_int_equal(mkdir(folder, 0700), 0);
+            assert_false(run_with_fault(0, 0, false, LAST / 2, &acked));
+            vfs_fault_at(n, SQLITE_IOERR, false);
+            if (rig_open(&rig, folder, &options) == 0) {
+                rig_stream(&rig, 0, "a", 4);
+                rig_settle(&rig);
+                if (rig.slots[0].stream)
+                    acked = feed_to(LAST / 2 + 1 + seed, 3) > acked ? LAST / 2 + 1 + seed : acked;
+                met = vfs_fault_met();
+                vfs_fault_cut(seed_first * 1000 + n * cuts + seed);
+                rig_close(&rig);
+            }
+            vfs_fault_mend();
+            snprintf(path, sizeof path, "%s/journal.db-shm", folder);
+            unlink(path);
+            check_after(acked, LAST);
+        }
+    }
+    print_message("each of %" PRIu64 " calls failed, then %" PRIu64 " cuts of the power\n", n - 1,
+                  cuts);
+}
+
 /* The canary: where syncs do nothing, the same cuts must lose something, or these tests are blind.
  */
 static void a_disk_that_lies_is_found_out(void **state)
@@ -287,6 +323,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(the_disk_is_full, new_folder, drop_folder),
         cmocka_unit_test_setup_teardown(room_comes_back, new_folder, drop_folder),
         cmocka_unit_test_setup_teardown(the_power_goes, new_folder, drop_folder),
+        cmocka_unit_test_setup_teardown(a_call_fails_and_then_the_power_goes, new_folder,
+                                        drop_folder),
         cmocka_unit_test_setup_teardown(a_disk_that_lies_is_found_out, new_folder, drop_folder),
     };
     const char *seed = argc > 1 ? argv[1] : getenv("SILT_SEED");
