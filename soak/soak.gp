@@ -12,7 +12,7 @@ if (title eq "budget") {
     plot csv using ($1/60):(column("plan_bytes")/1e6) with lines lw 2 lc 7 title "planned", \
          csv using ($1/60):(column("resident_bytes")/1e6) with lines lw 2 lc 1 title "resident"
     set ylabel "tokens, millions"
-    plot csv using ($1/60):(column("tokens")/1e6) with lines lw 2 title "computed"
+    plot csv using ($1/60):(column("tokens")/1e6) with lines lw 2 title "fed, then computed"
 } else {
     plot csv using ($1/60):(column("resident_bytes")/1e6) with lines lw 2 title "resident"
 }
