@@ -5,8 +5,8 @@
 
 Feeds one stream of each length to a siltd, then asks all of them the same questions in turn, each
 once a round, and prints what a client waits from its question to the first bytes of the answer:
-median and worst, the tokens that were read for it (question and what was recalled), and the median
-of the ratios to the first stream's.  The text is this repository's own files, over and over.
+median, least and worst, the tokens that were read for it (question and what was recalled), and the
+median of the ratios to the first stream's.  The text is this repository's own files, over and over.
 
 A million tokens take the default model minutes to an hour.  With --data the streams stay in FOLDER,
 and a run that was stopped goes on where it was; `--tiny` takes the tiny model of the tests.
@@ -99,12 +99,13 @@ def measure(wire, streams, rounds):
             if number >= WARM_UP:
                 times[stream].append(seconds)
                 read[stream].append(done.question_tokens)
-    print("# first token of a question: stream's tokens, ms (median, worst), tokens read, ratio")
+    print("# first token of a question: stream's tokens, ms (median, least to worst), tokens read,"
+          " ratio")
     for stream in streams:
         ratio = statistics.median(a / b for a, b in zip(times[stream], times[streams[0]]))
-        print(f"first-token-{stream} {1e3 * statistics.median(times[stream]):.1f} ms, at most"
-              f" {1e3 * max(times[stream]):.1f}, {statistics.median(read[stream]):.0f} tokens read,"
-              f" {ratio:.2f} x", flush=True)
+        print(f"first-token-{stream:<10} {1e3 * statistics.median(times[stream]):8.1f} ms"
+              f" ({1e3 * min(times[stream]):.1f} to {1e3 * max(times[stream]):.1f}),"
+              f" {statistics.median(read[stream]):.0f} tokens read, {ratio:.2f} x", flush=True)
 
 
 def main():
