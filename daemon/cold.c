@@ -157,6 +157,7 @@ int cold_open(struct core *core, char *error, size_t error_bytes)
                                      .model_fingerprint = core->info.model_fingerprint,
                                      .by = core->config.find,
                                      .tokenizer = engine_tokenizer(core->engine),
+                                     .engine = core->engine,
                                      .chunk_tokens = core->info.chunk_tokens,
                                      .item_tokens_max =
                                          ingest_scratch_tokens(core->config.lag_tokens_max),

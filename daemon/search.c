@@ -21,10 +21,13 @@ static const char *const statement_text[SEARCH_STATEMENTS] = {
     [ADD_WORDS] = "INSERT INTO words (rowid, text) VALUES (?,?)",
     [FIND] = "SELECT rowid, bm25(words) FROM words WHERE words MATCH ? AND rowid < ? "
              "ORDER BY rank LIMIT ?",
+    [FIND_CLOSE] = "SELECT rowid, -closeness(words) AS score FROM words WHERE words MATCH ? AND "
+                   "rowid < ? ORDER BY score, rowid LIMIT ?",
     [GET_TEXT] = "SELECT token_from, token_to, time_from_us, text, time_to_us FROM chunks WHERE "
                  "chunk = ?",
     [GET_EXCERPT] = "SELECT snippet(words, 0, '', '', ' … ', ?) FROM words "
                     "WHERE words MATCH ? AND rowid = ?",
+    [GET_PLACE] = "SELECT place(words) FROM words WHERE words MATCH ? AND rowid = ?",
     [GET_END] = "SELECT max(chunk) FROM chunks",
 };
 
@@ -33,7 +36,7 @@ static const char *const statement_text[SEARCH_STATEMENTS] = {
 static int set_up(struct search *s, struct word_table *t)
 {
     int result = word_table_open(t, s->folder, SEARCH_FORMAT << 16 | (int)s->options.chunk_tokens,
-                                 statement_text, SEARCH_STATEMENTS);
+                                 &s->rank, statement_text, SEARCH_STATEMENTS);
 
     if (!result)
         word_table_open_keys(t, s->folder, s->keys, (uint32_t)(t - s->tables));

@@ -72,6 +72,7 @@ struct search_options {
     uint64_t model_fingerprint;
     enum search_by by;
     const struct tokenizer *tokenizer;
+    const struct engine *engine; /* whose lexicon has words near the question's; NULL: none */
     uint32_t chunk_tokens;
     uint32_t item_tokens_max; /* that one item forms */
     struct slot *slots;       /* [slot_count] */

@@ -1,11 +1,12 @@
 /*
  * A question's chunks, by words and by meaning, and the parts of them that are about it.
  *
- * BM25 and keys have no common scale. Of the keys' list, which has something for every chunk, the
- * best counts as 1 and the last as 0. A chunk's words count as a share of what it could have: the
- * question's words, each as rare as can be, score about ln(chunks) apiece; a chunk that has but a
- * common one of them is no proof against what the keys say. Then both are added: measured against
- * fusion by rank and other shares (stream/retrofit/RUNS.md).
+ * With both signals a chunk's words count by closeness (search_rank.c), which knows other words for
+ * the question's; BM25 is what words alone are measured by. Of the keys' list, which has something
+ * for every chunk, the best counts as 1 and the last as 0. A chunk's words count as a share of what
+ * it could have: the question's words, each as rare as can be, score about ln(chunks) apiece; a
+ * chunk that has but a common one of them is no proof against what the keys say. Then both are
+ * added: measured against fusion by rank and other shares (stream/retrofit/RUNS.md).
  */
 #include "daemon/search_internal.h"
 
@@ -15,15 +16,16 @@
 
 #include "daemon/log.h"
 
-enum { EXCERPT_TOKENS = 96, EXCERPT_STEP = 4, WORDS_SHARE = 2 };
+enum { EXCERPT_TOKENS = 96, EXCERPT_STEP = 4, PLACE_TOKENS = 32, CLOSE_SHARE = 5 };
 
-static int find_words(struct search *s, struct word_table *t, const struct search_job *job,
-                      struct search_hit *hits)
+/* By BM25 (FIND) or by closeness (FIND_CLOSE), each with its expression. */
+static int find_words(struct word_table *t, int statement, const char *expression,
+                      const struct search_job *job, struct search_hit *hits)
 {
-    sqlite3_stmt *f = t->statement[FIND];
+    sqlite3_stmt *f = t->statement[statement];
     int code = SQLITE_DONE, count = 0;
 
-    sqlite3_bind_text(f, 1, s->expression, -1, SQLITE_STATIC);
+    sqlite3_bind_text(f, 1, expression, -1, SQLITE_STATIC);
     sqlite3_bind_int64(f, 2, (int64_t)job->chunk_end);
     sqlite3_bind_int(f, 3, SEARCH_HITS_MAX);
     while (count < SEARCH_HITS_MAX && (code = sqlite3_step(f)) == SQLITE_ROW)
@@ -34,24 +36,16 @@ static int find_words(struct search *s, struct word_table *t, const struct searc
     return code == SQLITE_ROW || code == SQLITE_DONE ? count : -EIO;
 }
 
-static int find_near(struct search *s, struct word_table *t, const struct search_job *job,
-                     struct search_hit *hits)
+/* Best first, by insertion, which keeps the order of equals. */
+static void sort_hits(struct search_hit *hits, uint32_t count)
 {
-    struct recall_hit near[SEARCH_HITS_MAX];
-    int count;
+    for (uint32_t i = 1; i < count; i++)
+        for (uint32_t j = i; j && hits[j].score > hits[j - 1].score; j--) {
+            struct search_hit swap = hits[j];
 
-    if (!job->table || !t->recall)
-        return 0;
-    count =
-        recall_file_find(s->keys, t->key_file, job->table, job->chunk_end, near, SEARCH_HITS_MAX);
-    if (count == -EBADMSG)
-        search_drop_keys(s, t);
-    else if (count < 0)
-        say(SAY_WARN, "the recall keys of stream %llu cannot be read: %s",
-            (unsigned long long)t->stream_id, strerror(-count));
-    for (int i = 0; i < count; i++)
-        hits[i] = (struct search_hit){near[i].chunk, near[i].score};
-    return count < 0 ? 0 : count; /* an answer from words alone is still an answer */
+            hits[j] = hits[j - 1];
+            hits[j - 1] = swap;
+        }
 }
 
 int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_words *words,
@@ -60,7 +54,7 @@ int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_wo
     struct search_hit all[2 * SEARCH_HITS_MAX];
     uint32_t count = 0;
     double least = near_count > 1 ? near[near_count - 1].score : 0;
-    double most = words->word_count * log((double)words->chunks + 1) / WORDS_SHARE;
+    double most = words->word_count * log((double)words->chunks + 1) / CLOSE_SHARE;
 
     for (uint32_t i = 0; i < words->count; i++)
         all[count++] =
@@ -75,51 +69,10 @@ int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_wo
             all[count++] = (struct search_hit){near[i].chunk, 0};
         all[at].score += span > 0 ? (near[i].score - least) / span : 1;
     }
-    /* By insertion, which keeps the order of equals: words first. */
-    for (uint32_t i = 1; i < count; i++)
-        for (uint32_t j = i; j && all[j].score > all[j - 1].score; j--) {
-            struct search_hit swap = all[j];
-
-            all[j] = all[j - 1];
-            all[j - 1] = swap;
-        }
+    sort_hits(all, count); /* of equals words first */
     count = count < out_max ? count : out_max;
     memcpy(out, all, count * sizeof *out);
     return (int)count;
-}
-
-static uint32_t count_words(const char *expression)
-{
-    uint32_t count = 1;
-
-    while ((expression = strstr(expression, " OR "))) {
-        expression += 4;
-        count++;
-    }
-    return count;
-}
-
-static int find(struct search *s, struct word_table *t, struct search_job *job)
-{
-    struct search_hit near[SEARCH_HITS_MAX];
-    struct search_words words = {.chunks = t->chunks};
-    size_t bytes =
-        search_expression(job->question, job->question_bytes, s->expression, EXPRESSION_BYTES);
-    int word_count = 0, near_count = 0;
-
-    job->hit_count = 0;
-    if (!bytes)
-        return 0; /* marks alone ask for nothing */
-    s->expression[bytes] = '\0';
-    words.word_count = count_words(s->expression);
-    if (s->options.by != SEARCH_BY_KEYS)
-        word_count = find_words(s, t, job, words.hits);
-    if (s->options.by != SEARCH_BY_WORDS)
-        near_count = find_near(s, t, job, near);
-    words.count = word_count < 0 ? 0 : (uint32_t)word_count;
-    job->hit_count =
-        (uint32_t)search_fuse(job->hits, SEARCH_HITS_MAX, &words, near, (uint32_t)near_count);
-    return word_count < 0 ? word_count : 0;
 }
 
 static void copy_text(struct search_text *out, sqlite3_stmt *from, int column)
@@ -152,42 +105,83 @@ static int excerpt_words(struct search *s, struct word_table *t, struct search_t
     return code == SQLITE_ROW || code == SQLITE_DONE ? 0 : -EIO;
 }
 
-/* First of the EXCERPT_TOKENS that are nearest to the question; the middle one of equals, so that
- * what it asks for has text on both sides. */
-static uint32_t nearest_window(const uint8_t *table, const int32_t *tokens, uint32_t count)
+/* First of the `size` tokens that are nearest to the question, and how near they are; the middle
+ * one of equals, so that what it asks for has text on both sides. */
+static uint32_t nearest_window(const uint8_t *table, const int32_t *tokens, uint32_t count,
+                               uint32_t size, uint32_t *score_out)
 {
-    uint32_t first = 0, last = 0, best = 0;
+    uint32_t first = 0, last = 0, best = 0, end = count > size ? count - size : 0;
+    uint16_t window[EXCERPT_TOKENS];
 
-    for (uint32_t at = 0; count > EXCERPT_TOKENS && at <= count - EXCERPT_TOKENS;
-         at += EXCERPT_STEP) {
-        uint16_t window[EXCERPT_TOKENS];
+    size = count < size ? count : size;
+    for (uint32_t at = 0; at <= end; at += EXCERPT_STEP) {
         uint32_t score;
 
-        for (uint32_t i = 0; i < EXCERPT_TOKENS; i++)
+        for (uint32_t i = 0; i < size; i++)
             window[i] = (uint16_t)tokens[at + i];
-        score = recall_score(table, window, EXCERPT_TOKENS);
+        score = recall_score(table, window, size);
         if (score > best)
             first = at;
         if (score >= best)
             last = at;
         best = score > best ? score : best;
     }
+    *score_out = best;
     return (first + last) / 2;
 }
 
-/* The part of a chunk's text that is nearest to the question by meaning. */
-static void excerpt_near(struct search *s, const uint8_t *table, const uint8_t *text,
-                         size_t bytes_count, struct search_text *out)
+/* A chunk's text as tokens again, in s->tokens. */
+static uint32_t form_tokens(struct search *s, const uint8_t *text, size_t bytes_count)
 {
     struct token_text held = {0};
+    size_t count = token_feed(s->options.tokenizer, &held, text, bytes_count, s->tokens);
+
+    return (uint32_t)(count + token_flush(s->options.tokenizer, &held, s->tokens + count));
+}
+
+/* Byte of the chunk's text that the question's words are around; -1: they are not. */
+static int find_place(struct search *s, struct word_table *t, uint64_t chunk)
+{
+    sqlite3_stmt *get = t->statement[GET_PLACE];
+    int place = -1;
+
+    if (s->options.by != SEARCH_BY_BOTH || !s->rank.phrase_count)
+        return -1;
+    sqlite3_bind_text(get, 1, s->rank.expression, -1, SQLITE_STATIC);
+    sqlite3_bind_int64(get, 2, (int64_t)chunk);
+    if (sqlite3_step(get) == SQLITE_ROW)
+        place = sqlite3_column_int(get, 0);
+    sqlite3_reset(get);
+    sqlite3_clear_bindings(get);
+    return place;
+}
+
+/* First of the EXCERPT_TOKENS around a byte of their text. */
+static uint32_t window_around(const struct search *s, uint32_t count, size_t byte)
+{
+    uint32_t at = 0, most = count > EXCERPT_TOKENS ? count - EXCERPT_TOKENS : 0;
+    size_t end = 0, one;
+
+    for (; at < count && end <= byte; at++) {
+        token_bytes(s->options.tokenizer, s->tokens[at], &one);
+        end += one;
+    }
+    at = at > EXCERPT_TOKENS / 2 ? at - EXCERPT_TOKENS / 2 : 0;
+    return at < most ? at : most;
+}
+
+/* The part of a chunk's text around `place`, or else what is nearest to the question by meaning. */
+static void excerpt_near(struct search *s, const uint8_t *table, int place, const uint8_t *text,
+                         size_t bytes_count, struct search_text *out)
+{
     size_t from = 0, bytes = 0, one;
-    uint32_t count, first;
+    uint32_t count, first, score;
 
     if (bytes_count > CHUNK_TEXT_MAX)
         bytes_count = CHUNK_TEXT_MAX;
-    count = (uint32_t)token_feed(s->options.tokenizer, &held, text, bytes_count, s->tokens);
-    count += (uint32_t)token_flush(s->options.tokenizer, &held, s->tokens + count);
-    first = nearest_window(table, s->tokens, count);
+    count = form_tokens(s, text, bytes_count);
+    first = place < 0 ? nearest_window(table, s->tokens, count, EXCERPT_TOKENS, &score)
+                      : window_around(s, count, (size_t)place);
     for (uint32_t i = 0; i < count && i < first + EXCERPT_TOKENS; i++) {
         token_bytes(s->options.tokenizer, s->tokens[i], &one);
         from += i < first ? one : 0;
@@ -224,13 +218,84 @@ static int get_text(struct search *s, struct word_table *t, const uint8_t *table
         out->time_to_us = (uint64_t)sqlite3_column_int64(get, 4);
         copy_text(out, get, 3);
         if (table)
-            excerpt_near(s, table, sqlite3_column_text(get, 3),
+            excerpt_near(s, table, find_place(s, t, out->chunk), sqlite3_column_text(get, 3),
                          (size_t)sqlite3_column_bytes(get, 3), out);
     }
     sqlite3_reset(get);
     if (code != SQLITE_ROW && code != SQLITE_DONE)
         return -EIO;
     return out->bytes && !table ? excerpt_words(s, t, out) : 0;
+}
+
+/* A chunk counts again with its nearest PLACE_TOKENS: what is asked for stands in one place. */
+static void add_places(struct search *s, struct word_table *t, const uint8_t *table,
+                       struct search_hit *hits, uint32_t count)
+{
+    sqlite3_stmt *get = t->statement[GET_TEXT];
+
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t score = 0;
+
+        sqlite3_bind_int64(get, 1, (int64_t)hits[i].chunk);
+        if (sqlite3_step(get) == SQLITE_ROW) {
+            const uint8_t *text = sqlite3_column_text(get, 3);
+            size_t bytes = (size_t)sqlite3_column_bytes(get, 3);
+
+            bytes = bytes < CHUNK_TEXT_MAX ? bytes : CHUNK_TEXT_MAX;
+            if (text)
+                nearest_window(table, s->tokens, form_tokens(s, text, bytes), PLACE_TOKENS, &score);
+        }
+        sqlite3_reset(get);
+        hits[i].score += score;
+    }
+    sort_hits(hits, count);
+}
+
+static int find_near(struct search *s, struct word_table *t, const struct search_job *job,
+                     struct search_hit *hits)
+{
+    struct recall_hit near[SEARCH_HITS_MAX];
+    int count;
+
+    if (!job->table || !t->recall)
+        return 0;
+    count =
+        recall_file_find(s->keys, t->key_file, job->table, job->chunk_end, near, SEARCH_HITS_MAX);
+    if (count == -EBADMSG)
+        search_drop_keys(s, t);
+    else if (count < 0)
+        say(SAY_WARN, "the recall keys of stream %llu cannot be read: %s",
+            (unsigned long long)t->stream_id, strerror(-count));
+    for (int i = 0; i < count; i++)
+        hits[i] = (struct search_hit){near[i].chunk, near[i].score};
+    if (count > 0)
+        add_places(s, t, job->table, hits, (uint32_t)count);
+    return count < 0 ? 0 : count; /* an answer from words alone is still an answer */
+}
+
+static int find(struct search *s, struct word_table *t, struct search_job *job)
+{
+    struct search_hit near[SEARCH_HITS_MAX];
+    struct search_words words = {.chunks = t->chunks};
+    int word_count = 0, near_count = 0;
+    size_t bytes =
+        search_expression(job->question, job->question_bytes, s->expression, EXPRESSION_BYTES);
+
+    job->hit_count = 0;
+    if (!bytes)
+        return 0; /* marks alone ask for nothing */
+    s->expression[bytes] = '\0';
+    words.word_count = search_rank_question(s, job->question, job->question_bytes);
+    if (s->options.by == SEARCH_BY_WORDS)
+        word_count = find_words(t, FIND, s->expression, job, words.hits);
+    if (s->options.by == SEARCH_BY_BOTH)
+        word_count = find_words(t, FIND_CLOSE, s->rank.expression, job, words.hits);
+    if (s->options.by != SEARCH_BY_WORDS)
+        near_count = find_near(s, t, job, near);
+    words.count = word_count < 0 ? 0 : (uint32_t)word_count;
+    job->hit_count =
+        (uint32_t)search_fuse(job->hits, SEARCH_HITS_MAX, &words, near, (uint32_t)near_count);
+    return word_count < 0 ? word_count : 0;
 }
 
 static int texts(struct search *s, struct word_table *t, struct search_job *job)
@@ -240,6 +305,7 @@ static int texts(struct search *s, struct word_table *t, struct search_job *job)
     int result = 0;
 
     s->expression[bytes] = '\0';
+    search_rank_question(s, job->question, job->question_bytes);
     for (uint32_t i = 0; i < job->text_count && !result; i++)
         result =
             get_text(s, t, s->options.by == SEARCH_BY_WORDS ? NULL : job->table, &job->text[i]);

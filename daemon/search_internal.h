@@ -5,9 +5,24 @@
 #include "daemon/search.h"
 #include "daemon/search_table.h"
 
-enum { EXPRESSION_BYTES = SEARCH_WORDS_MAX * 48, CHUNK_TEXT_MAX = SEARCH_CHUNK_MAX * 24 };
+enum {
+    SEARCH_WORD_BYTES_MAX = 40,
+    EXPRESSION_BYTES = SEARCH_WORDS_MAX * 48,
+    CHUNK_TEXT_MAX = SEARCH_CHUNK_MAX * 24,
+    RANK_PHRASES_MAX = 384,
+};
 
-enum { ADD_CHUNK, ADD_WORDS, FIND, GET_TEXT, GET_EXCERPT, GET_END, SEARCH_STATEMENTS };
+enum {
+    ADD_CHUNK,
+    ADD_WORDS,
+    FIND,
+    FIND_CLOSE,
+    GET_TEXT,
+    GET_EXCERPT,
+    GET_PLACE,
+    GET_END,
+    SEARCH_STATEMENTS,
+};
 /* Where indexing of a live stream stands. */
 struct cursor {
     uint64_t stream_id; /* 0: free */
@@ -19,6 +34,16 @@ struct cursor {
     uint32_t before_count;
     int32_t before[SEARCH_OVERLAP]; /* [before_count] the end of the chunk before */
     int32_t tokens[SEARCH_CHUNK_MAX];
+};
+
+/* A question's words, and what may stand for them. */
+struct search_rank {
+    uint32_t group_count, phrase_count;
+    uint32_t group[RANK_PHRASES_MAX]; /* the question's word that a phrase stands for */
+    float weight[RANK_PHRASES_MAX];   /* once weighed */
+    bool weighed;
+    size_t used; /* of expression */
+    char expression[RANK_PHRASES_MAX * (SEARCH_WORD_BYTES_MAX + 8)];
 };
 
 struct search {
@@ -33,6 +58,7 @@ struct search {
     uint32_t job_count, slot_next;
     uint64_t uses;
     char expression[EXPRESSION_BYTES];
+    struct search_rank rank;
     uint8_t text[CHUNK_TEXT_MAX];
     int32_t tokens[CHUNK_TEXT_MAX + 2 * PRETOKEN_BYTES_MAX]; /* of a chunk's text, formed again */
     struct cursor cursors[];                                 /* [slot_count] */
@@ -47,6 +73,15 @@ void search_catch_up(struct search *search, const struct search_job *job);
 void search_drop_keys(struct search *search, struct word_table *table);
 /* All of a stream's index goes. */
 int search_drop_index(struct search *search, uint64_t stream_id);
+
+/* search_query.c: the words that a question asks with, in lower case; how many. */
+uint32_t search_question_words(const uint8_t *question, size_t bytes_count,
+                               char out[][SEARCH_WORD_BYTES_MAX + 1]);
+/* search_rank.c: makes search->rank.expression; words of the question. */
+uint32_t search_rank_question(struct search *search, const uint8_t *question, size_t bytes_count);
+/* In SQL closeness(words) is what a chunk has of the question in `rank`, and place(words) the
+ * middle byte of where it has that, or -1. */
+int search_rank_register(sqlite3 *db, struct search_rank *rank);
 
 /* search_find.c */
 void search_run_job(struct search *search, struct search_job *job);

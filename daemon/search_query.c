@@ -3,9 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "daemon/search.h"
-
-enum { WORD_BYTES_MAX = 40 };
+#include "daemon/search_internal.h"
 
 /* Words that nearly every chunk has, or that belong to asking. */
 static const char *const stop_words[] = {
@@ -19,7 +17,7 @@ static const char *const stop_words[] = {
 };
 
 struct word {
-    char text[WORD_BYTES_MAX + 1];
+    char text[SEARCH_WORD_BYTES_MAX + 1];
     size_t bytes;
 };
 
@@ -36,14 +34,14 @@ static bool is_stop_word(const struct word *word)
     return word->bytes == 1 && !isdigit((uint8_t)word->text[0]);
 }
 
-/* The next word from *at on, cut at WORD_BYTES_MAX. False: no more. */
+/* The next word from *at on, cut at SEARCH_WORD_BYTES_MAX. False: no more. */
 static bool next_word(const uint8_t *text, size_t bytes_count, size_t *at, struct word *out)
 {
     while (*at < bytes_count && !is_letter(text[*at]))
         ++*at;
     out->bytes = 0;
     for (; *at < bytes_count && is_letter(text[*at]); ++*at)
-        if (out->bytes < WORD_BYTES_MAX)
+        if (out->bytes < SEARCH_WORD_BYTES_MAX)
             out->text[out->bytes++] = (char)(text[*at] < 0x80 ? tolower(text[*at]) : text[*at]);
     out->text[out->bytes] = '\0';
     return out->bytes > 0;
@@ -68,21 +66,33 @@ static size_t collect(const uint8_t *question, size_t bytes_count, bool all, str
     return count;
 }
 
-/* Any of the words, each quoted: FTS5 ranks by how many a chunk has and how rare they are. */
-size_t search_expression(const uint8_t *question, size_t bytes_count, char *out, size_t out_bytes)
+uint32_t search_question_words(const uint8_t *question, size_t bytes_count,
+                               char out[][SEARCH_WORD_BYTES_MAX + 1])
 {
     struct word words[SEARCH_WORDS_MAX];
-    size_t count = collect(question, bytes_count, false, words), used = 0;
+    size_t count = collect(question, bytes_count, false, words);
 
     if (!count)
         count = collect(question, bytes_count, true, words);
-    for (size_t i = 0; i < count; i++) {
-        size_t need = words[i].bytes + 2 + (i ? 4 : 0);
+    for (size_t i = 0; i < count; i++)
+        memcpy(out[i], words[i].text, words[i].bytes + 1);
+    return (uint32_t)count;
+}
+
+/* Any of the words, each quoted: FTS5 ranks by how many a chunk has and how rare they are. */
+size_t search_expression(const uint8_t *question, size_t bytes_count, char *out, size_t out_bytes)
+{
+    char words[SEARCH_WORDS_MAX][SEARCH_WORD_BYTES_MAX + 1];
+    uint32_t count = search_question_words(question, bytes_count, words);
+    size_t used = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        size_t need = strlen(words[i]) + 2 + (i ? 4 : 0);
 
         if (used + need >= out_bytes)
             break;
-        used += (size_t)snprintf(out + used, out_bytes - used, "%s\"%s\"", i ? " OR " : "",
-                                 words[i].text);
+        used +=
+            (size_t)snprintf(out + used, out_bytes - used, "%s\"%s\"", i ? " OR " : "", words[i]);
     }
     return used;
 }

@@ -9,7 +9,7 @@
 
 #include "daemon/log.h"
 #include "daemon/pages.h"
-#include "daemon/search.h"
+#include "daemon/search_internal.h"
 
 static const char schema[] =
     "CREATE TABLE IF NOT EXISTS chunks (chunk INTEGER PRIMARY KEY, token_from INTEGER,"
@@ -98,7 +98,7 @@ static int check_version(const struct word_table *t, int version)
     return found || !sqlite3_exec(t->db, text, NULL, NULL, NULL) ? 0 : -EIO;
 }
 
-int word_table_open(struct word_table *t, const char *folder, int version,
+int word_table_open(struct word_table *t, const char *folder, int version, struct search_rank *rank,
                     const char *const *statement_text, int statement_count)
 {
     char path[PATH_BYTES_MAX + 48], pragmas[200];
@@ -120,6 +120,8 @@ int word_table_open(struct word_table *t, const char *folder, int version,
     result = check_version(t, version);
     if (!result && sqlite3_exec(t->db, schema, NULL, NULL, NULL))
         result = -EIO;
+    if (!result)
+        result = search_rank_register(t->db, rank);
     for (int i = 0; i < statement_count && !result; i++)
         if (sqlite3_prepare_v3(t->db, statement_text[i], -1, SQLITE_PREPARE_PERSISTENT,
                                &t->statement[i], NULL))

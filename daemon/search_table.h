@@ -26,7 +26,8 @@ struct word_table {
 
 /* Of t->stream_id, made where it is missing. -ESTALE: of another version; -EIO: it cannot be used.
  * Then, too, it is to be closed. */
-int word_table_open(struct word_table *t, const char *folder, int version,
+struct search_rank; /* what closeness() in a statement asks for */
+int word_table_open(struct word_table *t, const char *folder, int version, struct search_rank *rank,
                     const char *const *statement_text, int statement_count);
 void word_table_close(struct word_table *t);
 int word_table_unlink(const char *folder, uint64_t stream_id);

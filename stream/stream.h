@@ -86,6 +86,14 @@ const struct tokenizer *engine_tokenizer(const struct engine *engine);
 /* What the device said when it failed; NULL: it has not. After -EIO nothing more is computed there.
  */
 const char *engine_failure(const struct engine *engine);
+/* Words that may stand for a word, by the adapter's lexicon, nearest first: how many, at most max;
+ * 0 where it has none. word: a form in lower case, terminated. Any thread. */
+enum { NEAR_WORD_BYTES_MAX = 31 };
+struct near_word {
+    char text[NEAR_WORD_BYTES_MAX + 1]; /* terminated */
+};
+uint32_t engine_near_words(const struct engine *engine, const char *word, struct near_word *out,
+                           uint32_t max);
 
 /* One continuous text fed in any cuts: the bytes that still wait for more. Zero it to begin. No
  * pointers: it may be stored. */

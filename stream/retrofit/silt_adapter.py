@@ -12,7 +12,7 @@ class Adapter:
 
     def __init__(self, tensors, base_fingerprint, chunk_tokens=256, comp_tokens=16,
                  ring_segments=14, sink_tokens=8, summary_alpha_min=0.0, dmc_ratios=(),
-                 recall_layer=None):
+                 recall_layer=None, lexicon=()):
         self.tensors = tensors
         self.base_fingerprint = base_fingerprint
         self.chunk_tokens = chunk_tokens
@@ -22,6 +22,7 @@ class Adapter:
         self.summary_alpha_min = summary_alpha_min
         self.dmc_ratios = list(dmc_ratios)
         self.recall_layer = recall_layer
+        self.lexicon = list(lexicon)
 
     def __getitem__(self, name):
         return self.tensors[name]
@@ -48,6 +49,8 @@ def write(path, adapter, description=""):
     ]
     if adapter.recall_layer is not None:
         meta.append(("silt.recall_layer", gguf.U32, adapter.recall_layer))
+    if adapter.lexicon:
+        meta.append(("silt.lexicon", (gguf.ARRAY, gguf.STRING), adapter.lexicon))
     tensors = []
     for name in sorted(adapter.tensors, key=_order):
         array = np.asarray(adapter.tensors[name], np.float32)
@@ -72,7 +75,7 @@ def read(path):
     return Adapter(tensors, meta["silt.base_fingerprint"], meta["silt.chunk_tokens"],
                    meta["silt.comp_tokens"], meta["silt.ring_segments"], meta["silt.sink_tokens"],
                    meta["silt.summary_alpha_min"], meta["silt.dmc_ratios"],
-                   meta.get("silt.recall_layer"))
+                   meta.get("silt.recall_layer"), meta.get("silt.lexicon", ()))
 
 
 def name_of(path):

@@ -190,7 +190,7 @@ static void fusion(void **state)
     assert_int_equal(out[1].chunk, 2);
     assert_int_equal(out[2].chunk, 7); /* in both, but little of what was asked for */
     assert_int_equal(out[3].chunk, 4); /* last of the keys: as good as none */
-    words.word_count = 8;              /* the same words of a longer question say less */
+    words.word_count = 12;             /* the same words of a longer question say less */
     search_fuse(out, SEARCH_HITS_MAX, &words, near, 2);
     assert_int_equal(out[0].chunk, 7);
     assert_int_equal(search_fuse(out, 2, &words, near, 2), 2);

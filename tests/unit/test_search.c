@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "daemon/search.h"
+#include "daemon/search_internal.h"
 #include "tests/unit/rig.h"
 
 enum { CHUNK = 256, TEXT_MAX = 64 << 10 };
@@ -88,6 +88,7 @@ static void open_search(struct parts *p)
                                      .keys = true,
                                      .model_fingerprint = 1,
                                      .tokenizer = engine_tokenizer(rig_engine()),
+                                     .engine = rig_engine(),
                                      .chunk_tokens = CHUNK,
                                      .item_tokens_max = 1 << 17,
                                      .slots = p->rig.slots,
@@ -221,6 +222,52 @@ static void sentences_are_found(void **state)
     close_parts(p);
 }
 
+static void words_near_in_meaning(void **state)
+{
+    struct near_word near[4];
+
+    (void)state;
+    assert_int_equal(engine_near_words(rig_engine(), "car", near, 4), 2);
+    assert_string_equal(near[0].text, "auto");
+    assert_string_equal(near[1].text, "automobile");
+    assert_int_equal(engine_near_words(rig_engine(), "car", near, 1), 1);
+    assert_int_equal(engine_near_words(rig_engine(), "ca", near, 4), 0);
+    assert_int_equal(engine_near_words(rig_engine(), "cars", near, 4), 0);
+    assert_int_equal(engine_near_words(rig_engine(), "", near, 4), 0);
+    assert_int_equal(engine_near_words(rig_engine(), "ruined", near, 4), 0);
+    assert_int_equal(engine_near_words(rig_engine(), "rust", near, 4), 1);
+    assert_string_equal(near[0].text, "oxide"); /* the longer one is not a word */
+}
+
+/* Other words than the question's, in one place; another chunk has them far from each other. */
+static void other_words_are_found_in_one_place(void **state)
+{
+    static char text[TEXT_MAX];
+    struct parts *p = open_parts();
+    struct search_job *job = malloc(sizeof *job);
+
+    (void)state;
+    filler(text, 1, 6000);
+    add(text, "The ruddy automobile is Ottoline's. ");
+    filler(text + strlen(text), 2, 6000);
+    add(text, "A crimson gate. ");
+    filler(text + strlen(text), 3, 300);
+    add(text, "An auto came. ");
+    filler(text + strlen(text), 4, 6000);
+    feed(p, 1, text);
+    index_all(p);
+    look(p, job, "Who owns the red car?");
+    assert_true(job->hit_count >= 2);
+    assert_non_null(strstr(job->text[0].text, "Ottoline"));
+    p->search->options.by = SEARCH_BY_WORDS;
+    look(p, job, "Who owns the red car?");
+    assert_int_equal(job->hit_count, 0);
+    look(p, job, "The ruddy thing?");
+    assert_int_equal(job->hit_count, 1);
+    free(job);
+    close_parts(p);
+}
+
 static bool index_has(const struct parts *p, const char *word)
 {
     char command[300];
@@ -317,9 +364,13 @@ static void keys_find_what_words_do_not(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(words_of_questions),          cmocka_unit_test(chunks_as_text),
-        cmocka_unit_test(sentences_are_found),         cmocka_unit_test(what_is_forgotten_is_gone),
+        cmocka_unit_test(words_of_questions),
+        cmocka_unit_test(chunks_as_text),
+        cmocka_unit_test(sentences_are_found),
+        cmocka_unit_test(what_is_forgotten_is_gone),
         cmocka_unit_test(keys_find_what_words_do_not),
+        cmocka_unit_test(words_near_in_meaning),
+        cmocka_unit_test(other_words_are_found_in_one_place),
     };
 
     return cmocka_run_group_tests_name("search", tests, NULL, NULL);

@@ -488,6 +488,10 @@ static void put_recall(struct writer *w)
     tensor_random(w, "recall.weight_deep", TENSOR_F32, 0, TINY_DIM, 0.0f, 0.02f);
 }
 
+/* The last two are not what FORMAT.md says. */
+static const char *const lexicon[] = {"car auto automobile", "red crimson ruddy", "ruined",
+                                      "rust aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa oxide"};
+
 int tiny_adapter_write(const char *path, const char *model_path, const struct tiny_options *options)
 {
     struct writer w = {.random = options->seed ^ 0x5eed};
@@ -510,6 +514,9 @@ int tiny_adapter_write(const char *path, const char *model_path, const struct ti
         put_u32(&w.keys, 2u << i);
     if (options->recall)
         key_u32(&w, "silt.recall_layer", options->recall_layer);
+    key_array(&w, "silt.lexicon", GGUF_STRING, sizeof lexicon / sizeof *lexicon);
+    for (size_t i = 0; i < sizeof lexicon / sizeof *lexicon; i++)
+        put_string(&w.keys, lexicon[i]);
     tensor_random(&w, "comp.embd", TENSOR_F32, TINY_COMP, TINY_DIM, 0.0f, 0.25f);
     for (uint32_t i = 0; i < TINY_LAYERS; i++)
         put_lora(&w, i, "comp", options->lora_type, 0.5f);

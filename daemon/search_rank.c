@@ -1,0 +1,238 @@
+/*
+ * How much of a question a chunk has in one place, by its words and by words near them in meaning.
+ *
+ * A question's word and what may stand for it (engine_near_words) are one term, of which a place
+ * counts the rarest once; a third of that is how rare all of them together are (Pirkola's
+ * structured queries, SIGIR 1998), so that a word with many kin says less. Of a chunk the densest
+ * RANK_WINDOW words count: "the red car" is asked for where "crimson" stands beside "automobile",
+ * not where a chunk has one of them here and the other there. FTS5 calls it for every chunk that
+ * has any of the words.
+ */
+#include "daemon/search_internal.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { RANK_WINDOW = 16, NEAR_MAX = 64 };
+#define WEIGHT_MIN  0.1  /* of what is in every other chunk */
+#define PLACE_SHARE 0.5f /* of the question, for a place to be the one it asks for */
+
+/* ---- the question ---- */
+
+static void add_phrase(struct search_rank *r, const char *text, uint32_t group)
+{
+    size_t need = strlen(text) + 6;
+
+    if (r->phrase_count == RANK_PHRASES_MAX || r->used + need >= sizeof r->expression)
+        return;
+    r->used += (size_t)snprintf(r->expression + r->used, sizeof r->expression - r->used, "%s\"%s\"",
+                                r->used ? " OR " : "", text);
+    r->group[r->phrase_count++] = group;
+}
+
+uint32_t search_rank_question(struct search *s, const uint8_t *question, size_t bytes_count)
+{
+    struct search_rank *r = &s->rank;
+    char words[SEARCH_WORDS_MAX][SEARCH_WORD_BYTES_MAX + 1];
+    struct near_word near[NEAR_MAX];
+    uint32_t count = search_question_words(question, bytes_count, words), each;
+
+    r->group_count = count;
+    r->phrase_count = 0;
+    r->used = 0;
+    r->weighed = false;
+    r->expression[0] = '\0';
+    if (!count)
+        return 0;
+    each = (RANK_PHRASES_MAX - count) / count;
+    for (uint32_t g = 0; g < count; g++) {
+        uint32_t n = 0;
+
+        add_phrase(r, words[g], g);
+        if (s->options.engine)
+            n = engine_near_words(s->options.engine, words[g], near,
+                                  each < NEAR_MAX ? each : NEAR_MAX);
+        for (uint32_t i = 0; i < n; i++)
+            add_phrase(r, near[i].text, g);
+    }
+    return count;
+}
+
+/* ---- a chunk ---- */
+
+static int count_row(const Fts5ExtensionApi *api, Fts5Context *fts, void *user)
+{
+    (void)api;
+    (void)fts;
+    ++*(uint64_t *)user;
+    return SQLITE_OK;
+}
+
+static float rarity(double rows, double with)
+{
+    with = fmin(with, rows);
+    return (float)fmax(WEIGHT_MIN, log((rows - with + 0.5) / (with + 0.5)));
+}
+
+/* How rare each phrase is, and, for a third, all that stand for one word of the question together.
+ * Once a question. */
+static int weigh(const Fts5ExtensionApi *api, Fts5Context *fts, struct search_rank *r)
+{
+    uint64_t held[RANK_PHRASES_MAX] = {0}, together[SEARCH_WORDS_MAX] = {0};
+    sqlite3_int64 rows = 0;
+    int code = api->xRowCount(fts, &rows);
+
+    if ((uint32_t)api->xPhraseCount(fts) != r->phrase_count)
+        return SQLITE_ERROR;
+    for (uint32_t i = 0; i < r->phrase_count && !code; i++) {
+        code = api->xQueryPhrase(fts, (int)i, &held[i], count_row);
+        together[r->group[i]] += held[i];
+    }
+    for (uint32_t i = 0; i < r->phrase_count; i++)
+        r->weight[i] = (2 * rarity((double)rows, (double)held[i]) +
+                        rarity((double)rows, (double)together[r->group[i]])) /
+                       3;
+    r->weighed = !code;
+    return code;
+}
+
+/* Of a chunk's words: the densest window. */
+struct window {
+    float score;
+    int from, to; /* words of the chunk, both in it */
+};
+
+/* Of the words from `first` on that lie within RANK_WINDOW. */
+static int score_window(const Fts5ExtensionApi *api, Fts5Context *fts, const struct search_rank *r,
+                        int first, int count, struct window *out)
+{
+    float best[SEARCH_WORDS_MAX] = {0};
+    int phrase, column, offset, code = SQLITE_OK;
+
+    *out = (struct window){0};
+    for (int i = first; i < count; i++) {
+        code = api->xInst(fts, i, &phrase, &column, &offset);
+        if (i == first)
+            out->from = offset;
+        if (code || offset >= out->from + RANK_WINDOW)
+            break;
+        uint32_t g = r->group[phrase];
+        if (r->weight[phrase] > best[g]) {
+            best[g] = r->weight[phrase];
+            out->to = offset;
+        }
+    }
+    for (uint32_t g = 0; g < r->group_count; g++)
+        out->score += best[g];
+    return code;
+}
+
+static int find_window(const Fts5ExtensionApi *api, Fts5Context *fts, struct search_rank *r,
+                       struct window *out)
+{
+    int count = 0, code = r->weighed ? SQLITE_OK : weigh(api, fts, r);
+    struct window window;
+
+    *out = (struct window){0};
+    if (!code)
+        code = api->xInstCount(fts, &count);
+    for (int i = 0; i < count && !code; i++) {
+        code = score_window(api, fts, r, i, count, &window);
+        if (!code && window.score > out->score)
+            *out = window;
+    }
+    return code;
+}
+
+/* closeness(words) */
+static void rank_chunk(const Fts5ExtensionApi *api, Fts5Context *fts, sqlite3_context *out,
+                       int value_count, sqlite3_value **values)
+{
+    struct window window;
+    int code = find_window(api, fts, api->xUserData(fts), &window);
+
+    (void)value_count;
+    (void)values;
+    if (code)
+        sqlite3_result_error_code(out, code);
+    else
+        sqlite3_result_double(out, (double)window.score);
+}
+
+/* ---- where in the chunk ---- */
+
+struct bytes_of {
+    struct window window;
+    int word, from, to; /* the window's bytes */
+};
+
+static int see_word(void *user, int flags, const char *text, int bytes, int from, int to)
+{
+    struct bytes_of *b = user;
+
+    (void)text;
+    (void)bytes;
+    if (flags & FTS5_TOKEN_COLOCATED)
+        return SQLITE_OK;
+    if (b->word == b->window.from)
+        b->from = from;
+    if (b->word == b->window.to)
+        b->to = to;
+    return b->word++ < b->window.to ? SQLITE_OK : SQLITE_DONE;
+}
+
+/* What a window with all of the question's words would have, as this stream has them. */
+static float score_max(const struct search_rank *r)
+{
+    float best[SEARCH_WORDS_MAX] = {0}, sum = 0;
+
+    for (uint32_t i = 0; i < r->phrase_count; i++)
+        best[r->group[i]] = fmaxf(best[r->group[i]], r->weight[i]);
+    for (uint32_t g = 0; g < r->group_count; g++)
+        sum += best[g];
+    return sum;
+}
+
+/* place(words): the middle byte of the densest window, or -1 where it has little of the question.
+ */
+static void place_chunk(const Fts5ExtensionApi *api, Fts5Context *fts, sqlite3_context *out,
+                        int value_count, sqlite3_value **values)
+{
+    struct search_rank *r = api->xUserData(fts);
+    struct bytes_of place = {0};
+    const char *text;
+    int bytes, code = find_window(api, fts, r, &place.window);
+
+    (void)value_count;
+    (void)values;
+    if (!code && place.window.score < score_max(r) * PLACE_SHARE) {
+        sqlite3_result_int(out, -1);
+        return;
+    }
+    if (!code)
+        code = api->xColumnText(fts, 0, &text, &bytes);
+    if (!code)
+        code = api->xTokenize(fts, text, bytes, &place, see_word);
+    if (code && code != SQLITE_DONE)
+        sqlite3_result_error_code(out, code);
+    else
+        sqlite3_result_int(out, (place.from + place.to) / 2);
+}
+
+int search_rank_register(sqlite3 *db, struct search_rank *rank)
+{
+    fts5_api *api = NULL;
+    sqlite3_stmt *get;
+
+    if (sqlite3_prepare_v2(db, "SELECT fts5(?1)", -1, &get, NULL))
+        return -EIO;
+    sqlite3_bind_pointer(get, 1, &api, "fts5_api_ptr", NULL);
+    sqlite3_step(get);
+    sqlite3_finalize(get);
+    if (!api || api->xCreateFunction(api, "closeness", rank, rank_chunk, NULL) ||
+        api->xCreateFunction(api, "place", rank, place_chunk, NULL))
+        return -EIO;
+    return 0;
+}
