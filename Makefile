@@ -158,10 +158,11 @@ $(O)/fuzz-%: $(O)/obj/tests/fuzz/fuzz_%.c.o $(O)/obj/tests/fuzz/replay.c.o $(O)/
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-# Small programs for scripts: the tiny model, and the tokens of a text.
+# Small programs for scripts: the tiny model, the tokens of a text, and what questions find in it.
 $(O)/tests/make-tiny: $(call objects,tests/make_tiny.c tests/unit/tiny_model.c) $(KERNELS)
 $(O)/tests/token-dump: $(call objects,tests/token_dump.c stream/gguf.c stream/pretoken.c stream/token.c stream/vocab.c)
-$(O)/tests/make-tiny $(O)/tests/token-dump:
+$(O)/tests/eval-find: $(call objects,tests/eval_find.c) $(O)/parts.a
+$(O)/tests/make-tiny $(O)/tests/token-dump $(O)/tests/eval-find:
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
@@ -225,7 +226,7 @@ tidy:
 	$(Q)tests/tidy
 quality: $(O)/silt-eval
 	$(Q)python3 tests/eval/quality.py $(QUALITY)
-facts: all $(O)/tests/token-dump
+facts: all $(O)/tests/token-dump $(O)/tests/eval-find
 	$(Q)tests/eval/facts.py --text '$(FACTS)' --data $(O)/facts $(FACTS_OPTIONS)
 fuzz:
 	$(Q)tests/fuzz/run $(SECONDS_EACH)

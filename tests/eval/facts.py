@@ -3,13 +3,15 @@
 
     tests/eval/facts.py --text TRAIN --data FOLDER [--json FILE]     by `make facts`
 
-TRAIN holds dialogue, meeting and log texts (KIND.jsonl[.zst]).  One stream of each is made, 120,000
-tokens long, with facts planted (planted.py) 10,000 or 100,000 tokens before its end, or before one
-of three stops on the way to it, where the question is asked of the past (--at).  Every fact is
-asked for with siltd on words alone, on keys alone and on both: a hit is its chunk among the 8
-recalled.
-Then answers: from the stream with `--recall text`, and with nothing recalled but the fact's own
-surroundings in the prompt; the ratio of both with a paired bootstrap interval.
+TRAIN holds dialogue, meeting and log texts (KIND.jsonl[.zst]).  Of each a stream of 120,000 tokens
+is made, with facts planted (planted.py) 10,000 or 100,000 tokens before its end, or before one of
+three stops on the way to it, where the question is asked of the past; and one of 1,020,000 tokens
+with facts a million before its end.  Every fact is asked for by words alone, by keys alone and by
+both: a hit is its chunk among the 8 recalled.  siltd's index and search need nothing of the model
+but to read the question, so tests/eval_find.c runs them alone, on streams that no model has read.
+Then answers: from the stream of 120,000 tokens, which siltd has read, with `--recall text`, and
+with nothing recalled but the fact's own surroundings in the prompt; the ratio of both with a
+paired bootstrap interval.
 With --qmsum FILE the marked spans of its meetings' questions are looked for, too.
 FOLDER keeps streams and figures: run again, it goes on where it stopped.
 """
@@ -38,10 +40,12 @@ KINDS = ("dialogue", "meeting", "log")
 BEFORE = {"dialogue": "User: ", "meeting": "Chair: ", "log": "note: "}
 CHUNK, FOUND_MAX = 256, 8
 LENGTH, FAR, NEAR = 120000, 100000, 10000
+LONG, FARTHEST = 1020000, 1000000
 STOPS = 4                                   # the last one is the end of the stream
 WINDOW = 4000                               # of near facts at each stop, tokens
 SIGNALS = ("words", "keys", "both")
 ANSWER_TOKENS, AROUND = 24, 300             # AROUND: bytes of text on both sides of a fact
+ADAPTER = ROOT / "stream/adapters/smollm2-135m-instruct.gguf"
 
 
 # ---- text with facts in it ----
@@ -89,22 +93,34 @@ def places_of(rng, count, start, end):
     return [int(start + step * (i + rng.random() * 0.8)) for i in range(count)]
 
 
-def make_stream(kind, folder, facts, tokens):
-    """-> (text, facts with byte and chunk); facts are put at line ends next to their places."""
-    rng = random.Random(kind)
-    documents = read_lines(find_file(folder, kind))
-    rng.shuffle(documents)
-    per_stop = len(facts) // 2 // STOPS
+def facts_of_stops(rng, count):
+    """Half of them NEAR to one of STOPS, half FAR from the end -> (place, distance, stop)."""
     places = []
     for stop in range(STOPS):
         end = LENGTH - (STOPS - 1 - stop) * WINDOW
         places += [(at, NEAR, stop) for at in
-                   places_of(rng, per_stop, end - NEAR - WINDOW // 2, end - NEAR + WINDOW // 2)]
-    places += [(at, FAR, STOPS - 1) for at in
-               places_of(rng, len(facts) - len(places), LENGTH - FAR - 10000, LENGTH - FAR + 10000)]
+                   places_of(rng, count // 2 // STOPS, end - NEAR - WINDOW // 2,
+                             end - NEAR + WINDOW // 2)]
+    return places + [(at, FAR, STOPS - 1) for at in
+                     places_of(rng, count - len(places), LENGTH - FAR - 10000,
+                               LENGTH - FAR + 10000)]
+
+
+def facts_of_long(rng, count):
+    return [(at, FARTHEST, STOPS - 1) for at in
+            places_of(rng, count, LONG - FARTHEST - 10000, LONG - FARTHEST + 10000)]
+
+
+def make_stream(kind, folder, facts, tokens, length):
+    """-> (text, token ends, facts with byte and chunk); facts are put at line ends next to their
+    places."""
+    rng = random.Random(kind)
+    documents = read_lines(find_file(folder, kind))
+    rng.shuffle(documents)
+    places = (facts_of_stops if length == LENGTH else facts_of_long)(rng, len(facts))
     order = sorted(range(len(places)), key=lambda i: places[i][0])
     # The filler's tokens, and what facts before a place have added: some 16 each.
-    filler = "\n".join(d["text"][:20000] for d in documents)[:LENGTH * 8].encode()
+    filler = "\n".join(d["text"][:20000] for d in documents)[:length * 8].encode()
     ends = tokens.ends(filler)
     text, used, added, out = [], 0, 0, []
     for index in order:
@@ -121,7 +137,9 @@ def make_stream(kind, folder, facts, tokens):
     text.append(filler[used:])
     whole = b"".join(text)
     ends = tokens.ends(whole)
-    whole = whole[:ends[LENGTH - 1]]
+    if len(ends) < length:
+        sys.exit(f"{kind}: {len(ends)} tokens of text, {length} are wanted")
+    whole, ends = whole[:ends[length - 1]], ends[:length]
     number = 0
     for fact in out:
         while ends[number] <= fact["byte"]:
@@ -134,14 +152,33 @@ def make_stream(kind, folder, facts, tokens):
     return whole, ends, out
 
 
+# ---- the search alone ----
+
+def find_chunks(options, text, folder, questions):
+    """questions: (chunk_end, question) -> of each, ({signal: chunks, best first}, excerpt)."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / f"{folder.name}.txt"
+    path.write_bytes(text)
+    lines = "".join(f"{end}\t{question}\n" for end, question in questions)
+    out = subprocess.run([str(ROOT / "build/tests/eval-find"), str(MODEL),
+                          str(options.adapter or ADAPTER), str(path), str(folder)],
+                         input=lines.encode(), stdout=subprocess.PIPE, check=True).stdout
+    found = []
+    for line in out.decode(errors="replace").split("\n")[:-1]:
+        *lists, excerpt = line.split("\t", len(SIGNALS))
+        found.append((dict(zip(SIGNALS, ([int(c) for c in part.split()] for part in lists))),
+                      excerpt))
+    return found
+
+
 # ---- siltd ----
 
 class Daemon:
-    def __init__(self, data, find, adapter):
+    def __init__(self, data, adapter):
         self.folder = tempfile.mkdtemp(prefix="silt-facts-")
         self.endpoint = f"ipc://{self.folder}/s"
         command = [str(ROOT / "build/siltd"), "--listen", self.endpoint, "--data", str(data),
-                   "--find", find] + (["--adapter", adapter] if adapter else [])
+                   *(["--adapter", adapter] if adapter else [])]
         with open(f"{data}.log", "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         self.client = None
@@ -173,8 +210,8 @@ class Daemon:
                 return
             time.sleep(0.2)
 
-    def ask(self, stream, question, recall, tokens_max, at=None):
-        answer = self.client.ask(stream, question, recall=recall, tokens_max=tokens_max, at=at)
+    def ask(self, stream, question, recall, tokens_max):
+        answer = self.client.ask(stream, question, recall=recall, tokens_max=tokens_max)
         text = answer.text()
         return text, [source.segment for source in answer.done.sources]
 
@@ -199,7 +236,9 @@ def interval(pairs, rounds=2000):
 
 
 def print_hits(hits):
-    print(f"{'':34}{'facts':>6}" + "".join(f"{s:>8}" for s in SIGNALS))
+    print(f"{'':40}{'among the 8':>24}{'the first':>24}")
+    print(f"{'':34}{'facts':>6}" + "".join(f"{s:>8}" for s in SIGNALS * 2)
+          + f"{'excerpt':>9}")
     groups = [("distance", lambda h: f"{h['distance']:,} tokens"),
               ("question", lambda h: f"{h['distance']:,}, {h['degree']}"),
               ("stream", lambda h: f"{h['distance']:,}, {h['stream']}"),
@@ -208,35 +247,36 @@ def print_hits(hits):
         for key in sorted({name(h) for h in hits}):
             rows = [h for h in hits if name(h) == key]
             print(f"{title:10}{key:24}{len(rows):6}" + "".join(
-                f"{100 * share(h[s] for h in rows):7.1f}%" for s in SIGNALS))
+                f"{100 * share(h[s] > 0 for h in rows):7.1f}%" for s in SIGNALS) + "".join(
+                f"{100 * share(h[s] == 1 for h in rows):7.1f}%" for s in SIGNALS)
+                  + f"{100 * share(h['excerpt'] for h in rows):8.1f}%")
 
 
 def is_right(answer, text):
     return answer.lower().replace(",", "") in text.lower().replace(",", "")
 
 
-def ask_hits(options, streams, results):
-    for signal_name in SIGNALS:
-        with Daemon(options.data / "streams", signal_name, options.adapter) as daemon:
-            for kind, (_, _, facts) in streams.items():
-                for index, fact in sorted(enumerate(facts), key=lambda item: item[1]["stop"]):
-                    behind = (STOPS - 1 - fact["stop"]) * WINDOW
-                    _, found = daemon.ask(kind, fact["question"], "segments", 1,
-                                          LENGTH - behind if behind else None)
-                    name = f"{kind}/{index}"
-                    results["hits"].setdefault(name, dict(
-                        stream=kind, distance=fact["distance"], degree=fact["degree"],
-                        kind=fact["kind"]))
-                    results["hits"][name][signal_name] = \
-                        bool(set(found[:FOUND_MAX]) & set(fact["chunks"]))
+def ask_hits(options, streams, folder, results):
+    """Where the fact's chunk came among those found, from 1; 0: not among the 8."""
+    for kind, (text, ends, facts) in streams.items():
+        at = [(len(ends) - (STOPS - 1 - fact["stop"]) * WINDOW) // CHUNK for fact in facts]
+        found = find_chunks(options, text, options.data / folder / kind,
+                            [(end, fact["question"]) for end, fact in zip(at, facts)])
+        for fact, (chunks, excerpt) in zip(facts, found):
+            row = dict(stream=kind, distance=fact["distance"], degree=fact["degree"],
+                       kind=fact["kind"], excerpt=is_right(fact["answer"], excerpt))
+            for name in SIGNALS:
+                row[name] = next((rank for rank, chunk in enumerate(chunks[name][:FOUND_MAX], 1)
+                                  if chunk in fact["chunks"]), 0)
+            results["hits"].append(row)
 
 
-def ask_answers(options, streams, results):
+def ask_answers(options, streams, results, save):
     asked = [(kind, i) for kind in streams for i, f in enumerate(streams[kind][2])
              if f["distance"] == FAR]
     random.Random(2).shuffle(asked)
-    with Daemon(options.data / "streams", "both", options.adapter) as daemon:
-        for kind, index in asked[:options.answers]:
+    with Daemon(options.data / "streams", options.adapter) as daemon:
+        for kind, index in asked[len(results["answers"]):options.answers]:
             text, _, facts = streams[kind]
             fact = facts[index]
             around = text[max(0, fact["byte"] - AROUND):fact["byte"] + AROUND]
@@ -247,55 +287,56 @@ def ask_answers(options, streams, results):
             near, _ = daemon.ask(kind, prompt, "none", ANSWER_TOKENS)
             results["answers"].append([is_right(fact["answer"], far),
                                        is_right(fact["answer"], near)])
+            save()
 
 
-def qmsum(options, tokens, results):
-    """Marked spans of dev questions; one stream a meeting."""
-    meetings = sorted(read_lines(options.qmsum), key=lambda d: d["id"])[:options.meetings]
-    with Daemon(options.data / "meetings", "both", options.adapter) as daemon:
-        for meeting in meetings:
-            daemon.feed(meeting["id"], meeting["text"].encode())
-    for signal_name in SIGNALS:
-        with Daemon(options.data / "meetings", signal_name, options.adapter) as daemon:
-            for meeting in meetings:
-                lines = [line.encode() + b"\n" for line in meeting["text"].split("\n")]
-                begins = [0]
-                for line in lines:
-                    begins.append(begins[-1] + len(line))
-                ends = tokens.ends(meeting["text"].encode())
-                for index, item in enumerate(meeting["qa"]):
-                    chunks = set()
-                    for first, last in item.get("spans") or ():
-                        low, high = begins[int(first)], begins[min(int(last) + 1, len(lines))]
-                        chunks |= {n // CHUNK for n, end in enumerate(ends) if low < end <= high}
-                    if chunks:
-                        _, found = daemon.ask(meeting["id"], item["q"], "segments", 1)
-                        results["qmsum"].setdefault(f"{meeting['id']}/{index}", {})[signal_name] = \
-                            bool(set(found[:FOUND_MAX]) & chunks)
+def ask_meeting(options, meeting, tokens):
+    """Of every question with marked spans: {signal: one of their chunks is among the 8}."""
+    lines = [line.encode() + b"\n" for line in meeting["text"].split("\n")]
+    begins = [0]
+    for line in lines:
+        begins.append(begins[-1] + len(line))
+    text = meeting["text"].encode()
+    ends, asked, chunks = tokens.ends(text), [], []
+    for item in meeting["qa"]:
+        spans = [(begins[int(first)], begins[min(int(last) + 1, len(lines))])
+                 for first, last in item.get("spans") or ()]
+        marked = {n // CHUNK for low, high in spans
+                  for n, end in enumerate(ends) if low < end <= high}
+        if marked:
+            asked.append((len(ends) // CHUNK, " ".join(item["q"].split())))
+            chunks.append(marked)
+    found = find_chunks(options, text, options.data / "qmsum" / meeting["id"], asked)
+    return [{name: bool(set(row[name][:FOUND_MAX]) & marked) for name in SIGNALS}
+            for (row, _), marked in zip(found, chunks)]
 
 
 def run(options, results, save):
     tokens = Tokens()
     if options.qmsum and not results["qmsum"]:
-        qmsum(options, tokens, results)
+        meetings = sorted(read_lines(options.qmsum), key=lambda d: d["id"])[:options.meetings]
+        results["qmsum"] = [row for m in meetings for row in ask_meeting(options, m, tokens)]
         save()
-    if not results["hits"] or options.answers and not results["answers"]:
-        facts = planted.make_facts(len(KINDS) * options.facts)
-        streams = {kind: make_stream(kind, options.text, facts[i * options.facts:][:options.facts],
-                                      tokens)
-                   for i, kind in enumerate(KINDS)}
-        if not results["fed"]:
-            with Daemon(options.data / "streams", "both", options.adapter) as daemon:
-                for kind, (text, _, _) in streams.items():
-                    daemon.feed(kind, text)
-            results["fed"] = True
-            save()
-        if not results["hits"]:
-            ask_hits(options, streams, results)
-            save()
-        if options.answers and not results["answers"]:
-            ask_answers(options, streams, results)
-            save()
+    facts = planted.make_facts(len(KINDS) * options.facts)
+
+    def make(length, count):
+        return {kind: make_stream(kind, options.text, facts[i * options.facts:][:count], tokens,
+                                  length) for i, kind in enumerate(KINDS)}
+
+    streams = make(LENGTH, options.facts)
+    if not results["hits"]:
+        ask_hits(options, streams, "find", results)
+        if options.far:
+            ask_hits(options, make(LONG, options.facts // 2), "find-long", results)
+        save()
+    if options.answers and not results["fed"]:
+        with Daemon(options.data / "streams", options.adapter) as daemon:
+            for kind, (text, _, _) in streams.items():
+                daemon.feed(kind, text)
+        results["fed"] = True
+        save()
+    if options.answers > len(results["answers"]):
+        ask_answers(options, streams, results, save)
 
 
 def main():
@@ -305,13 +346,15 @@ def main():
     parser.add_argument("--adapter", help="default: the shipped one")
     parser.add_argument("--facts", type=int, default=280, help="of a stream, both distances")
     parser.add_argument("--answers", type=int, default=200, help="questions answered, 0: none")
+    parser.add_argument("--far", action=argparse.BooleanOptionalAction, default=True,
+                        help="facts a million tokens back, too")
     parser.add_argument("--qmsum", type=pathlib.Path, help="JSON lines of meetings with spans")
     parser.add_argument("--meetings", type=int, default=35)
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
     options.data.mkdir(parents=True, exist_ok=True)
     state = options.data / "figures.json"
-    results = {"fed": False, "hits": {}, "answers": [], "qmsum": {}}
+    results = {"fed": False, "hits": [], "answers": [], "qmsum": []}
     if state.exists():
         results = json.loads(state.read_text())
 
@@ -319,9 +362,9 @@ def main():
         state.write_text(json.dumps(results))
 
     run(options, results, save)
-    print_hits(list(results["hits"].values()))
+    print_hits(results["hits"])
     if results["qmsum"]:
-        rows = list(results["qmsum"].values())
+        rows = results["qmsum"]
         print(f"{'QMSum, marked spans':34}{len(rows):6}" + "".join(
             f"{100 * share(r[s] for r in rows):7.1f}%" for s in SIGNALS))
     if results["answers"]:
