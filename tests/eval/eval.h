@@ -36,6 +36,7 @@ struct eval_options {
     uint64_t tokens_max;    /* of a document; 0: all */
     uint32_t documents_max; /* 0: all */
     uint32_t streams;       /* join: cut into so many of tokens_max each; 0: one */
+    bool segments_int8;     /* the ring's segments as --segments int8 would keep them cold */
     bool join, json;
     bool ask; /* each document's question, behind it */
 };

@@ -37,6 +37,9 @@ static const char help[] =
     "  --context N        full: tokens in view (default: what the model was trained for)\n"
     "  --kv-rows N        window: rows at every token, in place of ccm's\n"
     "  --ring N           segments attended (default: the adapter's)\n"
+    "  --segments f16|int8  ccm: the ring's segments as siltd's option keeps them on disk; what "
+    "int8\n"
+    "                     costs is the difference (default: f16)\n"
     "  --dmc 1|2|4|8      merge KV entries by this ratio (default: 4 where the adapter can)\n"
     "  --tokens N         cut every document after N tokens\n"
     "  --documents N      the first N documents alone\n"
@@ -82,6 +85,7 @@ enum {
     OPTION_CONTEXT,
     OPTION_KV_ROWS,
     OPTION_RING,
+    OPTION_SEGMENTS,
     OPTION_DMC,
     OPTION_TOKENS,
     OPTION_DOCUMENTS,
@@ -158,6 +162,9 @@ static bool set_word(struct eval_options *o, int option, const char *text)
             if (strcmp(text, policy_name(o->policy)) == 0)
                 return true;
         return false;
+    case OPTION_SEGMENTS:
+        o->segments_int8 = strcmp(text, "int8") == 0;
+        return o->segments_int8 || strcmp(text, "f16") == 0;
     case OPTION_DEVICE:
         o->engine.device = strcmp(text, "cuda") == 0 ? DEVICE_CUDA : DEVICE_CPU;
         return o->engine.device == DEVICE_CUDA || strcmp(text, "cpu") == 0;
@@ -177,6 +184,7 @@ static int parse(struct eval_options *o, int argc, char **argv)
         {"context", 1, NULL, OPTION_CONTEXT},
         {"kv-rows", 1, NULL, OPTION_KV_ROWS},
         {"ring", 1, NULL, OPTION_RING},
+        {"segments", 1, NULL, OPTION_SEGMENTS},
         {"dmc", 1, NULL, OPTION_DMC},
         {"tokens", 1, NULL, OPTION_TOKENS},
         {"documents", 1, NULL, OPTION_DOCUMENTS},

@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "stream/internal.h"
+#include "stream/segment.h"
 #include "stream/token.h"
 #include "tests/eval/eval.h"
 
@@ -25,8 +26,11 @@ struct runner {
     int32_t bos;
     void *memory[2]; /* of the streams */
     size_t memory_bytes;
-    struct stream *stream; /* scored, or the one that a window takes its rows from */
-    struct stream *other;  /* ccm-swap: lends its memory */
+    struct stream *stream;     /* scored, or the one that a window takes its rows from */
+    struct stream *other;      /* ccm-swap: lends its memory */
+    struct segment_shape int8; /* segments_int8: how cold segments are kept, */
+    uint8_t *record;           /* room for one, NULL: not asked for, */
+    uint64_t rounded;          /* and the newest chunk whose segment went through it */
     struct history *history;
     uint32_t rows_max; /* of the history */
     size_t row_bytes;  /* K and V of one row, all layers and heads */
@@ -69,6 +73,7 @@ static int reset(struct runner *r)
         if (result)
             return result;
     }
+    r->rounded = UINT64_MAX;
     if (r->options->policy == POLICY_NONE)
         stream_hide_memory(r->stream, true);
     if (r->options->policy == POLICY_CCM_SWAP)
@@ -90,6 +95,8 @@ static int check(const struct runner *r, char *error, size_t error_bytes)
                    : "this policy needs compressed memory: name an --adapter";
     else if (o->policy == POLICY_WINDOW_LORA && r->info.ratio_count < 2)
         what = "window+lora needs an --adapter with a DMC part";
+    else if (o->segments_int8 && o->policy != POLICY_CCM)
+        what = "--segments int8 goes with ccm";
     else if (o->kv_rows && (o->kv_rows <= r->info.sink_tokens || o->kv_rows > context))
         what = "--kv-rows must be more than the sinks and no more than the trained context";
     else if (o->context && (o->context <= r->info.sink_tokens || o->context > context))
@@ -115,6 +122,13 @@ static int open_streams(struct runner *r, char *error, size_t error_bytes)
         }
     }
     return 0;
+}
+
+static int open_record(struct runner *r)
+{
+    segment_shape_make(&r->int8, r->engine, SEGMENT_INT8);
+    r->record = aligned_alloc(64, (segment_buffer_bytes(&r->int8) + 63) & ~(size_t)63);
+    return r->record ? 0 : -ENOMEM;
 }
 
 static int open_history(struct runner *r, char *error, size_t error_bytes)
@@ -150,6 +164,8 @@ int runner_open(struct runner **out, struct engine *engine, const struct eval_op
     result = check(r, error, error_bytes);
     if (!result && uses_stream(options))
         result = open_streams(r, error, error_bytes);
+    if (!result && options->segments_int8)
+        result = open_record(r);
     if (!result && uses_history(options->policy))
         result = open_history(r, error, error_bytes);
     if (result)
@@ -170,6 +186,7 @@ void runner_close(struct runner **runner)
     history_close(&r->history);
     stream_close(&r->stream);
     stream_close(&r->other);
+    free(r->record);
     free(r->memory[0]);
     free(r->memory[1]);
     free(r);
@@ -191,6 +208,21 @@ static int history_block(struct runner *r, const int32_t *tokens, const int32_t 
     return history_score(r->history, tokens, targets, count, visible, nll);
 }
 
+/* The newest segment, to disk as int8 and back, in the ring at once: more than recall would ever
+ * bring back so, hence the most that it can cost. */
+static void round_segment(struct runner *r)
+{
+    const struct state *state = r->stream->state;
+    struct segment_view view;
+
+    if (!r->record || !stream_newest_segment(r->stream, &view) || view.number == r->rounded)
+        return;
+    r->rounded = view.number;
+    segment_put_rows(&r->int8, r->record, view.rows);
+    ccm_set_ring(r->stream, (state->ring_first + state->ring_count - 1) % r->stream->layout.ring,
+                 view.number, segment_take_rows(&r->int8, r->record));
+}
+
 /* A stream's block; rows are counted as queries of this policy see them. */
 static int stream_block(struct runner *r, const int32_t *tokens, const int32_t *targets, float *nll,
                         double *rows)
@@ -206,6 +238,7 @@ static int stream_block(struct runner *r, const int32_t *tokens, const int32_t *
                          : stream_feed(r->stream, tokens, BLOCK);
     if (result)
         return result;
+    round_segment(r);
     stream_rows_block(r->stream, rows, BLOCK);
     for (uint32_t i = 0; i < BLOCK; i++)
         rows[i] -= hidden;
