@@ -259,6 +259,8 @@ static void other_words_are_found_in_one_place(void **state)
     look(p, job, "Who owns the red car?");
     assert_true(job->hit_count >= 2);
     assert_non_null(strstr(job->text[0].text, "Ottoline"));
+    look(p, job, "\xe2\x80\x94 The red car \xe2\x80\xa6"); /* words that are none to FTS5 */
+    assert_non_null(strstr(job->text[0].text, "Ottoline"));
     p->search->options.by = SEARCH_BY_WORDS;
     look(p, job, "Who owns the red car?");
     assert_int_equal(job->hit_count, 0);
