@@ -152,7 +152,8 @@ void cold_leave(uint64_t id, const struct segment_view *segment)
         return;
     if (planted && ++puts_planted % PLANTED_EVERY == 0) {
         id = planted == CANARY_STREAM ? 1 + id % 3 : id;
-        as.number += planted == CANARY_PLACE;
+        if (planted == CANARY_PLACE && as.number)
+            as.number--, as.token_from -= SIM_CHUNK, as.token_to -= SIM_CHUNK;
     }
     expect_chunk(id, segment->number, f16_to_f32(segment->rows[0]));
     for (int i = 0; i < TRIES && result == -EAGAIN; i++) {

@@ -32,7 +32,7 @@ const char *cold_wrong(void);                       /* NULL: nothing has been */
 uint64_t cold_trace(void);                          /* of what has left and come back */
 
 /* A fault of siltd's that the checks must find: now and then a segment goes under another stream's
- * id, or to the next one's place. */
+ * id, or over the one before it. */
 enum cold_canary { CANARY_NONE, CANARY_STREAM, CANARY_PLACE };
 void cold_plant(enum cold_canary canary);
 
