@@ -1,9 +1,11 @@
 /*
- * What the engine does in a second: prefill, decode at several depths, ingest with compression, the
- * tokenizer.
+ * What the engine does in a second: projections, prefill, decode at several depths, ingest with
+ * compression and spill, the COMP pass, answers from a stream's memory, the tokenizer.
  *
  * Prints one line a figure, "name value unit", so that a script can pair it with another program's
- * figures in one run. The text is the licence of this repository, over and over: speed does not
+ * figures in one run. Where a limit of the machine bounds a figure, a line "name.macs" or
+ * "name.bytes" says what one of its units takes: multiply-adds of the projections, or bytes read of
+ * weights and KV rows. The text is the licence of this repository, over and over: speed does not
  * depend on what is read.
  */
 #include <errno.h>
@@ -12,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "stream/internal.h"
 
@@ -20,6 +23,8 @@ enum {
     DECODE_TOKENS = 64,
     TEXT_BYTES_MAX = 1 << 20,
     FLAT_TENTH = 5120, /* tokens: more than ring and window hold */
+    PASS_TOKENS = 64,
+    SPILL_STREAM = 1,
 };
 
 struct bench {
@@ -27,8 +32,18 @@ struct bench {
     int32_t *tokens; /* [count] */
     uint32_t count;
     float *logits; /* [vocab] */
-    const char *only;
-    uint32_t stream_tokens;
+    const char *only, *spill;
+    uint32_t stream_tokens, long_tokens;
+    double row_macs, row_bytes, kv_bytes; /* of one token: projections, weights read, a KV row */
+};
+
+/* A stream, its fork, and where its cold segments go. */
+struct timeline {
+    struct stream *stream;
+    struct fork *fork;
+    struct spill *spill;
+    void *memory, *fork_memory, *spill_memory;
+    size_t fork_bytes;
 };
 
 static double seconds(void)
@@ -47,6 +62,95 @@ static void figure(const char *name, double value, const char *unit)
 {
     printf("%-28s %10.2f %s\n", name, value, unit);
     fflush(stdout);
+}
+
+static void taking(const char *name, const char *what, double amount)
+{
+    char line[80];
+    snprintf(line, sizeof line, "%s.%s", name, what);
+    figure(line, amount, "each");
+}
+
+static void check(bool right, const char *what)
+{
+    if (right)
+        return;
+    fprintf(stderr, "bench: %s\n", what);
+    exit(1);
+}
+
+static void *memory_of(size_t bytes, size_t align)
+{
+    void *memory = aligned_alloc(align, (bytes + align - 1) / align * align);
+    check(memory, "no memory");
+    return memory;
+}
+
+static double projection_macs(const struct projection *p)
+{
+    double macs = 0;
+    for (uint32_t i = 0; i < p->count; i++)
+        macs += (double)p->part[i].rows * p->part[i].cols;
+    return macs;
+}
+
+/* What a token takes at least. Packed weights are as large as the file's. */
+static void count_work(struct bench *b)
+{
+    const struct engine *e = b->engine;
+    const struct shape *s = &e->shape;
+    for (uint32_t n = 0; n < s->layers; n++) {
+        const struct layer *l = &e->layer[n];
+        b->row_macs += projection_macs(&l->qkv) + projection_macs(&l->o) +
+                       projection_macs(&l->gate_up) + projection_macs(&l->down);
+    }
+    bool tied = !gguf_tensor(e->model, "output.weight");
+    for (size_t i = 0; i < gguf_tensor_count(e->model); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(e->model, i);
+        if (t != e->embedding || tied)
+            b->row_bytes += (double)t->data_bytes;
+    }
+    b->kv_bytes = 2.0 * s->layers * s->kv_dim * sizeof(f16);
+}
+
+static void project_all(struct bench *b, const struct projection *p, const void *q, float *out)
+{
+    struct kernels *k = b->engine->kernels;
+    for (uint32_t i = 0; i < p->count; i++)
+        k->matmul(k, out, p->part[i].rows, &p->part[i], NULL, 0, q, STREAM_BLOCK_TOKENS, false);
+}
+
+/* The projections of a block of tokens alone, layer after layer: weights come from memory. */
+static void bench_projections(struct bench *b)
+{
+    struct engine *e = b->engine;
+    const struct shape *s = &e->shape;
+    uint32_t widest = s->ff > s->dim ? s->ff : s->dim;
+    size_t bytes = e->kernels->quantize_bytes(e->kernels, STREAM_BLOCK_TOKENS, widest);
+    if (!wanted(b, "projections") || !e->layer[0].down.part[0].quantized)
+        return;
+    float *x = memory_of(sizeof *x * STREAM_BLOCK_TOKENS * widest, 64);
+    float *out = memory_of(sizeof *out * STREAM_BLOCK_TOKENS * 2 * s->ff, 64);
+    void *q = memory_of(bytes, 64);
+    for (uint32_t i = 0; i < STREAM_BLOCK_TOKENS * widest; i++)
+        x[i] = (float)(i % 127) - 63;
+    uint32_t blocks = 0;
+    double start = seconds();
+    for (; blocks < PREFILL_TOKENS / STREAM_BLOCK_TOKENS; blocks++)
+        for (uint32_t n = 0; n < s->layers; n++) {
+            const struct layer *l = &e->layer[n];
+            e->kernels->quantize(e->kernels, q, x, STREAM_BLOCK_TOKENS, s->dim);
+            project_all(b, &l->qkv, q, out);
+            project_all(b, &l->o, q, out);
+            project_all(b, &l->gate_up, q, out);
+            e->kernels->quantize(e->kernels, q, x, STREAM_BLOCK_TOKENS, s->ff);
+            project_all(b, &l->down, q, out);
+        }
+    figure("projections", PREFILL_TOKENS / (seconds() - start), "tokens/s");
+    taking("projections", "macs", b->row_macs);
+    free(x);
+    free(out);
+    free(q);
 }
 
 static void bench_tokenizer(struct bench *b, const uint8_t *text, size_t bytes)
@@ -89,46 +193,148 @@ static void bench_history(struct bench *b, const char *name, uint32_t depth, boo
         forward_logits(b->engine, 0, 1, b->logits);
     }
     figure(name, count / (seconds() - start), "tokens/s");
+    taking(name, decode ? "bytes" : "macs",
+           decode ? b->row_bytes + (depth + 0.5 * DECODE_TOKENS) * b->kv_bytes : b->row_macs);
     history_close(&h);
 }
 
-/* Ingest from an empty stream on, then the answer of a fork at its end. */
-static void bench_stream(struct bench *b, uint32_t ratio)
+/* ---- streams ---- */
+
+static void segment_leaves(void *user, const struct segment_view *segment)
+{
+    struct timeline *t = user;
+    while (spill_put(t->spill, SPILL_STREAM, segment, 0, 0) == -EAGAIN)
+        spill_step(t->spill, true);
+    spill_step(t->spill, false);
+}
+
+static void spill_begin(struct bench *b, struct timeline *t)
+{
+    struct spill_options options = {.folder = b->spill,
+                                    .streams_max = 1,
+                                    .staging_max = 16,
+                                    .fetches_max = 1,
+                                    .dtype = SEGMENT_F16};
+    char error[256];
+    size_t bytes = spill_bytes(b->engine, &options);
+    t->spill_memory = memory_of(bytes, 4096);
+    if (spill_open(&t->spill, b->engine, &options, t->spill_memory, (bytes + 4095) / 4096 * 4096,
+                   error, sizeof error))
+        check(false, error);
+    check(spill_attach(t->spill, SPILL_STREAM, (uint64_t)getpid()) == 0, "cannot spill");
+    stream_on_segment_leave(t->stream, segment_leaves, t);
+}
+
+/* False: the adapter does not serve the ratio. */
+static bool timeline_open(struct bench *b, struct timeline *t, uint32_t ratio, bool spill)
 {
     struct stream_options options = {.dmc_ratio = ratio};
-    char name[64], error[256];
-    snprintf(name, sizeof name, "ingest-%ux", ratio);
-    if (!wanted(b, name))
-        return;
+    char error[256];
     size_t bytes = stream_bytes(b->engine, &options, error, sizeof error);
+    *t = (struct timeline){0};
     if (!bytes)
-        return; /* the adapter does not serve this ratio */
-    void *memory = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
-    size_t more = fork_bytes(b->engine, &options);
-    void *fork_memory = aligned_alloc(64, (more + 63) & ~(size_t)63);
-    struct stream *stream;
-    struct fork *fork;
-    if (!memory || !fork_memory || stream_open(&stream, b->engine, &options, memory, bytes))
-        exit(1);
+        return false;
+    t->memory = memory_of(bytes, 64);
+    t->fork_bytes = fork_bytes(b->engine, &options);
+    t->fork_memory = memory_of(t->fork_bytes, 64);
+    check(stream_open(&t->stream, b->engine, &options, t->memory, bytes) == 0, "no stream");
+    if (spill)
+        spill_begin(b, t);
+    return true;
+}
+
+static void timeline_close(struct timeline *t)
+{
+    if (t->spill)
+        spill_close(&t->spill);
+    stream_close(&t->stream);
+    free(t->memory);
+    free(t->fork_memory);
+    free(t->spill_memory);
+}
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, uint32_t count)
+{
+    qsort(values, count, sizeof *values, compare);
+    return values[count / 2];
+}
+
+/* Ingest from an empty stream on; `closing`: what the pass that ends a chunk takes longer than
+ * others, which is COMP and the slide. */
+static double ingest(struct bench *b, struct timeline *t, uint32_t tokens, double *closing)
+{
+    uint32_t chunk = b->engine->shape.chunk, ends = 0, others = 0;
+    double *end = memory_of(sizeof *end * (tokens / PASS_TOKENS + 1), 64);
+    double *other = memory_of(sizeof *other * (tokens / PASS_TOKENS + 1), 64);
     double start = seconds();
-    for (uint32_t at = 0; at < b->stream_tokens; at += PREFILL_TOKENS)
-        stream_feed(stream, b->tokens + at % (b->count - PREFILL_TOKENS), PREFILL_TOKENS);
-    figure(name, b->stream_tokens / (seconds() - start), "tokens/s");
-    if (fork_open(&fork, stream, fork_memory, more))
-        exit(1);
-    start = seconds();
-    fork_feed(fork, b->tokens, STREAM_BLOCK_TOKENS);
-    snprintf(name, sizeof name, "first-token-%ux", ratio);
+    for (uint32_t at = 0; at < tokens; at += PASS_TOKENS) {
+        double before = seconds();
+        stream_feed(t->stream, b->tokens + at % (b->count - PASS_TOKENS), PASS_TOKENS);
+        if ((at + PASS_TOKENS) % chunk == 0)
+            end[ends++] = seconds() - before;
+        else
+            other[others++] = seconds() - before;
+    }
+    double took = seconds() - start;
+    *closing = median(end, ends) - median(other, others);
+    free(end);
+    free(other);
+    return took;
+}
+
+/* A fork's answer. `context` names it: "2x", "long". */
+static void bench_answer(struct bench *b, struct timeline *t, const char *context)
+{
+    char name[64];
+    check(fork_open(&t->fork, t->stream, t->fork_memory, t->fork_bytes) == 0, "no fork");
+    double start = seconds();
+    fork_feed(t->fork, b->tokens, STREAM_BLOCK_TOKENS);
+    snprintf(name, sizeof name, "first-token-%s", context);
     figure(name, 1e3 * (seconds() - start), "ms after a question of 32 tokens");
     start = seconds();
     for (uint32_t i = 0; i < DECODE_TOKENS; i++)
-        fork_feed(fork, b->tokens + i, 1);
-    snprintf(name, sizeof name, "answer-%ux", ratio);
+        fork_feed(t->fork, b->tokens + i, 1);
+    snprintf(name, sizeof name, "answer-%s", context);
     figure(name, DECODE_TOKENS / (seconds() - start), "tokens/s");
-    fork_close(&fork);
-    stream_close(&stream);
-    free(memory);
-    free(fork_memory);
+    double rows = stream_rows_now(t->stream) + STREAM_BLOCK_TOKENS + 0.5 * DECODE_TOKENS;
+    taking(name, "bytes", b->row_bytes + rows * b->kv_bytes);
+    fork_close(&t->fork);
+}
+
+static void bench_stream(struct bench *b, uint32_t ratio)
+{
+    struct timeline t;
+    char name[64], context[16];
+    double closing;
+    snprintf(context, sizeof context, "%ux", ratio);
+    snprintf(name, sizeof name, "ingest-%ux", ratio);
+    if (!wanted(b, name) || !timeline_open(b, &t, ratio, false))
+        return;
+    figure(name, b->stream_tokens / ingest(b, &t, b->stream_tokens, &closing), "tokens/s");
+    bench_answer(b, &t, context);
+    timeline_close(&t);
+}
+
+/* A long text at 2x: DMC, COMP and, with a folder for cold segments, spill. */
+static void bench_long(struct bench *b)
+{
+    struct timeline t;
+    double closing;
+    if (!wanted(b, "long") || !timeline_open(b, &t, 2, b->spill != NULL))
+        return;
+    figure("ingest-long", b->long_tokens / ingest(b, &t, b->long_tokens, &closing), "tokens/s");
+    taking("ingest-long", "macs",
+           b->row_macs * (1 + (double)b->engine->shape.comp / b->engine->shape.chunk));
+    figure("comp-pass", b->engine->shape.comp / closing, "rows/s");
+    taking("comp-pass", "macs", b->row_macs);
+    bench_answer(b, &t, "long");
+    timeline_close(&t);
 }
 
 /* Time a chunk in the last tenth of a longer stream, over that in its first and second. */
@@ -177,7 +383,50 @@ static void usage(void)
          "  --model GGUF --adapter GGUF    default: those of `make model` and stream/adapters\n"
          "  --threads N (2)   --kernels MASK (all; 0: reference, see kernels.h)\n"
          "  --only WORD       figures whose name holds WORD\n"
-         "  --tokens N        of an ingest run (8192)");
+         "  --tokens N        of an ingest run (8192)\n"
+         "  --long N          of the long text (65536)\n"
+         "  --spill FOLDER    where the long text's stream keeps its cold segments");
+}
+
+/* False: say how it is used. */
+static bool options_read(int argc, char **argv, struct engine_options *options, struct bench *b)
+{
+    static const struct option longs[] = {{"model", 1, 0, 'm'},   {"adapter", 1, 0, 'a'},
+                                          {"threads", 1, 0, 't'}, {"kernels", 1, 0, 'k'},
+                                          {"only", 1, 0, 'o'},    {"tokens", 1, 0, 'n'},
+                                          {"spill", 1, 0, 's'},   {"long", 1, 0, 'l'},
+                                          {"help", 0, 0, 'h'},    {0}};
+    for (int c; (c = getopt_long(argc, argv, "h", longs, NULL)) != -1;) {
+        switch (c) {
+        case 'm':
+            options->model_path = optarg;
+            break;
+        case 'a':
+            options->adapter_path = *optarg ? optarg : NULL;
+            break;
+        case 't':
+            options->threads = (uint32_t)strtoul(optarg, NULL, 0);
+            break;
+        case 'k':
+            options->feature_mask = (uint32_t)strtoul(optarg, NULL, 0);
+            break;
+        case 'o':
+            b->only = optarg;
+            break;
+        case 'n':
+            b->stream_tokens = (uint32_t)strtoul(optarg, NULL, 0);
+            break;
+        case 'l':
+            b->long_tokens = (uint32_t)strtoul(optarg, NULL, 0);
+            break;
+        case 's':
+            b->spill = optarg;
+            break;
+        default:
+            return false;
+        }
+    }
+    return true;
 }
 
 int main(int argc, char **argv)
@@ -186,35 +435,10 @@ int main(int argc, char **argv)
                                      .adapter_path = "stream/adapters/smollm2-135m-instruct.gguf",
                                      .threads = 2,
                                      .feature_mask = UINT32_MAX};
-    struct bench b = {.stream_tokens = 8192};
-    static const struct option longs[] = {{"model", 1, 0, 'm'},   {"adapter", 1, 0, 'a'},
-                                          {"threads", 1, 0, 't'}, {"kernels", 1, 0, 'k'},
-                                          {"only", 1, 0, 'o'},    {"tokens", 1, 0, 'n'},
-                                          {"help", 0, 0, 'h'},    {0}};
-    for (int c; (c = getopt_long(argc, argv, "h", longs, NULL)) != -1;) {
-        switch (c) {
-        case 'm':
-            options.model_path = optarg;
-            break;
-        case 'a':
-            options.adapter_path = *optarg ? optarg : NULL;
-            break;
-        case 't':
-            options.threads = (uint32_t)strtoul(optarg, NULL, 0);
-            break;
-        case 'k':
-            options.feature_mask = (uint32_t)strtoul(optarg, NULL, 0);
-            break;
-        case 'o':
-            b.only = optarg;
-            break;
-        case 'n':
-            b.stream_tokens = (uint32_t)strtoul(optarg, NULL, 0);
-            break;
-        default:
-            usage();
-            return c != 'h';
-        }
+    struct bench b = {.stream_tokens = 8192, .long_tokens = 65536};
+    if (!options_read(argc, argv, &options, &b)) {
+        usage();
+        return 1;
     }
     char error[512];
     double start = seconds();
@@ -231,12 +455,16 @@ int main(int argc, char **argv)
     size_t bytes;
     uint8_t *text = read_text("LICENSE", &bytes);
     bench_tokenizer(&b, text, bytes);
+    count_work(&b);
+    bench_projections(&b);
     bench_history(&b, "prefill-512", 0, false);
     bench_history(&b, "decode-0", 0, true);
     bench_history(&b, "decode-4096", 4096, true);
     for (uint32_t ratio = 1; ratio <= STREAM_RATIO_MAX; ratio *= 2)
         bench_stream(&b, ratio);
-    bench_flat(&b);
+    bench_long(&b);
+    if (b.only) /* takes long, and the tests hold it too */
+        bench_flat(&b);
     free(text);
     free(b.tokens);
     free(b.logits);

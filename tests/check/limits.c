@@ -10,6 +10,8 @@
 
 #include "tests/check/check.h"
 
+enum { LIMIT_THREADS_MAX = 64 };
+
 #if defined(__x86_64__)
 
 /* Twelve chains of one instruction, so that its latency does not show. Written as text, so that
@@ -66,39 +68,71 @@ static const struct {
     [PEAK_FMA_512] = {"fp32  fma 512", FEATURE_AVX512, peak_fma_512, 16},
 };
 
-/* Multiply-adds a second of one thread; 0 where the machine cannot. */
-static double peak_macs(enum peak peak)
+struct worker {
+    enum peak peak;
+    double macs; /* a second */
+    pthread_barrier_t *start;
+};
+
+static void *worker_run(void *argument)
 {
+    struct worker *w = argument;
     double seconds;
-    if (!(kernels_features() & peaks[peak].features))
-        return 0.0;
-    BENCH_SECONDS(seconds, peaks[peak].run());
-    return PEAK_OPS * peaks[peak].macs / seconds;
+    pthread_barrier_wait(w->start);
+    BENCH_SECONDS(seconds, peaks[w->peak].run());
+    w->macs = PEAK_OPS * peaks[w->peak].macs / seconds;
+    return NULL;
 }
 
-static void bench_peaks(void)
+/* Multiply-adds a second of so many threads at once; 0 where the machine cannot. Two threads of one
+ * core share its multipliers: then two give no more than one. */
+static double peak_macs(enum peak peak, uint32_t threads)
+{
+    struct worker worker[LIMIT_THREADS_MAX];
+    pthread_t thread[LIMIT_THREADS_MAX];
+    pthread_barrier_t start;
+    double macs = 0.0;
+    if (!(kernels_features() & peaks[peak].features) || threads > LIMIT_THREADS_MAX)
+        return 0.0;
+    pthread_barrier_init(&start, NULL, threads);
+    for (uint32_t i = 0; i < threads; i++) {
+        worker[i] = (struct worker){peak, 0.0, &start};
+        if (pthread_create(&thread[i], NULL, worker_run, &worker[i]) != 0)
+            abort();
+    }
+    for (uint32_t i = 0; i < threads; i++) {
+        pthread_join(thread[i], NULL);
+        macs += worker[i].macs;
+    }
+    pthread_barrier_destroy(&start);
+    return macs;
+}
+
+static void bench_peaks(uint32_t threads)
 {
     for (enum peak i = 0; i < sizeof peaks / sizeof peaks[0]; i++) {
-        double macs = peak_macs(i);
+        double macs = peak_macs(i, threads);
         if (macs > 0.0)
-            printf("limit  %-44s %8.1f GMAC/s a thread\n", peaks[i].name, macs * 1e-9);
+            printf("limit  %-40s %u thread%s %8.1f GMAC/s\n", peaks[i].name, threads,
+                   threads == 1 ? " " : "s", macs * 1e-9);
     }
 }
 
 static double path_macs(const struct kernels *k, bool int8)
 {
     if (strcmp(k->name, "avx512-vnni") == 0)
-        return peak_macs(int8 ? PEAK_VNNI_512 : PEAK_FMA_512);
+        return peak_macs(int8 ? PEAK_VNNI_512 : PEAK_FMA_512, k->threads);
     if (strcmp(k->name, "avx-vnni") == 0)
-        return peak_macs(int8 ? PEAK_VNNI_256 : PEAK_FMA_256);
+        return peak_macs(int8 ? PEAK_VNNI_256 : PEAK_FMA_256, k->threads);
     if (strcmp(k->name, "avx2") == 0)
-        return peak_macs(int8 ? PEAK_MADDUBS : PEAK_FMA_256);
+        return peak_macs(int8 ? PEAK_MADDUBS : PEAK_FMA_256, k->threads);
     return 0.0;
 }
 
 #else
-static void bench_peaks(void)
+static void bench_peaks(uint32_t threads)
 {
+    (void)threads;
 }
 static double path_macs(const struct kernels *k, bool int8)
 {
@@ -134,12 +168,12 @@ static void *reader_run(void *argument)
 /* Bytes a second that so many threads read from memory. */
 static double read_bytes(uint32_t threads)
 {
-    enum { BYTES = 256 << 20, THREADS_MAX = 64 };
-    struct reader reader[THREADS_MAX];
-    pthread_t thread[THREADS_MAX];
+    enum { BYTES = 256 << 20 };
+    struct reader reader[LIMIT_THREADS_MAX];
+    pthread_t thread[LIMIT_THREADS_MAX];
     pthread_barrier_t start;
     uint64_t *memory = malloc(BYTES);
-    if (!memory || threads > THREADS_MAX) {
+    if (!memory || threads > LIMIT_THREADS_MAX) {
         free(memory);
         return 0.0;
     }
@@ -176,8 +210,8 @@ double limit_of(const struct kernels *k, enum bound bound)
     if (known[k->threads].path != k->name) {
         double *limit = known[k->threads].limit;
         known[k->threads].path = k->name;
-        limit[BOUND_INT8] = k->threads * path_macs(k, true);
-        limit[BOUND_FLOAT] = k->threads * path_macs(k, false);
+        limit[BOUND_INT8] = path_macs(k, true);
+        limit[BOUND_FLOAT] = path_macs(k, false);
         limit[BOUND_READ] = read_bytes(k->threads);
     }
     return known[k->threads].limit[bound];
@@ -188,9 +222,10 @@ void bench_limits(void)
     char names[128];
     kernels_feature_names(kernels_features(), names, sizeof names);
     printf("limit  this machine has: %s\n", names[0] ? names : "no vector instructions we use");
-    bench_peaks();
     uint32_t cores = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
     for (uint32_t threads = 1; threads <= cores && threads <= 8; threads *= 2)
-        printf("limit  read from memory, %u thread%s %37.1f GB/s\n", threads,
+        bench_peaks(threads);
+    for (uint32_t threads = 1; threads <= cores && threads <= 8; threads *= 2)
+        printf("limit  %-40s %u thread%s %8.1f GB/s\n", "read from memory", threads,
                threads == 1 ? " " : "s", read_bytes(threads) * 1e-9);
 }
