@@ -161,16 +161,17 @@ static bool may_score(const struct meter *meter, const struct slot *slot)
 static int feed_scored(struct meter *meter, struct slot *slot, const int32_t *tokens,
                        uint32_t count)
 {
-    uint64_t start = clock_us(), took;
+    uint64_t start = clock_us(), took, anyway;
     uint32_t before = meter->scored;
     int result =
         stream_feed_scored(slot->stream, tokens, count, &meter->memory_nll, &meter->scored);
     struct stream_stat stat;
 
     took = clock_us() - start;
-    /* The block would have been computed anyway; on a device, beside others. */
-    if (meter->scored > before && !meter->batched)
-        took -= took < meter->block_us ? took : meter->block_us;
+    /* The blocks would have been computed anyway; on a device, beside others. */
+    anyway = (meter->scored - before) / (STREAM_BLOCK_TOKENS - 1) * meter->block_us;
+    if (!meter->batched)
+        took -= took < anyway ? took : anyway;
     atomic_fetch_add(&meter->meter_us, took);
     stream_stat(slot->stream, &stat);
     if (!result && stat.tokens_pending == 0 && stat.tokens_computed % meter->chunk == 0) {
@@ -192,8 +193,8 @@ static int feed_plain(struct meter *meter, struct slot *slot, const int32_t *tok
     uint64_t start = clock_us();
     int result = stream_feed(slot->stream, tokens, count);
 
-    if (count == STREAM_BLOCK_TOKENS)
-        meter_note_pass(meter, clock_us() - start);
+    if (count % STREAM_BLOCK_TOKENS == 0)
+        meter_note_pass(meter, (clock_us() - start) / (count / STREAM_BLOCK_TOKENS));
     return result;
 }
 

@@ -1,9 +1,10 @@
 /*
  * sched: the compute thread, which alone touches live KV, and what it does next.
  *
- * Work comes in slices: one ingest block (32 tokens of one stream), 32 tokens of a question, or one
- * token of an answer. Questions go first, but after ASK_SLICES of them a block of ingest runs, so
- * neither starves the other; streams take turns block by block, questions slice by slice.
+ * Work comes in slices: one ingest block (32 tokens of one stream; 64 while no question is there),
+ * 32 tokens of a question, or one token of an answer. Questions go first, but after ASK_SLICES of
+ * them a block of ingest runs, so neither starves the other; streams take turns slice by slice, and
+ * so do questions.
  *
  * On a device a slice is one pass, over all questions or over all streams. A question that comes
  * waits for the pass of ingest under way, of at most engine_info.batch_tokens; from then on ingest

@@ -14,7 +14,8 @@
  * = max|x| / 127).
  *  - No op allocates. Buffers are the caller's; their shapes stand in the comments, row-major,
  * [rows][cols]. Outputs never overlap inputs but where an op says that they may be the same.
- *  - A table belongs to one thread at a time: its pool runs one op at a time.
+ *  - A table belongs to one thread at a time: its pool runs one op at a time. rope, rotate and
+ * pack_f16 use no pool and may run inside a task of it.
  *
  * Limits: cols of a quantised weight and of quantised activations are a multiple of 32; head_dim is
  * even, at most 256; quantize, norm, matmul and swiglu take at most KERNELS_ROWS_MAX rows a call.
@@ -30,7 +31,7 @@ typedef uint16_t f16; /* IEEE binary16 bits */
 
 enum {
     KERNELS_BLOCK = 32,
-    KERNELS_ROWS_MAX = 64,
+    KERNELS_ROWS_MAX = 96,
     KERNELS_HEAD_DIM_MAX = 256,
     ATTEND_SPANS_MAX = 7
 };

@@ -208,22 +208,30 @@ bool stream_newest_segment(const struct stream *stream, struct segment_view *out
     return true;
 }
 
-void ccm_close_chunk(struct stream *stream)
+bool ccm_comp_item(struct stream *stream, uint32_t rows, struct forward_item *out)
+{
+    struct engine *e = stream->engine;
+    *out = (struct forward_item){.kind = FORWARD_COMP,
+                                 .stream = stream,
+                                 .state = stream->state,
+                                 .rows = e->shape.comp,
+                                 .segment = e->segment};
+    return stream->layout.ring && rows + e->shape.comp <= FORWARD_ROWS_MAX;
+}
+
+void ccm_close_chunk(struct stream *stream, bool computed)
 {
     struct engine *e = stream->engine;
     struct state *state = stream->state;
     const struct layout *l = &stream->layout;
-    const struct shape *s = &e->shape;
-    assert(state->chunk_tokens == s->chunk);
-    if (l->ring) {
-        struct forward_item item = {.kind = FORWARD_COMP,
-                                    .stream = stream,
-                                    .state = state,
-                                    .rows = s->comp,
-                                    .segment = e->segment};
+    struct forward_item item;
+    assert(state->chunk_tokens == e->shape.chunk);
+    if (l->ring && !computed) {
+        ccm_comp_item(stream, 0, &item);
         forward_run(e, &item, 1);
-        join_ring(stream);
     }
+    if (l->ring)
+        join_ring(stream);
     window_close(l, state);
     uint64_t *total = STATE_AT(state, l->entries_total, uint64_t);
     const uint32_t *count = STATE_AT(state, l->count[state->open], uint32_t);

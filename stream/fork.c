@@ -129,7 +129,7 @@ int fork_feed(struct fork *f, const int32_t *tokens, uint32_t count)
         return gpu_forks_feed(&work, 1);
     }
     for (uint32_t at = 0; at < count;) {
-        uint32_t rows = count - at < STREAM_BLOCK_TOKENS ? count - at : STREAM_BLOCK_TOKENS;
+        uint32_t rows = count - at < STREAM_PASS_TOKENS ? count - at : STREAM_PASS_TOKENS;
         struct forward_item item = {.kind = FORWARD_RAW,
                                     .stream = &f->stream,
                                     .state = f->stream.state,

@@ -120,7 +120,7 @@ void gpu_item_stream(const struct stream *s, struct cuda_item *item)
     item->grown_v = STATE_AT(base, l->grown_v, f16);
     item->raw_k = STATE_AT(base, l->raw_k, f16);
     item->raw_v = STATE_AT(base, l->raw_v, f16);
-    item->before_rows = window_raw_rows(l, state);
+    item->before_rows = window_raw_rows(l, state->chunk_tokens);
 }
 
 void gpu_item_tail(const struct tail *t, struct cuda_item *item)

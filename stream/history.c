@@ -17,7 +17,7 @@ struct history {
     uint32_t rows_max;
     bool dmc_lora;
     uint64_t tokens;
-    uint32_t first[STREAM_BLOCK_TOKENS];
+    uint32_t first[STREAM_PASS_TOKENS];
     size_t bytes;
 };
 
@@ -52,7 +52,7 @@ int history_open(struct history **out, struct engine *e, uint32_t rows_max, bool
         return -ENOMEM;
     *h = (struct history){.engine = e, .rows_max = rows_max, .dmc_lora = dmc_lora};
     /* Twice the window: rows move to the front only once in a window's length. */
-    h->tail.capacity = 2 * (rows_max + STREAM_BLOCK_TOKENS);
+    h->tail.capacity = 2 * (rows_max + STREAM_PASS_TOKENS);
     h->tail.k = take_rows(h, h->tail.capacity);
     h->tail.v = take_rows(h, h->tail.capacity);
     h->tail.sink_k = take_rows(h, s->sinks);
@@ -168,7 +168,7 @@ static void plan_block(struct history *h, const uint32_t *rows_visible, uint32_t
 {
     struct tail *t = &h->tail;
     uint64_t base = h->tokens - (t->count - t->start); /* token of the tail's row `start` */
-    uint64_t oldest = UINT64_MAX, first[STREAM_BLOCK_TOKENS];
+    uint64_t oldest = UINT64_MAX, first[STREAM_PASS_TOKENS];
     for (uint32_t i = 0; i < rows; i++) {
         uint32_t visible = rows_visible ? rows_visible[i] : h->rows_max;
         first[i] = window_first(h, h->tokens + i, visible);
@@ -235,7 +235,10 @@ int history_score(struct history *h, const int32_t *tokens, const int32_t *targe
             return -EINVAL;
     }
     for (uint32_t at = 0; at < count;) {
-        uint32_t rows = count - at < STREAM_BLOCK_TOKENS ? count - at : STREAM_BLOCK_TOKENS;
+        /* where the window slides, the sinks are placed anew each block */
+        bool whole = !e->gpu && !rows_visible && h->tokens + STREAM_PASS_TOKENS <= h->rows_max;
+        uint32_t most = whole ? STREAM_PASS_TOKENS : STREAM_BLOCK_TOKENS;
+        uint32_t rows = count - at < most ? count - at : most;
         plan_block(h, rows_visible ? rows_visible + at : NULL, rows);
         int code = score_block(h, tokens + at, targets ? targets + at : NULL, rows, nll + at);
         if (code)

@@ -243,17 +243,18 @@ struct forward_item {
     struct tail *tail;           /* RAW */
     const int32_t *tokens;       /* [rows]; unused by COMP */
     uint32_t rows;
-    int64_t position; /* of the first row; unused by COMP */
-    f16 *segment;     /* COMP: out, [layers * kv_heads][comp][2][head_dim] */
-    bool dmc_lora;    /* RAW: with the DMC LoRA: a fork's pending tokens, and a baseline */
-    uint32_t row;     /* set by forward_run: first row in the batch */
+    int64_t position;  /* of the first row; unused by COMP */
+    f16 *segment;      /* COMP: out, [layers * kv_heads][comp][2][head_dim] */
+    bool dmc_lora;     /* RAW: with the DMC LoRA: a fork's pending tokens, and a baseline */
+    uint32_t row;      /* set by forward_run: first row in the batch */
+    uint32_t chunk_at; /* set by forward_run: tokens of the open chunk before it */
 };
 
 int work_open(struct work **out, struct engine *engine);
 void work_close(struct work **work);
 size_t work_bytes(const struct work *work);
-/* Runs the layers over all rows of the items, at most FORWARD_ROWS_MAX together. Hidden states stay
- * in the work area. */
+/* Runs the layers over all rows of the items, at most FORWARD_ROWS_MAX together. An item sees what
+ * those before it leave in the same stream's window. Hidden states stay in the work area. */
 void forward_run(struct engine *engine, struct forward_item *items, uint32_t count);
 /* The first layers alone, for one item: hidden states [rows][dim], valid until the next run. */
 const float *forward_hidden(struct engine *engine, struct forward_item *item, uint32_t layers);
@@ -282,21 +283,26 @@ struct block_rows {
     const uint8_t *a;             /* [rows] decisions, 0 or 1 */
     uint32_t rows;
 };
-/* Decides for one head of a block: a [rows] from logits (stride floats apart), forced by chunk
- * start and quota. */
+/* Decides for one head of a block that begins `chunk_at` tokens into its chunk: a [rows] from
+ * logits (stride floats apart), forced by chunk start and quota. */
 void window_decide(const struct layout *layout, const struct state *state, uint32_t head,
-                   const float *logit, size_t stride, uint32_t rows, uint8_t *a);
+                   const float *logit, size_t stride, uint32_t chunk_at, uint32_t rows, uint8_t *a);
 /* Takes a block's rows into the open window of one head. Ratio above 1: what waited comes into
  * view, the block's own entries wait, its rows stand for them. */
 void window_enter(const struct layout *layout, struct state *state, uint32_t head,
                   const struct block_rows *block);
 /* The chunk is full and its segment made: what waited comes into view. */
 void window_close(const struct layout *layout, struct state *state);
-/* Rows of the newest block that are seen as they were computed: of every head the same. */
-uint32_t window_raw_rows(const struct layout *layout, const struct state *state);
+/* Rows of the newest block that are seen as they were computed, `chunk_at` tokens into the open
+ * chunk: of every head the same. */
+uint32_t window_raw_rows(const struct layout *layout, uint32_t chunk_at);
 
-/* ccm.c: runs COMP for the chunk just filled; its segment joins the ring, and the window slides. */
-void ccm_close_chunk(struct stream *stream);
+/* ccm.c: the COMP tokens of the chunk that a pass of so many rows fills, as an item behind them.
+ * False: there is no ring, or no room in the pass. */
+bool ccm_comp_item(struct stream *stream, uint32_t rows, struct forward_item *out);
+/* The segment of the chunk just filled joins the ring, and the window slides. Runs COMP where no
+ * pass has computed it. */
+void ccm_close_chunk(struct stream *stream, bool computed);
 /* Rows of `fixed` that are attended: [*first, *first + result). */
 uint32_t ccm_visible(const struct engine *engine, const struct layout *layout,
                      const struct state *state, uint32_t *first);
@@ -334,8 +340,8 @@ void stream_hide_memory(struct stream *stream, bool hide);
 void stream_swap_memory(struct stream *stream, const struct stream *other);
 /* KV rows that a query attends now, besides its own: mean over layers and heads. */
 double stream_rows_now(const struct stream *stream);
-/* Those that each of the last `count` tokens fed (at most a block) attended, its own included,
- * oldest first. */
+/* Those that each of the last `count` tokens attended, its own included, oldest first; of a stream
+ * that is fed block by block, at most a block. */
 void stream_rows_block(const struct stream *stream, double *rows, uint32_t count);
 
 #endif

@@ -101,31 +101,63 @@ static double heads_mean(const struct stream *stream, size_t offset)
     return (double)sum / stream->layout.heads;
 }
 
-/* Computes the pending tokens, a whole block of them. */
-static void compute_block(struct stream *stream, const int32_t *targets, float *nll)
+/* What the tokens of a block see, for stream_rows_block; of two at once it is not known. */
+static void note_rows(struct stream *stream, uint32_t count)
+{
+    double before = stream_rows_now(stream);
+    stream->rows_block_count = 0;
+    if (count > STREAM_BLOCK_TOKENS)
+        return;
+    for (uint32_t i = 0; i < STREAM_BLOCK_TOKENS; i++)
+        stream->rows_block[i] = before + i + 1;
+    stream->rows_block_count = STREAM_BLOCK_TOKENS;
+}
+
+/* Computes whole blocks of the open chunk, at most STREAM_PASS_TOKENS, in one pass; the COMP tokens
+ * go with the block that fills the chunk. */
+static void compute_blocks(struct stream *stream, const int32_t *tokens, uint32_t count,
+                           const int32_t *targets, float *nll)
 {
     struct state *state = stream->state;
     struct engine *e = stream->engine;
-    uint32_t count = state->pending_count;
-    double before = stream_rows_now(stream);
-    assert(count == STREAM_BLOCK_TOKENS);
-    for (uint32_t i = 0; i < count; i++)
-        stream->rows_block[i] = before + i + 1;
-    stream->rows_block_count = count;
-    struct forward_item item = {.kind = FORWARD_STREAM,
-                                .stream = stream,
-                                .state = state,
-                                .tokens = state->pending,
-                                .rows = count,
-                                .position = (int64_t)state->tokens};
-    forward_run(e, &item, 1);
+    struct forward_item item[STREAM_PASS_TOKENS / STREAM_BLOCK_TOKENS + 1];
+    uint32_t items = 0;
+    assert(count <= STREAM_PASS_TOKENS && count % STREAM_BLOCK_TOKENS == 0 &&
+           state->chunk_tokens + count <= e->shape.chunk);
+    for (uint32_t at = 0; at < count; at += STREAM_BLOCK_TOKENS)
+        item[items++] = (struct forward_item){.kind = FORWARD_STREAM,
+                                              .stream = stream,
+                                              .state = state,
+                                              .tokens = tokens + at,
+                                              .rows = STREAM_BLOCK_TOKENS,
+                                              .position = (int64_t)(state->tokens + at)};
+    note_rows(stream, count);
+    bool full = state->chunk_tokens + count == e->shape.chunk;
+    bool comp = full && ccm_comp_item(stream, count, &item[items]);
+    forward_run(e, item, items + comp);
     if (nll)
         forward_nll(e, 0, count, targets, nll);
     state->tokens += count;
     state->chunk_tokens += count;
-    state->pending_count = 0;
-    if (state->chunk_tokens == e->shape.chunk)
-        ccm_close_chunk(stream);
+    if (full)
+        ccm_close_chunk(stream, comp);
+}
+
+/* The pending tokens, a whole block of them. */
+static void compute_pending(struct stream *stream, const int32_t *targets, float *nll)
+{
+    assert(stream->state->pending_count == STREAM_BLOCK_TOKENS);
+    compute_blocks(stream, stream->state->pending, STREAM_BLOCK_TOKENS, targets, nll);
+    stream->state->pending_count = 0;
+    memset(stream->state->pending, 0, sizeof stream->state->pending);
+}
+
+uint32_t stream_pass_room(const struct stream *stream)
+{
+    const struct state *state = stream->state;
+    uint32_t pass = STREAM_PASS_TOKENS - state->chunk_tokens % STREAM_PASS_TOKENS;
+    uint32_t chunk = stream->engine->shape.chunk - state->chunk_tokens;
+    return (pass < chunk ? pass : chunk) - state->pending_count;
 }
 
 int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
@@ -137,10 +169,21 @@ int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
         struct stream_work work = {stream, tokens, count, 0};
         return gpu_streams_feed(&work, 1, NULL, NULL);
     }
-    for (uint32_t i = 0; i < count; i++) {
-        state->pending[state->pending_count++] = tokens[i];
-        if (state->pending_count == STREAM_BLOCK_TOKENS)
-            compute_block(stream, NULL, NULL);
+    while (count) {
+        int32_t pass[STREAM_PASS_TOKENS];
+        uint32_t room = stream_pass_room(stream), held = state->pending_count;
+        uint32_t taken = room < count ? room : count;
+        uint32_t whole = (held + taken) / STREAM_BLOCK_TOKENS * STREAM_BLOCK_TOKENS;
+        memcpy(pass, state->pending, held * sizeof *pass);
+        memcpy(pass + held, tokens, taken * sizeof *pass);
+        if (whole)
+            compute_blocks(stream, pass, whole, NULL, NULL);
+        /* zeros behind them: a state is the same bytes however its text was cut */
+        state->pending_count = held + taken - whole;
+        memset(state->pending, 0, sizeof state->pending);
+        memcpy(state->pending, pass + whole, state->pending_count * sizeof *pass);
+        tokens += taken;
+        count -= taken;
     }
     return 0;
 }
@@ -151,7 +194,7 @@ static int score_pending(struct stream *stream, const int32_t *targets, float *n
     int32_t block[STREAM_BLOCK_TOKENS];
     struct stream_work work = {stream, block, STREAM_BLOCK_TOKENS, 0};
     if (!stream->device) {
-        compute_block(stream, targets, nll);
+        compute_pending(stream, targets, nll);
         return 0;
     }
     memcpy(block, stream->state->pending, sizeof block);
@@ -213,9 +256,7 @@ int stream_score(struct stream *stream, const int32_t *tokens, const int32_t *ta
         return gpu_streams_feed(&work, 1, targets, nll);
     }
     for (uint32_t i = 0; i < count; i += STREAM_BLOCK_TOKENS) {
-        memcpy(state->pending, tokens + i, sizeof state->pending);
-        state->pending_count = STREAM_BLOCK_TOKENS;
-        compute_block(stream, targets + i, nll + i);
+        compute_blocks(stream, tokens + i, STREAM_BLOCK_TOKENS, targets + i, nll + i);
     }
     return 0;
 }
@@ -225,7 +266,7 @@ double stream_rows_now(const struct stream *stream)
     const struct layout *l = &stream->layout;
     uint32_t first;
     return ccm_visible(stream->engine, l, stream->state, &first) + heads_mean(stream, l->count[0]) +
-           heads_mean(stream, l->count[1]) + window_raw_rows(l, stream->state);
+           heads_mean(stream, l->count[1]) + window_raw_rows(l, stream->state->chunk_tokens);
 }
 
 void stream_rows_block(const struct stream *stream, double *rows, uint32_t count)
@@ -265,7 +306,7 @@ static void stat_tiers(const struct stream *stream, struct stream_stat *out)
     used[TIER_WINDOW] = (size_t)(entries * l->heads + 0.5) * 2 * s->head_dim * sizeof(f16);
     if (l->ratio > 1)
         plan[TIER_WINDOW] += 2 * row * (STREAM_BLOCK_TOKENS + 1);
-    if (window_raw_rows(l, state))
+    if (window_raw_rows(l, state->chunk_tokens))
         used[TIER_WINDOW] += 2 * row * (STREAM_BLOCK_TOKENS + 1);
     plan[TIER_PINS] = 3 * row * l->pin_rows;
     used[TIER_PINS] = 3 * row * pin_rows(l, state);

@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <xxhash.h>
 
+enum { HUGE_PAGE_BYTES = 2 << 20 };
 enum { WINDOW_ONLY_CHUNK = 1024, WINDOW_ONLY_SINKS = 8, KEY_BYTES_MAX = 128, RANK_MAX = 1024 };
 
 /* One pass of loading: memory is NULL while bytes are only counted. */
@@ -494,13 +495,25 @@ static int load_pass(struct loader *l)
     return code;
 }
 
+/* Every token reads all of it: large pages spare it most of the address look-ups. */
+static void *weights_take(size_t bytes)
+{
+    size_t huge = bytes / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    void *memory;
+    if (posix_memalign(&memory, huge ? HUGE_PAGE_BYTES : 64, bytes ? bytes : 64))
+        return NULL;
+    if (huge)
+        (void)madvise(memory, huge, MADV_HUGEPAGE);
+    return memory;
+}
+
 static int load_packed(struct engine *e, char *error, size_t error_bytes)
 {
     struct loader l = {.engine = e, .error = error, .error_bytes = error_bytes};
     int code = load_pass(&l);
     if (!code) {
         e->weights_used = l.used;
-        e->weights_memory = aligned_alloc(64, l.used ? l.used : 64);
+        e->weights_memory = weights_take(l.used);
         if (!e->weights_memory)
             code = fail_with(error, error_bytes, -ENOMEM, "no memory for %zu MB of weights",
                              l.used >> 20);

@@ -141,21 +141,21 @@ void state_init(struct state *state, const struct engine *e, const struct layout
 }
 
 void window_decide(const struct layout *l, const struct state *state, uint32_t head,
-                   const float *logit, size_t stride, uint32_t rows, uint8_t *a)
+                   const float *logit, size_t stride, uint32_t chunk_at, uint32_t rows, uint8_t *a)
 {
     uint32_t held = STATE_AT_CONST(state, l->held, uint32_t)[head];
     uint32_t most = STATE_AT_CONST(state, l->capacity, uint32_t)[head];
     for (uint32_t i = 0; i < rows; i++) {
-        bool first = state->chunk_tokens + i == 0;
+        bool first = chunk_at + i == 0;
         a[i] = !first && (logit[i * stride] > 0 || held >= most);
         held += !a[i];
     }
     assert(held <= most);
 }
 
-uint32_t window_raw_rows(const struct layout *l, const struct state *state)
+uint32_t window_raw_rows(const struct layout *l, uint32_t chunk_at)
 {
-    return l->ratio > 1 && state->chunk_tokens ? STREAM_BLOCK_TOKENS : 0;
+    return l->ratio > 1 && chunk_at ? STREAM_BLOCK_TOKENS : 0;
 }
 
 /* Where the open chunk's rows of a head lie. */

@@ -19,9 +19,10 @@ void __wrap_forward_run(struct engine *e, struct forward_item *items, uint32_t c
     (void)e, (void)items, (void)count;
 }
 
-void __wrap_ccm_close_chunk(struct stream *stream);
-void __wrap_ccm_close_chunk(struct stream *stream)
+void __wrap_ccm_close_chunk(struct stream *stream, bool computed);
+void __wrap_ccm_close_chunk(struct stream *stream, bool computed)
 {
+    (void)computed;
     stream->state->chunks++;
     stream->state->chunk_tokens = 0;
 }

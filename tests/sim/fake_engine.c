@@ -281,6 +281,12 @@ uint32_t stream_block_room(const struct stream *stream)
     return STREAM_BLOCK_TOKENS - stream->pending_count;
 }
 
+uint32_t stream_pass_room(const struct stream *stream)
+{
+    return STREAM_PASS_TOKENS - (uint32_t)(stream->computed % STREAM_PASS_TOKENS) -
+           stream->pending_count;
+}
+
 void stream_stat(const struct stream *stream, struct stream_stat *out)
 {
     *out = (struct stream_stat){.tokens_computed = stream->computed,

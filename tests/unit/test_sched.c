@@ -69,9 +69,9 @@ static void streams_take_turns(void **state)
             least = computed(i) < least ? computed(i) : least;
             most = computed(i) > most ? computed(i) : most;
         }
-        assert_true(most - least <= STREAM_BLOCK_TOKENS);
+        assert_true(most - least <= STREAM_PASS_TOKENS);
     }
-    assert_int_equal(least + most, 2 * 10 * STREAM_BLOCK_TOKENS);
+    assert_int_equal(least + most, 2 * 10 * STREAM_PASS_TOKENS);
 }
 
 /* While a question runs, every step still computes its block, and the question gets its slices. */
@@ -86,7 +86,9 @@ static void neither_starves(void **state)
     while (!rig.ended[0]) {
         before = computed(0);
         rig_compute(&rig);
-        assert_int_equal(computed(0) - before, STREAM_BLOCK_TOKENS);
+        if (!rig.ended[0]) /* slices are short while it runs */
+            assert_int_equal(computed(0) - before, STREAM_BLOCK_TOKENS);
+        assert_true(computed(0) > before);
         assert_true(++steps < 60);
     }
     assert_int_equal(rig.ends[0].error, 0);

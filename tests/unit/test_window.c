@@ -113,6 +113,30 @@ static void blocks_equal_single_tokens(void **state)
     }
 }
 
+/* Two blocks in one pass, with the COMP tokens behind them, leave the bits that one block after the
+ * other does. */
+static void passes_equal_blocks(void **state)
+{
+    (void)state;
+    for (uint32_t ratio = 1; ratio <= 8; ratio *= 2) {
+        struct held_stream pass = stream_rig_open(engine, ratio, 2);
+        struct held_stream block = stream_rig_open(engine, ratio, 2);
+        for (uint32_t at = 0; at < 4 * TINY_CHUNK; at += STREAM_PASS_TOKENS) {
+            size_t bytes;
+            assert_int_equal(stream_pass_room(pass.stream), STREAM_PASS_TOKENS);
+            assert_int_equal(stream_feed(pass.stream, tokens + at, STREAM_PASS_TOKENS), 0);
+            assert_int_equal(stream_pass_room(pass.stream), STREAM_PASS_TOKENS);
+            for (uint32_t i = 0; i < STREAM_PASS_TOKENS; i += STREAM_BLOCK_TOKENS)
+                assert_int_equal(stream_feed(block.stream, tokens + at + i, STREAM_BLOCK_TOKENS),
+                                 0);
+            const void *one = stream_state(pass.stream, &bytes);
+            assert_memory_equal(one, stream_state(block.stream, &bytes), bytes);
+        }
+        stream_rig_close(&pass);
+        stream_rig_close(&block);
+    }
+}
+
 static void assert_fork_at(struct held_stream *h, uint32_t at)
 {
     struct held_stream whole =
@@ -206,6 +230,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_equal_single_tokens),
+        cmocka_unit_test(passes_equal_blocks),
         cmocka_unit_test(a_fork_sees_what_its_block_will_see),
         cmocka_unit_test(merges_are_seen_a_block_late),
     };
