@@ -50,7 +50,6 @@ bool ingest_begin(struct ingest *ingest)
         return false;
     }
     ingest->writing = true;
-    ingest->pending_bytes = 0;
     return true;
 }
 
@@ -488,6 +487,7 @@ static void end_batch(struct ingest *ingest)
     if (ingest->writing || ingest->broken)
         atomic_store(ingest->disk_failed, ingest->broken);
     ingest->writing = ingest->broken = false;
+    ingest->pending_bytes = 0;
     atomic_store(ingest->disk_bytes, journal_disk_bytes(ingest->journal));
 }
 

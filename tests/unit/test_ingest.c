@@ -235,7 +235,7 @@ static void growth_is_bounded_by_the_grant(void **state)
     } while (!last->error);
     assert_int_equal(code_of(last), SILT__V1__ERROR__CODE__BUSY);
     assert_true(sequence > 2);
-    atomic_store(&grant, UINT64_MAX);
+    atomic_store(&grant, pages_grown() + 1); /* however little there is: a message goes */
     rig_text(&rig, 0, "p", sequence, text, sizeof text);
     rig_settle(&rig);
     assert_int_equal(rig_last(&rig, INGEST_FEED)->error, 0);
