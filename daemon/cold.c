@@ -414,10 +414,8 @@ void cold_tick(struct core *core)
     core->cold_next_us = now + (clock_us() - now) * COLD_SHARE;
     if (core->cold_next_us < now + COLD_PERIOD_US)
         core->cold_next_us = now + COLD_PERIOD_US;
-    if (!most) {
-        atomic_store(&core->disk_grant, UINT64_MAX);
+    if (!most)
         return;
-    }
     say_costs(core, now);
     if (reserve > DISK_RESERVE_BYTES_MAX)
         reserve = DISK_RESERVE_BYTES_MAX;

@@ -308,7 +308,7 @@ static void wire_threads(struct core *core)
     ingest->disk_failed = &core->disk_failed;
     ingest->disk_bytes = &core->disk_bytes;
     ingest->disk_full = &core->disk_full;
-    ingest->disk_grant = &core->disk_grant;
+    ingest->disk_grant = core->config.disk_bytes ? &core->disk_grant : NULL;
     ingest->trims = core->config.when_full_trim;
     sched->engine = core->engine;
     sched->info = core->info;
