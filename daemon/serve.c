@@ -202,7 +202,7 @@ void serve_send_opened(struct core *core, const struct wire_client *client, uint
     opened.created = created;
     opened.dmc_ratio = record->options.dmc_ratio;
     opened.ring_segments = record->options.ring_segments;
-    opened.bytes_plan = slot->memory_bytes;
+    opened.bytes_plan = slot->memory_bytes + stream_device_bytes(core->engine, &slot->options);
     opened.compression_off = core->info.adapter_fingerprint == 0;
     reply.id = id;
     reply.body_case = SILT__V1__REPLY__BODY_OPENED;

@@ -113,7 +113,7 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
     out->tokens_computed = head;
     out->lag_tokens = slot_lag(slot);
     out->bytes_text = atomic_load(&slot->bytes_text);
-    out->bytes_plan = slot->memory_bytes;
+    out->bytes_plan = slot->memory_bytes + stream_device_bytes(core->engine, &slot->options);
     out->indexed_to = atomic_load(&slot->indexed_to);
     pthread_mutex_lock(&slot->stat_lock);
     if (atomic_load(&slot->ready)) {

@@ -637,6 +637,9 @@ struct  Silt__V1__StreamStat
   uint64_t chunks;
   uint64_t segments_ring;
   uint64_t segments_cold;
+  /*
+   * on a GPU, there and in main memory
+   */
   uint64_t bytes_plan;
   size_t n_tiers;
   Silt__V1__Tier **tiers;
@@ -731,6 +734,9 @@ struct  Silt__V1__StreamStat
 struct  Silt__V1__ProcessStat
 {
   ProtobufCMessage base;
+  /*
+   * of main memory: the tiers but those named "GPU: …"
+   */
   uint64_t bytes_plan;
   uint64_t bytes_used;
   size_t n_tiers;

@@ -203,7 +203,6 @@ struct stream {
     char *device;           /* the whole state in the GPU's arena; NULL: on the CPU */
     uint32_t window_most;   /* on a GPU: entries of a head a chunk at most */
     uint32_t fed, last_row; /* on a GPU: of the work under way */
-    size_t memory_bytes;
     segment_leave_fn *leave;
     void *leave_user;
     /* a fork's: cold segments brought back, rotated to where they act (recall.c) */

@@ -53,8 +53,7 @@ int stream_open(struct stream **out, struct engine *engine, const struct stream_
     if (memory_bytes < bytes || (uintptr_t)memory % 64)
         return -EINVAL;
     struct stream *s = memory;
-    *s = (struct stream){
-        .engine = engine, .layout = layout, .memory_bytes = handle_bytes() + layout.bytes};
+    *s = (struct stream){.engine = engine, .layout = layout};
     s->state = (void *)((char *)memory + handle_bytes());
     state_init(s->state, engine, &layout);
     if (engine->gpu && (code = gpu_stream_open(s)))
@@ -338,7 +337,8 @@ void stream_stat(const struct stream *stream, struct stream_stat *out)
         .rows_mean = stream_rows_now(stream),
         .memory_hash = state->hash,
         .hash_chunk = state->hash_chunk,
-        .bytes_plan = stream->memory_bytes,
+        .bytes_plan = handle_bytes() + held_bytes(stream->engine, l) +
+                      (stream->device ? gpu_stream_bytes(l) : 0),
     };
     stat_tiers(stream, out);
 }

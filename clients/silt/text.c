@@ -138,13 +138,18 @@ void text_tiers(const struct client_tier *tiers, size_t count, uint64_t bytes_pl
                 uint64_t bytes_used)
 {
     char used[TEXT_BYTES], plan[TEXT_BYTES], plan_bytes[TEXT_BYTES];
-    uint64_t sum = 0;
+    uint64_t sum = 0, device_sum = 0, device_used = 0;
 
     printf("  %-28s %10s %10s %16s\n", "memory", "used", "plan", "plan, bytes");
     for (size_t i = 0; i < count; i++) {
         printf("  %-28s %10s %10s %16s\n", tiers[i].name, text_bytes(used, tiers[i].bytes_used),
                text_bytes(plan, tiers[i].bytes_plan), text_count(plan_bytes, tiers[i].bytes_plan));
-        sum += tiers[i].bytes_plan;
+        if (strncmp(tiers[i].name, "GPU: ", 5) == 0) {
+            device_sum += tiers[i].bytes_plan;
+            device_used += tiers[i].bytes_used;
+        } else {
+            sum += tiers[i].bytes_plan;
+        }
     }
     /* The lines add up to the plan; where an older siltd names fewer, the rest is said. */
     if (sum < bytes_plan)
@@ -152,4 +157,7 @@ void text_tiers(const struct client_tier *tiers, size_t count, uint64_t bytes_pl
                text_count(plan_bytes, bytes_plan - sum));
     printf("  %-28s %10s %10s %16s\n", "total", text_bytes(used, bytes_used),
            text_bytes(plan, bytes_plan), text_count(plan_bytes, bytes_plan));
+    if (device_sum)
+        printf("  %-28s %10s %10s %16s\n", "total of the GPU", text_bytes(used, device_used),
+               text_bytes(plan, device_sum), text_count(plan_bytes, device_sum));
 }

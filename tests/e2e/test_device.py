@@ -108,6 +108,9 @@ def test_pins_and_repair():
         feed(daemon, "s", texts.text(700, seed=8))
         stat = settled(daemon, "s")
         assert stat["bytes_used"]["pins"] > 0, stat
+        assert sum(stat["bytes_plan_by_tier"].values()) == stat["bytes_plan"], stat
+        shown = lib.silt(daemon.endpoint, "stat").out.decode()
+        assert "total of the GPU" in shown and "other" not in shown, shown
         daemon.stop()
         for path in sorted(daemon.data.glob("segments/**/*.seg")):
             data = bytearray(path.read_bytes())

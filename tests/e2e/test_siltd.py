@@ -42,7 +42,7 @@ def test_memory_is_the_text_however_it_is_cut():
     seen = {}
     for mask in MASKS:
         # The reference is plain C without vectors: a quarter is what the time is for.
-        data = texts.text(TEXT_BYTES if mask else TEXT_BYTES // 4)
+        data = texts.text(TEXT_BYTES if mask or lib.DEVICE == "cuda" else TEXT_BYTES // 4)
         for threads in (1, 2):
             with daemon("--kernels", mask, threads=threads) as siltd:
                 name = json.loads(lib.silt(siltd.endpoint, "stat", "--json").out)["kernels"]
@@ -55,7 +55,7 @@ def test_memory_is_the_text_however_it_is_cut():
                     wire.open(way)
                     wire.feed_all(way, "p", pieces)
                 stats = [wire.settled(way) for way in ways]
-                assert stats[0].tokens_acked > (20_000 if mask else 5_000)
+                assert stats[0].tokens_acked > (20_000 if len(data) == TEXT_BYTES else 5_000)
                 assert len({(s.memory_hash, s.hash_chunk, s.tokens_acked) for s in stats}) == 1
                 seen[name, threads] = stats[0]
     ratios = {}
@@ -102,7 +102,8 @@ def test_memory_stays_what_it_was():
             if before.name != "window":  # as full as the open chunk is
                 assert after.bytes_used == before.bytes_used, before.name
         assert sum(t.bytes_plan for t in late.tiers) == late.bytes_plan
-        assert sum(t.bytes_plan for t in later.tiers) == later.bytes_plan
+        assert sum(t.bytes_plan for t in later.tiers
+                   if not t.name.startswith("GPU: ")) == later.bytes_plan
         assert later.bytes_plan == process.bytes_plan
         assert later.bytes_resident <= later.bytes_plan
         grown = later.bytes_resident / process.bytes_resident
