@@ -7,7 +7,7 @@
 
 /* Fewer elements than this are done as fast alone: what a second thread would save goes to its
  * wake-up and to caches. */
-enum { ELEMENTS_SHARED = 32768 };
+enum { ELEMENTS_SHARED = 16384 };
 
 struct row_job {
     float *out;
@@ -17,11 +17,32 @@ struct row_job {
     float eps;
 };
 
+struct rows_argument {
+    range_task *task;
+    struct row_job *job;
+    uint32_t each, pieces; /* of `each` rows; those behind them are of a tile */
+};
+
+static void rows_piece(void *argument, uint32_t index)
+{
+    const struct rows_argument *a = argument;
+    uint32_t from = index * a->each, to = from + a->each;
+    if (index >= a->pieces) {
+        from = a->pieces * a->each + (index - a->pieces) * TILE_ROWS;
+        to = min_u32(from + TILE_ROWS, a->job->rows);
+    }
+    a->task(a->job, from, to);
+}
+
 static void rows_run(struct kernels *k, range_task *task, struct row_job *job)
 {
-    bool alone = (size_t)job->rows * job->cols < ELEMENTS_SHARED;
-    uint32_t step = alone ? job->rows + 1 : pool_step(k, job->rows, 1, 2);
-    pool_ranges(k->pool, task, job, job->rows, step);
+    struct rows_argument a = {task, job, rows_each(k, job->rows), 0};
+    a.pieces = a.each ? k->threads : 0;
+    uint32_t rest = job->rows - a.each * a.pieces;
+    if (k->threads == 1 || (size_t)job->rows * job->cols < ELEMENTS_SHARED)
+        task(job, 0, job->rows);
+    else
+        pool_run(k->pool, rows_piece, &a, a.pieces + tile_count(rest));
 }
 
 /* One row into its tile: for each block scale = max|x| / 127, the same arithmetic as the reference,

@@ -131,10 +131,33 @@ static void panels_piece(void *argument, uint32_t index)
 {
     const struct panels_argument *a = argument;
     const struct panel_job *job = a->job;
+    uint32_t panels = panel_count(job->w);
+    if (index < job->each_pieces) {
+        a->task(job, 0, panels, index * job->each, (index + 1) * job->each);
+        return;
+    }
+    index -= job->each_pieces;
     uint32_t panel = index / job->row_pieces * job->panel_step;
-    uint32_t row = index % job->row_pieces * job->row_step;
-    a->task(job, panel, min_u32(panel + job->panel_step, panel_count(job->w)), row,
+    uint32_t row = job->rest + index % job->row_pieces * job->row_step;
+    a->task(job, panel, min_u32(panel + job->panel_step, panels), row,
             min_u32(row + job->row_step, job->rows));
+}
+
+/* Cuts the rows from `rest` on into pieces of panels, and of rows where there are too few panels.
+ */
+static uint32_t rest_cut(const struct kernels *k, struct panel_job *job, uint32_t pieces,
+                         uint32_t panel_unit, uint32_t row_unit)
+{
+    uint32_t panels = panel_count(job->w), rows = job->rows - job->rest;
+    job->panel_step = (uint32_t)round_up((panels + pieces - 1) / pieces, panel_unit);
+    job->row_step = rows;
+    uint32_t panel_pieces = (panels + job->panel_step - 1) / job->panel_step;
+    if (panel_pieces < k->threads) {
+        uint32_t row_pieces = (k->threads + panel_pieces - 1) / panel_pieces;
+        job->row_step = (uint32_t)round_up((rows + row_pieces - 1) / row_pieces, row_unit);
+    }
+    job->row_pieces = (rows + job->row_step - 1) / job->row_step;
+    return panel_pieces * job->row_pieces;
 }
 
 void panels_run(struct kernels *k, struct panel_job *job, panel_task *task, uint32_t panel_unit,
@@ -151,15 +174,12 @@ void panels_run(struct kernels *k, struct panel_job *job, panel_task *task, uint
         task(job, 0, panels, 0, job->rows);
         return;
     }
-    if (pieces > k->threads * PIECES_PER_THREAD)
-        pieces = k->threads * PIECES_PER_THREAD;
-    job->panel_step = (uint32_t)round_up((panels + pieces - 1) / pieces, panel_unit);
-    job->row_step = job->rows;
-    uint32_t panel_pieces = (panels + job->panel_step - 1) / job->panel_step;
-    if (panel_pieces < k->threads) {
-        uint32_t row_pieces = (k->threads + panel_pieces - 1) / panel_pieces;
-        job->row_step = (uint32_t)round_up((job->rows + row_pieces - 1) / row_pieces, row_unit);
-    }
-    job->row_pieces = (job->rows + job->row_step - 1) / job->row_step;
-    pool_run(k->pool, panels_piece, &argument, panel_pieces * job->row_pieces);
+    job->each = rows_each(k, job->rows);
+    job->each_pieces = job->each ? k->threads : 0;
+    job->rest = job->each * job->each_pieces;
+    pieces = min_u32((uint32_t)pieces, k->threads * PIECES_PER_THREAD);
+    uint32_t count = job->each_pieces;
+    if (job->rest < job->rows)
+        count += rest_cut(k, job, (uint32_t)pieces, panel_unit, row_unit);
+    pool_run(k->pool, panels_piece, &argument, count);
 }

@@ -110,6 +110,16 @@ static inline uint32_t tile_count(uint32_t rows)
     return (rows + TILE_ROWS - 1) / TILE_ROWS;
 }
 
+/* ---- who does which rows ---- */
+
+/* Where there is a tile of rows or more for each thread, piece i of every op of a pass is the same
+ * rows, whole tiles: a row's numbers stay in one core's cache from op to op, and no two cores write
+ * to one line. Rows a piece; 0: too few rows. The tiles left over are pieces behind those. */
+static inline uint32_t rows_each(const struct kernels *k, uint32_t rows)
+{
+    return rows / TILE_ROWS / k->threads * TILE_ROWS;
+}
+
 /* ---- what a matmul over panels needs; its pieces are (panel range) x (row range) ---- */
 
 struct panel_job {
@@ -121,7 +131,9 @@ struct panel_job {
     void *q; /* quantised weights; read only */
     uint32_t rows;
     bool accumulate;
-    uint32_t panel_step, row_step, row_pieces;
+    uint32_t each, each_pieces;                /* pieces of rows alone, and behind them, from row */
+    uint32_t rest;                             /* `rest` on, */
+    uint32_t panel_step, row_step, row_pieces; /* pieces of panels and rows */
 };
 
 /* The weight comes from memory on the first pass of rows over a panel and from cache after it, so
@@ -136,10 +148,11 @@ static inline struct ahead ahead_of(const struct panel_job *job, enum packed_lay
                                     uint32_t pass_rows)
 {
     size_t bytes = panel_bytes(layout, job->w->cols), blocks = job->w->cols / KERNELS_BLOCK;
-    size_t passes = (job->rows + pass_rows - 1) / pass_rows;
+    uint32_t rows = job->each ? job->each : job->rows;
+    size_t passes = (rows + pass_rows - 1) / pass_rows;
     size_t step = round_up(panels * bytes / (passes * blocks), 64);
     const char *next = (const char *)job->w->data + (index + panels) * bytes;
-    return (struct ahead){next + pass * step * blocks, step};
+    return (struct ahead){next + pass % passes * step * blocks, step};
 }
 
 /* A piece should take a thread about two microseconds at least, by what it computes and by what it

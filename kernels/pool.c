@@ -230,6 +230,6 @@ uint32_t pool_step(const struct kernels *k, uint32_t total, uint32_t unit, uint3
     assert(unit > 0 && parts > 0);
     if (k->threads == 1)
         return total > 0 ? total : 1;
-    size_t step = round_up(total / (k->threads * parts) + 1, unit);
-    return (uint32_t)step;
+    uint32_t pieces = k->threads * parts, step = (total + pieces - 1) / pieces;
+    return (uint32_t)round_up(step > 0 ? step : 1, unit);
 }
