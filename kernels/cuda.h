@@ -35,6 +35,7 @@ typedef uint16_t bf16; /* the upper half of a float */
 
 enum {
     CUDA_ITEM_ROWS = 32, /* rows of an item at most */
+    CUDA_RUN_ITEMS = 8,  /* items of a run that merges at most */
     CUDA_SPANS_MAX = 5,
     CUDA_LORAS_MAX = 2,
 };
@@ -94,7 +95,7 @@ struct cuda_item {
     uint32_t tail_first;               /* of them, the first one seen */
 };
 
-/* Items of one timeline that follow one another in the batch: merged in order. */
+/* Items of one timeline that follow one another in the batch, and in its text. */
 struct cuda_run {
     uint32_t item, items;
 };
@@ -108,8 +109,9 @@ struct cuda_shape {
 struct cuda_batch {
     struct cuda_shape shape;
     uint32_t rows, items, runs;
-    uint32_t rows_most; /* of an item; 1: single tokens */
-    uint32_t keys_max;  /* that any query sees, a bound that the host knows */
+    uint32_t rows_most;  /* of an item; 1: single tokens */
+    uint32_t items_most; /* of a run */
+    uint32_t keys_max;   /* that any query sees, a bound that the host knows */
     const struct cuda_item *item;
     const struct cuda_run *run;
     const int32_t *token;     /* [rows] -1 - slot: a COMP token */

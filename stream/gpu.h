@@ -63,7 +63,7 @@ struct gpu_slot {
     struct gpu_lane *lane;
     uint32_t rows, items, runs, lanes, slides, leaves, targets;
     uint32_t kind_rows[GPU_KINDS + 1]; /* where a kind's rows begin */
-    uint32_t rows_most, keys_max;
+    uint32_t rows_most, items_most, keys_max;
     uint32_t copies_out; /* begun for it */
 };
 
@@ -90,6 +90,7 @@ struct gpu {
     uint32_t *scratch_count;
     f16 *segments; /* [lanes][segment]: COMP's */
     size_t segment_bytes;
+    uint32_t slice; /* rows that go through the feed-forward part together; 0: all of them */
     struct gpu_slot slot[GPU_SLOTS];
     uint32_t queued, taken; /* passes */
     char *arena;

@@ -34,6 +34,8 @@ struct cuda_item *gpu_pass_item(struct engine *e, struct gpu_slot *p, enum gpu_k
         p->runs++;
     }
     item->run = p->runs - 1;
+    uint32_t items = p->run[p->runs - 1].items;
+    p->items_most = items > p->items_most ? items : p->items_most;
     p->items++;
     p->rows += rows;
     p->rows_most = rows > p->rows_most ? rows : p->rows_most;
@@ -145,6 +147,7 @@ static struct cuda_batch batch_of(const struct gpu *g, const struct gpu_slot *p)
     b.items = p->items;
     b.runs = p->runs;
     b.rows_most = p->rows_most;
+    b.items_most = p->items_most;
     b.keys_max = p->keys_max;
     b.item = (void *)(g->in + ((char *)p->item - p->in));
     b.run = (void *)(g->in + ((char *)p->run - p->in));
@@ -184,9 +187,25 @@ void gpu_pass_run(struct engine *e, struct gpu_slot *p)
 
 /* All that a pass's launches depend on, beside what lies on the device. */
 struct pass_key {
-    uint32_t rows, items, runs, rows_most, keys_max, layers, simple;
+    uint32_t rows, items, runs, rows_most, items_most, keys_max, layers, simple;
     uint32_t kind_rows[GPU_KINDS + 1];
 };
+
+/* In slices, so that what lies between two ops stays in the cache. */
+static void feed_forward(struct gpu *g, const struct cuda_batch *b, const struct gpu_layer *l)
+{
+    struct cuda *c = g->cuda;
+    uint32_t slice = g->slice ? g->slice : b->rows;
+    for (uint32_t at = 0; at < b->rows; at += slice) {
+        struct cuda_batch part = *b;
+        part.rows = b->rows - at < slice ? b->rows - at : slice;
+        part.x += (size_t)at * g->shape.dim;
+        c->norm(c, &part, l->ffn_norm, NULL, 0, 0);
+        c->matmul(c, part.gate_up, CUDA_OUT_BF16, l->gate_up.rows, &l->gate_up, part.h, part.rows);
+        c->swiglu(c, &part);
+        c->matmul(c, part.x, CUDA_OUT_F32_ADD, l->down.rows, &l->down, part.act, part.rows);
+    }
+}
 
 static void run_layers(struct engine *e, const struct gpu_slot *p, uint32_t layers)
 {
@@ -202,10 +221,7 @@ static void run_layers(struct engine *e, const struct gpu_slot *p, uint32_t laye
         c->make_rows(c, &b, n, l->decide_bias);
         c->attend(c, &b, n);
         project_kinds(g, p, b.x, CUDA_OUT_F32_ADD, l->o, b.att);
-        c->norm(c, &b, l->ffn_norm, NULL, 0, 0);
-        c->matmul(c, b.gate_up, CUDA_OUT_BF16, l->gate_up.rows, &l->gate_up, b.h, b.rows);
-        c->swiglu(c, &b);
-        c->matmul(c, b.x, CUDA_OUT_F32_ADD, l->down.rows, &l->down, b.act, b.rows);
+        feed_forward(g, &b, l);
     }
 }
 
@@ -220,6 +236,7 @@ void gpu_pass_layers(struct engine *e, struct gpu_slot *p, uint32_t layers)
                             .items = p->items,
                             .runs = p->runs,
                             .rows_most = p->rows_most,
+                            .items_most = p->items_most,
                             .keys_max = p->keys_max,
                             .layers = layers,
                             .simple = c->simple};

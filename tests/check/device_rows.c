@@ -157,6 +157,7 @@ static void put_case(struct on_device *d, struct run_case *r, struct there *t)
                                          .head_dim = r->dim},
                                .rows = r->rows,
                                .items = r->items,
+                               .items_most = r->items,
                                .runs = 1};
     t->b.item = device_put(d, items, r->items * sizeof *items);
     t->b.run = device_put(d, &run, sizeof run);

@@ -81,8 +81,25 @@ static inline float __shfl_xor_sync(uint32_t mask, float value, int step)
     return other;
 }
 
+static inline uint32_t __ballot_sync(uint32_t mask, bool value)
+{
+    uint32_t bits = 0, one = value;
+    (void)mask;
+    const simt_values *all = simt_exchange(&one, sizeof one);
+    for (uint32_t i = 0; i < 32; i++) {
+        memcpy(&one, (*all)[i], sizeof one);
+        bits |= one << i;
+    }
+    return bits;
+}
+
 /* ---- numbers ---- */
 
+#define __popc __builtin_popcount
+static inline int __clz(uint32_t x)
+{
+    return x ? __builtin_clz(x) : 32;
+}
 extern "C" {
 uint16_t f16_from_f32(float f);
 float f16_to_f32(uint16_t h);
@@ -126,7 +143,8 @@ static inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 b)
 {
     return b.bits;
 }
-#define __expf expf
+#define __expf           expf
+#define __fdividef(a, b) ((a) / (b))
 static inline uint32_t min(uint32_t a, uint32_t b)
 {
     return a < b ? a : b;
