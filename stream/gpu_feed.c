@@ -1,6 +1,6 @@
 /*
- * Streams on the device: work is cut into passes, each takes some blocks of every stream that has
- * some, and a chunk that fills is closed in the pass of its last block.
+ * Streams on the device: work is cut into passes, each takes blocks of as many streams as fit, and
+ * a chunk that fills is closed in the pass of its last block.
  */
 #include "stream/gpu.h"
 
@@ -77,7 +77,7 @@ struct gpu_slot *gpu_pass_begin(struct engine *e)
         (void)take_pass(e, &g->slot[g->taken++ % GPU_SLOTS]); /* an error stays in the device */
     struct gpu_slot *p = &g->slot[g->queued % GPU_SLOTS];
     p->rows = p->items = p->runs = p->lanes = p->slides = p->leaves = p->targets = 0;
-    p->rows_most = p->keys_max = p->copies_out = 0;
+    p->rows_most = p->items_most = p->keys_max = p->copies_out = 0;
     memset(p->kind_rows, 0, sizeof p->kind_rows);
     return p;
 }
@@ -338,9 +338,10 @@ const f16 *gpu_ring_segment(const struct stream *s, uint32_t slot)
 
 /* ---- a pass ---- */
 
-/* Blocks of every stream that has some, at most `share` each and to its chunk's end. */
+/* Blocks of streams that have some, as many of each as there are to its chunk's end: a stream's
+ * memory is then read once for all of them. Who does not fit waits for the next pass. */
 static void fill_kind(struct engine *e, struct gpu_slot *p, struct stream_work *work,
-                      uint32_t count, enum gpu_kind kind, uint32_t share)
+                      uint32_t count, enum gpu_kind kind)
 {
     struct gpu *g = e->gpu;
     for (uint32_t i = 0; i < count && p->lanes < g->lanes_max; i++) {
@@ -352,7 +353,7 @@ static void fill_kind(struct engine *e, struct gpu_slot *p, struct stream_work *
         uint32_t room = (g->rows_max - p->rows - (p->lanes + 1) * e->shape.comp) / BLOCK;
         if (p->rows + BLOCK + (p->lanes + 1) * e->shape.comp > g->rows_max)
             return;
-        blocks = blocks < share ? blocks : share;
+        blocks = blocks < CUDA_RUN_ITEMS ? blocks : CUDA_RUN_ITEMS;
         blocks = blocks < to_end ? blocks : to_end;
         blocks = blocks < room ? blocks : room;
         if (!blocks || (blocks == to_end && s->leave && p->leaves == g->leave_max))
@@ -365,14 +366,9 @@ static void fill_kind(struct engine *e, struct gpu_slot *p, struct stream_work *
 static void fill_pass(struct engine *e, struct gpu_slot *p, struct stream_work *work,
                       uint32_t count)
 {
-    struct gpu *g = e->gpu;
-    uint32_t active = 0, chunk = e->shape.chunk;
-    for (uint32_t i = 0; i < count; i++)
-        active += !work[i].result && blocks_ready(&work[i]);
-    uint32_t share = active ? g->lanes_max / active : 0;
-    share = share ? share : 1;
-    fill_kind(e, p, work, count, GPU_BASE, share);
-    fill_kind(e, p, work, count, GPU_DMC, share);
+    uint32_t chunk = e->shape.chunk;
+    fill_kind(e, p, work, count, GPU_BASE);
+    fill_kind(e, p, work, count, GPU_DMC);
     p->leaves = 0;
     for (int dmc = 0; dmc < 2; dmc++)
         for (uint32_t i = 0; i < p->lanes; i++) {
