@@ -152,8 +152,8 @@ static void norm_case(struct on_device *d, uint32_t dim, uint32_t rows, enum fil
 
 static void check_norms(struct on_device *d)
 {
-    static const uint32_t dims[] = {8, 72, 576, 2048, 4104}, rows[] = {1, 5, 33, 129};
-    for (size_t i = 0; i < (d->small ? 3 : 5); i++)
+    static const uint32_t dims[] = {8, 72, 576, 2048, 4096, 4104}, rows[] = {1, 5, 33, 129};
+    for (size_t i = 0; i < (d->small ? 3 : 6); i++)
         for (size_t r = 0; r < (d->small ? 2 : 4); r++)
             for (enum fill fill = FILL_NORMAL; fill < FILL_COUNT; fill++)
                 if (fill != FILL_LARGE && (r == 1 || fill == FILL_NORMAL))
