@@ -1,6 +1,6 @@
 /*
  * What a GPU does in a second: ingest of many streams, the projections alone, answers of many
- * forks, with compressed memory and with all rows kept.
+ * forks, with compressed memory and with all rows kept; and what each op takes of it.
  *
  * One CSV row a figure: figure, streams, value, unit, then what it ran with. Every figure is the
  * median of its rounds; the text is this repository's licence or --text, tokenised, each stream
@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <getopt.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,8 +24,9 @@ struct bench {
     int32_t *tokens; /* [count] */
     size_t count;
     uint32_t streams, ratio, tail;
-    uint32_t chunks; /* of a stream, timed */
-    uint64_t left;   /* segments */
+    uint32_t chunks;   /* of a stream, timed */
+    uint64_t position; /* in each stream's text */
+    uint64_t left;     /* segments */
     const char *commit;
 };
 
@@ -94,21 +96,21 @@ static void segment_left(void *user, const struct segment_view *segment)
     b->left++;
 }
 
-static void feed_all(struct bench *b, struct held *h, uint32_t streams, uint64_t position,
-                     uint32_t count)
+/* The next tokens of every stream, in one call. */
+static void feed_all(struct bench *b, struct held *h, uint32_t streams, uint32_t count)
 {
     static struct stream_work work[STREAMS_MAX];
     for (uint32_t i = 0; i < streams; i++)
-        work[i] = (struct stream_work){h[i].stream, text_at(b, i, position, count), count, 0};
+        work[i] = (struct stream_work){h[i].stream, text_at(b, i, b->position, count), count, 0};
     int code = streams_feed(work, streams);
     if (code)
         die(code == -EIO ? b->engine->gpu->cuda->error_text : strerror(-code));
+    b->position += count;
 }
 
 /* Rings are filled first, so that segments leave in every chunk that is timed. */
-static struct held *bench_ingest(struct bench *b, uint32_t streams, bool spill, bool keep)
+static double bench_ingest(struct bench *b, struct held *h, uint32_t streams, bool spill)
 {
-    struct held *h = calloc(streams, sizeof *h);
     uint32_t chunk = b->info.chunk_tokens, fill = b->info.ring_segments + 2;
     double rate[ROUNDS], ratio = 0;
     for (uint32_t i = 0; i < streams; i++) {
@@ -116,14 +118,13 @@ static struct held *bench_ingest(struct bench *b, uint32_t streams, bool spill, 
         if (spill)
             stream_on_segment_leave(h[i].stream, segment_left, b);
     }
-    uint64_t position = 0;
-    for (uint32_t c = 0; c < fill; c++, position += chunk)
-        feed_all(b, h, streams, position, chunk);
+    b->position = 0;
+    for (uint32_t c = 0; c < fill; c++)
+        feed_all(b, h, streams, chunk);
     b->left = 0;
     for (uint32_t r = 0; r < ROUNDS; r++) {
         double start = now();
-        for (uint32_t c = 0; c < b->chunks; c++, position += chunk)
-            feed_all(b, h, streams, position, chunk);
+        feed_all(b, h, streams, b->chunks * chunk);
         rate[r] = (double)streams * b->chunks * chunk / (now() - start);
     }
     for (uint32_t i = 0; i < streams; i++) {
@@ -135,18 +136,26 @@ static struct held *bench_ingest(struct bench *b, uint32_t streams, bool spill, 
     figure(b, "ratio-realised", streams, ratio, "x");
     if (spill)
         figure(b, "segments-out", streams, (double)b->left, "segments");
-    for (uint32_t i = 0; i < streams && !keep; i++) {
+    return median(rate, ROUNDS);
+}
+
+static void close_streams(struct held *h, uint32_t streams)
+{
+    for (uint32_t i = 0; i < streams; i++) {
         stream_close(&h[i].stream);
         free(h[i].memory);
     }
-    if (keep)
-        return h;
-    free(h);
-    return NULL;
 }
 
-/* The projections of as many rows, nothing else: what ingest can come near to. */
-static void bench_projections(struct bench *b, uint32_t rows)
+/* Rows that a token of ingest costs: COMP's among them. */
+static double rows_per_token(const struct bench *b)
+{
+    double chunk = b->info.chunk_tokens;
+    return (chunk + b->engine->shape.comp) / chunk;
+}
+
+/* The projections of as many rows as a pass has, nothing else: what ingest can come near to. */
+static double bench_projections(struct bench *b, uint32_t rows)
 {
     struct gpu *g = b->engine->gpu;
     struct cuda *c = g->cuda;
@@ -170,6 +179,121 @@ static void bench_projections(struct bench *b, uint32_t rows)
             rate[r - 1] = rows / (c->seconds(c) - start);
     }
     figure(b, "projections-alone", rows, median(rate, ROUNDS), "rows/s");
+    return median(rate, ROUNDS);
+}
+
+/* ---- what an op takes ---- */
+
+enum op {
+    OP_NORM,
+    OP_QKV,
+    OP_ROWS,
+    OP_ATTEND,
+    OP_O,
+    OP_GATE_UP,
+    OP_SWIGLU,
+    OP_DOWN,
+    OP_SLIDE,
+    OP_OTHER,
+    OPS
+};
+
+/* The device's table as it was, and seconds of each op: none runs beside another then. */
+static struct {
+    struct cuda was;
+    const struct gpu *gpu;
+    double seconds[OPS];
+} timed;
+
+#define TIMED(c, op, call)                                                                         \
+    do {                                                                                           \
+        double start = (c)->seconds(c);                                                            \
+        timed.was.call;                                                                            \
+        timed.seconds[op] += (c)->seconds(c) - start;                                              \
+    } while (0)
+
+static void timed_norm(struct cuda *c, const struct cuda_batch *b, const float *weight,
+                       const float *decide, uint32_t from, uint32_t to)
+{
+    TIMED(c, OP_NORM, norm(c, b, weight, decide, from, to));
+}
+
+static void timed_rows(struct cuda *c, const struct cuda_batch *b, uint32_t layer,
+                       const float *bias)
+{
+    TIMED(c, OP_ROWS, make_rows(c, b, layer, bias));
+}
+
+static void timed_attend(struct cuda *c, const struct cuda_batch *b, uint32_t layer)
+{
+    TIMED(c, OP_ATTEND, attend(c, b, layer));
+}
+
+static void timed_swiglu(struct cuda *c, const struct cuda_batch *b)
+{
+    TIMED(c, OP_SWIGLU, swiglu(c, b));
+}
+
+static void timed_matmul(struct cuda *c, void *out, enum cuda_out kind, size_t out_stride,
+                         const struct cuda_weight *w, const bf16 *x, uint32_t rows)
+{
+    size_t at = (size_t)((const char *)w - (const char *)timed.gpu->layer);
+    size_t member = at % sizeof(struct gpu_layer);
+    enum op op = member >= offsetof(struct gpu_layer, down)      ? OP_DOWN
+                 : member >= offsetof(struct gpu_layer, gate_up) ? OP_GATE_UP
+                 : member >= offsetof(struct gpu_layer, o)       ? OP_O
+                                                                 : OP_QKV;
+    TIMED(c, op, matmul(c, out, kind, out_stride, w, x, rows));
+}
+
+static void timed_slide(struct cuda *c, const struct cuda_slide *slide, uint32_t count,
+                        uint32_t heads, uint32_t head_dim)
+{
+    TIMED(c, OP_SLIDE, slide(c, slide, count, heads, head_dim));
+}
+
+static void timed_embed(struct cuda *c, const struct cuda_batch *b, const void *table,
+                        enum tensor_type type, const float *comp)
+{
+    TIMED(c, OP_OTHER, embed(c, b, table, type, comp));
+}
+
+static void timed_rotations(struct cuda *c, float *out, const int64_t *position, uint32_t rows,
+                            const double *inverse_frequency, uint32_t head_dim)
+{
+    TIMED(c, OP_OTHER, rotations(c, out, position, rows, inverse_frequency, head_dim));
+}
+
+/* A chunk of every stream, op by op. */
+static void bench_ops(struct bench *b, struct held *h, uint32_t streams)
+{
+    static const char *const names[] = {"op-norms", "op-qkv",     "op-entries", "op-attend",
+                                        "op-o",     "op-gate-up", "op-swiglu",  "op-down",
+                                        "op-slide", "op-other"};
+    struct cuda *c = b->engine->gpu->cuda;
+    double rows = (double)streams * b->info.chunk_tokens * rows_per_token(b);
+    timed.was = *c;
+    timed.gpu = b->engine->gpu;
+    c->norm = timed_norm;
+    c->make_rows = timed_rows;
+    c->attend = timed_attend;
+    c->swiglu = timed_swiglu;
+    c->matmul = timed_matmul;
+    c->slide = timed_slide;
+    c->embed = timed_embed;
+    c->rotations = timed_rotations;
+    feed_all(b, h, streams, b->info.chunk_tokens);
+    c->norm = timed.was.norm;
+    c->make_rows = timed.was.make_rows;
+    c->attend = timed.was.attend;
+    c->swiglu = timed.was.swiglu;
+    c->matmul = timed.was.matmul;
+    c->slide = timed.was.slide;
+    c->embed = timed.was.embed;
+    c->rotations = timed.was.rotations;
+    for (int i = 0; i < OPS; i++)
+        figure(b, names[i], streams, timed.seconds[i] / rows / b->info.layer_count * 32000 * 1e6,
+               "us a layer of 32000 rows");
 }
 
 /* Copies on the device, read and written bytes: what decode can come near to. */
@@ -297,7 +421,7 @@ static void read_text(struct bench *b, const char *path)
         die("no memory");
     const struct tokenizer *t = engine_tokenizer(b->engine);
     b->count = token_feed(t, &state, text, bytes, b->tokens);
-    for (size_t i = 0; b->count < 8192; i++) /* a short text again */
+    for (size_t i = 0; b->count < 65536; i++) /* a short text again */
         b->tokens[b->count++] = b->tokens[i];
     free(text);
 }
@@ -311,8 +435,8 @@ int main(int argc, char **argv)
                                      .feature_mask = UINT32_MAX};
     struct bench b = {.streams = 1000, .ratio = 2, .tail = 256, .chunks = 2, .commit = "unknown"};
     const char *text = "LICENSE", *only = "";
-    uint32_t depth = 8192;
-    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:r:c:k:o:x:f:")) != -1;) {
+    uint32_t depth = 8192, slice = 0;
+    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:r:c:k:o:x:s:")) != -1;) {
         unsigned long n = optarg ? strtoul(optarg, NULL, 0) : 0;
         if (c == 'm')
             options.model_path = optarg;
@@ -334,23 +458,33 @@ int main(int argc, char **argv)
             only = optarg;
         else if (c == 'x')
             depth = (uint32_t)n;
+        else if (c == 's')
+            slice = (uint32_t)n;
         else
             die("-m GGUF -a ADAPTER -t TEXT -n STREAMS -d RATIO -r ROWS -c CHUNKS -k COMMIT -o "
-                "ingest|decode|full");
+                "ingest|decode|full -x DEPTH -s SLICE");
     }
     char error[512];
     if (engine_open(&b.engine, &options, error, sizeof error))
         die(error);
     engine_info(b.engine, &b.info);
+    b.engine->gpu->slice = slice;
     read_text(&b, text);
+    static struct held h[STREAMS_MAX];
     if (!*only || strstr(only, "ingest")) {
         bench_bandwidth(&b);
-        bench_projections(&b, b.streams * 32);
-        free(bench_ingest(&b, b.streams, false, false));
-        free(bench_ingest(&b, b.streams, true, false));
+        double rows = b.streams * b.info.chunk_tokens * rows_per_token(&b);
+        double alone = bench_projections(&b, (uint32_t)rows);
+        double rate = bench_ingest(&b, h, b.streams, false) * rows_per_token(&b);
+        figure(&b, "ingest-rows", b.streams, rate, "rows/s");
+        figure(&b, "ingest-of-projections", b.streams, rate / alone, "1");
+        bench_ops(&b, h, b.streams);
+        close_streams(h, b.streams);
+        (void)bench_ingest(&b, h, b.streams, true);
+        close_streams(h, b.streams);
     }
     if (strstr(only, "decode")) {
-        struct held *h = bench_ingest(&b, b.streams, false, true);
+        (void)bench_ingest(&b, h, b.streams, false);
         for (uint32_t count = b.streams; count >= 1; count /= 4)
             bench_decode(&b, h, count);
     }
