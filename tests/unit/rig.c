@@ -15,6 +15,7 @@
 
 enum { LOOP_BYTES = 8 << 20 };
 
+char rig_own_folder[64];
 static struct engine *engine;
 static char engine_folder[64];
 
@@ -58,6 +59,20 @@ void rig_folder_drop(const char *folder)
     if (list)
         closedir(list);
     rmdir(folder);
+}
+
+int rig_folder_set_up(void **state)
+{
+    (void)state;
+    rig_folder(rig_own_folder, sizeof rig_own_folder);
+    return 0;
+}
+
+int rig_folder_tear_down(void **state)
+{
+    (void)state;
+    rig_folder_drop(rig_own_folder);
+    return 0;
 }
 
 struct engine *rig_engine(void)

@@ -10,6 +10,7 @@
 
 #include "daemon/keeper.h"
 #include "daemon/sched.h"
+#include "tests/unit/faults.h"
 
 enum { RIG_SLOTS_MAX = 8, RIG_ASKS_MAX = 4, RIG_RESULTS_MAX = 256, RIG_TEXT_MAX = 64 << 10 };
 
@@ -52,6 +53,11 @@ struct rig {
 struct engine *rig_engine(void);
 void rig_folder(char *out, size_t out_bytes); /* a new empty one under /tmp */
 void rig_folder_drop(const char *folder);
+
+/* A folder for each test of a group. */
+extern char rig_own_folder[64];
+int rig_folder_set_up(void **state);
+int rig_folder_tear_down(void **state);
 
 /* 0 or what journal_open said. */
 int rig_open(struct rig *rig, const char *folder, const struct rig_options *options);

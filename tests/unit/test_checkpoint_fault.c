@@ -22,28 +22,7 @@
 
 #include "tests/unit/rig.h"
 
-static char folder[64];
 static uint64_t seed_first = 1, rounds = 40;
-
-static uint64_t mix(uint64_t *seed)
-{
-    *seed = *seed * 6364136223846793005u + 1442695040888963407u;
-    return *seed >> 33;
-}
-
-static int new_folder(void **state)
-{
-    (void)state;
-    rig_folder(folder, sizeof folder);
-    return 0;
-}
-
-static int drop_folder(void **state)
-{
-    (void)state;
-    rig_folder_drop(folder);
-    return 0;
-}
 
 /* How the call goes that is counted out. Every write of some size is short besides. */
 enum way { WAY_EIO, WAY_ENOSPC, WAY_SHORT, WAY_LATE, WAYS };
@@ -134,7 +113,7 @@ static void fill_state(uint64_t tokens)
     uint64_t seed = tokens;
 
     for (size_t i = 0; i < STATE_BYTES; i++)
-        state_bytes[i] = (uint8_t)mix(&seed);
+        state_bytes[i] = (uint8_t)faults_random(&seed);
 }
 
 /* Whatever the newest one that reads is, it is right. */
@@ -186,7 +165,7 @@ static void each_checkpoint_call_fails(void **state)
     uint64_t last = 0;
 
     (void)state;
-    snprintf(at.folder, sizeof at.folder, "%s/checkpoints", folder);
+    snprintf(at.folder, sizeof at.folder, "%s/checkpoints", rig_own_folder);
     for (way = 0; way < WAYS; way++)
         print_message("%s: each of %" PRIu64 " calls of a checkpoint written, thinned and read\n",
                       way_names[way], calls_fail(&at, &last));
@@ -295,9 +274,10 @@ static void after_the_cut(uint64_t *seed)
 
     for (size_t i = 0; i < sizeof cut_file / sizeof *cut_file; i++)
         if (cut_file[i].dirty && stat(cut_file[i].path, &status) == 0)
-            assert_int_equal(
-                truncate(cut_file[i].path, (off_t)(mix(seed) % ((uint64_t)status.st_size + 1))), 0);
-    if (cut_name.to[0] && mix(seed) % 2)
+            assert_int_equal(truncate(cut_file[i].path, (off_t)(faults_random(seed) %
+                                                                ((uint64_t)status.st_size + 1))),
+                             0);
+    if (cut_name.to[0] && faults_random(seed) % 2)
         rename(cut_name.to, cut_name.from);
     memset(cut_file, 0, sizeof cut_file);
     cut_name.to[0] = '\0';
@@ -310,7 +290,7 @@ static void the_power_goes_at_a_checkpoint(void **state)
     uint64_t last = 0, seed = seed_first, cuts = 0;
 
     (void)state;
-    snprintf(at.folder, sizeof at.folder, "%s/checkpoints", folder);
+    snprintf(at.folder, sizeof at.folder, "%s/checkpoints", rig_own_folder);
     after = at;
     after.files = &files_real;
     for (uint64_t round = 1; round <= 10 * rounds; round++) {
@@ -319,7 +299,7 @@ static void the_power_goes_at_a_checkpoint(void **state)
 
         fill_state(tokens);
         file_calls = 0;
-        file_fail_at = 1 + mix(&seed) % 24;
+        file_fail_at = 1 + faults_random(&seed) % 24;
         result = checkpoint_write(&at, 7, tokens, state_bytes, STATE_BYTES);
         if (!result)
             checkpoint_thin(&at, 7);
@@ -342,7 +322,7 @@ static void old_ones_grow_rarer(void **state)
     uint32_t count;
 
     (void)state;
-    snprintf(at.folder, sizeof at.folder, "%s/checkpoints", folder);
+    snprintf(at.folder, sizeof at.folder, "%s/checkpoints", rig_own_folder);
     for (uint64_t i = 1; i <= 60; i++) {
         assert_int_equal(checkpoint_write(&at, 7, i * 100, state_bytes, 100), 0);
         checkpoint_thin(&at, 7);
@@ -366,7 +346,7 @@ static void rot_is_seen(void **state)
     int fd;
 
     (void)state;
-    snprintf(at.folder, sizeof at.folder, "%s/checkpoints", folder);
+    snprintf(at.folder, sizeof at.folder, "%s/checkpoints", rig_own_folder);
     memcpy(other.folder, at.folder, sizeof other.folder);
     other.model_fingerprint = 2;
     fill_state(100);
@@ -377,11 +357,11 @@ static void rot_is_seen(void **state)
     fd = open(path, O_RDWR | O_CLOEXEC);
     assert_true(fd >= 0);
     for (int i = 0; i < 3000; i++) {
-        off_t where = (off_t)(mix(&seed) % (CHECKPOINT_HEAD_BYTES + STATE_BYTES));
+        off_t where = (off_t)(faults_random(&seed) % (CHECKPOINT_HEAD_BYTES + STATE_BYTES));
         uint8_t was, is;
 
         assert_int_equal(pread(fd, &was, 1, where), 1);
-        is = was ^ (uint8_t)(1u << mix(&seed) % 8);
+        is = was ^ (uint8_t)(1u << faults_random(&seed) % 8);
         assert_int_equal(pwrite(fd, &is, 1, where), 1);
         if (checkpoint_read(&at, 7, 100, read_bytes, STATE_BYTES, &bytes) == 0)
             assert_memory_equal(read_bytes, state_bytes, STATE_BYTES); /* in the head's padding */
@@ -410,16 +390,16 @@ static void rot_is_seen(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(each_checkpoint_call_fails, new_folder, drop_folder),
-        cmocka_unit_test_setup_teardown(the_power_goes_at_a_checkpoint, new_folder, drop_folder),
-        cmocka_unit_test_setup_teardown(old_ones_grow_rarer, new_folder, drop_folder),
-        cmocka_unit_test_setup_teardown(rot_is_seen, new_folder, drop_folder),
+        cmocka_unit_test_setup_teardown(each_checkpoint_call_fails, rig_folder_set_up,
+                                        rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(the_power_goes_at_a_checkpoint, rig_folder_set_up,
+                                        rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(old_ones_grow_rarer, rig_folder_set_up,
+                                        rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(rot_is_seen, rig_folder_set_up, rig_folder_tear_down),
     };
-    const char *seed = argc > 1 ? argv[1] : getenv("SILT_SEED");
 
-    if (seed)
-        seed_first = strtoull(seed, NULL, 10);
-    if (getenv("SILT_ROUNDS"))
-        rounds = strtoull(getenv("SILT_ROUNDS"), NULL, 10);
+    seed_first = argc > 1 ? strtoull(argv[1], NULL, 10) : faults_number("SILT_SEED", seed_first);
+    rounds = faults_number("SILT_ROUNDS", rounds);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

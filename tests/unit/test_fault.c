@@ -3,7 +3,7 @@
  * random. What was acked is there, and nothing wrong is served.
  *
  * argv[1] or SILT_SEED: the seed, printed; SILT_ROUNDS: more of the random ones; SILT_STRIDE=1:
- * each call in all ways, else one in five in most.
+ * each call in all ways, else one in five in most (faults_steps shares them among processes).
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -27,28 +27,7 @@
 static const struct rig_options options = {.slots = 2, .asks = 1, .lag_tokens_max = 8192};
 
 static struct rig rig;
-static char folder[64];
-static uint64_t seed_first = 1, rounds = 40, stride = 5;
-
-static uint64_t mix(uint64_t *seed)
-{
-    *seed = *seed * 6364136223846793005u + 1442695040888963407u;
-    return *seed >> 33;
-}
-
-static int new_folder(void **state)
-{
-    (void)state;
-    rig_folder(folder, sizeof folder);
-    return 0;
-}
-
-static int drop_folder(void **state)
-{
-    (void)state;
-    rig_folder_drop(folder);
-    return 0;
-}
+static uint64_t seed_first = 1, rounds = 40;
 
 static size_t message(uint64_t sequence, char *out, size_t out_bytes)
 {
@@ -96,7 +75,7 @@ static void check_after(uint64_t acked, uint64_t last)
 {
     uint64_t stored;
 
-    assert_int_equal(rig_open(&rig, folder, &options), 0);
+    assert_int_equal(rig_open(&rig, rig_own_folder, &options), 0);
     rig_stream(&rig, 0, "a", 4);
     rig_request(&rig, INGEST_ATTACH, 0, "p");
     rig_settle(&rig);
@@ -124,7 +103,7 @@ static bool run_with_fault(uint64_t n, int code, bool for_ever, uint64_t last, u
 
     *acked = 0;
     vfs_fault_at(n, code, for_ever);
-    if (rig_open(&rig, folder, &options) == 0) {
+    if (rig_open(&rig, rig_own_folder, &options) == 0) {
         rig_stream(&rig, 0, "a", 4);
         rig_settle(&rig);
         if (rig.slots[0].stream)
@@ -136,20 +115,22 @@ static bool run_with_fault(uint64_t n, int code, bool for_ever, uint64_t last, u
     return was_met;
 }
 
-static void each_journal_call_fails(const char *way, int code, bool for_ever, uint64_t step)
+static void each_journal_call_fails(const char *way, int code, bool for_ever, uint64_t stride)
 {
     enum { LAST = 12 };
-    uint64_t n = 1, acked;
+    struct faults_steps steps = faults_steps(stride);
+    uint64_t n = steps.from, count = 0, acked;
 
     while (run_with_fault(n, code, for_ever, LAST, &acked)) {
         if (!for_ever && acked)
             assert_int_equal(acked, LAST); /* one failure: the next try works */
         check_after(acked, LAST);
-        rig_folder_drop(folder);
-        assert_int_equal(mkdir(folder, 0700), 0);
-        n += step;
+        rig_folder_drop(rig_own_folder);
+        assert_int_equal(mkdir(rig_own_folder, 0700), 0);
+        n += steps.stride;
+        count++;
     }
-    print_message("%s: one in %" PRIu64 " of %" PRIu64 " calls of the journal\n", way, step, n - 1);
+    faults_say(&steps, way, count, "calls of the journal");
     assert_int_equal(acked, LAST);
     assert_true(n > 50);
 }
@@ -163,25 +144,25 @@ static void one_read_or_write_fails(void **state)
 static void one_read_or_write_is_short(void **state)
 {
     (void)state;
-    each_journal_call_fails("short once", VFS_SHORT, false, stride);
+    each_journal_call_fails("short once", VFS_SHORT, false, 5);
 }
 
 static void one_call_is_late(void **state)
 {
     (void)state;
-    each_journal_call_fails("late once", VFS_LATE, false, stride);
+    each_journal_call_fails("late once", VFS_LATE, false, 5);
 }
 
 static void the_disk_fails(void **state)
 {
     (void)state;
-    each_journal_call_fails("EIO from then on", SQLITE_IOERR, true, stride);
+    each_journal_call_fails("EIO from then on", SQLITE_IOERR, true, 5);
 }
 
 static void the_disk_is_full(void **state)
 {
     (void)state;
-    each_journal_call_fails("ENOSPC from then on", SQLITE_FULL, true, stride);
+    each_journal_call_fails("ENOSPC from then on", SQLITE_FULL, true, 5);
 }
 
 /* Full, then not: acks stop, say so, and go on without a restart. */
@@ -190,8 +171,10 @@ static void room_comes_back(void **state)
     const struct ingest_result *result;
 
     (void)state;
+    if (faults_shared())
+        skip();
     vfs_fault_mend();
-    assert_int_equal(rig_open(&rig, folder, &options), 0);
+    assert_int_equal(rig_open(&rig, rig_own_folder, &options), 0);
     rig_stream(&rig, 0, "a", 4);
     rig_settle(&rig);
     assert_int_equal(feed_to(5, 1), 5);
@@ -212,29 +195,31 @@ static void room_comes_back(void **state)
 static void the_power_goes(void **state)
 {
     (void)state;
+    if (faults_shared())
+        skip();
     for (uint64_t round = 0; round < rounds; round++) {
-        uint64_t seed = seed_first * 1000 + round, last = 3 + mix(&seed) % 40, acked;
+        uint64_t seed = seed_first * 1000 + round, last = 3 + faults_random(&seed) % 40, acked;
 
-        rig_folder_drop(folder);
-        assert_int_equal(mkdir(folder, 0700), 0);
-        assert_int_equal(rig_open(&rig, folder, &options), 0);
+        rig_folder_drop(rig_own_folder);
+        assert_int_equal(mkdir(rig_own_folder, 0700), 0);
+        assert_int_equal(rig_open(&rig, rig_own_folder, &options), 0);
         rig_stream(&rig, 0, "a", 4);
         rig_settle(&rig);
         acked = feed_to(last, 1);
-        if (mix(&seed) % 2) { /* in the middle of a commit */
+        if (faults_random(&seed) % 2) { /* in the middle of a commit */
             char text[80];
 
-            vfs_fault_at(1 + mix(&seed) % 6, SQLITE_IOERR, true);
+            vfs_fault_at(1 + faults_random(&seed) % 6, SQLITE_IOERR, true);
             rig_text(&rig, 0, "p", acked + 1, text, message(acked + 1, text, sizeof text));
             rig_settle(&rig);
         }
-        vfs_fault_cut(mix(&seed));
+        vfs_fault_cut(faults_random(&seed));
         rig_close(&rig);
         vfs_fault_mend();
         {
             char path[96];
 
-            snprintf(path, sizeof path, "%s/journal.db-shm", folder);
+            snprintf(path, sizeof path, "%s/journal.db-shm", rig_own_folder);
             unlink(path); /* shared memory does not outlive the power */
         }
         check_after(acked, last + 5);
@@ -248,19 +233,19 @@ static void the_power_goes(void **state)
 static void a_call_fails_and_then_the_power_goes(void **state)
 {
     enum { LAST = 12 };
-    uint64_t n = 0, acked, cuts = 2;
+    struct faults_steps steps = faults_steps(1);
+    uint64_t count = 0, acked, cuts = 2;
     bool met = true;
     char path[96];
 
     (void)state;
-    while (met) {
-        n++;
+    for (uint64_t n = steps.from; met; n += steps.stride) {
         for (uint64_t seed = 0; seed < cuts; seed++) {
-            rig_folder_drop(folder);
-            assert_int_equal(mkdir(folder, 0700), 0);
+            rig_folder_drop(rig_own_folder);
+            assert_int_equal(mkdir(rig_own_folder, 0700), 0);
             assert_false(run_with_fault(0, 0, false, LAST / 2, &acked));
             vfs_fault_at(n, SQLITE_IOERR, false);
-            if (rig_open(&rig, folder, &options) == 0) {
+            if (rig_open(&rig, rig_own_folder, &options) == 0) {
                 rig_stream(&rig, 0, "a", 4);
                 rig_settle(&rig);
                 if (rig.slots[0].stream)
@@ -270,13 +255,13 @@ static void a_call_fails_and_then_the_power_goes(void **state)
                 rig_close(&rig);
             }
             vfs_fault_mend();
-            snprintf(path, sizeof path, "%s/journal.db-shm", folder);
+            snprintf(path, sizeof path, "%s/journal.db-shm", rig_own_folder);
             unlink(path);
             check_after(acked, LAST);
         }
+        count += met;
     }
-    print_message("each of %" PRIu64 " calls failed, then %" PRIu64 " cuts of the power\n", n - 1,
-                  cuts);
+    faults_say(&steps, "EIO, then a power cut", count, "calls of the journal");
 }
 
 /* The canary: where syncs do nothing, the same cuts must lose something, or these tests are blind.
@@ -286,13 +271,15 @@ static void a_disk_that_lies_is_found_out(void **state)
     int found = 0;
 
     (void)state;
+    if (faults_shared())
+        skip();
     for (uint64_t round = 0; round < 10; round++) {
         uint64_t acked, stored = 0;
 
-        rig_folder_drop(folder);
-        assert_int_equal(mkdir(folder, 0700), 0);
+        rig_folder_drop(rig_own_folder);
+        assert_int_equal(mkdir(rig_own_folder, 0700), 0);
         vfs_fault_lie(true);
-        assert_int_equal(rig_open(&rig, folder, &options), 0);
+        assert_int_equal(rig_open(&rig, rig_own_folder, &options), 0);
         rig_stream(&rig, 0, "a", 4);
         rig_settle(&rig);
         acked = feed_to(20, 1);
@@ -300,7 +287,7 @@ static void a_disk_that_lies_is_found_out(void **state)
         rig_close(&rig);
         vfs_fault_lie(false);
         vfs_fault_mend();
-        if (rig_open(&rig, folder, &options) == 0) {
+        if (rig_open(&rig, rig_own_folder, &options) == 0) {
             uint64_t bytes;
             struct journal_stream stream;
 
@@ -316,25 +303,23 @@ static void a_disk_that_lies_is_found_out(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(one_read_or_write_fails, new_folder, drop_folder),
-        cmocka_unit_test_setup_teardown(one_read_or_write_is_short, new_folder, drop_folder),
-        cmocka_unit_test_setup_teardown(one_call_is_late, new_folder, drop_folder),
-        cmocka_unit_test_setup_teardown(the_disk_fails, new_folder, drop_folder),
-        cmocka_unit_test_setup_teardown(the_disk_is_full, new_folder, drop_folder),
-        cmocka_unit_test_setup_teardown(room_comes_back, new_folder, drop_folder),
-        cmocka_unit_test_setup_teardown(the_power_goes, new_folder, drop_folder),
-        cmocka_unit_test_setup_teardown(a_call_fails_and_then_the_power_goes, new_folder,
-                                        drop_folder),
-        cmocka_unit_test_setup_teardown(a_disk_that_lies_is_found_out, new_folder, drop_folder),
+        cmocka_unit_test_setup_teardown(one_read_or_write_fails, rig_folder_set_up,
+                                        rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(one_read_or_write_is_short, rig_folder_set_up,
+                                        rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(one_call_is_late, rig_folder_set_up, rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(the_disk_fails, rig_folder_set_up, rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(the_disk_is_full, rig_folder_set_up, rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(room_comes_back, rig_folder_set_up, rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(the_power_goes, rig_folder_set_up, rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(a_call_fails_and_then_the_power_goes, rig_folder_set_up,
+                                        rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(a_disk_that_lies_is_found_out, rig_folder_set_up,
+                                        rig_folder_tear_down),
     };
-    const char *seed = argc > 1 ? argv[1] : getenv("SILT_SEED");
 
-    if (seed)
-        seed_first = strtoull(seed, NULL, 10);
-    if (getenv("SILT_ROUNDS"))
-        rounds = strtoull(getenv("SILT_ROUNDS"), NULL, 10);
-    if (getenv("SILT_STRIDE"))
-        stride = strtoull(getenv("SILT_STRIDE"), NULL, 10);
+    seed_first = argc > 1 ? strtoull(argv[1], NULL, 10) : faults_number("SILT_SEED", seed_first);
+    rounds = faults_number("SILT_ROUNDS", rounds);
     vfs_fault_install();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -41,22 +41,17 @@ static int tear_down(void **state)
     return 0;
 }
 
-static uint64_t mix(uint64_t *seed)
-{
-    *seed = *seed * 6364136223846793005u + 1442695040888963407u;
-    return *seed >> 33;
-}
-
 /* Text whose words run over many items, turns, ids and marks. */
 static uint64_t feed_items(uint64_t sequence, int count, uint64_t *seed)
 {
     for (int i = 0; i < count; i++) {
-        uint64_t kind = mix(seed) % 16;
+        uint64_t kind = faults_random(seed) % 16;
         uint8_t text[300];
-        size_t bytes = kind < 8 ? 1 + mix(seed) % 3 : 1 + mix(seed) % sizeof text;
+        size_t bytes =
+            kind < 8 ? 1 + faults_random(seed) % 3 : 1 + faults_random(seed) % sizeof text;
 
         for (size_t b = 0; b < bytes; b++) {
-            uint64_t r = mix(seed);
+            uint64_t r = faults_random(seed);
 
             text[b] = r % 6 == 0 ? ' ' : r % 50 == 0 ? '\n' : (uint8_t)('a' + r % 26);
         }
@@ -161,8 +156,8 @@ static void the_rest_stays(void **state)
     leave_slot();
     count = read_tokens(tokens);
     for (int i = 0; i < ROUNDS; i++) {
-        uint32_t length = 1 + (uint32_t)mix(&seed) % (i % 3 ? 40 : 400);
-        uint32_t from = (uint32_t)mix(&seed) % (count - length);
+        uint32_t length = 1 + (uint32_t)faults_random(&seed) % (i % 3 ? 40 : 400);
+        uint32_t from = (uint32_t)faults_random(&seed) % (count - length);
 
         if (i == 20)
             from = 0;

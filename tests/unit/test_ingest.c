@@ -40,17 +40,11 @@ static int tear_down(void **state)
     return 0;
 }
 
-static uint64_t mix(uint64_t *seed)
-{
-    *seed = *seed * 6364136223846793005u + 1442695040888963407u;
-    return *seed >> 33;
-}
-
 /* Words, digits, spaces and some bytes that are not UTF-8. */
 static void fill_text(uint8_t *text, size_t bytes, uint64_t seed)
 {
     for (size_t i = 0; i < bytes; i++) {
-        uint64_t r = mix(&seed);
+        uint64_t r = faults_random(&seed);
 
         text[i] = r % 7 == 0    ? ' '
                   : r % 61 == 0 ? '\n'
@@ -133,15 +127,15 @@ static void cuts_do_not_matter(void **state)
     rig_text(&rig, 0, "p", 1, text, BYTES);
     while (at < BYTES) {
         rig_feed_begin(&rig, 1, "p", sequence++);
-        for (uint64_t items = 1 + mix(&seed) % 3; items && at < BYTES; items--) {
-            size_t n = 1 + mix(&seed) % 23;
+        for (uint64_t items = 1 + faults_random(&seed) % 3; items && at < BYTES; items--) {
+            size_t n = 1 + faults_random(&seed) % 23;
 
             n = n < BYTES - at ? n : BYTES - at;
             rig_item(&rig, ITEM_TEXT, 0, text + at, n);
             at += n;
         }
         rig_push(&rig);
-        if (mix(&seed) % 4 == 0)
+        if (faults_random(&seed) % 4 == 0)
             rig_settle(&rig);
     }
     rig_settle(&rig);
@@ -248,16 +242,16 @@ static uint64_t feed_mixture(uint32_t slot, uint64_t first, size_t bytes, uint64
     uint64_t sequence = first;
 
     for (size_t at = 0; at < bytes; at += 500) {
-        size_t n = 1 + mix(&seed) % 599;
+        size_t n = 1 + faults_random(&seed) % 599;
 
         fill_text(text, n, seed + at);
         rig_feed_begin(&rig, slot, "p", sequence++);
         rig_item(&rig, ITEM_TEXT, 0, text, n);
-        if (mix(&seed) % 5 == 0)
+        if (faults_random(&seed) % 5 == 0)
             rig_item(&rig, ITEM_TURN, ROLE_ASSISTANT, "I see.", 6);
-        if (mix(&seed) % 5 == 0)
+        if (faults_random(&seed) % 5 == 0)
             rig_item(&rig, ITEM_TOKENS, 0, (int32_t[]){9, 8, 7, 6}, 16);
-        if (mix(&seed) % 7 == 0)
+        if (faults_random(&seed) % 7 == 0)
             rig_item(&rig, ITEM_MARK, MARK_FLUSH, NULL, 0);
         rig_push(&rig);
         rig_settle(&rig);

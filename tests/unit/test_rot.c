@@ -68,8 +68,7 @@ static uint64_t faults, faults_before; /* a branch has no segments of before it 
 
 static uint64_t below(uint64_t n)
 {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (seed >> 33) % n;
+    return faults_random(&seed) % n;
 }
 
 /* ---- a siltd without a socket ---- */
@@ -433,11 +432,8 @@ static void write_csv(uint64_t rounds)
 
 static void nothing_wrong_is_served(void **state)
 {
-    const char *rounds_text = getenv("SILT_ROUNDS"), *seed_text = getenv("SILT_SEED");
-    uint64_t rounds = rounds_text ? strtoull(rounds_text, NULL, 10) : 250;
-    const char *from_text = getenv("SILT_FROM");
-    uint64_t first = seed_text ? strtoull(seed_text, NULL, 10) : 1;
-    uint64_t from = from_text ? strtoull(from_text, NULL, 10) : 0;
+    uint64_t rounds = faults_number("SILT_ROUNDS", 250), first = faults_number("SILT_SEED", 1);
+    uint64_t from = faults_number("SILT_FROM", 0);
     static char files[FILES_MAX][NAME_BYTES];
     char base[64], ended[96], killed[96], work[96];
 

@@ -1,5 +1,6 @@
 /* Cold segments on a disk that fails, each operation in each way: what is fetched is right, what is
- * lost is counted, and the store goes on. SILT_STRIDE=1: each operation of merging too. */
+ * lost is counted, and the store goes on. SILT_STRIDE=1: each operation of merging too
+ * (faults_steps shares them among processes). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,6 +18,7 @@
 #include <unistd.h>
 
 #include "tests/unit/disk_fault.h"
+#include "tests/unit/faults.h"
 #include "tests/unit/spill_rig.h"
 
 static void check_after(struct held *h, const char *what, uint32_t at)
@@ -61,6 +63,8 @@ static void every_operation_may_fail(void **state)
 {
     uint32_t count[3] = {0};
     (void)state;
+    if (faults_shared())
+        skip();
     for (enum disk_fault_kind kind = FAULT_EIO; kind < FAULT_KINDS; kind++)
         for (enum disk_kind of = DISK_READ; of <= DISK_SYNC; of++) {
             uint32_t at = 1;
@@ -106,21 +110,17 @@ static bool merge_fails(enum disk_fault_kind kind, enum disk_kind of, uint32_t a
 
 static void merging_may_fail(void **state)
 {
-    uint32_t stride =
-        getenv("SILT_STRIDE") ? (uint32_t)strtoul(getenv("SILT_STRIDE"), NULL, 10) : 61;
-    uint32_t runs = 0, last[3] = {0};
+    static const char *const what[] = {"reads of merging", "writes of merging", "syncs of merging"};
+    struct faults_steps steps = faults_steps(61);
     (void)state;
     for (enum disk_fault_kind kind = FAULT_EIO; kind < FAULT_KINDS; kind++)
         for (enum disk_kind of = DISK_READ; of <= DISK_SYNC; of++) {
-            uint32_t at = 1;
-            for (; merge_fails(kind, of, at); at += stride)
-                runs++;
-            last[of] = at - 1;
+            uint32_t count = 0;
+            while (merge_fails(kind, of, (uint32_t)(steps.from + count * steps.stride)))
+                count++;
+            faults_say(&steps, disk_fault_name(kind), count, what[of]);
+            assert_true(count > 0);
         }
-    print_message("%u runs that merge, one operation spoilt in each: every %u. of up to %u reads, "
-                  "%u writes, %u syncs\n",
-                  runs, stride, last[DISK_READ], last[DISK_WRITE], last[DISK_SYNC]);
-    assert_true(last[DISK_READ] && last[DISK_WRITE]);
 }
 
 int main(void)
