@@ -224,7 +224,8 @@ int source_file(const char *path, const char *stream)
     if (fd < 0 || fstat(fd, &st)) {
         silt_say("cannot read %s: %s", path, strerror(errno));
     } else if (S_ISDIR(st.st_mode)) {
-        silt_say("%s is a folder: name its files, as in '%s/*.log'", path, path);
+        silt_say("%s is a folder: name its files, as in '%s%s*.log'", path, path,
+                 path[strlen(path) - 1] == '/' ? "" : "/");
     } else if (!S_ISREG(st.st_mode)) {
         silt_say("%s is not a file: feed it by a pipe instead (… | silt feed %s)", path, stream);
     } else {

@@ -354,7 +354,9 @@ def test_errors_say_what_to_do():
     assert b"not a stream name" in lib.silt(mock.endpoint, "feed", "a/b", code=1).err
     lib.silt(mock.endpoint, "open", "s")
     assert b"No such file" in lib.silt(mock.endpoint, "feed", "s", "/nowhere", code=1).err
-    assert b"is a folder" in lib.silt(mock.endpoint, "feed", "s", "/", code=1).err
+    said = lib.silt(mock.endpoint, "feed", "s", "/", code=1).err
+    assert b"is a folder: name its files, as in '/*.log'" in said, said
+    assert b"'/usr/*.log'" in lib.silt(mock.endpoint, "feed", "s", "/usr", code=1).err
     for bad in (["feed"], ["ask", "s"], ["nothing"], ["ask", "s", "q", "--at", "x"],
                 ["open", "s", "--dmc", "99"], ["feed", "s", "--follow"], ["stat", "a", "b"]):
         assert b"--help" in lib.silt(mock.endpoint, *bad, code=2).err

@@ -5,6 +5,7 @@ SILT_FAULTS=1000 SILT_SEED=7 tests/e2e/test_fault.py test_one_call_after_the_oth
 from another seed.
 """
 
+import contextlib
 import mmap
 import os
 import random
@@ -61,6 +62,17 @@ def start(disk, *args):
     return lib.Daemon(model, adapter, args, env=disk.env)
 
 
+@contextlib.contextmanager
+def fed(disk, count):
+    """A siltd whose stream "s" has read so many pieces, and its wire."""
+    with start(disk) as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("s")
+        wire.feed_all("s", "p", pieces(0, count), end=False)
+        wire.settled("s")
+        yield siltd, wire
+
+
 def pieces(first, count):
     return [texts.text(1500, seed=i) for i in range(first, first + count)]
 
@@ -90,11 +102,7 @@ def same_memory(stat, count):
 def fails_and_goes_on(part, way, code, said_by):
     """Fed, then fed and asked while all calls of a kind fail, then when none does."""
     disk = Disk()
-    with start(disk) as siltd:
-        wire = raw.Raw(siltd.endpoint)
-        wire.open("s")
-        wire.feed_all("s", "p", pieces(0, 12), end=False)
-        wire.settled("s")
+    with fed(disk, 12) as (siltd, wire):
         ask(siltd)
         disk.fail(part, way, code)
         wire.feed_all("s", "p", pieces(12, 30), end=False)
@@ -126,11 +134,7 @@ def test_the_index_cannot_be_written():
 
 def test_the_index_cannot_be_read():
     disk = Disk()
-    with start(disk) as siltd:
-        wire = raw.Raw(siltd.endpoint)
-        wire.open("s")
-        wire.feed_all("s", "p", pieces(0, 12), end=False)
-        wire.settled("s")
+    with fed(disk, 12) as (siltd, wire):
         siltd.stop()
         disk.fail("index", GET, EIO)
         siltd.start()
@@ -153,10 +157,7 @@ def test_segments_cannot_be_written():
 def test_the_journal_cannot_be_written():
     for code in (EIO, ENOSPC):
         disk = Disk()
-        with start(disk) as siltd:
-            wire = raw.Raw(siltd.endpoint)
-            wire.open("s")
-            wire.feed_all("s", "p", pieces(0, 3), end=False)
+        with fed(disk, 3) as (siltd, wire):
             disk.fail("journal", PUT, code)
             for _ in range(3):
                 try:
