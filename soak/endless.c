@@ -54,10 +54,11 @@ struct soak {
     struct siltd siltd;
     struct client *client;
     struct producer *producer;
-    const char *program, *model, *adapter, *csv, *disk;
+    const char *program, *csv;
+    struct siltd_options options;
     uint64_t tokens;
     double minutes, slower_max, found_min;
-    uint32_t threads, ratio;
+    uint32_t ratio;
     uint8_t *text;
     size_t text_bytes, text_at;
     struct sample *samples; /* [SAMPLES_MAX] */
@@ -335,7 +336,7 @@ static int run(struct soak *s)
 {
     struct client_error error;
     struct client_opened opened;
-    int code = siltd_start(&s->siltd, s->program, s->model, s->adapter, s->threads, s->disk);
+    int code = siltd_start(&s->siltd, s->program, &s->options);
     if (code)
         return code;
     struct client_options options = {.endpoint = s->siltd.endpoint};
@@ -367,7 +368,7 @@ static void usage(void)
         "endless [FILE…]: one stream without end; memory and time a chunk must stay flat, planted\n"
         "facts must be found\n"
         "  --tokens N (200000)   --minutes M (no limit)   whichever is over first\n"
-        "  --dmc 1|2|4|8   --threads N   --seed N (1)\n"
+        "  --dmc 1|2|4|8   --threads N   --device cpu|cuda   --seed N (1)\n"
         "  --slower-max X (1.25) most that a chunk of the last tenth may take, of one of the "
         "first\n"
         "  --found-min X (0.9)   least share of the facts asked for that must be found\n"
@@ -376,13 +377,12 @@ static void usage(void)
         "  --csv FILE            samples are appended there, else printed");
 }
 
-static const struct option longs[] = {{"tokens", 1, 0, 'n'},    {"minutes", 1, 0, 'M'},
-                                      {"dmc", 1, 0, 'd'},       {"threads", 1, 0, 't'},
-                                      {"seed", 1, 0, 'S'},      {"siltd", 1, 0, 's'},
-                                      {"model", 1, 0, 'm'},     {"adapter", 1, 0, 'a'},
-                                      {"csv", 1, 0, 'c'},       {"disk", 1, 0, 'D'},
-                                      {"help", 0, 0, 'h'},      {"slower-max", 1, 0, 'x'},
-                                      {"found-min", 1, 0, 'F'}, {0}};
+static const struct option longs[] = {
+    {"tokens", 1, 0, 'n'},    {"minutes", 1, 0, 'M'}, {"dmc", 1, 0, 'd'},
+    {"threads", 1, 0, 't'},   {"seed", 1, 0, 'S'},    {"siltd", 1, 0, 's'},
+    {"model", 1, 0, 'm'},     {"adapter", 1, 0, 'a'}, {"csv", 1, 0, 'c'},
+    {"disk", 1, 0, 'D'},      {"help", 0, 0, 'h'},    {"slower-max", 1, 0, 'x'},
+    {"found-min", 1, 0, 'F'}, {"device", 1, 0, 'g'},  {0}};
 
 /* False: show how it is used. */
 static bool take_option(struct soak *s, int option)
@@ -398,7 +398,7 @@ static bool take_option(struct soak *s, int option)
         s->ratio = (uint32_t)strtoul(optarg, NULL, 0);
         return true;
     case 't':
-        s->threads = (uint32_t)strtoul(optarg, NULL, 0);
+        s->options.threads = optarg;
         return true;
     case 'S':
         s->probe.seed = strtoull(optarg, NULL, 0);
@@ -413,16 +413,19 @@ static bool take_option(struct soak *s, int option)
         s->program = optarg;
         return true;
     case 'm':
-        s->model = optarg;
+        s->options.model = optarg;
         return true;
     case 'a':
-        s->adapter = optarg;
+        s->options.adapter = optarg;
+        return true;
+    case 'g':
+        s->options.device = optarg;
         return true;
     case 'c':
         s->csv = optarg;
         return true;
     case 'D':
-        s->disk = optarg;
+        s->options.disk = optarg;
         return true;
     default:
         return false;

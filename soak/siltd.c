@@ -10,31 +10,29 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { START_MS_MAX = 30000, POLL_MS = 20 };
+enum { START_MS_MAX = 60000, POLL_MS = 20 };
 
 static void sleep_ms(long ms)
 {
     nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
 }
 
-static void child(const struct siltd *s, const char *program, const char *model,
-                  const char *adapter, uint32_t threads, const char *disk)
+static void child(const struct siltd *s, const char *program, const struct siltd_options *o)
 {
-    char data[160], log[160], count[16];
+    const char *const given[][2] = {{"--model", o->model},
+                                    {"--adapter", o->adapter},
+                                    {"--device", o->device},
+                                    {"--threads", o->threads},
+                                    {"--disk", o->disk}};
+    char data[160], log[160];
     const char *argv[16] = {program, "--listen", s->endpoint, "--data", data};
     int n = 5, fd;
 
     snprintf(data, sizeof data, "%s/data", s->folder);
     snprintf(log, sizeof log, "%s/log", s->folder);
-    snprintf(count, sizeof count, "%u", threads);
-    if (model)
-        argv[n++] = "--model", argv[n++] = model;
-    if (adapter)
-        argv[n++] = "--adapter", argv[n++] = adapter;
-    if (threads)
-        argv[n++] = "--threads", argv[n++] = count;
-    if (disk)
-        argv[n++] = "--disk", argv[n++] = disk;
+    for (size_t i = 0; i < sizeof given / sizeof *given; i++)
+        if (given[i][1])
+            argv[n++] = given[i][0], argv[n++] = given[i][1];
     fd = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd >= 0) {
         dup2(fd, STDOUT_FILENO);
@@ -57,8 +55,7 @@ static void print_log(const struct siltd *s)
         fclose(f);
 }
 
-int siltd_start(struct siltd *out, const char *program, const char *model, const char *adapter,
-                uint32_t threads, const char *disk)
+int siltd_start(struct siltd *out, const char *program, const struct siltd_options *options)
 {
     *out = (struct siltd){0};
     snprintf(out->folder, sizeof out->folder, "/tmp/silt-soak-XXXXXX");
@@ -69,7 +66,7 @@ int siltd_start(struct siltd *out, const char *program, const char *model, const
     if (out->pid < 0)
         return -errno;
     if (!out->pid)
-        child(out, program, model, adapter, threads, disk);
+        child(out, program, options);
     for (int waited = 0; waited < START_MS_MAX; waited += POLL_MS) {
         int status;
         if (waitpid(out->pid, &status, WNOHANG) == out->pid) {

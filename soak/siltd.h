@@ -12,11 +12,13 @@ struct siltd {
     char endpoint[128];
 };
 
-/* model and adapter: NULL: the defaults, adapter "none" for none. threads 0: all; disk: a
- * quota as siltd's --disk takes it, or NULL. Returns 0 or a
- * negative errno with a sentence on stderr. Waits until it listens. */
-int siltd_start(struct siltd *out, const char *program, const char *model, const char *adapter,
-                uint32_t threads, const char *disk);
+/* siltd's options of the same names, as text; NULL: its own default. */
+struct siltd_options {
+    const char *model, *adapter, *device, *threads, *disk;
+};
+
+/* Returns 0 or a negative errno with a sentence on stderr. Waits until it listens. */
+int siltd_start(struct siltd *out, const char *program, const struct siltd_options *options);
 /* SIGTERM, then its exit status: 0 is a clean end. Removes the folder. */
 int siltd_stop(struct siltd *siltd);
 /* Bytes of memory that the kernel counts as resident, 0: it is gone. */
