@@ -3,10 +3,10 @@
  * bytes read a second, by threads. The figures of the benchmark stand beside them.
  */
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "tests/check/check.h"
 
@@ -222,7 +222,11 @@ void bench_limits(void)
     char names[128];
     kernels_feature_names(kernels_features(), names, sizeof names);
     printf("limit  this machine has: %s\n", names[0] ? names : "no vector instructions we use");
-    uint32_t cores = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
+    cpu_set_t usable;
+    CPU_ZERO(&usable);
+    uint32_t cores = 1;
+    if (sched_getaffinity(0, sizeof usable, &usable) == 0)
+        cores = (uint32_t)CPU_COUNT(&usable);
     for (uint32_t threads = 1; threads <= cores && threads <= 8; threads *= 2)
         bench_peaks(threads);
     for (uint32_t threads = 1; threads <= cores && threads <= 8; threads *= 2)
