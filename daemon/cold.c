@@ -407,6 +407,8 @@ void cold_tick(struct core *core)
     uint64_t reserve = most / DISK_RESERVE_SHARE, grown = pages_grown();
     bool full;
 
+    if (core->spill)
+        step(core); /* segments that wait for others to be written with */
     if (now < core->cold_next_us)
         return;
     others = folder_bytes(AT_FDCWD, core->config.data, "segments", 2);

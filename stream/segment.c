@@ -5,6 +5,8 @@
 #include <string.h>
 #include <xxhash.h>
 
+enum { AVERAGE_VALUES = 512 }; /* at a time: what is between f16 and f16 stays near */
+
 static size_t blocks(size_t bytes)
 {
     return (bytes + DISK_ALIGN - 1) & ~(size_t)(DISK_ALIGN - 1);
@@ -25,7 +27,8 @@ void segment_shape_make(struct segment_shape *out, const struct engine *engine,
                                   .head_dim = s->head_dim,
                                   .model_fingerprint = engine->info.model_fingerprint,
                                   .adapter_fingerprint = engine->info.adapter_fingerprint,
-                                  .dtype = dtype};
+                                  .dtype = dtype,
+                                  .kernels = engine->kernels};
     out->values = (size_t)s->layers * s->kv_heads * s->comp * 2 * s->head_dim;
     out->payload_bytes = dtype == SEGMENT_INT8
                              ? out->values + (out->values / s->head_dim) * sizeof(float)
@@ -98,11 +101,15 @@ static uint64_t earlier(uint64_t a, uint64_t b)
 void segment_average(const struct segment_shape *shape, f16 *a, struct segment_header *covers_a,
                      const f16 *b, const struct segment_header *covers_b)
 {
+    struct kernels *k = shape->kernels;
     float weight_a = (float)covers_a->weight, weight_b = (float)covers_b->weight;
-    float share = weight_b / (weight_a + weight_b);
-    for (size_t i = 0; i < shape->values; i++) {
-        float x = f16_to_f32(a[i]), y = f16_to_f32(b[i]);
-        a[i] = f16_from_f32(x + (y - x) * share);
+    float share = weight_b / (weight_a + weight_b), mean[AVERAGE_VALUES];
+    for (size_t i = 0; i < shape->values; i += AVERAGE_VALUES) {
+        size_t rest = shape->values - i, count = rest < AVERAGE_VALUES ? rest : AVERAGE_VALUES;
+        memset(mean, 0, sizeof mean);
+        k->fold(k, mean, a + i, count, 1); /* a itself */
+        k->fold(k, mean, b + i, count, share);
+        k->pack_f16(k, a + i, mean, count);
     }
     covers_a->weight += covers_b->weight;
     covers_a->token_to = covers_b->token_to;

@@ -25,8 +25,9 @@ static size_t up(size_t bytes, size_t align)
 /* Record buffers come first: they are page-aligned and what the kernel registers. */
 static size_t buffers_bytes(const struct spill_options *o, const struct segment_shape *shape)
 {
-    size_t records = o->staging_max + (size_t)o->fetches_max * STREAM_RECALL_MAX + 3;
-    return DISK_ALIGN + records * segment_buffer_bytes(shape);
+    size_t records = o->staging_max + (size_t)o->fetches_max * STREAM_RECALL_MAX + 2;
+    return DISK_ALIGN + records * segment_buffer_bytes(shape) +
+           2 * SPILL_MERGE_PAIRS * shape->record_bytes;
 }
 
 /* Means on their way to a record that is made again, and a record to round them in. */
@@ -62,8 +63,10 @@ static void carve(struct spill *s, uint8_t *buffers, uint8_t *at)
     size_t record = segment_buffer_bytes(&s->shape);
     s->page = buffers;
     buffers += DISK_ALIGN;
-    for (int i = 0; i < 3; i++, buffers += record)
+    for (int i = 0; i < 2; i++, buffers += record)
         s->merge[i] = buffers;
+    s->batch = buffers;
+    buffers += 2 * SPILL_MERGE_PAIRS * s->shape.record_bytes;
     s->streams = (void *)at;
     at += up(o->streams_max * sizeof *s->streams, 64);
     s->staging = (void *)at;
@@ -354,12 +357,20 @@ static int take_place(struct spill *s, uint64_t stream_id, uint64_t number, bool
     return 0;
 }
 
+/* Neighbours written together cost the disk hardly more than one. A few that wait for others are
+ * written by the next step, whatever it is for. */
 void spill_staging_ready(struct spill *s, struct spill_io *io)
 {
+    uint32_t ready = 0, free = 0;
     pthread_mutex_lock(&s->lock);
     io->state = IO_READY;
+    for (uint32_t i = 0; i < s->options.staging_max; i++) {
+        ready += s->staging[i].state == IO_READY;
+        free += s->staging[i].state == IO_FREE;
+    }
     pthread_mutex_unlock(&s->lock);
-    ring_bell(s);
+    if (ready >= SPILL_WRITE_BATCH || !free)
+        ring_bell(s);
 }
 
 static int put(struct spill *s, uint64_t stream_id, const struct segment_view *segment,

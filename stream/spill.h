@@ -12,6 +12,8 @@ enum {
     SPILL_GROW_RECORDS = 16,  /* a file grows by as many at least: writes need no new extents */
     SPILL_GROW_MERGED = 4,    /* the same of higher levels, which are written seldom */
     SPILL_MERGE_BATCH = 8,    /* pairs merged for one sync */
+    SPILL_MERGE_PAIRS = 4,    /* read, and written, at once */
+    SPILL_WRITE_BATCH = 4,    /* segments put before the step thread is woken to write them */
     SPILL_PATH_MAX = 1024,
     SPILL_STREAMS_MAX = 65536,
     SPILL_STAGING_MAX = 64,
@@ -103,7 +105,8 @@ struct spill {
     struct spill_io *staging;     /* [staging_max] */
     struct spill_fetch *fetches;  /* [fetches_max] */
     uint8_t *page;                /* [DISK_ALIGN] for headers alone */
-    uint8_t *merge[3];            /* [segment_buffer_bytes]: two halves and their mean */
+    uint8_t *merge[2];            /* [segment_buffer_bytes]: two halves, as f16 */
+    uint8_t *batch;               /* [2 * SPILL_MERGE_PAIRS][record_bytes] halves, then means */
     struct spill_file files[DISK_FILES_MAX];
     uint64_t uses, orders;
     uint64_t limit;

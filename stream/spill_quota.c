@@ -35,63 +35,102 @@ static struct segment_place place_of(const struct spill *s, const struct spill_s
                                   .offset = spill_offset(s, number)};
 }
 
-static int transfer(struct spill *s, enum disk_kind kind, const struct segment_place *place,
-                    uint8_t *record)
+/* Records from a place on, all of one file, from or to memory. Bytes, or negative errno. */
+static int64_t transfer(struct spill *s, enum disk_kind kind, const struct segment_place *place,
+                        uint8_t *records, uint32_t count)
 {
-    int slot = spill_file_get(s, place, kind == DISK_WRITE);
+    struct segment_place last = *place;
+    last.number += count - 1;
+    int slot = spill_file_get(s, &last, kind == DISK_WRITE);
     if (slot < 0)
         return slot;
     struct disk_op op = {.kind = kind,
                          .file = (uint32_t)slot,
-                         .bytes = record,
-                         .count = s->shape.record_bytes,
+                         .bytes = records,
+                         .count = count * s->shape.record_bytes,
                          .offset = place->offset};
     int code = disk_run(&s->disk, &op);
-    return !code && op.done < op.count && kind != DISK_SYNC ? -ENODATA : code;
+    return code ? code : (int64_t)op.done;
 }
 
-/* A half and its header. False: it is not fit for use. */
-static bool read_half(struct spill *s, struct spill_stream *stream, uint32_t level, uint64_t number,
-                      uint8_t *record, struct segment_header *h)
+/* Whether a half, of which so many bytes (or negative errno) came, is fit for use. */
+static bool is_fit(struct spill *s, struct spill_stream *stream, const struct segment_place *place,
+                   const uint8_t *record, int64_t came)
+{
+    enum segment_fault fault = SEGMENT_UNREADABLE;
+    if (came == -ENOENT || (came >= 0 && came < (int64_t)s->shape.record_bytes))
+        fault = SEGMENT_MISSING;
+    else if (came >= 0)
+        fault = segment_check(&s->shape, record, place);
+    if (!fault)
+        return true;
+    pthread_mutex_lock(&s->lock);
+    spill_note_fault(s, stream, fault);
+    if (fault != SEGMENT_MISSING) /* which the quota may be the cause of */
+        spill_note_damage(s, place);
+    pthread_mutex_unlock(&s->lock);
+    return false;
+}
+
+/* Records of a level, into the batch; of each whether it is fit. Where the disk refuses them
+ * together, each is asked for by itself. */
+static void read_batch(struct spill *s, struct spill_stream *stream, uint32_t level,
+                       uint64_t number, uint32_t count, bool *fit)
 {
     struct segment_place place = place_of(s, stream, level, number);
-    int code = transfer(s, DISK_READ, &place, record);
-    enum segment_fault fault = code == -ENOENT || code == -ENODATA ? SEGMENT_MISSING
-                               : code                              ? SEGMENT_UNREADABLE
-                                      : segment_check(&s->shape, record, &place);
-    if (fault) {
-        pthread_mutex_lock(&s->lock);
-        spill_note_fault(s, stream, fault);
-        if (fault != SEGMENT_MISSING) /* which the quota may be the cause of */
-            spill_note_damage(s, &place);
-        pthread_mutex_unlock(&s->lock);
-        return false;
+    size_t bytes = s->shape.record_bytes;
+    int64_t came = transfer(s, DISK_READ, &place, s->batch, count);
+    for (uint32_t i = 0; i < count; i++) {
+        uint8_t *record = s->batch + i * bytes;
+        place = place_of(s, stream, level, number + i);
+        int64_t one = came - (int64_t)(i * bytes);
+        if (came < 0)
+            one = came == -ENOENT ? came : transfer(s, DISK_READ, &place, record, 1);
+        fit[i] = is_fit(s, stream, &place, record, one);
     }
-    memcpy(h, record, sizeof *h);
-    segment_take_rows(&s->shape, record);
-    return true;
 }
 
-/* Records 2n and 2n + 1 of a level become n of the next. A half that is not fit leaves the other
- * alone. */
-static int merge_pair(struct spill *s, struct spill_stream *stream, uint32_t level, uint64_t number)
+/* Halves 2i and 2i + 1 of the batch become its record i, at `place`. One that is not fit leaves
+ * the other alone; none leaves nothing, as if it had never been written. */
+static void average_pair(struct spill *s, uint32_t i, const bool *fit,
+                         const struct segment_place *place)
 {
-    struct segment_header a, b;
+    struct segment_header covers[2];
+    size_t bytes = s->shape.record_bytes;
+    uint8_t *out = s->batch + i * bytes;
     f16 *rows[2];
-    bool has_a = read_half(s, stream, level, 2 * number, s->merge[0], &a);
-    bool has_b = read_half(s, stream, level, 2 * number + 1, s->merge[1], &b);
-    if (!has_a && !has_b)
-        return 0;
-    for (int i = 0; i < 2; i++)
-        rows[i] = (f16 *)(void *)(s->merge[i] + SEGMENT_HEADER_BYTES);
-    if (has_a && has_b)
-        segment_average(&s->shape, rows[0], &a, rows[1], &b);
-    struct segment_header *covers = has_a ? &a : &b;
-    f16 *mean = has_a ? rows[0] : rows[1];
-    struct segment_place place = place_of(s, stream, level + 1, number);
-    segment_put_rows(&s->shape, s->merge[2], mean);
-    segment_seal(&s->shape, s->merge[2], &place, covers);
-    return transfer(s, DISK_WRITE, &place, s->merge[2]);
+    for (uint32_t half = 0; half < 2; half++) {
+        memcpy(s->merge[half], s->batch + (2 * i + half) * bytes, bytes);
+        memcpy(&covers[half], s->merge[half], sizeof covers[half]);
+        if (fit[half])
+            segment_take_rows(&s->shape, s->merge[half]);
+        rows[half] = (f16 *)(void *)(s->merge[half] + SEGMENT_HEADER_BYTES);
+    }
+    if (!fit[0] && !fit[1]) {
+        memset(out, 0, bytes);
+        return;
+    }
+    if (fit[0] && fit[1])
+        segment_average(&s->shape, rows[0], &covers[0], rows[1], &covers[1]);
+    segment_put_rows(&s->shape, out, rows[!fit[0]]);
+    segment_seal(&s->shape, out, place, &covers[!fit[0]]);
+}
+
+/* Pairs [from, to) of a level become records of the next, of one file as their halves are. */
+static int merge_pairs(struct spill *s, struct spill_stream *stream, uint32_t level, uint64_t from,
+                       uint64_t to)
+{
+    bool fit[2 * SPILL_MERGE_PAIRS];
+    struct segment_place place;
+    int64_t code;
+    read_batch(s, stream, level, 2 * from, (uint32_t)(2 * (to - from)), fit);
+    for (uint64_t n = from; n < to; n++) {
+        place = place_of(s, stream, level + 1, n);
+        average_pair(s, (uint32_t)(n - from), fit + 2 * (n - from), &place);
+    }
+    place = place_of(s, stream, level + 1, from);
+    code = transfer(s, DISK_WRITE, &place, s->batch, (uint32_t)(to - from));
+    return code < 0 ? (int)code : 0;
 }
 
 static int sync_level(struct spill *s, const struct spill_stream *stream, uint32_t level,
@@ -125,8 +164,11 @@ static int merge_some(struct spill *s, struct spill_stream *stream, uint32_t lev
     int code = 0;
     if (to > from + SPILL_MERGE_BATCH)
         to = from + SPILL_MERGE_BATCH;
-    for (uint64_t n = from; n < to && !code; n++)
-        code = merge_pair(s, stream, level, n);
+    for (uint64_t n = from, end; n < to && !code; n = end) {
+        end = (n / SPILL_MERGE_PAIRS + 1) * SPILL_MERGE_PAIRS; /* which no file ends within */
+        end = end < to ? end : to;
+        code = merge_pairs(s, stream, level, n, end);
+    }
     if (!code)
         code = sync_level(s, stream, level + 1, from, to);
     if (code)

@@ -344,7 +344,8 @@ int spill_open(struct spill **out, const struct engine *engine, const struct spi
 /* Waits for what is under way. Step thread. */
 void spill_close(struct spill **spill);
 void spill_stat(struct spill *spill, struct spill_stat *out);
-/* Readable when spill_step has something to do. */
+/* Readable when spill_step has something to do now; segments that were put wait a little for others
+ * to be written with, so it is to be called every tenth of a second, too. */
 int spill_fd(const struct spill *spill);
 /* Starts what waits, ends what is done; with wait, until something under way ends. How much ended.
  */

@@ -12,6 +12,8 @@
 enum { SIM_RING = 4, SIM_CHUNK = 256, SIM_VALUES = 4 * 2 * 16 };
 
 extern struct engine sim_engine;
+/* Once, before it is used. */
+bool sim_engine_open(void);
 extern bool sim_batched; /* the engine takes many streams at a time, as a device does */
 
 struct cold_counts {

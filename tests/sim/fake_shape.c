@@ -1,4 +1,5 @@
-/* The real engine's record with a shape and nothing else: what cold segments ask of an engine. */
+/* The real engine's record with what cold segments ask of an engine: a shape, and kernels that need
+ * nothing of the machine. */
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -13,6 +14,13 @@ struct engine sim_engine = {.shape = {.layers = 1,
                                       .chunk = 256,
                                       .comp = 4},
                             .info = {.model_fingerprint = 1, .adapter_fingerprint = 2}};
+
+bool sim_engine_open(void)
+{
+    struct kernels_options options = {.threads = 1};
+
+    return kernels_open(&sim_engine.kernels, &options) == 0;
+}
 
 /* weights.c's, which would bring the real engine. */
 int fail_with(char *error, size_t error_bytes, int code, const char *format, ...)

@@ -532,6 +532,10 @@ int main(int argc, char **argv)
     uint64_t messages = 0, unsure = 0, twice = 0, all = 0;
 
     set_canary(argc > 3 ? argv[3] : "");
+    if (!sim_engine_open()) {
+        fprintf(stderr, "sim: no kernels\n");
+        return 1;
+    }
     say_level_set((enum say_level)(SAY_ERROR + 1));
     mallopt(M_MMAP_THRESHOLD, 1 << 18); /* large ones are the kernel's zeros each time */
     vfs_fault_install();
