@@ -283,15 +283,22 @@ static uint64_t file_bytes(const char *path)
     return stat(path, &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
 }
 
-void cold_stream_bytes(const struct core *core, uint64_t stream_id, uint64_t *checkpoints,
-                       uint64_t *index)
+void cold_stream_bytes(const struct core *core, uint64_t stream_id, uint64_t *segments,
+                       uint64_t *checkpoints, uint64_t *index)
 {
-    static const char *const ends[] = {"", "-wal", "-shm"};
+    static const char *const ends[] = {"", "-wal", "-shm", "-keys"};
+    struct spill_stream_stat cold;
     char path[PATH_BYTES_MAX + 64];
 
     snprintf(path, sizeof path, "%s/checkpoints/%016llx", core->config.data,
              (unsigned long long)stream_id);
     *checkpoints = folder_bytes(AT_FDCWD, path, NULL, 0);
+    snprintf(path, sizeof path, "%s/segments/%016llx", core->config.data,
+             (unsigned long long)stream_id);
+    if (core->spill && spill_stream_stat(core->spill, stream_id, &cold) == 0)
+        *segments = cold.bytes_disk;
+    else
+        *segments = folder_bytes(AT_FDCWD, path, NULL, 0); /* of a parked stream */
     *index = 0;
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
         snprintf(path, sizeof path, "%s/search/%016llx.db%s", core->config.data,

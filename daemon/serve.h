@@ -31,9 +31,9 @@ void cold_trimmed(struct core *core, const struct ingest_result *result);
 void cold_sweep(struct core *core, bool (*known)(void *core, uint64_t stream_id));
 void cold_attach(struct core *core, uint64_t stream_id);
 void cold_detach(struct core *core, uint64_t stream_id);
-/* Disk that a stream's checkpoints and its text index take. */
-void cold_stream_bytes(const struct core *core, uint64_t stream_id, uint64_t *checkpoints,
-                       uint64_t *index);
+/* Disk that a stream's cold segments, its checkpoints and its text index take. */
+void cold_stream_bytes(const struct core *core, uint64_t stream_id, uint64_t *segments,
+                       uint64_t *checkpoints, uint64_t *index);
 
 /* erase.c */
 void serve_erase(struct core *core, const struct wire_client *client,

@@ -159,7 +159,7 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
     pthread_mutex_unlock(&slot->stat_lock);
 }
 
-/* Disk taken by cold segments, and those that could not be used. */
+/* What became of cold segments, and those that could not be used. */
 static void fill_cold(struct core *core, uint64_t stream_id, struct stat_parts *parts)
 {
     struct spill_stream_stat cold;
@@ -167,8 +167,6 @@ static void fill_cold(struct core *core, uint64_t stream_id, struct stat_parts *
 
     if (!core->spill || spill_stream_stat(core->spill, stream_id, &cold) != 0)
         return;
-    parts->stat.bytes_disk += cold.bytes_disk;
-    parts->stat.bytes_segments = cold.bytes_disk;
     parts->stat.segments_merged = cold.segments_merged;
     parts->stat.segments_dropped = cold.segments_dropped;
     parts->stat.segments_repaired = cold.segments_repaired;
@@ -240,12 +238,11 @@ static void fill_stream(struct core *core, uint32_t index, struct stat_parts *pa
         out->tokens_acked = out->tokens_computed = record->tokens;
         out->bytes_text = record->bytes_text;
     }
-    out->bytes_disk = out->bytes_text;
     fill_cold(core, record->stream_id, parts);
-    if (with_heads) {
-        cold_stream_bytes(core, record->stream_id, &out->bytes_checkpoints, &out->bytes_index);
-        out->bytes_disk += out->bytes_checkpoints + out->bytes_index;
-    }
+    cold_stream_bytes(core, record->stream_id, &out->bytes_segments, &out->bytes_checkpoints,
+                      &out->bytes_index);
+    out->bytes_disk =
+        out->bytes_text + out->bytes_segments + out->bytes_checkpoints + out->bytes_index;
     fill_loss(core, index, parts);
 }
 

@@ -71,6 +71,25 @@ def test_far_facts_are_found_and_named():
         assert found(ask(siltd, "s"))
 
 
+def test_lists_say_the_disk_that_stat_says():
+    """Whatever a stream has on the disk counts, in `ls` as in `stat`, also while it is parked."""
+    with daemon("--streams-max", 1) as siltd:
+        feed(siltd, "s", text(700, 20))
+        feed(siltd, "other", text(40, 20))  # s is parked
+        parts = lib.stat(siltd.endpoint, "s")["bytes_disk_by_tier"]
+        assert all(parts.values()), parts
+        number = segment_files(siltd)[0].parent.name  # of the stream, in every name
+        files = [path for folder in ("segments", "checkpoints", "search")
+                 for path in (pathlib.Path(siltd.data) / folder).rglob("*")
+                 if path.is_file() and number in str(path)]
+        held = sum(path.stat().st_blocks * 512 for path in files)
+        assert held == sum(parts.values()) - parts["text"], (parts, files)
+        row = [line for line in lib.silt(siltd.endpoint, "ls").out.decode().splitlines()
+               if line.startswith("s ")][0]
+        said = float(row.split()[-2]) * {"kB": 1e3, "MB": 1e6}[row.split()[-1]]
+        assert abs(said / sum(parts.values()) - 1) < 0.03, (row, parts)
+
+
 def test_a_lost_index_is_made_again():
     with daemon() as siltd:
         feed(siltd, "s", text(300, 20))
