@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What compression costs and what it is worth, on any text: `make quality`.
 
-    tests/eval/quality.py [FOLDER | FILE.jsonl ...] [--dmc 1,4] [--tokens N] [--streams N]
+    tests/eval/quality.py [FOLDER | FILE.jsonl ...] [--dmc 1,4] [--tokens N] [--streams N] [--jobs N]
 
 FOLDER holds KIND.jsonl[.zst]; without any, text of this machine is used: licences, manuals, logs.
 A file's documents are joined and cut into streams.  For each file and DMC ratio silt-eval, the C
@@ -19,6 +19,7 @@ Behind it come the figures of the repository (tests/eval/results/): the engine's
 which the training code makes on a GPU and which is marked PyTorch.
 """
 import argparse
+import concurrent.futures
 import csv
 import gzip
 import json
@@ -117,11 +118,20 @@ def print_row(row, mark=""):
           f"{float(row['rows']):6.0f} {float(row['ratio']):6.2f} {mark}", flush=True)
 
 
-def measure(arguments, path, rows):
-    """The rows of one file; False where silt-eval could not."""
-    full = evaluate(arguments, path, "full", 0)
+def start(pool, arguments, path):
+    """All runs of one file, the longest first, as futures by policy and ratio."""
+    runs = {("full", 0): pool.submit(evaluate, arguments, path, "full", 0)}
     for dmc in arguments.dmc:
-        runs = {policy: evaluate(arguments, path, policy, dmc) for policy in POLICIES}
+        for policy in POLICIES:
+            runs[policy, dmc] = pool.submit(evaluate, arguments, path, policy, dmc)
+    return runs
+
+
+def measure(arguments, path, started, rows):
+    """The rows of one file; False where silt-eval could not."""
+    full = started["full", 0].result()
+    for dmc in arguments.dmc:
+        runs = {policy: started[policy, dmc].result() for policy in POLICIES}
         if not full or not all(runs.values()):
             return False
         row = {"text": path.name.split(".")[0], "dmc": dmc, "tokens": arguments.tokens,
@@ -153,6 +163,8 @@ def main():
     parser.add_argument("--dmc", default="1,4", type=lambda s: [int(part) for part in s.split(",")])
     parser.add_argument("--tokens", type=int, default=16384, help="of each stream")
     parser.add_argument("--streams", type=int, default=2, help="of each file")
+    parser.add_argument("--jobs", type=int, default=1,
+                        help="runs side by side; give each its share: -- --threads 2")
     parser.add_argument("--program", type=pathlib.Path, default=ROOT / "build/silt-eval")
     parser.add_argument("--csv", type=pathlib.Path, default=FOLDER / "engine.csv")
     parser.epilog = "After -- come options for silt-eval, such as --model and --adapter."
@@ -167,7 +179,9 @@ def main():
         texts = [path for path in (machine_text(kind, count) for kind in PLACES) if path]
     begun, rows = time.time(), []
     print_head()
-    good = all([measure(arguments, path, rows) for path in texts])
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        started = [start(pool, arguments, path) for path in texts]
+        good = all([measure(arguments, *text, rows) for text in zip(texts, started)])
     print(f"{time.time() - begun:.0f} s")
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(arguments.csv, "w", newline="", encoding="utf-8") as file:
