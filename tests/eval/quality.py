@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What compression costs and what it is worth, on any text: `make quality`.
 
-    tests/eval/quality.py [FOLDER | FILE.jsonl ...] [--dmc 1,4] [--tokens N] [--streams N] [--jobs N]
+    tests/eval/quality.py [FOLDER | FILE.jsonl ...] [--dmc 1,4] [--tokens N] [--streams N]
 
 FOLDER holds KIND.jsonl[.zst]; without any, text of this machine is used: licences, manuals, logs.
 A file's documents are joined and cut into streams.  For each file and DMC ratio silt-eval, the C
