@@ -9,7 +9,7 @@
 template <int D>
 static __device__ __forceinline__ void few_queries(const struct attend_pass &job,
                                                    const struct cuda_item &item, uint32_t head,
-                                                   struct rows16<D> *r)
+                                                   struct query_rows<D, 1> *r)
 {
     uint32_t lane = threadIdx.x % WARP, group = job.b.shape.group;
 #pragma unroll
@@ -17,17 +17,16 @@ static __device__ __forceinline__ void few_queries(const struct attend_pass &job
 #pragma unroll
         for (int part = 0; part < 4; part++) {
             uint32_t row = lane / 4 + part % 2 * 8, pair = d * 8 + lane % 4 + part / 2 * 4;
-            float2 q = row < item.rows * group
-                           ? query_pair(job, item.row + row / group,
-                                        head * group + row % group, pair)
-                           : make_float2(0, 0);
-            r->q[d][part] = half_pair(q.x, q.y);
+            float2 q = row < item.rows * group ? query_pair(job, item.row + row / group,
+                                                            head * group + row % group, pair)
+                                               : make_float2(0, 0);
+            r->q[0][d][part] = half_pair(q.x, q.y);
         }
 }
 
 /* As tile_mask, for 16 keys and rows that are query * group + head. */
-static __device__ __forceinline__ void few_mask(float s[2][4], const struct view *w,
-                                                uint32_t first, uint32_t group)
+static __device__ __forceinline__ void few_mask(float s[2][4], const struct view *w, uint32_t first,
+                                                uint32_t group)
 {
     uint32_t lane = threadIdx.x % WARP;
     uint32_t last[2] = {min(w->local + lane / 4 / group, w->keys - 1),
@@ -50,8 +49,8 @@ struct few_sums {
 };
 
 /* Joins the parts of one row and dimension, in their order. */
-static __device__ __forceinline__ float few_join(const struct few_sums &f, uint32_t row,
-                                                 size_t at, float *top, float *total)
+static __device__ __forceinline__ float few_join(const struct few_sums &f, uint32_t row, size_t at,
+                                                 float *top, float *total)
 {
     float out = 0;
     *top = -INFINITY;
@@ -91,19 +90,19 @@ template <int D, int WARPS> struct few_shared {
 /* A warp's rows to shared memory. */
 template <int D, int WARPS>
 static __device__ __forceinline__ void few_put(struct few_shared<D, WARPS> *shared,
-                                               const struct rows16<D> *r)
+                                               const struct query_rows<D, 1> *r)
 {
     uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         uint32_t row = lane / 4 + half * 8;
-        float total = quad_sum(r->total[half]);
-        shared->top[warp][row] = r->top[half];
+        float total = quad_sum(r->total[0][half]);
+        shared->top[warp][row] = r->top[0][half];
         shared->total[warp][row] = total;
 #pragma unroll
         for (int n = 0; n < D / 8; n++) {
-            shared->out[warp][row][n * 8 + lane % 4 * 2] = r->out[n][2 * half];
-            shared->out[warp][row][n * 8 + lane % 4 * 2 + 1] = r->out[n][2 * half + 1];
+            shared->out[warp][row][n * 8 + lane % 4 * 2] = r->out[0][n][2 * half];
+            shared->out[warp][row][n * 8 + lane % 4 * 2 + 1] = r->out[0][n][2 * half + 1];
         }
     }
 }
@@ -111,10 +110,10 @@ static __device__ __forceinline__ void few_put(struct few_shared<D, WARPS> *shar
 /* The block's rows: final where it saw all keys, else into partial. */
 template <int D, int WARPS>
 static __device__ __forceinline__ void few_finish(const struct attend_pass &job,
+                                                  const struct cuda_item &item,
                                                   const struct few_shared<D, WARPS> *shared,
                                                   bool alone)
 {
-    const struct cuda_item &item = job.b.item[blockIdx.x];
     struct few_sums f;
     f.top = shared->top[0];
     f.total = shared->total[0];
@@ -122,9 +121,9 @@ static __device__ __forceinline__ void few_finish(const struct attend_pass &job,
     f.step = FEW_ROWS;
     f.out_step = FEW_ROWS * D;
     f.parts = WARPS;
-    float *to = alone ? NULL
-                      : few_partial(job, blockIdx.x, blockIdx.y) +
-                            (size_t)blockIdx.z * FEW_ROWS * (D + 2);
+    float *to =
+        alone ? NULL
+              : few_partial(job, blockIdx.x, blockIdx.y) + (size_t)blockIdx.z * FEW_ROWS * (D + 2);
     for (uint32_t at = threadIdx.x; at < item.rows * job.b.shape.group * D; at += WARPS * WARP) {
         float top, total, out = few_join(f, at / D, at, &top, &total);
         if (alone) {
@@ -139,61 +138,78 @@ static __device__ __forceinline__ void few_finish(const struct attend_pass &job,
     }
 }
 
-template <int D, int TILE, int WARPS>
-static __global__ void few_kernel(struct attend_pass job)
+/* A warp's part of the keys: 16 of every WARPS * 16, in a ring of its own. No warp waits for
+ * another before all have seen their last. */
+template <int D, int WARPS, int STAGES>
+static __device__ __forceinline__ void few_sum(struct query_rows<D, 1> *r,
+                                               struct tile<D, 16> ring[STAGES],
+                                               struct view_row row[STAGES][16],
+                                               const struct view *view, uint32_t from, uint32_t to,
+                                               uint32_t group)
 {
-    static_assert(TILE == WARPS * 16, "16 keys a warp");
-    /* The tiles are done with when the warps' sums meet. */
+    constexpr uint32_t STEP = WARPS * 16;
+    uint32_t lane = threadIdx.x % WARP, count = to > from ? (to - from + STEP - 1) / STEP : 0;
+    for (uint32_t i = lane; i < STAGES * 16; i += WARP)
+        row[i / 16][i % 16] = view_find(view, from + i / 16 * STEP + i % 16);
+    __syncwarp();
+    for (uint32_t t = 0; t < STAGES - 1; t++) {
+        if (t < count)
+            tile_read<D, 16>(&ring[t], row[t], lane, WARP);
+        copy_commit();
+    }
+    for (uint32_t t = 0; t < count; t++) {
+        float s[1][2][4];
+        uint32_t first = from + t * STEP, ahead = t + STAGES - 1;
+        if (ahead < count)
+            tile_read<D, 16>(&ring[ahead % STAGES], row[ahead % STAGES], lane, WARP);
+        copy_commit();
+        copy_wait<STAGES - 1>();
+        __syncwarp();
+        if (lane < 16)
+            row[t % STAGES][lane] = view_find(view, first + STAGES * STEP + lane);
+        scores<D, 1, 16, 16>(s, r, &ring[t % STAGES], 0);
+        if (first + 16 > view->local)
+            few_mask(s[0], view, first, group);
+        weigh<D, 1, 16>(s[0], r, 0);
+        add_values<D, 1, 16, 16>(r, s, &ring[t % STAGES], 0);
+        __syncwarp();
+    }
+}
+
+template <int D, int WARPS, int STAGES>
+static __global__ void __launch_bounds__(WARPS *WARP) few_kernel(struct attend_pass job)
+{
+    /* The rings are done with when the warps' sums meet. */
     __shared__ __align__(16) union {
-        struct tile<D, TILE> tiles[2];
+        struct tile<D, 16> ring[WARPS][STAGES];
         struct few_shared<D, WARPS> sums;
     } shared;
+    __shared__ struct view_row row[WARPS][STAGES][16];
+    __shared__ struct cuda_item item;
     __shared__ struct view view;
-    const struct cuda_item &item = job.b.item[blockIdx.x];
-    uint32_t warp = threadIdx.x / WARP, group = job.b.shape.group;
-    if (threadIdx.x == 0)
-        view_make(&view, job.b, job.layer, blockIdx.x, blockIdx.y);
-    __syncthreads();
-    uint32_t from = blockIdx.z * FEW_KEYS;
+    uint32_t warp = threadIdx.x / WARP, from = blockIdx.z * FEW_KEYS;
+    view_open(&item, &view, job.b, job.layer, blockIdx.x, blockIdx.y);
     if (from >= view.keys)
         return;
-    uint32_t to = view.keys - from < FEW_KEYS ? view.keys : from + FEW_KEYS;
-    uint32_t count = (to - from + TILE - 1) / TILE;
-    struct rows16<D> r;
+    uint32_t to = min(view.keys, from + FEW_KEYS);
+    struct query_rows<D, 1> r;
     few_queries<D>(job, item, blockIdx.y, &r);
-    rows16_clear<D>(&r);
-    tile_read<D, TILE, WARPS * WARP>(&shared.tiles[0], &view, from);
-    copy_commit();
-    for (uint32_t t = 0; t < count; t++) {
-        float s[2][4];
-        uint32_t first = from + t * TILE;
-        if (t + 1 < count)
-            tile_read<D, TILE, WARPS * WARP>(&shared.tiles[(t + 1) % 2], &view, first + TILE);
-        copy_commit();
-        copy_wait<1>();
-        __syncthreads();
-        scores<D, 16, TILE>(s, &r, &shared.tiles[t % 2], warp * 16);
-        if (first + TILE > view.local)
-            few_mask(s, &view, first + warp * 16, group);
-        weigh<D, 16>(s, &r);
-        add_values<D, 16, TILE>(&r, s, &shared.tiles[t % 2], warp * 16);
-        __syncthreads();
-    }
-    copy_wait<0>();
+    rows_clear<D, 1>(&r);
+    few_sum<D, WARPS, STAGES>(&r, shared.ring[warp], row[warp], &view, from + warp * 16, to,
+                              job.b.shape.group);
+    __syncthreads();
     few_put<D, WARPS>(&shared.sums, &r);
     __syncthreads();
-    few_finish<D, WARPS>(job, &shared.sums, view.keys <= FEW_KEYS);
+    few_finish<D, WARPS>(job, item, &shared.sums, view.keys <= FEW_KEYS);
 }
 
 /* Joins what several blocks summed for an item. */
 static __global__ void few_join_kernel(struct attend_pass job)
 {
+    __shared__ struct cuda_item item;
     __shared__ struct view view;
-    const struct cuda_item &item = job.b.item[blockIdx.x];
     uint32_t dim = job.b.shape.head_dim;
-    if (threadIdx.x == 0)
-        view_make(&view, job.b, job.layer, blockIdx.x, blockIdx.y);
-    __syncthreads();
+    view_open(&item, &view, job.b, job.layer, blockIdx.x, blockIdx.y);
     if (view.keys <= FEW_KEYS)
         return;
     const float *from = few_partial(job, blockIdx.x, blockIdx.y);
@@ -209,11 +225,11 @@ static __global__ void few_join_kernel(struct attend_pass job)
     }
 }
 
-template <int D, int TILE, int WARPS>
+template <int D, int WARPS, int STAGES>
 static bool few_launch(struct cuda *c, const struct attend_pass &job)
 {
     dim3 grid(job.b.items, job.b.shape.kv_heads, job.splits ? job.splits : 1);
-    LAUNCH(c, (few_kernel<D, TILE, WARPS>), grid, dim3(WARPS * WARP), job);
+    LAUNCH(c, (few_kernel<D, WARPS, STAGES>), grid, dim3(WARPS * WARP), job);
     if (job.splits > 1)
         LAUNCH(c, few_join_kernel, dim3(job.b.items, job.b.shape.kv_heads), dim3(2 * WARP), job);
     return true;

@@ -1,29 +1,36 @@
 /*
  * Blocks of up to 32 queries on tensor cores. Part of attend.cu.
  *
- * A warp takes M times 16 queries of one query head; all warps of a block of threads share the KV
- * head's tiles, which come in two at a time: one is computed while the next is on its way.
+ * A warp takes M times 16 queries of one query head, and every key that it loads meets all of them;
+ * all warps of a block of threads share the KV head's tiles, which go round a ring: STAGES - 1 are
+ * on their way or ready while one is computed.
  */
 #ifndef SILT_KERNELS_ATTEND_TILE_CUH
 #define SILT_KERNELS_ATTEND_TILE_CUH
 
-/* Queries first .. first + 15 of an item, one head. */
-template <int D>
+template <int D, int TILE, int STAGES> struct tile_shared {
+    struct tile<D, TILE> ring[STAGES]; /* before it the queries, and after it what comes out */
+    struct view_row row[STAGES][TILE]; /* of a tile, one turn before it is read */
+    struct view view;
+    struct cuda_item item;
+};
+
+/* A warp's queries, turned, to shared memory: a row in one piece. Rows beyond the item's: zeros. */
+template <int D, int M>
 static __device__ __forceinline__ void tile_queries(const struct attend_pass &job,
                                                     const struct cuda_item &item,
                                                     uint32_t query_head, uint32_t first,
-                                                    struct rows16<D> *r)
+                                                    uint32_t (*to)[D / 2 + 4])
 {
-    uint32_t lane = threadIdx.x % WARP;
-#pragma unroll
-    for (int d = 0; d < D / 16; d++)
-#pragma unroll
-        for (int part = 0; part < 4; part++) {
-            uint32_t i = first + lane / 4 + part % 2 * 8, pair = d * 8 + lane % 4 + part / 2 * 4;
-            float2 q = i < item.rows ? query_pair(job, item.row + i, query_head, pair)
-                                     : make_float2(0, 0);
-            r->q[d][part] = half_pair(q.x, q.y);
-        }
+    constexpr uint32_t PAIRS = D / 2;
+#pragma unroll 8
+    for (uint32_t at = threadIdx.x % WARP; at < M * 16 * PAIRS; at += WARP) {
+        uint32_t i = at / PAIRS, p = at % PAIRS;
+        float2 q = first + i < item.rows ? query_pair(job, item.row + first + i, query_head, p)
+                                         : make_float2(0, 0);
+        to[i][p] = half_pair(q.x, q.y);
+    }
+    __syncwarp();
 }
 
 /* Own rows after a query's own; a tile's keys beyond the last are of no query. */
@@ -44,83 +51,116 @@ static __device__ __forceinline__ void tile_mask(float s[KEYS / 8][4], const str
         }
 }
 
-template <int D>
+/* A warp's rows through shared memory, so that they leave in pieces of 16 bytes. */
+template <int D, int M>
 static __device__ __forceinline__ void tile_store(const struct attend_pass &job,
-                                                  const struct cuda_item &item,
-                                                  uint32_t query_head, uint32_t first,
-                                                  const struct rows16<D> *r)
+                                                  const struct cuda_item &item, uint32_t query_head,
+                                                  uint32_t first, const struct query_rows<D, M> *r,
+                                                  uint32_t (*out)[D / 2 + 4])
 {
+    constexpr uint32_t PIECES = D / 8;
     uint32_t lane = threadIdx.x % WARP;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        uint32_t i = first + lane / 4 + half * 8;
-        float total = quad_sum(r->total[half]);
-        float scale = total > 0 ? 1.0f / total : 0.0f;
-        if (i >= item.rows)
-            continue;
-        uint32_t *to = (uint32_t *)(job.b.att +
-                                    ((size_t)(item.row + i) * job.b.shape.heads + query_head) * D);
+    for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int n = 0; n < D / 8; n++)
-            to[n * 4 + lane % 4] =
-                bf16_pair(r->out[n][2 * half] * scale, r->out[n][2 * half + 1] * scale);
+        for (int half = 0; half < 2; half++) {
+            float total = quad_sum(r->total[m][half]);
+            float scale = total > 0 ? 1.0f / total : 0.0f;
+#pragma unroll
+            for (int n = 0; n < D / 8; n++)
+                out[m * 16 + half * 8 + lane / 4][n * 4 + lane % 4] =
+                    bf16_pair(r->out[m][n][2 * half] * scale, r->out[m][n][2 * half + 1] * scale);
+        }
+    __syncwarp();
+#pragma unroll 4
+    for (uint32_t at = lane; at < M * 16 * PIECES; at += WARP) {
+        uint32_t i = at / PIECES, piece = at % PIECES;
+        if (first + i >= item.rows)
+            break;
+        size_t row = (size_t)(item.row + first + i) * job.b.shape.heads + query_head;
+        ((uint4 *)(job.b.att + row * D))[piece] = ((const uint4 *)out[i])[piece];
     }
 }
 
-template <int D, int M, int TILE>
-static __global__ void __launch_bounds__(TILE_WARPS_MAX *WARP) tile_kernel(struct attend_pass job)
+/* Keys in turn, STEP at once. */
+template <int D, int M, int TILE, int STEP>
+static __device__ __forceinline__ void tile_compute(struct query_rows<D, M> *r,
+                                                    const struct tile<D, TILE> *t,
+                                                    const struct view *w, uint32_t first,
+                                                    uint32_t query)
 {
-    __shared__ __align__(16) struct tile<D, TILE> tiles[2];
-    __shared__ struct view view;
-    const struct cuda_item &item = job.b.item[blockIdx.x];
+#pragma unroll
+    for (uint32_t from = 0; from < TILE; from += STEP) {
+        float s[M][STEP / 8][4];
+        if (from && first + from >= w->keys)
+            break;
+        scores<D, M, STEP, TILE>(s, r, t, from);
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            if (first + from + STEP > w->local)
+                tile_mask<STEP>(s[m], w, first + from, query + m * 16);
+            weigh<D, M, STEP>(s[m], r, m);
+        }
+        add_values<D, M, STEP, TILE>(r, s, t, from);
+    }
+}
+
+template <int D, int M, int TILE, int STEP, int STAGES, int WARPS, int BLOCKS>
+static __global__ void __launch_bounds__(WARPS *WARP, BLOCKS) tile_kernel(struct attend_pass job)
+{
+    static_assert(WARPS * M * 16 <= 2 * TILE * STAGES, "queries fit into the ring");
+    __shared__ __align__(16) struct tile_shared<D, TILE, STAGES> shared;
+    const struct cuda_item &item = shared.item;
+    const struct view *view = &shared.view;
     uint32_t warp = threadIdx.x / WARP, parts = CUDA_ITEM_ROWS / 16 / M;
     uint32_t query_head = blockIdx.y * job.b.shape.group + warp / parts;
     uint32_t query = warp % parts * M * 16;
-    if (threadIdx.x == 0)
-        view_make(&view, job.b, job.layer, blockIdx.x, blockIdx.y);
+    uint32_t(*own)[D / 2 + 4] = (uint32_t(*)[D / 2 + 4]) & shared.ring[0] + warp * M * 16;
+    struct query_rows<D, M> r;
+    item_read(&shared.item, &job.b.item[blockIdx.x]);
     __syncthreads();
-    struct rows16<D> r[M];
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-        tile_queries<D>(job, item, query_head, query + m * 16, &r[m]);
-        rows16_clear<D>(&r[m]);
-    }
-    uint32_t count = (view.keys + TILE - 1) / TILE;
-    tile_read<D, TILE, 0>(&tiles[0], &view, 0);
-    copy_commit();
-    for (uint32_t t = 0; t < count; t++) {
-        if (t + 1 < count)
-            tile_read<D, TILE, 0>(&tiles[(t + 1) % 2], &view, (t + 1) * TILE);
+    struct view_counts counts = view_count(job.b, item, job.layer, blockIdx.x, blockIdx.y);
+    tile_queries<D, M>(job, item, query_head, query, own);
+    rows_load<D, M>(&r, own);
+    rows_clear<D, M>(&r);
+    if (warp == 0)
+        view_make(&shared.view, job.b, item, counts, job.layer, blockIdx.x, blockIdx.y);
+    __syncthreads();
+    for (uint32_t key = threadIdx.x; key < STAGES * TILE; key += blockDim.x)
+        shared.row[key / TILE][key % TILE] = view_find(view, key);
+    __syncthreads();
+    uint32_t count = (view->keys + TILE - 1) / TILE;
+    for (uint32_t t = 0; t < STAGES - 1; t++) {
+        if (t < count)
+            tile_read<D, TILE>(&shared.ring[t], shared.row[t], threadIdx.x, blockDim.x);
         copy_commit();
-        copy_wait<1>();
-        __syncthreads();
-#pragma unroll
-        for (int m = 0; m < M; m++) {
-            float s[TILE / 8][4];
-            if (query + m * 16 >= item.rows)
-                break;
-            scores<D, TILE, TILE>(s, &r[m], &tiles[t % 2], 0);
-            if ((t + 1) * TILE > view.local)
-                tile_mask<TILE>(s, &view, t * TILE, query + m * 16);
-            weigh<D, TILE>(s, &r[m]);
-            add_values<D, TILE, TILE>(&r[m], s, &tiles[t % 2], 0);
-        }
-        __syncthreads();
     }
-#pragma unroll
-    for (int m = 0; m < M; m++)
-        tile_store<D>(job, item, query_head, query + m * 16, &r[m]);
+    for (uint32_t t = 0; t < count; t++) {
+        uint32_t ahead = t + STAGES - 1, slot = ahead % STAGES;
+        copy_wait<STAGES - 2>();
+        __syncthreads();
+        if (ahead < count)
+            tile_read<D, TILE>(&shared.ring[slot], shared.row[slot], threadIdx.x, blockDim.x);
+        copy_commit();
+        if (threadIdx.x < TILE)
+            shared.row[t % STAGES][threadIdx.x] = view_find(view, (ahead + 1) * TILE + threadIdx.x);
+        tile_compute<D, M, TILE, STEP>(&r, &shared.ring[t % STAGES], view, t * TILE, query);
+    }
+    __syncthreads();
+    tile_store<D, M>(job, item, query_head, query, &r, own);
 }
 
-template <int D, int M, int TILE>
+template <int D, int M, int TILE, int STEP, int STAGES>
 static bool tile_launch(struct cuda *c, const struct attend_pass &job)
 {
     uint32_t warps = job.b.shape.group * (CUDA_ITEM_ROWS / 16 / M);
-    if (warps > TILE_WARPS_MAX)
-        return false;
-    LAUNCH(c, (tile_kernel<D, M, TILE>), dim3(job.b.items, job.b.shape.kv_heads),
-           dim3(warps * WARP), job);
-    return true;
+    dim3 grid(job.b.items, job.b.shape.kv_heads);
+    if (warps <= 4)
+        LAUNCH(c, (tile_kernel<D, M, TILE, STEP, STAGES, 4, 3>), grid, dim3(warps * WARP), job);
+    else if (warps <= TILE_WARPS_MAX)
+        LAUNCH(c, (tile_kernel<D, M, TILE, STEP, STAGES, TILE_WARPS_MAX, 1>), grid,
+               dim3(warps * WARP), job);
+    return warps <= TILE_WARPS_MAX;
 }
 
 #endif

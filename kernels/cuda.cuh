@@ -107,6 +107,13 @@ static __device__ __forceinline__ float warp_sum(float value)
 }
 
 #ifdef __CUDACC__
+/* 2^x to 2 units in the last place, 0 where that is below the normal numbers. */
+static __device__ __forceinline__ float exp2_near(float x)
+{
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+}
 /* d += a b: a 16x16, b 16x8 of f16, d fp32 (PTX ISA, mma.m16n8k16). */
 static __device__ __forceinline__ void mma_16x8x16(float d[4], const uint32_t a[4], uint32_t b0,
                                                    uint32_t b1)
@@ -131,12 +138,11 @@ static __device__ __forceinline__ void load_matrices(uint32_t out[4], const f16 
                      : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                      : "r"(at));
 }
-/* 16 bytes to shared memory without waiting; from NULL: zeros. */
+/* 16 bytes to shared memory without waiting. */
 static __device__ __forceinline__ void copy_begin(f16 *shared, const f16 *from)
 {
-    uint32_t to = (uint32_t)__cvta_generic_to_shared(shared), bytes = from ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-                 : "memory");
+    uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 static __device__ __forceinline__ void copy_commit(void)
 {

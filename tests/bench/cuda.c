@@ -317,6 +317,68 @@ static void bench_bandwidth(struct bench *b)
     gpu_give(g, to);
 }
 
+/* ---- attention alone ---- */
+
+/* Keys that a query of the next pass would see of a stream's memory in the last layer, the mean of
+ * its heads. */
+static double keys_seen(const struct bench *b, const struct stream *s)
+{
+    const struct layout *l = &s->layout;
+    uint32_t first, kv_heads = b->engine->gpu->shape.kv_heads, entries = 0;
+    for (uint32_t h = l->heads - kv_heads; h < l->heads; h++)
+        for (int w = 0; w < 2; w++)
+            entries += STATE_AT_CONST(s->state, l->count[w], uint32_t)[h];
+    return ccm_visible(b->engine, l, s->state, &first) + pin_rows(l, s->state) +
+           (double)entries / kv_heads + window_raw_rows(l, s->state->chunk_tokens);
+}
+
+/* Attention of the last pass, which `queued` passes came before, in the last layer again and again:
+ * nothing has changed since what it reads there. keys: before an item's own rows, the mean;
+ * readers: items that share them. */
+static void bench_attend(struct bench *b, const char *name, uint32_t queued, double keys,
+                         double readers)
+{
+    enum { TIMES = 20 };
+    struct gpu *g = b->engine->gpu;
+    struct cuda *c = g->cuda;
+    const struct gpu_slot *p = &g->slot[queued % GPU_SLOTS];
+    const struct cuda_shape *s = &g->shape;
+    struct cuda_batch batch = g->batch;
+    double time[ROUNDS], each = (double)p->rows / p->items;
+    batch.rows = p->rows;
+    batch.items = p->items;
+    batch.runs = p->runs;
+    batch.rows_most = p->rows_most;
+    batch.keys_max = p->keys_max;
+    batch.item = (void *)(g->in + ((char *)p->item - p->in));
+    for (uint32_t r = 0; r < ROUNDS; r++) {
+        double start = c->seconds(c);
+        for (int i = 0; i < TIMES; i++)
+            c->attend(c, &batch, b->info.layer_count - 1);
+        time[r] = (c->seconds(c) - start) / TIMES;
+    }
+    double products = p->rows * (keys + (each + 1) / 2), took = median(time, ROUNDS);
+    double rows = (keys / readers * p->items + p->rows) * s->kv_heads * 2 * sizeof(f16);
+    double ends = (double)p->rows * s->heads * (sizeof(float) + sizeof(bf16));
+    printf("# %s: %u rows of %u items, %.1f keys before each\n", name, p->rows, p->items, keys);
+    figure(b, name, p->items, took * 1e6, "us");
+    figure(b, name, p->items, 4 * products * s->heads * s->head_dim / took, "flop/s");
+    figure(b, name, p->items, (rows + ends) * s->head_dim / took, "bytes/s");
+}
+
+/* As of a pass of ingest: half a chunk of every stream that fits. */
+static void bench_attend_ingest(struct bench *b, struct held *h, uint32_t streams)
+{
+    uint32_t half = b->info.chunk_tokens / 2;
+    double keys = 0;
+    for (uint32_t i = 0; i < streams; i++)
+        keys += keys_seen(b, h[i].stream) / 2 / streams;
+    feed_all(b, h, streams, half);
+    for (uint32_t i = 0; i < streams; i++)
+        keys += keys_seen(b, h[i].stream) / 2 / streams;
+    bench_attend(b, "attend-ingest", b->engine->gpu->queued - 1, keys, half / STREAM_BLOCK_TOKENS);
+}
+
 static size_t weights_read(const struct bench *b)
 {
     const struct gpu *g = b->engine->gpu;
@@ -379,6 +441,10 @@ static void bench_decode(struct bench *b, struct held *h, uint32_t count)
     for (uint32_t i = 0; i < g->regions; i++)
         bytes += g->region[i].bytes;
     decode_steps(b, work, token, count, "decode-compressed", (double)(bytes - before));
+    double keys = 0;
+    for (uint32_t i = 0; i < count; i++)
+        keys += (fork[i].tail.count - 1 + keys_seen(b, &fork[i].stream)) / count;
+    bench_attend(b, "attend-decode", g->queued, keys, 1);
     for (uint32_t i = 0; i < count; i++)
         gpu_fork_close(&fork[i]);
 }
@@ -402,6 +468,7 @@ static void bench_decode_full(struct bench *b, uint32_t count, uint32_t depth)
         work[i] = (struct fork_work){.fork = &fork[i]};
     }
     decode_steps(b, work, token, count, "decode-full", (double)row * (depth + 64) * count);
+    bench_attend(b, "attend-full", g->queued, fork[0].tail.count - 1, 1);
     for (uint32_t i = 0; i < count; i++)
         gpu_fork_close(&fork[i]);
 }
@@ -479,6 +546,7 @@ int main(int argc, char **argv)
         figure(&b, "ingest-rows", b.streams, rate, "rows/s");
         figure(&b, "ingest-of-projections", b.streams, rate / alone, "1");
         bench_ops(&b, h, b.streams);
+        bench_attend_ingest(&b, h, b.streams);
         close_streams(h, b.streams);
         (void)bench_ingest(&b, h, b.streams, true);
         close_streams(h, b.streams);

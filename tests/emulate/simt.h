@@ -93,6 +93,12 @@ static inline uint32_t __ballot_sync(uint32_t mask, bool value)
     return bits;
 }
 
+static inline void __syncwarp(void)
+{
+    char none = 0;
+    (void)simt_exchange(&none, sizeof none);
+}
+
 /* ---- numbers ---- */
 
 #define __popc __builtin_popcount
@@ -145,6 +151,10 @@ static inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 b)
 }
 #define __expf           expf
 #define __fdividef(a, b) ((a) / (b))
+static inline float exp2_near(float x)
+{
+    return exp2f(x);
+}
 static inline uint32_t min(uint32_t a, uint32_t b)
 {
     return a < b ? a : b;
@@ -162,10 +172,7 @@ void mma_16x8x16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1);
 void load_matrices(uint32_t out[4], const uint16_t *row, bool transpose);
 static inline void copy_begin(uint16_t *shared, const uint16_t *from)
 {
-    if (from)
-        memcpy(shared, from, 16);
-    else
-        memset(shared, 0, 16);
+    memcpy(shared, from, 16);
 }
 static inline void copy_commit(void)
 {
