@@ -33,16 +33,19 @@ KINDS = ("dialogue", "meeting", "log", "mixed", "book")
 RINGS = (4, 8, 14, 20, 28)
 BLOCK = 32              # tokens that the engine computes at a time
 DECODE = {"": 16, "qmsum": 48}
-BATCH = {"cuda": 16, "cpu": 2}
+BATCH = {"cuda": 32, "cpu": 2}
+POLICIES = ("full", "ccm", "window", "window+lora", "none", "swap", "foreign")
 
 
 def in_parts(function, count, size=256):
     """A function of chunks, some at a time: what it needs for a million tokens fits nowhere.  Its
-    first `count` arguments are per chunk."""
+    first `count` arguments are per chunk; it returns a tensor or several."""
     def run(*arguments):
-        return torch.cat([function(*(part[at:at + size] for part in arguments[:count]),
-                                   *arguments[count:])
-                          for at in range(0, len(arguments[0]), size)])
+        found = [function(*(part[at:at + size] for part in arguments[:count]), *arguments[count:])
+                 for at in range(0, len(arguments[0]), size)]
+        if isinstance(found[0], tuple):
+            return tuple(torch.cat(parts) for parts in zip(*found))
+        return torch.cat(found)
     return run
 
 
@@ -64,10 +67,11 @@ class Evaluator:
                                             self.dtype, row_of)
 
     @torch.no_grad()
-    def ccm(self, tokens, ratio, ring=None, policy="ccm"):
+    def ccm(self, tokens, ratio, ring=None, policy="ccm", lender=None):
         """-> nll [B, N]; rows held at every token [N] (mean over streams, layers, heads); entries
         a chunk of every layer and head [layers, kv], n without merging.  Policies: ccm, ccm-swap,
-        none, and no-summary."""
+        none, and no-summary.  With a lender [B, N], ccm-swap shows its memory, else the
+        neighbour's."""
         c = self.constants
         ring = c["ring"] if ring is None else ring
         rows, length = tokens.shape
@@ -76,9 +80,10 @@ class Evaluator:
         row_of = None
         if policy == "ccm-swap":
             # In lockstep: every stream runs once as itself and once on its neighbour's memory.
-            ids = torch.cat([ids, ids])
+            other = ids if lender is None else self.ids(lender)
+            ids = torch.cat([other, ids])
             order = torch.arange(rows, device=self.device)
-            row_of = torch.cat([order, (order + 1) % rows])
+            row_of = torch.cat([order, (order + 1) % rows if lender is None else order])
         plan, tables = self.tables(len(ids), chunks, ring, row_of=row_of, hide=policy == "none")
         if policy == "no-summary":
             tables.hidden[:, :, c["sinks"]:c["sinks"] + c["m"]] = plan_file.HIDDEN
@@ -160,41 +165,45 @@ class Evaluator:
         return score_file.nll(model_file.rms_norm(x, base.norm, base.eps), base.head, ids)
 
 
-def grid(evaluator, streams, ratios):
-    """Every policy on the streams of one kind."""
+def grid(evaluator, streams, ratios, foreign, policies=POLICIES):
+    """Every policy on the streams of one kind.  foreign [B, N]: streams of quite other documents
+    (those of `swap`, neighbours in joined text, may share one), whose memory each is lent too."""
     rows = [streams[i:i + 1] for i in range(len(streams))]
     pairs = [streams[i:i + 2] for i in range(0, len(streams) - 1, 2)]
     sinks, n = evaluator.constants["sinks"], evaluator.constants["n"]
     runs, out = {}, {"streams": list(streams.shape)}
 
-    def each(function, parts=rows):
-        return torch.cat([function(part).cpu() for part in parts]).numpy()
-
     def note(name, values, **more):
-        runs[name] = values
-        out[name] = dict(score_file.summary(values, n), **more)
+        runs[name] = torch.cat([part.cpu() for part in values]).numpy()
+        out[name] = dict(score_file.summary(runs[name], n), **more)
         print("  %-18s %.4f  %s" % (name, out[name]["nll"], more.get("rows", "")), flush=True)
 
-    note("full", each(lambda part: evaluator.window(part, evaluator.base.context - sinks)))
+    if "full" in policies:
+        note("full", [evaluator.window(part, evaluator.base.context - sinks) for part in rows])
     for ratio in ratios:
         found = [evaluator.ccm(part, ratio) for part in rows]
         held = [part[1] for part in found]
         entries = torch.stack([part[2] for part in found]).mean(0)
-        note("%dx ccm" % ratio, torch.cat([part[0].cpu() for part in found]).numpy(),
+        note("%dx ccm" % ratio, [part[0] for part in found],
              rows=round(torch.stack(held).mean().item(), 1),
              ratio=round(n / entries.mean().item(), 4),
              heads=[[round(n / item, 2) for item in layer] for layer in entries.tolist()])
         for name, lora in (("window", False), ("window+lora", True)):
-            if not lora or ratio == max(ratios) or ratio == 1:
-                note("%dx %s" % (ratio, name), torch.cat(
-                    [evaluator.window(part, held[i] - sinks, lora=lora).cpu()
-                     for i, part in enumerate(rows)]).numpy())
-        note("%dx none" % ratio, each(lambda part: evaluator.ccm(part, ratio, policy="none")[0]))
-        if pairs:
-            note("%dx swap" % ratio,
-                 each(lambda part: evaluator.ccm(part, ratio, policy="ccm-swap")[0], pairs))
-    out["repetition"] = score_file.by_repetition(streams, {name: values for name, values in runs.items()
-                                                if len(values) == len(streams)})
+            if name in policies and (not lora or ratio == max(ratios) or ratio == 1):
+                note("%dx %s" % (ratio, name), [evaluator.window(part, held[i] - sinks, lora=lora)
+                                                for i, part in enumerate(rows)])
+        if "none" in policies:
+            note("%dx none" % ratio, [evaluator.ccm(part, ratio, policy="none")[0]
+                                      for part in rows])
+        if "swap" in policies and pairs:
+            note("%dx swap" % ratio, [evaluator.ccm(part, ratio, policy="ccm-swap")[0]
+                                      for part in pairs])
+        if "foreign" in policies:
+            note("%dx foreign" % ratio,
+                 [evaluator.ccm(part, ratio, policy="ccm-swap", lender=foreign[i:i + 1])[0]
+                  for i, part in enumerate(rows)])
+    out["repetition"] = score_file.by_repetition(streams, {
+        name: values for name, values in runs.items() if len(values) == len(streams)})
     return out
 
 
@@ -262,6 +271,11 @@ def parse():
     parser.add_argument("--streams", type=int, default=99, help="of each kind, at most")
     parser.add_argument("--tokens", type=int, default=0, help="cut streams to so many")
     parser.add_argument("--ratios", default="1,2,4,8")
+    parser.add_argument("--policies", default=",".join(POLICIES), help="of the grid; ccm always")
+    parser.add_argument("--ring", type=int, default=0, help="segments; 0: the adapter's")
+    parser.add_argument("--rings", default=",".join(map(str, RINGS)), help="of the part rings")
+    parser.add_argument("--no-full", action="store_true",
+                        help="answers, tasks: not the base model, which no adapter changes")
     parser.add_argument("--items", type=int, default=9999, help="questions, episodes: at most")
     parser.add_argument("--sources", default="", help="questions of these sources only")
     parser.add_argument("--tasks", default="", help="tasks whose name has this in it")
@@ -269,8 +283,10 @@ def parse():
     return parser.parse_args()
 
 
-def load_streams(options, kind):
-    streams = np.load(os.path.join(options.set, kind + ".npy"))[:options.streams]
+def load_streams(options, kind, turn=0):
+    """The streams of a kind; with a turn, of all of them others from the same place on."""
+    streams = np.load(os.path.join(options.set, kind + ".npy"))
+    streams = np.roll(streams, -turn * len(streams) // 2, 0)[:options.streams]
     return streams[:, :options.tokens] if options.tokens else streams
 
 
@@ -284,7 +300,8 @@ def run_part(evaluator, part, options, ratios, save):
         least = min(part.shape[1] for part in streams.values())
         streams = {kind: part[:, :least] for kind, part in streams.items()}
         return evict.compare(evaluator, streams, [ratio for ratio in ratios if ratio > 1], save)
-    memories, batch = [0] + ratios, BATCH[options.device.split(":")[0]]
+    memories = ([] if options.no_full else [0]) + ratios
+    batch = BATCH[options.device.split(":")[0]]
     if part == "answers":
         streams, items = evalset.unpack(os.path.join(options.set, "questions.npz"))
         picked = [i for i, item in enumerate(items)
@@ -308,9 +325,10 @@ def run_part(evaluator, part, options, ratios, save):
         streams = load_streams(options, kind)
         print(" %s: %d streams of %d tokens" % ((kind,) + streams.shape), flush=True)
         if part == "grid":
-            out[kind] = grid(evaluator, streams, ratios)
+            out[kind] = grid(evaluator, streams, ratios, load_streams(options, kind, turn=1),
+                             options.policies.split(","))
         elif part == "rings":
-            out[kind] = rings(evaluator, streams, RINGS)
+            out[kind] = rings(evaluator, streams, [int(part) for part in options.rings.split(",")])
         else:
             out[kind] = precision(evaluator, streams[:1, :24576], ratios)
         save(out)
@@ -324,8 +342,10 @@ def main():
     torch.set_float32_matmul_precision("high")
     model_file.attention_function = in_parts(model_file.attention_function, 4)
     model_file.mlp = in_parts(model_file.mlp, 1)
+    model_file.pool = in_parts(model_file.pool, 4)
     begun = time.time()
     evaluator = open_evaluator(options.model, options.adapter, options.device)
+    evaluator.constants["ring"] = options.ring or evaluator.constants["ring"]
     figures = {}
     for part in options.parts.split(","):
         if part not in PARTS:
@@ -334,8 +354,9 @@ def main():
 
         def save(found, part=part):
             figures[part] = found
-            with open(options.out, "w") as file:
+            with open(options.out + ".part", "w") as file:
                 json.dump(figures, file)
+            os.replace(options.out + ".part", options.out)      # a run cut short leaves it whole
 
         save(run_part(evaluator, part, options, ratios, save))
         torch.set_float32_matmul_precision("high")

@@ -54,7 +54,7 @@ def print_grid(grid):
     kinds = [kind for kind in KINDS if kind in grid]
     rows = [["full, newest 8,192"] + [grid[kind]["full"]["nll"] for kind in kinds]]
     for ratio in ratios_of(grid[kinds[0]]):
-        for policy in ("ccm", "window", "window+lora", "swap", "none"):
+        for policy in ("ccm", "window", "window+lora", "swap", "foreign", "none"):
             name = "%dx %s" % (ratio, policy)
             cells = [grid[kind].get(name, {}).get("nll") for kind in kinds]
             if any(cells):
@@ -71,12 +71,14 @@ def print_grid(grid):
         if ratio > 1:
             rows.append([name + " − 1x"] + ["%+.3f" % (entry["nll"] - grid[kind]["1x ccm"]["nll"])
                                             for kind, entry in zip(kinds, own)])
-        cells = []
-        for kind, entry in zip(kinds, own):
-            swap, window = grid[kind].get(name + " swap"), grid[kind][name + " window"]
-            cells.append("" if not swap else percent(swap["nll"] - entry["nll"],
-                                                     window["nll"] - grid[kind]["full"]["nll"]))
-        rows.append([name + " content share"] + cells)
+        for lender, title in (("swap", " content share"), ("foreign", " content share, foreign")):
+            cells = []
+            for kind, entry in zip(kinds, own):
+                other, window = grid[kind].get(name + " " + lender), grid[kind][name + " window"]
+                cells.append("" if not other else percent(other["nll"] - entry["nll"],
+                                                          window["nll"] - grid[kind]["full"]["nll"]))
+            if any(cells):
+                rows.append([name + title] + cells)
     table([""] + kinds, rows)
 
 

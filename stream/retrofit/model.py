@@ -369,7 +369,8 @@ class SiltModel:
             if keep:
                 seen["hard"].append(hard)
                 seen["logit"].append(logit)
-                seen["segments"].append(segment)
+                # A copy: a slice would keep the layer's whole q, k and v.
+                seen["segments"].append(tuple(part.contiguous() for part in segment))
         x = rms_norm(x[:, :n], base.norm, base.eps)
         return x.reshape(rows, chunks * n, -1), seen
 
