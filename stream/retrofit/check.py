@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 import answers
+import asks
+import data
 import evalset
 import evaluate
 import evict
@@ -185,9 +187,33 @@ def write_shards(folder):
     for name in ("items", "facts"):
         np.save(os.path.join(folder, name + ".npy"), tokens[:4000])
         np.save(os.path.join(folder, name + "_ends.npy"), np.cumsum([60, 12, 8] * 50))
+    # Forty labels of one token with six texts of nine each.
+    np.save(os.path.join(folder, "labels.npy"), tokens[:40 * 55])
+    np.save(os.path.join(folder, "labels_ends.npy"), np.cumsum([1, 9, 9, 9, 9, 9, 9] * 40))
+    np.save(os.path.join(folder, "singles.npy"), np.arange(100, 200, dtype=np.uint16))
+    with open(os.path.join(folder, "labels.json"), "w") as file:
+        json.dump({"sets": [[[7 * i, 7 * i + 1, 6] for i in range(40)]] * 3,
+                   "forms": [[[13], [14], [15]]], "styles": [[[14], [15]]]}, file)
     with open(os.path.join(folder, "words.json"), "w") as file:
-        json.dump({name: [13] for name in ("user", "assistant", "newline", "question", "answer",
-                                           "blank")}, file)
+        json.dump(dict({name: [13] for name in ("user", "assistant", "newline", "question",
+                                                "answer", "blank", "line_ends")},
+                       space=16, digits=list(range(20, 30))), file)
+
+
+def check_rows(folder):
+    """Every sort of row that asks: as long as it should be, its weights one, what it asks for said
+    before."""
+    write_shards(folder)
+    maker = asks.AskMaker(data.RowMaker(folder, 2048, 5), folder)
+    for sort in asks.SORTS:
+        for _ in range(4):
+            tokens, weight, raw, _ = maker.row(sort)
+            if {len(tokens), len(weight), len(raw)} != {2048} or abs(weight.sum() - 1) > 1e-4 \
+                    or (weight > 0).mean() > 0.4:
+                print("rows that ask: %s is not as it should be" % sort)
+                return False
+    print("rows that ask: %s" % ", ".join(asks.SORTS))
+    return True
 
 
 def check_training(folder):
@@ -203,6 +229,18 @@ def check_training(folder):
                "--no-compile",
                "--workers", "1", "--device", "cpu", "--long", "64", "--steps"]
     subprocess.run(command + ["3"], check=True)
+    # From an adapter file, with rows that ask beside the text and rings longer than a stream's.
+    asking, begun = os.path.join(folder, "asking"), os.path.join(folder, "begun.gguf")
+    base = model_file.BaseModel(base_path)
+    parameters, quotas, state = train.load_checkpoint(run, base)
+    export.write(begun, base, parameters, quotas, state["constants"], gguf.fingerprint(base_path),
+                 "begun")
+    shutil.rmtree(asking, ignore_errors=True)
+    more = [asking if part == run else part for part in command]
+    subprocess.run(more + ["4", "--from", begun, "--rows", "2", "--ask-rows", "1", "--ring-max",
+                           "3", "--ramp", "0", "--noise", "0.3,0.2"], check=True)
+    if train.load_checkpoint(asking, base)[2]["constants"]["ring"] != 2:
+        return False
     # On from the checkpoint, in two processes as torchrun starts them (Debian's own torchrun does
     # not run under Debian's Python).
     for one in [subprocess.Popen(command + ["2", "--calibrate", "1"], env=dict(
@@ -241,6 +279,7 @@ def main():
     passed += [check_parallel(options.folder, ratio, chunks=5) for ratio in (1, 4)]
     passed += [check_fork(options.folder, ratio) for ratio in (1, 4)]
     passed.append(check_evaluation(options.folder))
+    passed.append(check_rows(os.path.join(options.folder, "shards")))
     passed.append(check_training(options.folder))
     print("check: %s" % ("passed" if all(passed) else "FAILED"))
     return 0 if all(passed) else 1

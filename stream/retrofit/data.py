@@ -6,7 +6,8 @@ FOLDER holds KIND.jsonl, .jsonl.xz or .jsonl.zst files; one document a line with
 there are questions `ans_at` or `qa`.  A row is T chunks of tokens with a loss weight and a flag for
 raw (fork) tokens.  Four sorts of row: plain text; text in which earlier excerpts come back, which
 rewards exact content; text with passages whose questions follow a thousand tokens or more later; and
-text strewn with single made-up facts, each asked for later in other words.
+text strewn with single made-up facts, each asked for later in other words.  Rows that do nothing but
+ask are asks.py's.
 """
 import argparse
 import json
@@ -19,6 +20,7 @@ import numpy as np
 
 import facts
 import gguf
+import labels
 
 # Shares of the rows' text.  Logs and dialogue have the widest gap to full context.
 SHARES = {"dialogue": 0.27, "log": 0.27, "book": 0.17, "meeting": 0.16, "agent": 0.05,
@@ -44,6 +46,7 @@ class Tokenizer:
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
         self.fast.decoder = decoders.ByteLevel()
+        self.size = len(tokens)
 
     def decode(self, ids):
         return self.fast.decode(list(ids), skip_special_tokens=False)
@@ -68,6 +71,15 @@ def read_documents(path):
     for line in data.split(b"\n"):
         if line:
             yield json.loads(line)
+
+
+def documents_of(folder, kind):
+    """All documents of KIND.jsonl[.xz|.zst], none where there is no such file."""
+    for ending in (".jsonl", ".jsonl.xz", ".jsonl.zst"):
+        path = os.path.join(folder, kind + ending)
+        if os.path.exists(path):
+            return list(read_documents(path))
+    return []
 
 
 def cut_text(text, size=60000):
@@ -144,9 +156,40 @@ def prepare(model_path, text_folder, out, seed=0):
     words = {name: tokenizer.encode(text).tolist() for name, text in
              (("user", "user\n"), ("assistant", "assistant\n"), ("newline", "\n"),
               ("question", "\n\nQuestion: "), ("answer", "\nAnswer: "), ("blank", "\n\n"))}
+    words["line_ends"] = [token for token in range(tokenizer.size)
+                          if tokenizer.decode([token]).endswith("\n")]
+    words["space"] = tokenizer.encode(" ").tolist()[0]
+    words["digits"] = [tokenizer.encode(str(digit)).tolist()[0] for digit in range(10)]
     with open(os.path.join(out, "words.json"), "w") as file:
         json.dump(words, file)
     print("%d passages with a question" % len(items), flush=True)
+    prepare_labels(tokenizer, documents_of(text_folder, "qa"), documents_of(text_folder, "docs"),
+                   out, random)
+
+
+def prepare_labels(tokenizer, qa, docs, out, random):
+    """What asks.py needs: label sets, forms of examples, marks of pairs, words of one token."""
+    texts, sets = [], []
+    for groups in labels.sets(qa, docs, random):
+        found = []
+        for label, members in groups:
+            found.append([len(texts), len(texts) + 1, len(members)])
+            texts += [" " + label] + members
+        sets.append(found)
+    flat = tokenizer.encode_many(texts)
+    np.save(os.path.join(out, "labels.npy"), np.concatenate(flat))
+    np.save(os.path.join(out, "labels_ends.npy"), np.cumsum([len(part) for part in flat]))
+    np.save(os.path.join(out, "singles.npy"), np.array(
+        [token for token in range(min(tokenizer.size, 24000))
+         if re.fullmatch(" [a-z]{3,10}", tokenizer.decode([token]))], np.uint16))
+
+    def encoded(parts):
+        return [[tokenizer.encode(text).tolist() for text in line] for line in parts]
+
+    with open(os.path.join(out, "labels.json"), "w") as file:
+        json.dump({"sets": sets, "forms": encoded(labels.FORMS), "styles": encoded(labels.MARKS)},
+                  file)
+    print("%d labels" % sum(map(len, sets)), flush=True)
 
 
 class RowMaker:
@@ -215,7 +258,7 @@ class RowMaker:
         tokens = np.concatenate(out)[:self.length]
         return tokens, np.concatenate(weight)[:self.length], np.zeros(self.length, bool)
 
-    def _item(self, name="items"):
+    def item(self, name="items"):
         """(passage, question, answer), or of "facts" (statement, question, answer), as tokens."""
         items, ends = self.items[name]
         edge = int(len(ends) // 3 * (1 - HELD_OUT))
@@ -224,7 +267,7 @@ class RowMaker:
         starts = [0 if index == 0 else ends[index - 1], ends[index], ends[index + 1]]
         return [items[a:b].astype(np.int64) for a, b in zip(starts, ends[index:index + 3])]
 
-    def _turns(self, question, answer):
+    def turns(self, question, answer):
         """Question and answer as the engine asks (chat template, raw rows) or as plain text."""
         words = self.words
         if self.random.rand() < 0.6:
@@ -242,21 +285,21 @@ class RowMaker:
     def _question(self, kind):
         events = []
         for _ in range(self.random.randint(3, 7)):
-            passage, question, answer = self._item()
+            passage, question, answer = self.item()
             passage = passage[:min(1200, self.length // 4)]
             at = self.random.randint(0, self.length - self.length // 5)
             later = at + len(passage) + self.random.randint(500, 6000)
             events.append((at, (passage, np.ones(len(passage), np.float32),
                                 np.zeros(len(passage), bool))))
             room = self.length - len(question) - len(answer[:200]) - 20
-            events.append((max(0, min(later, room)), self._turns(question, answer)))
-        return self._laid_over(kind, events)
+            events.append((max(0, min(later, room)), self.turns(question, answer)))
+        return self.laid_over(kind, events)
 
     def _facts(self, kind):
         """Statements all along the text; questions come near (a sixth) or far behind them."""
         events = []
         for _ in range(self.random.randint(8, 25)):
-            statement, question, answer = self._item("facts")
+            statement, question, answer = self.item("facts")
             blank = np.array(self.words["newline"])
             said = np.concatenate([blank, statement, blank])
             at = self.random.randint(0, self.length - self.length // 8)
@@ -264,16 +307,17 @@ class RowMaker:
                 else self.random.randint(512, 6500)
             events.append((at, (said, np.ones(len(said), np.float32), np.zeros(len(said), bool))))
             if at + gap < self.length - 100:
-                events.append((at + gap, self._turns(question, answer)))
-        return self._laid_over(kind, events)
+                events.append((at + gap, self.turns(question, answer)))
+        return self.laid_over(kind, events)
 
-    def _laid_over(self, kind, events):
-        """Text of a kind, interrupted by (place, parts) events."""
+    def laid_over(self, kind, events, weight=1.0):
+        """Text of a kind, of this weight, interrupted by (place, parts) events."""
         events.sort(key=lambda event: event[0])
         text, used, count, parts = self.text(kind, self.length), 0, 0, []
         for place, event in events + [(self.length, None)]:
             gap = max(0, min(place, self.length) - count)
-            parts.append((text[used:used + gap], np.ones(gap, np.float32), np.zeros(gap, bool)))
+            parts.append((text[used:used + gap], np.full(gap, weight, np.float32),
+                          np.zeros(gap, bool)))
             used, count = used + gap, count + gap
             if event is not None:
                 parts.append(event)

@@ -27,19 +27,6 @@ SHOTS = (0, 1, 4, 16)
 FOLDERS = ("red", "blue", "green", "black")     # a user's own names: nothing to guess them by
 
 
-def find(folder, name):
-    for ending in (".jsonl", ".jsonl.xz", ".jsonl.zst"):
-        path = os.path.join(folder, name + ending)
-        if os.path.exists(path):
-            return path
-    return None
-
-
-def documents(folder, name):
-    path = find(folder, name)
-    return list(data.read_documents(path)) if path else []
-
-
 def joined(tokenizer, texts, tokens=None):
     """Texts strung together by blank lines, as silt-eval --join does."""
     if tokens:
@@ -55,7 +42,7 @@ def joined(tokenizer, texts, tokens=None):
 
 def kind_streams(tokenizer, folder, kind, tokens, count, spread=False):
     """The first `count` streams of the joined documents, or `count` places spread evenly."""
-    ids = joined(tokenizer, [item["text"] for item in documents(folder, kind)],
+    ids = joined(tokenizer, [item["text"] for item in data.documents_of(folder, kind)],
                  None if spread else tokens * count)
     count = min(count, len(ids) // tokens)
     starts = [i * tokens for i in range(count)]
@@ -72,7 +59,7 @@ def mixed_streams(tokenizer, folder, tokens, count):
     """Logs of different vendors in turn, a few thousand tokens each: what one machine's log of many
     programs is like, and a stream whose memory is not another's."""
     groups = {}
-    for document in documents(folder, "log"):
+    for document in data.documents_of(folder, "log"):
         groups.setdefault(vendor(document), []).append(tokenizer.encode(document["text"]))
     pieces = []
     for name in sorted(groups):
@@ -87,7 +74,7 @@ def mixed_streams(tokenizer, folder, tokens, count):
 def long_stream(tokenizer, folder, tokens):
     """Documents of all kinds in turn until there are tokens enough."""
     names = ("book", "dialogue", "meeting", "log", "longqa_qmsum_val", "agent")
-    queues = [[item["text"] for item in documents(folder, name)] for name in names]
+    queues = [[item["text"] for item in data.documents_of(folder, name)] for name in names]
     parts, size = [], 0
     while size < tokens and any(queues):
         for queue in queues:
@@ -114,11 +101,12 @@ def questions(tokenizer, folder, counts, seed=1):
     """streams uint16 [Q, 2, tokens]: with the passage and with other text in its place; a list of
     dicts with source, tail and answer ids, the answer's text, and the distance."""
     random = np.random.RandomState(seed)
-    filler = np.concatenate([joined(tokenizer, [item["text"] for item in documents(folder, kind)],
-                                    60000)[:60000] for kind in ("book", "dialogue")])
+    filler = np.concatenate([
+        joined(tokenizer, [item["text"] for item in data.documents_of(folder, kind)],
+               60000)[:60000] for kind in ("book", "dialogue")])
     streams, items = [], []
     for name, count, longest in (("qa", counts[0], 40), ("longqa_qmsum_val", counts[1], 100)):
-        found = [(document["source"],) + item for document in documents(folder, name)
+        found = [(document["source"],) + item for document in data.documents_of(folder, name)
                  for item in data.question_items(document)]
         random.shuffle(found)
         for source, passage, question, answer in found:
@@ -205,7 +193,7 @@ def episodes(tokenizer, groups, own_names, filler, count, random):
 
 def tasks(tokenizer, text_folder, sets_folder, count, seed=2):
     random = np.random.RandomState(seed)
-    filler = joined(tokenizer, [item["text"] for item in documents(text_folder, "dialogue")],
+    filler = joined(tokenizer, [item["text"] for item in data.documents_of(text_folder, "dialogue")],
                     100000)[:100000]
     out = {}
     for name, groups in intent_sets(sets_folder).items():

@@ -84,6 +84,13 @@ def head_loss(hidden, teacher, head, tokens, weight, kl_share, function=head_chu
     return loss, sums[1], sums[2]
 
 
+def asked_loss(hidden, head, tokens, places, weights, function=head_chunk):
+    """One row's loss at some places: hidden [N, d], tokens [N]; the token behind each of places [P]
+    counts with its weight [P]."""
+    return HeadLoss.apply(hidden.index_select(0, places), None, head, tokens[places + 1], weights, 0.0,
+                          len(places), function, None)[0]
+
+
 @torch.no_grad()
 def short_losses(plain, head, tokens, span, skip, shift, function=head_nll, chunk=8192):
     """[B, N] losses after a short context: rows, rolled by `shift`, are cut into spans, whose first

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import asks
 import attention
 import calibrate
 import data
 import export
+import gguf
 import loss as loss_file
 import model as model_file
 import plan as plan_file
@@ -38,10 +40,14 @@ def parse():
     parser.add_argument("--total-minutes", type=float, default=30, help="of the whole schedule")
     parser.add_argument("--steps", type=int, default=0, help="stop after so many steps, for tests")
     parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--ask-rows", type=int, default=0,
+                        help="so many of the rows ask their memory (asks.py); no teacher for them")
+    parser.add_argument("--ask-share", type=float, default=0.5, help="of the loss that is theirs")
     parser.add_argument("--chunks", type=int, default=32)
     parser.add_argument("--chunk-tokens", dest="n", type=int, default=256)
     parser.add_argument("--comp-tokens", dest="m", type=int, default=16)
-    parser.add_argument("--ring", type=int, default=15)
+    parser.add_argument("--ring", type=int, default=15, help="of a new stream")
+    parser.add_argument("--ring-max", type=int, default=0, help="that rows train; 0: the ring")
     parser.add_argument("--sinks", type=int, default=8)
     parser.add_argument("--alpha-min", type=float, default=1 / 32)
     parser.add_argument("--comp-rank", type=int, default=32)
@@ -60,6 +66,7 @@ def parse():
     parser.add_argument("--loss-chunk", type=int, default=8192)
     parser.add_argument("--from", dest="start",
                         help="an adapter file to begin from: weights only, no moments")
+    parser.add_argument("--export", help="an adapter file to write with every checkpoint")
     parser.add_argument("--cap", choices=("each", "sum"), default="sum",
                         help="bound the sum of the heads' appends (FORMAT.md), or each by 2n/ratio")
     parser.add_argument("--save-minutes", type=float, default=3, help="between checkpoints")
@@ -75,27 +82,57 @@ def parse():
 
 # Batches come from worker processes: rows and plan tables are numpy, the GPU never waits.
 
-def make_batch(maker, random, options):
-    rows = [maker.row() for _ in range(options.rows)]
-    rings = [options.ring if random.rand() < 0.4 else random.randint(2, options.ring + 1)
-             for _ in range(options.rows)]
+ASKED = 2048            # tokens of a row that asks which carry loss, at most
+
+
+def draw_ring(random, options, asking):
+    longest = options.ring_max or options.ring
+    common = 0.5 if asking else 0.4
+    draw = random.rand()
+    if draw < common:
+        return options.ring
+    return longest if asking and draw < 0.85 else random.randint(2, longest + 1)
+
+
+def make_batch(maker, asker, random, options):
+    """-> tokens, weight, raw, plan; for the rows that ask, which are the last: where what is scored
+    is predicted, each one's weight, and their sorts."""
+    text = options.rows - options.ask_rows
+    # Beside rows that ask, text is text.
+    rows = [maker.row("plain" if options.ask_rows and random.rand() < 0.85 else None)
+            for _ in range(text)]
+    asking = [asker.row() for _ in range(options.ask_rows)]
+    rows += asking
+    longest = options.ring_max or options.ring
+    rings = [draw_ring(random, options, row >= text) for row in range(options.rows)]
     recall = {}
     for row, ring in enumerate(rings):
         for chunk in range(options.chunks):
-            cold, room = chunk - ring, min(8, options.ring - ring)
+            cold, room = chunk - ring, min(8, longest - ring)
             if cold > 1 and room > 0 and random.rand() < 0.2:
                 count = random.randint(1, min(room, cold - 1) + 1)
                 recall[row, chunk] = sorted(random.choice(cold, count, replace=False))
-    plan = plan_file.MemoryPlan(rings, options.chunks, options.ring, options.n, options.m,
+    plan = plan_file.MemoryPlan(rings, options.chunks, longest, options.n, options.m,
                                 options.sinks, options.alpha_min, recall)
-    return [np.stack([row[i] for row in rows]) for i in range(3)] + [plan]
+    batch = [np.stack([row[i] for row in rows]) for i in range(3)] + [plan]
+    if asking:
+        size = min(ASKED, options.chunks * options.n)
+        places = np.zeros((len(asking), size), np.int64)
+        weights = np.zeros((len(asking), size), np.float32)
+        for row, (_, weight, _, _) in enumerate(asking):
+            scored = np.flatnonzero(weight[1:])[:size]
+            places[row, :len(scored)] = scored
+            weights[row, :len(scored)] = weight[1:][scored]
+        batch += [places, weights, [row[3] for row in asking]]
+    return batch
 
 
 def work(queue, options, seed):
     maker = data.RowMaker(options.shards, options.chunks * options.n, seed)
+    asker = asks.AskMaker(maker, options.shards) if options.ask_rows else None
     random = np.random.RandomState(seed + 7)
     while True:
-        queue.put(make_batch(maker, random, options))
+        queue.put(make_batch(maker, asker, random, options))
 
 
 def start_workers(options, steps_done, rank):
@@ -251,14 +288,24 @@ def run_step(silt, teacher, functions, batch, ratio, goal, width, options, shift
     tokens, weight, raw = (torch.from_numpy(part).to(device, non_blocking=True)
                            for part in batch[:3])
     tables = model_file.make_tables(base, batch[3], options.n, options.m, device, dtype)
-    target = teacher.forward(tokens) if options.kl > 0 else None
+    text = options.rows - options.ask_rows
+    target = teacher.forward(tokens[:text]) if options.kl > 0 else None
     short = None
     if options.long and options.kl > 0:
-        short = loss_file.short_losses(teacher, base.head, tokens, options.long,
+        short = loss_file.short_losses(teacher, base.head, tokens[:text], options.long,
                                        options.long // 4, shift, functions[1], options.loss_chunk)
     hidden, seen = silt.forward(tokens, raw, tables, ratio, width)
-    loss, ce, kl = loss_file.head_loss(hidden, target, base.head, tokens, weight, options.kl,
-                                       functions[0], options.loss_chunk, short)
+    loss, ce, kl = loss_file.head_loss(hidden[:text], target, base.head, tokens[:text],
+                                       weight[:text], options.kl, functions[0],
+                                       options.loss_chunk, short)
+    asked = []
+    if options.ask_rows:
+        places, weights = (torch.from_numpy(part).to(device, non_blocking=True)
+                           for part in batch[4:6])
+        asked = [loss_file.asked_loss(hidden[text + i], base.head, tokens[text + i], places[i],
+                                      weights[i], functions[2])
+                 for i in range(options.ask_rows)]
+        loss = (1 - options.ask_share) * loss + options.ask_share * sum(asked) / len(asked)
     rate = torch.zeros((), device=device)
     if ratio > 1:
         rate = seen["rate"].mean()
@@ -267,7 +314,7 @@ def run_step(silt, teacher, functions, batch, ratio, goal, width, options, shift
         miss = seen["rate"] - (1 - 1 / goal)
         loss = loss + options.hinge * (miss.abs().mean() / 3 + miss.mean().abs() * 2 / 3)
     loss.backward()
-    return ce.detach(), kl.detach(), rate.detach()
+    return (ce.detach(), kl.detach(), rate.detach()), [part.detach() for part in asked]
 
 
 def begin(options, base, ratios):
@@ -307,11 +354,12 @@ class Trainer:
                                          options.recompute)
         self.teacher = model_file.PlainModel(self.base, compiled)
         self.functions = [torch.compile(part, dynamic=False) if compiled else part
-                          for part in (loss_file.head_chunk, loss_file.head_nll)]
+                          for part in (loss_file.head_chunk, loss_file.head_nll,
+                                       loss_file.head_chunk)]
         # The same draws in every process: a step has one ratio.
         self.random = np.random.RandomState(options.seed + self.state["step"])
-        self.first, self.sums, self.step_tokens = self.state["step"], {}, (
-            ranks.count * options.rows * options.chunks * options.n)
+        self.first, self.sums, self.asked = self.state["step"], {}, {}
+        self.step_tokens = ranks.count * options.rows * options.chunks * options.n
 
     def schedule(self, progress, local):
         """-> ratio of the step, goal on the ramp, noise width; sets the learning rates."""
@@ -340,8 +388,9 @@ class Trainer:
             ratio, goal, width = self.schedule(progress, local)
             self.optimizer.zero_grad(set_to_none=True)
             shift = self.random.randint(max(1, options.long))
-            figures = run_step(self.silt, self.teacher, self.functions, self.queue.get(), ratio,
-                               goal, torch.tensor(width, device=self.device), options, shift)
+            batch = self.queue.get()
+            figures, asked = run_step(self.silt, self.teacher, self.functions, batch, ratio, goal,
+                                      torch.tensor(width, device=self.device), options, shift)
             self.ranks.average(self.parameters.parameters())
             torch.nn.utils.clip_grad_norm_([p for p in self.parameters.parameters()
                                             if p.grad is not None], 1.0)
@@ -349,6 +398,8 @@ class Trainer:
             state["step"] += 1
             state["tokens"] += self.step_tokens
             self.sums.setdefault(ratio, []).append(torch.stack(figures))
+            for sort, value in zip(batch[6] if asked else (), asked):
+                self.asked.setdefault((ratio, sort), []).append(value)
             if local < 1 + len(self.ratios):
                 if self.device != "cpu":
                     torch.cuda.synchronize()
@@ -356,12 +407,25 @@ class Trainer:
             if state["step"] % 50 == 0 or (options.steps and state["step"] < 50):
                 self.tell(report(state, self.sums, mark, spent, progress, width, self.step_tokens,
                                  options))
-                mark, self.sums = time.time(), {}
+                if self.asked:
+                    self.tell("  asked " + told_asked(self.asked))
+                mark, self.sums, self.asked = time.time(), {}, {}
             if self.ranks.first and time.time() - saved > options.save_minutes * 60:
-                save_checkpoint(options.out, self.parameters, self.silt.quotas, self.optimizer,
-                                dict(state, seconds=state["seconds"] + time.time() - begun))
+                self.save(dict(state, seconds=state["seconds"] + time.time() - begun))
                 saved = time.time()
         state["seconds"] += time.time() - begun
+
+    def save(self, state, quotas=None):
+        """quotas: calibrated; without, the adapter gets those that suit any heads."""
+        options = self.options
+        save_checkpoint(options.out, self.parameters, self.silt.quotas, self.optimizer, state)
+        if options.export:
+            if quotas is None:
+                quotas = default_quotas(self.base, options, self.ratios)
+            of_base = silt_adapter.read(options.start).base_fingerprint if options.start \
+                else gguf.fingerprint(options.model)
+            export.write(options.export, self.base, self.parameters, quotas, state["constants"],
+                         of_base, "silt adapter")
 
     def tell(self, line):
         if self.ranks.first:
@@ -376,7 +440,7 @@ class Trainer:
             plain = model_file.SiltModel(self.base, self.parameters, self.silt.quotas)
             calibrate.calibrate(plain, calibrate.held_out_rows(maker, options.calibrate),
                                 state["constants"], cap_sum=options.cap == "sum")
-        save_checkpoint(options.out, self.parameters, self.silt.quotas, self.optimizer, state)
+        self.save(state, self.silt.quotas)
         draw(os.path.join(options.out, "loss.svg"), state["history"])
         if self.device != "cpu":
             print("peak GPU memory %.1f GB" % (torch.cuda.max_memory_allocated() / 1e9))
@@ -399,6 +463,19 @@ def main():
     trainer.run()
     if ranks.first:
         trainer.finish()
+
+
+def told_asked(asked):
+    """Mean losses of what was asked, by sort: at 1x / at higher ratios."""
+    parts = []
+    for sort in asks.SORTS:
+        means = []
+        for group in ([r for r, s in asked if s == sort and r == 1],
+                      [r for r, s in asked if s == sort and r > 1]):
+            values = [value for ratio in group for value in asked[ratio, sort]]
+            means.append("%.3f" % torch.stack(values).mean().item() if values else "-")
+        parts.append("%s %s" % (sort, " / ".join(means)))
+    return "  ".join(parts)
 
 
 def report(state, sums, mark, spent, progress, width, step_tokens, options):

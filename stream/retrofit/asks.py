@@ -1,0 +1,196 @@
+"""Rows that ask their memory: nearly all of their loss lies on what only far context tells.
+
+In a row of text with questions (data.py) an answer is one token in a hundred, and what a memory
+would have to hold is next to nothing of the loss.  Here a row is dense in things said and asked for
+again, always further back than the window reaches, and its weights (which sum to one) lie on the
+answers alone.  Five sorts:
+
+    facts     made-up statements, alone and in groups, asked for in other words
+    pairs     lists of random words, one for another, asked for one by one
+    labels    examples with labels, then texts to label: by meaning, or by names that say nothing
+    passages  passages and their questions
+    excerpts  text that comes back word for word behind a short cue
+"""
+import json
+import os
+
+import numpy as np
+
+import data
+
+SORTS = {"facts": 0.28, "pairs": 0.12, "labels": 0.20, "passages": 0.20, "excerpts": 0.20}
+NEAREST, FARTHEST = 520, 6200       # tokens between what is said and what is asked
+PASSAGE = 700                       # tokens of one, at most
+OWN_NAMES = 0.7                     # of label sets with a meaning: the share that keeps its names
+
+
+class AskMaker:
+    def __init__(self, maker, folder):
+        self.maker, self.random, self.words = maker, maker.random, maker.words
+        self.length = maker.length
+        self.pieces = np.load(os.path.join(folder, "labels.npy"), mmap_mode="r")
+        self.ends = np.load(os.path.join(folder, "labels_ends.npy"))
+        self.singles = np.load(os.path.join(folder, "singles.npy"))
+        with open(os.path.join(folder, "labels.json")) as file:
+            found = json.load(file)
+        self.sets, self.forms, self.styles = found["sets"], found["forms"], found["styles"]
+
+    def row(self, sort=None):
+        """tokens int64, weight f32 (sum one), raw bool: all [length]; and the sort's name."""
+        sort = sort or self.random.choice(list(SORTS), p=list(SORTS.values()))
+        while True:
+            events = getattr(self, "_" + sort)()
+            kind = self.random.choice(self.maker.names, p=self.maker.shares)
+            tokens, weight, raw = self.maker.laid_over(kind, events, 0.0)
+            if weight.sum() > 0:
+                return tokens, weight / weight.sum(), raw, sort
+
+    def _gap(self):
+        """Mostly within a ring's reach, the far end seldom; never within the window's."""
+        scale = min(1.0, self.length / 8192)
+        return int(scale * (NEAREST + (FARTHEST - NEAREST) * self.random.rand() ** 1.5))
+
+    def _spot(self):
+        """Where something is said, and how many tokens later it is asked for: within the row."""
+        gap = self._gap()
+        return self.random.randint(0, max(1, int(0.96 * self.length) - gap)), gap
+
+    def _said(self, *parts):
+        tokens = np.concatenate([np.asarray(part, np.int64) for part in parts])
+        return tokens, np.zeros(len(tokens), np.float32), np.zeros(len(tokens), bool)
+
+    def _asked(self, parts, raw=False):
+        """parts: (tokens, weight of each)."""
+        tokens = np.concatenate([np.asarray(part, np.int64) for part, _ in parts])
+        weight = np.concatenate([np.full(len(part), value, np.float32) for part, value in parts])
+        return tokens, weight, np.full(len(tokens), raw)
+
+    def _turn(self, question, answer):
+        tokens, weight, raw = self.maker.turns(question, answer)
+        weight[weight > 0] = 1 / np.sqrt(len(answer))       # a long answer is not worth its length
+        return tokens, weight, raw
+
+    def _facts(self):
+        events, newline = [], self.words["newline"]
+        for _ in range(self.random.randint(14, 36)):
+            group = self.random.choice((1, 1, 2, 3, 5))
+            at, gap = self._spot()
+            items = [self.maker.item("facts") for _ in range(group)]
+            events.append((at, self._said(newline, *[part for statement, _, _ in items
+                                                     for part in (statement, newline)])))
+            for _, question, answer in items:
+                events.append((at + 16 * group + gap, self._turn(question, answer)))
+                gap = self._gap()
+        return events
+
+    def _word(self, count=1):
+        return self.singles[self.random.randint(0, len(self.singles), count)].tolist()
+
+    def _value(self):
+        if self.random.rand() < 0.25:
+            return [self.words["space"]] + [self.words["digits"][i] for i in
+                                            self.random.randint(0, 10, self.random.randint(2, 5))]
+        return self._word(self.random.choice((1, 1, 2)))
+
+    def _pairs(self):
+        events = []
+        for _ in range(self.random.randint(6, 13)):
+            mark, end = self.styles[self.random.randint(len(self.styles))]
+            names = self._word(self.random.randint(8, 33))
+            pairs = [([name], self._value()) for name in dict.fromkeys(names)]
+            at, gap = self._spot()
+            said = [part for name, value in pairs for part in (name, mark, value, end)]
+            events.append((at, self._said(self.words["blank"], *said)))
+            for _ in range(self.random.randint(1, 4)):
+                self.random.shuffle(pairs)
+                asked = [(self.words["blank"], 0)]
+                for name, value in pairs[:self.random.randint(4, 17)]:
+                    asked += [(name + mark, 0), (value, 1), (end, 0)]
+                events.append((at + 5 * len(pairs) + gap,
+                               self._asked(asked, self.random.rand() < 0.4)))
+                gap = self._gap()
+        return events
+
+    def _piece(self, index):
+        return self.pieces[self.ends[index - 1] if index else 0:self.ends[index]].tolist()
+
+    def _lines(self):
+        """Lines of one stretch of a kind of text, or None: its topic is what they share."""
+        kind = self.random.choice(self.maker.names, p=self.maker.shares)
+        text = self.maker.text(kind, min(3000, self.length))
+        ends = np.flatnonzero(np.isin(text, self.words["line_ends"]))
+        lines = [text[a + 1:b].tolist() for a, b in zip(ends[:-1], ends[1:]) if 9 < b - a < 50]
+        self.random.shuffle(lines)
+        return lines if len(lines) >= 6 else None
+
+    def _groups(self, count):
+        """[(label's tokens, texts)]: count labels, five texts or more each."""
+        if self.random.rand() < 0.75:
+            common = len(self.sets) == 1 or self.random.rand() < 0.6      # the requests
+            found = self.sets[0 if common else self.random.randint(1, len(self.sets))]
+            picked = self.random.choice(len(found), min(count, len(found)), replace=False)
+            groups = []
+            for label, first, size in (found[i] for i in picked):
+                texts = first + self.random.permutation(size)[:14]
+                groups.append((self._piece(label), [self._piece(i) for i in texts]))
+            if self.random.rand() < OWN_NAMES:
+                return groups
+            return [(self._word(), texts) for _, texts in groups]
+        groups = []
+        for _ in range(4 * count):
+            lines = self._lines()
+            if lines and len(groups) < count:
+                groups.append((self._word(), lines[:14]))
+        return groups
+
+    def _labels(self):
+        events = []
+        for _ in range(self.random.randint(4, 8)):
+            groups = self._groups(self.random.choice((2, 3, 4, 4, 4, 5, 6)))
+            if len(groups) < 2:
+                continue
+            head, mark, end = self.forms[self.random.randint(len(self.forms))]
+            shots = self.random.randint(1, 5)
+            shown = [(texts[i], label) for label, texts in groups for i in range(shots)
+                     if i < len(texts) - 1]
+            self.random.shuffle(shown)
+            said = [part for text, label in shown for part in (head, text, mark, label, end)]
+            at, gap = self._spot()
+            events.append((at, self._said(self.words["blank"], *said)))
+            later = at + sum(map(len, said)) + gap
+            asked = [(text, label) for label, texts in groups for text in texts[shots:][:3]]
+            self.random.shuffle(asked)
+            raw = self.random.rand() < 0.5
+            for text, label in asked:           # apart, so that none is an example for the next
+                events.append((later, self._asked([(self.words["blank"], 0), (head + text + mark, 0),
+                                                   (label, 1), (end[:1], 1), (end[1:], 0)], raw)))
+                later += self.random.randint(60, 400)
+        return events
+
+    def _passages(self):
+        events, blank = [], self.words["blank"]
+        for _ in range(self.random.randint(5, 10)):
+            passage, question, answer = self.maker.item()
+            if len(passage) > min(PASSAGE, self.length // 4):
+                continue
+            at, gap = self._spot()
+            events.append((at, self._said(blank, passage, blank)))
+            events.append((at + len(passage) + gap, self._turn(question, answer[:100])))
+        return events
+
+    def _excerpts(self):
+        """Nothing but events: stretches of text, each of which comes back in parts."""
+        events, blank = [], self.words["blank"]
+        for _ in range(self.random.randint(6, 12)):
+            kind = self.random.choice(self.maker.names, p=self.maker.shares)
+            size = min(self.random.randint(120, 500), self.length // 8)
+            text, (at, gap) = self.maker.text(kind, size), self._spot()
+            events.append((at, self._said(blank, text, blank)))
+            for _ in range(self.random.randint(1, 4)):
+                count, cue = self.random.randint(24, 100), self.random.randint(5, 11)
+                start = self.random.randint(0, max(1, size - count))
+                part = text[start:start + count]
+                events.append((at + size + gap, self._asked(
+                    [(blank, 0), (part[:cue], 0), (part[cue:], 1), (blank, 0)])))
+                gap = self._gap()
+        return events
