@@ -98,6 +98,28 @@ static uint64_t earlier(uint64_t a, uint64_t b)
     return !a || (b && b < a) ? b : a;
 }
 
+void segment_raise(struct segment_header *covers, bool second)
+{
+    uint32_t chunks = 1u << covers->level++;
+    if (second && chunks == 64) {
+        covers->held[1] = covers->held[0];
+        covers->held[0] = 0;
+    } else if (second) {
+        covers->held[0] <<= chunks;
+    }
+}
+
+bool segment_holds(const struct segment_header *covers, uint64_t chunk)
+{
+    uint64_t i = chunk - (covers->number << covers->level);
+    return chunk >> covers->level == covers->number && covers->held[i / 64] >> i % 64 & 1;
+}
+
+bool segment_lacks_some(const struct segment_header *covers)
+{
+    return covers->weight < 1u << covers->level;
+}
+
 void segment_average(const struct segment_shape *shape, f16 *a, struct segment_header *covers_a,
                      const f16 *b, const struct segment_header *covers_b)
 {
@@ -112,6 +134,8 @@ void segment_average(const struct segment_shape *shape, f16 *a, struct segment_h
         k->pack_f16(k, a + i, mean, count);
     }
     covers_a->weight += covers_b->weight;
+    covers_a->held[0] |= covers_b->held[0];
+    covers_a->held[1] |= covers_b->held[1];
     covers_a->token_to = covers_b->token_to;
     covers_a->time_from_us = earlier(covers_a->time_from_us, covers_b->time_from_us);
     if (covers_b->time_to_us > covers_a->time_to_us)
@@ -160,6 +184,17 @@ void segment_seal(const struct segment_shape *shape, uint8_t *record,
            sizeof h.header_hash);
 }
 
+/* As many chunks as it says, and all of its place. */
+static bool held_is_right(const struct segment_header *h)
+{
+    uint32_t chunks = 1u << h->level;
+    uint64_t first = chunks < 64 ? (1ull << chunks) - 1 : UINT64_MAX;
+    uint64_t second = chunks > 64 ? UINT64_MAX : 0;
+    return !(h->held[0] & ~first) && !(h->held[1] & ~second) && h->weight &&
+           (uint32_t)(__builtin_popcountll(h->held[0]) + __builtin_popcountll(h->held[1])) ==
+               h->weight;
+}
+
 static bool same_kind(const struct segment_shape *shape, const struct segment_header *h)
 {
     return h->version == SEGMENT_VERSION && h->header_bytes == SEGMENT_HEADER_BYTES &&
@@ -184,8 +219,7 @@ enum segment_fault segment_check_header(const struct segment_shape *shape, const
         return SEGMENT_MISDIRECTED;
     if (h.stream_epoch != place->stream_epoch || !same_kind(shape, &h))
         return SEGMENT_STALE;
-    if (h.level >= SEGMENT_LEVELS || h.token_from >= h.token_to || !h.weight ||
-        h.weight > 1u << h.level)
+    if (h.level >= SEGMENT_LEVELS || h.token_from >= h.token_to || !held_is_right(&h))
         return SEGMENT_TORN;
     return SEGMENT_FINE;
 }

@@ -13,7 +13,8 @@
 #include "stream/ring.h"
 
 enum {
-    SEGMENT_VERSION = 2, /* 2: made by the rules of STATE_VERSION 2 */
+    SEGMENT_VERSION =
+        3, /* 2: made by the rules of STATE_VERSION 2; 3: says which chunks it holds */
     SEGMENT_HEADER_BYTES = DISK_ALIGN,
     SEGMENT_LEVELS = 8, /* a segment of level l averages 2^l chunks */
 };
@@ -32,6 +33,7 @@ struct segment_header {
     uint32_t layers, kv_heads, slots, head_dim;
     uint32_t weight;   /* chunks averaged in it */
     uint32_t reserved; /* 0 */
+    uint64_t held[2];  /* which of its chunks: bit i % 64 of [i / 64] for number << level + i */
     uint64_t payload_bytes;
     uint64_t offset; /* of this record in its file */
     uint64_t payload_hash;
@@ -64,7 +66,12 @@ void segment_put_rows(const struct segment_shape *shape, uint8_t *record, const 
 /* The payload as f16 rows in place, [layer][kv_head][slot][2][head_dim]; buffer holds
  * segment_buffer_bytes. */
 const f16 *segment_take_rows(const struct segment_shape *shape, uint8_t *record);
-/* Two neighbours become their mean, in a, weighted by the chunks each stands for. */
+/* What a record covers, as the first or the second half of one of the next level. */
+void segment_raise(struct segment_header *covers, bool second);
+/* Whether a chunk is in it: a mean may lack one of its place that was not fit when it was made. */
+bool segment_holds(const struct segment_header *covers, uint64_t chunk);
+bool segment_lacks_some(const struct segment_header *covers);
+/* Two halves become their mean, in a, weighted by the chunks each stands for. */
 void segment_average(const struct segment_shape *shape, f16 *a, struct segment_header *covers_a,
                      const f16 *b, const struct segment_header *covers_b);
 /* A record buffer that can also hold its rows as f16. */

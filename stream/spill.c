@@ -121,8 +121,7 @@ int spill_open(struct spill **out, const struct engine *engine, const struct spi
     segment_shape_make(&shape, engine, o->dtype);
     uint8_t *at = (uint8_t *)memory + buffers_bytes(o, &shape);
     struct spill *s = (void *)at;
-    *s = (struct spill){
-        .shape = shape, .chunk_tokens = engine->shape.chunk, .options = *o, .event_fd = -1};
+    *s = (struct spill){.shape = shape, .options = *o, .event_fd = -1};
     s->folder_fd = -1;
     at += up(sizeof *s, 64);
     s->engine_memory = at;
@@ -314,7 +313,8 @@ static void fill(struct spill *s, struct spill_io *io, const struct segment_view
                                     .token_to = segment->token_to,
                                     .time_from_us = time_from_us,
                                     .time_to_us = time_to_us,
-                                    .weight = 1};
+                                    .weight = 1,
+                                    .held = {1}};
     segment_put_rows(&s->shape, io->record, segment->rows);
     segment_seal(&s->shape, io->record, &io->place, &covers);
 }
@@ -511,15 +511,11 @@ static void sort_newest_last(struct cold_segment *list, uint32_t count)
         }
 }
 
-/* A mean may lack a chunk of its place that was not fit when it was made: it is none of that one's.
- */
 static bool is_asked(const struct spill_fetch *f, const struct segment_header *h)
 {
-    for (uint32_t i = 0; i < f->chunk_count; i++) {
-        uint64_t token = f->chunk[i] * f->spill->chunk_tokens;
-        if (token >= h->token_from && token < h->token_to)
+    for (uint32_t i = 0; i < f->chunk_count; i++)
+        if (segment_holds(h, f->chunk[i]))
             return true;
-    }
     return false;
 }
 

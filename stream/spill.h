@@ -92,7 +92,6 @@ struct spill_mend {
 
 struct spill {
     struct segment_shape shape;
-    uint32_t chunk_tokens;
     struct spill_options options;
     char folder[SPILL_PATH_MAX];
     int folder_fd, event_fd;
@@ -138,6 +137,9 @@ void spill_make_room(struct spill *spill, uint64_t need);
 
 /* spill_mend.c; under the lock. */
 void spill_note_damage(struct spill *spill, const struct segment_place *place);
+/* Records [from, to) of a level are merged: what was unfit among them is lacking in the next. */
+void spill_raise_damage(struct spill *spill, uint64_t stream_id, uint32_t level, uint64_t from,
+                        uint64_t to);
 
 /* spill.c */
 /* A place in staging, FILLING, for a record; NULL: none is free. Under the lock. */

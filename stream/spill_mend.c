@@ -21,6 +21,24 @@ void spill_note_damage(struct spill *s, const struct segment_place *place)
         s->damage[s->damage_count++] = *place;
 }
 
+void spill_raise_damage(struct spill *s, uint64_t stream_id, uint32_t level, uint64_t from,
+                        uint64_t to)
+{
+    uint32_t count = s->damage_count;
+
+    s->damage_count = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        struct segment_place place = s->damage[i];
+        if (place.stream_id == stream_id && place.level == level && place.number >= from &&
+            place.number < to) {
+            place.level++;
+            place.number /= 2;
+            place.offset = spill_offset(s, place.number);
+        }
+        spill_note_damage(s, &place);
+    }
+}
+
 /* Under the lock. */
 static void drop_first(struct spill *s)
 {
@@ -28,11 +46,30 @@ static void drop_first(struct spill *s)
     memmove(s->damage, s->damage + 1, s->damage_count * sizeof *s->damage);
 }
 
+/* What is being mended, unless it was merged meanwhile: then it is begun anew. */
+static void drop_mended(struct spill *s)
+{
+    const struct segment_place *a = &s->damage[0], *b = &s->mend.place;
+    if (s->damage_count && a->stream_id == b->stream_id && a->level == b->level &&
+        a->number == b->number)
+        drop_first(s);
+}
+
+/* It was merged or dropped since. */
+static bool has_left(struct spill *s, const struct segment_place *place)
+{
+    const struct spill_stream *stream = spill_find(s, place->stream_id);
+    return stream && (place->number < stream->level[place->level].from ||
+                      place->number >= stream->level[place->level].to);
+}
+
 bool spill_damaged(struct spill *s, struct spill_damage *out)
 {
     bool found;
 
     pthread_mutex_lock(&s->lock);
+    while (s->damage_count && has_left(s, &s->damage[0]))
+        drop_first(s);
     found = s->damage_count > 0;
     if (found) {
         struct segment_place place = s->damage[0];
@@ -49,8 +86,7 @@ bool spill_damaged(struct spill *s, struct spill_damage *out)
 void spill_mend_skip(struct spill *s)
 {
     pthread_mutex_lock(&s->lock);
-    if (s->damage_count)
-        drop_first(s);
+    drop_mended(s);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -76,11 +112,14 @@ void spill_mend_add(struct spill *s, const struct segment_view *segment, uint64_
                                                        .token_to = segment->token_to,
                                                        .time_from_us = time_from_us,
                                                        .time_to_us = time_to_us,
-                                                       .weight = 1};
+                                                       .weight = 1,
+                                                       .held = {1}};
     m->depth++;
     while (m->depth > 1 &&
            m->mean[m->depth - 2].covers.weight == m->mean[m->depth - 1].covers.weight) {
         struct spill_mean *a = &m->mean[m->depth - 2], *b = &m->mean[m->depth - 1];
+        segment_raise(&a->covers, false);
+        segment_raise(&b->covers, true);
         segment_average(&s->shape, a->rows, &a->covers, b->rows, &b->covers);
         round_rows(s, a->rows);
         m->depth--;
@@ -97,9 +136,8 @@ int spill_mend_end(struct spill *s, bool approximate)
     assert(m->depth == 1);
     pthread_mutex_lock(&s->lock);
     stream = spill_find(s, m->place.stream_id);
-    if (!stream || m->place.number < stream->level[m->place.level].from ||
-        m->place.number >= stream->level[m->place.level].to)
-        code = -ENOENT; /* it has left, or what was damaged was merged or dropped meanwhile */
+    if (!stream || has_left(s, &m->place))
+        code = -ENOENT;
     else if (!(io = spill_staging_take(s)))
         code = -EAGAIN;
     if (io) {
@@ -108,8 +146,8 @@ int spill_mend_end(struct spill *s, bool approximate)
         io->place.stream_epoch = stream->epoch;
         io->mends = approximate ? MENDS_APPROXIMATE : MENDS_EXACT;
     }
-    if (code != -EAGAIN && s->damage_count)
-        drop_first(s);
+    if (code != -EAGAIN)
+        drop_mended(s);
     pthread_mutex_unlock(&s->lock);
     if (!io)
         return code;

@@ -102,8 +102,10 @@ static void average_pair(struct spill *s, uint32_t i, const bool *fit,
     for (uint32_t half = 0; half < 2; half++) {
         memcpy(s->merge[half], s->batch + (2 * i + half) * bytes, bytes);
         memcpy(&covers[half], s->merge[half], sizeof covers[half]);
-        if (fit[half])
+        if (fit[half]) {
             segment_take_rows(&s->shape, s->merge[half]);
+            segment_raise(&covers[half], half);
+        }
         rows[half] = (f16 *)(void *)(s->merge[half] + SEGMENT_HEADER_BYTES);
     }
     if (!fit[0] && !fit[1]) {
@@ -179,6 +181,7 @@ static int merge_some(struct spill *s, struct spill_stream *stream, uint32_t lev
     stream->level[level + 1].to = to;
     s->stat.segments_merged += 2 * (to - from);
     stream->merged += 2 * (to - from);
+    spill_raise_damage(s, stream->id, level, 2 * from, 2 * to);
     pthread_mutex_unlock(&s->lock);
     return drop(s, stream, level, 2 * to);
 }

@@ -45,11 +45,12 @@ static bool end_read(struct spill *s, struct spill_io *io, enum segment_fault fa
     struct spill_fetch *f = io->fetch;
     io->fault = fault;
     io->state = IO_DONE;
-    if (fault) {
+    if (fault)
         spill_note_fault(s, &s->streams[io->stream], fault);
-        spill_note_damage(s, &io->place);
-    } else
+    else
         s->stat.segments_fetched++;
+    if (fault || segment_lacks_some((const struct segment_header *)(const void *)io->record))
+        spill_note_damage(s, &io->place);
     if (--f->left)
         return false;
     if (f->abandoned) {

@@ -1,6 +1,6 @@
 /*
  * Mending: a record that was merged comes out of its chunks' segments as it was, in both kinds of
- * payload; and a stream begun near a segment computes one near it.
+ * payload, and so does one that lacks a chunk; a stream begun near a segment computes one near it.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,9 +19,10 @@
 
 enum { CHUNKS = 24, RING = 4, WARM = 2 };
 
-static void file_of(uint32_t level, char *out, size_t out_bytes)
+static void file_of(uint32_t level, uint64_t number, char *out, size_t out_bytes)
 {
-    snprintf(out, out_bytes, "%s/segments/%016llx/%u-00000000.seg", spill_rig_folder, 1ull, level);
+    snprintf(out, out_bytes, "%s/segments/%016llx/%u-%08llx.seg", spill_rig_folder, 1ull, level,
+             (unsigned long long)number / SPILL_FILE_RECORDS);
 }
 
 /* A record's bytes, or others in its place. */
@@ -31,10 +32,10 @@ static void record(struct held *h, uint32_t level, uint64_t number, uint8_t *byt
     char path[160];
     FILE *file;
 
-    file_of(level, path, sizeof path);
+    file_of(level, number, path, sizeof path);
     file = fopen(path, write ? "r+" : "r");
     assert_non_null(file);
-    assert_int_equal(fseek(file, (long)(number * size), SEEK_SET), 0);
+    assert_int_equal(fseek(file, (long)(number % SPILL_FILE_RECORDS * size), SEEK_SET), 0);
     assert_int_equal(write ? fwrite(bytes, size, 1, file) : fread(bytes, size, 1, file), 1);
     fclose(file);
 }
@@ -94,6 +95,69 @@ static void merged_as_it_was(enum segment_dtype dtype)
     spill_rig_close(&h);
     free(was);
     free(now);
+}
+
+/* Chunks of which the quota has made means, one of them rotten before (none: MEANS). */
+enum { MEANS = 700 };
+static struct held make_means(uint64_t rotten)
+{
+    static uint8_t bytes[1 << 16];
+    spill_rig_clear();
+    struct held h = spill_rig_open(true, SEGMENT_F16);
+    assert_true(h.spill->shape.record_bytes <= sizeof bytes);
+    spill_limit(h.spill, 120 * h.spill->shape.record_bytes);
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    if (rotten < MEANS) {
+        spill_rig_put_many(h.spill, 1, 0, rotten + 1);
+        spill_drain(h.spill);
+        record(&h, 0, rotten, bytes, false);
+        bytes[9000] ^= 4;
+        record(&h, 0, rotten, bytes, true);
+    }
+    spill_rig_put_many(h.spill, 1, rotten < MEANS ? rotten + 1 : 0, MEANS);
+    spill_drain(h.spill);
+    return h;
+}
+
+/* The chunks averaged in what is served for one; 0: nothing is. */
+static uint32_t served(struct held *h, uint64_t chunk)
+{
+    struct spill_fetch *f;
+    struct cold_segment out[STREAM_RECALL_MAX];
+    assert_int_equal(spill_fetch(h->spill, 1, &chunk, 1, &f), 0);
+    while (!spill_fetched(f))
+        spill_step(h->spill, true);
+    uint32_t count = spill_segments(f, out);
+    spill_release(&f);
+    return count ? out[0].weight : 0;
+}
+
+/* A mean of four that lacks its second or third is nobody's answer for that one, answers for the
+ * others, and is made again with all four. */
+static void a_mean_that_lacks_one(void **state)
+{
+    (void)state;
+    for (uint64_t i = 1; i < 3; i++) {
+        static uint8_t whole[1 << 16], now[1 << 16];
+        struct spill_damage damage;
+        struct held h = make_means(MEANS);
+        uint64_t number = h.spill->streams[0].level[2].from + 1, lost = 4 * number + i;
+        assert_true(number + 1 < h.spill->streams[0].level[2].to);
+        record(&h, 2, number, whole, false);
+        spill_rig_close(&h);
+        h = make_means(lost);
+        assert_int_equal(h.spill->streams[0].level[2].from + 1, number);
+        assert_true(spill_damaged(h.spill, &damage)); /* merging has said so */
+        assert_int_equal(damage.chunk_from, 4 * number);
+        for (uint64_t n = 4 * number; n < 4 * number + 4; n++)
+            assert_int_equal(served(&h, n), n == lost ? 0 : 3);
+        mend_all(&h);
+        for (uint64_t n = 4 * number; n < 4 * number + 4; n++)
+            assert_int_equal(served(&h, n), 4);
+        record(&h, 2, number, now, false);
+        assert_memory_equal(whole, now, h.spill->shape.record_bytes);
+        spill_rig_close(&h);
+    }
 }
 
 static void merged_f16(void **state)
@@ -184,6 +248,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(merged_f16),
         cmocka_unit_test(merged_int8),
+        cmocka_unit_test(a_mean_that_lacks_one),
         cmocka_unit_test(begun_near_it_comes_near),
     };
     return cmocka_run_group_tests_name("mend", tests, spill_rig_set_up, spill_rig_tear_down);

@@ -32,7 +32,8 @@ static void a_record_is_told_from_others(void **state)
         f16 *rows = malloc(sizeof(f16) * VALUES);
         struct segment_place place = {
             .stream_id = 5, .stream_epoch = 1, .number = 9, .offset = 9 * shape.record_bytes};
-        struct segment_header covers = {.token_from = 2304, .token_to = 2560, .weight = 1};
+        struct segment_header covers = {
+            .token_from = 2304, .token_to = 2560, .weight = 1, .held = {1}};
         assert_int_equal(segment_check(&shape, record, &place), SEGMENT_MISSING);
         spill_rig_rows(5, 9, rows);
         segment_put_rows(&shape, record, rows);
