@@ -47,9 +47,9 @@ struct segment_shape {
     uint64_t model_fingerprint, adapter_fingerprint;
     enum segment_dtype dtype;
     struct kernels *kernels; /* of the engine; for segment_average */
-    size_t values;        /* f16 of the rows: layers * kv_heads * slots * 2 * head_dim */
-    size_t payload_bytes; /* of dtype */
-    size_t record_bytes;  /* whole blocks; the f16 rows fit behind the header page */
+    size_t values;           /* f16 of the rows: layers * kv_heads * slots * 2 * head_dim */
+    size_t payload_bytes;    /* of dtype */
+    size_t record_bytes;     /* whole blocks; the f16 rows fit behind the header page */
 };
 void segment_shape_make(struct segment_shape *out, const struct engine *engine,
                         enum segment_dtype dtype);
