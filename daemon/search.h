@@ -116,8 +116,7 @@ size_t search_expression(const uint8_t *question, size_t bytes_count, char *out,
 struct search_words {
     struct search_hit hits[SEARCH_HITS_MAX]; /* best first */
     uint32_t count;
-    uint32_t word_count; /* of the question */
-    uint64_t chunks;     /* in the index */
+    double most; /* score of a chunk that has all of the question in one place; 0: none can */
 };
 int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_words *words,
                 const struct search_hit *near, uint32_t near_count);

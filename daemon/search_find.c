@@ -3,20 +3,20 @@
  *
  * With both signals a chunk's words count by closeness (search_rank.c), which knows other words for
  * the question's; BM25 is what words alone are measured by. Of the keys' list, which has something
- * for every chunk, the best counts as 1 and the last as 0. A chunk's words count as a share of what
- * it could have: the question's words, each as rare as can be, score about ln(chunks) apiece; a
- * chunk that has but a common one of them is no proof against what the keys say. Then both are
- * added: measured against fusion by rank and other shares (stream/retrofit/RUNS.md).
+ * for every chunk, the best counts as 1 and the last as 0. A chunk's words count as a share of the
+ * whole question, each word as rare as the stream has it: a chunk that has but a common one of them
+ * is no proof against what the keys say, and a quarter of the question in one place weighs as much
+ * as all they can say. Then both are added: measured against fusion by rank and other shares
+ * (stream/retrofit/RUNS.md).
  */
 #include "daemon/search_internal.h"
 
 #include <errno.h>
-#include <math.h>
 #include <string.h>
 
 #include "daemon/log.h"
 
-enum { EXCERPT_TOKENS = 96, EXCERPT_STEP = 4, PLACE_TOKENS = 32, CLOSE_SHARE = 5 };
+enum { EXCERPT_TOKENS = 96, EXCERPT_STEP = 4, PLACE_TOKENS = 32, CLOSE_SHARE = 4 };
 
 /* By BM25 (FIND) or by closeness (FIND_CLOSE), each with its expression. */
 static int find_words(struct word_table *t, int statement, const char *expression,
@@ -54,11 +54,11 @@ int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_wo
     struct search_hit all[2 * SEARCH_HITS_MAX];
     uint32_t count = 0;
     double least = near_count > 1 ? near[near_count - 1].score : 0;
-    double most = words->word_count * log((double)words->chunks + 1) / CLOSE_SHARE;
+    double most = words->most > 0 ? words->most / CLOSE_SHARE : 1;
 
     for (uint32_t i = 0; i < words->count; i++)
         all[count++] =
-            (struct search_hit){words->hits[i].chunk, words->hits[i].score / (most > 0 ? most : 1)};
+            (struct search_hit){words->hits[i].chunk, words->hits[i].score / most};
     for (uint32_t i = 0; i < near_count; i++) {
         double span = near[0].score - least;
         uint32_t at = 0;
@@ -276,7 +276,7 @@ static int find_near(struct search *s, struct word_table *t, const struct search
 static int find(struct search *s, struct word_table *t, struct search_job *job)
 {
     struct search_hit near[SEARCH_HITS_MAX];
-    struct search_words words = {.chunks = t->chunks};
+    struct search_words words = {.most = 0};
     int word_count = 0, near_count = 0;
     size_t bytes =
         search_expression(job->question, job->question_bytes, s->expression, EXPRESSION_BYTES);
@@ -285,13 +285,14 @@ static int find(struct search *s, struct word_table *t, struct search_job *job)
     if (!bytes)
         return 0; /* marks alone ask for nothing */
     s->expression[bytes] = '\0';
-    words.word_count = search_rank_question(s, job->question, job->question_bytes);
+    search_rank_question(s, job->question, job->question_bytes);
     if (s->options.by == SEARCH_BY_WORDS)
         word_count = find_words(t, FIND, s->expression, job, words.hits);
     if (s->options.by == SEARCH_BY_BOTH)
         word_count = find_words(t, FIND_CLOSE, s->rank.expression, job, words.hits);
     if (s->options.by != SEARCH_BY_WORDS)
         near_count = find_near(s, t, job, near);
+    words.most = (double)search_rank_most(&s->rank);
     words.count = word_count < 0 ? 0 : (uint32_t)word_count;
     job->hit_count =
         (uint32_t)search_fuse(job->hits, SEARCH_HITS_MAX, &words, near, (uint32_t)near_count);

@@ -79,6 +79,9 @@ uint32_t search_question_words(const uint8_t *question, size_t bytes_count,
                                char out[][SEARCH_WORD_BYTES_MAX + 1]);
 /* search_rank.c: makes search->rank.expression; words of the question. */
 uint32_t search_rank_question(struct search *search, const uint8_t *question, size_t bytes_count);
+/* Closeness of a place with all of the question's words, each as rare as the stream has it; 0 until
+ * a chunk has been ranked. */
+float search_rank_most(const struct search_rank *rank);
 /* In SQL closeness(words) is what a chunk has of the question in `rank`, and place(words) the
  * middle byte of where it has that, or -1. */
 int search_rank_register(sqlite3 *db, struct search_rank *rank);

@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { RANK_WINDOW = 16, NEAR_MAX = 64 };
+enum { RANK_WINDOW = 8, NEAR_MAX = 64 };
 #define WEIGHT_MIN  0.1  /* of what is in every other chunk */
 #define PLACE_SHARE 0.5f /* of the question, for a place to be the one it asks for */
 
@@ -183,12 +183,11 @@ static int see_word(void *user, int flags, const char *text, int bytes, int from
     return b->word++ < b->window.to ? SQLITE_OK : SQLITE_DONE;
 }
 
-/* What a window with all of the question's words would have, as this stream has them. */
-static float score_max(const struct search_rank *r)
+float search_rank_most(const struct search_rank *r)
 {
     float best[SEARCH_WORDS_MAX] = {0}, sum = 0;
 
-    for (uint32_t i = 0; i < r->phrase_count; i++)
+    for (uint32_t i = 0; i < r->phrase_count && r->weighed; i++)
         best[r->group[i]] = fmaxf(best[r->group[i]], r->weight[i]);
     for (uint32_t g = 0; g < r->group_count; g++)
         sum += best[g];
@@ -207,7 +206,7 @@ static void place_chunk(const Fts5ExtensionApi *api, Fts5Context *fts, sqlite3_c
 
     (void)value_count;
     (void)values;
-    if (!code && place.window.score < score_max(r) * PLACE_SHARE) {
+    if (!code && place.window.score < search_rank_most(r) * PLACE_SHARE) {
         sqlite3_result_int(out, -1);
         return;
     }

@@ -180,7 +180,7 @@ static void keys_of_others_are_not_used(void **state)
 
 static void fusion(void **state)
 {
-    struct search_words words = {{{5, 9.0}, {2, 8.0}, {7, 1.0}}, 3, 3, 100};
+    struct search_words words = {{{5, 9.0}, {2, 8.0}, {7, 1.0}}, 3, 15};
     const struct search_hit near[] = {{7, 90}, {4, 80}};
     struct search_hit out[SEARCH_HITS_MAX];
 
@@ -190,7 +190,7 @@ static void fusion(void **state)
     assert_int_equal(out[1].chunk, 2);
     assert_int_equal(out[2].chunk, 7); /* in both, but little of what was asked for */
     assert_int_equal(out[3].chunk, 4); /* last of the keys: as good as none */
-    words.word_count = 12;             /* the same words of a longer question say less */
+    words.most = 120;                  /* the same words of a longer question say less */
     search_fuse(out, SEARCH_HITS_MAX, &words, near, 2);
     assert_int_equal(out[0].chunk, 7);
     assert_int_equal(search_fuse(out, 2, &words, near, 2), 2);
