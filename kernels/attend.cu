@@ -137,15 +137,15 @@ static __device__ __forceinline__ void rows_load(struct query_rows<D, M> *r,
                           false);
 }
 
-/* Scores of all rows against KEYS keys of a tile from key `from` on. */
-template <int D, int M, int KEYS, int TILE>
-static __device__ __forceinline__ void scores(float s[M][KEYS / 8][4],
+/* Scores of the first USED times 16 rows against KEYS keys of a tile from key `from` on. */
+template <int D, int M, int USED, int KEYS, int TILE>
+static __device__ __forceinline__ void scores(float s[USED][KEYS / 8][4],
                                               const struct query_rows<D, M> *r,
                                               const struct tile<D, TILE> *t, uint32_t from)
 {
     uint32_t lane = threadIdx.x % WARP;
 #pragma unroll
-    for (int m = 0; m < M; m++)
+    for (int m = 0; m < USED; m++)
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++)
             s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0;
@@ -158,7 +158,7 @@ static __device__ __forceinline__ void scores(float s[M][KEYS / 8][4],
                 k, &t->k[from + n * 16 + lane / 16 * 8 + lane % 8][d * 16 + lane / 8 % 2 * 8],
                 false);
 #pragma unroll
-            for (int m = 0; m < M; m++) {
+            for (int m = 0; m < USED; m++) {
                 mma_16x8x16(s[m][2 * n], r->q[m][d], k[0], k[1]);
                 mma_16x8x16(s[m][2 * n + 1], r->q[m][d], k[2], k[3]);
             }
@@ -209,17 +209,17 @@ static __device__ __forceinline__ void weigh(float s[KEYS / 8][4], struct query_
     }
 }
 
-template <int D, int M, int KEYS, int TILE>
+template <int D, int M, int USED, int KEYS, int TILE>
 static __device__ __forceinline__ void add_values(struct query_rows<D, M> *r,
-                                                  const float s[M][KEYS / 8][4],
+                                                  const float s[USED][KEYS / 8][4],
                                                   const struct tile<D, TILE> *t, uint32_t from)
 {
     uint32_t lane = threadIdx.x % WARP;
 #pragma unroll
     for (int n = 0; n < KEYS / 16; n++) {
-        uint32_t p[M][4];
+        uint32_t p[USED][4];
 #pragma unroll
-        for (int m = 0; m < M; m++)
+        for (int m = 0; m < USED; m++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 p[m][i] =
@@ -231,7 +231,7 @@ static __device__ __forceinline__ void add_values(struct query_rows<D, M> *r,
                 v, &t->v[from + n * 16 + lane / 8 % 2 * 8 + lane % 8][d * 16 + lane / 16 * 8],
                 true);
 #pragma unroll
-            for (int m = 0; m < M; m++) {
+            for (int m = 0; m < USED; m++) {
                 mma_16x8x16(r->out[m][2 * d], p[m], v[0], v[1]);
                 mma_16x8x16(r->out[m][2 * d + 1], p[m], v[2], v[3]);
             }

@@ -167,11 +167,11 @@ static __device__ __forceinline__ void few_sum(struct query_rows<D, 1> *r,
         __syncwarp();
         if (lane < 16)
             row[t % STAGES][lane] = view_find(view, first + STAGES * STEP + lane);
-        scores<D, 1, 16, 16>(s, r, &ring[t % STAGES], 0);
+        scores<D, 1, 1, 16, 16>(s, r, &ring[t % STAGES], 0);
         if (first + 16 > view->local)
             few_mask(s[0], view, first, group);
         weigh<D, 1, 16>(s[0], r, 0);
-        add_values<D, 1, 16, 16>(r, s, &ring[t % STAGES], 0);
+        add_values<D, 1, 1, 16, 16>(r, s, &ring[t % STAGES], 0);
         __syncwarp();
     }
 }

@@ -83,7 +83,7 @@ static __device__ __forceinline__ void tile_store(const struct attend_pass &job,
 }
 
 /* Keys in turn, STEP at once. */
-template <int D, int M, int TILE, int STEP>
+template <int D, int M, int USED, int TILE, int STEP>
 static __device__ __forceinline__ void tile_compute(struct query_rows<D, M> *r,
                                                     const struct tile<D, TILE> *t,
                                                     const struct view *w, uint32_t first,
@@ -91,17 +91,17 @@ static __device__ __forceinline__ void tile_compute(struct query_rows<D, M> *r,
 {
 #pragma unroll
     for (uint32_t from = 0; from < TILE; from += STEP) {
-        float s[M][STEP / 8][4];
+        float s[USED][STEP / 8][4];
         if (from && first + from >= w->keys)
             break;
-        scores<D, M, STEP, TILE>(s, r, t, from);
+        scores<D, M, USED, STEP, TILE>(s, r, t, from);
 #pragma unroll
-        for (int m = 0; m < M; m++) {
+        for (int m = 0; m < USED; m++) {
             if (first + from + STEP > w->local)
                 tile_mask<STEP>(s[m], w, first + from, query + m * 16);
             weigh<D, M, STEP>(s[m], r, m);
         }
-        add_values<D, M, STEP, TILE>(r, s, t, from);
+        add_values<D, M, USED, STEP, TILE>(r, s, t, from);
     }
 }
 
@@ -144,7 +144,10 @@ static __global__ void __launch_bounds__(WARPS *WARP, BLOCKS) tile_kernel(struct
         copy_commit();
         if (threadIdx.x < TILE)
             shared.row[t % STAGES][threadIdx.x] = view_find(view, (ahead + 1) * TILE + threadIdx.x);
-        tile_compute<D, M, TILE, STEP>(&r, &shared.ring[t % STAGES], view, t * TILE, query);
+        if (query + 16 * (M - 1) < item.rows)
+            tile_compute<D, M, M, TILE, STEP>(&r, &shared.ring[t % STAGES], view, t * TILE, query);
+        else if (M > 1)
+            tile_compute<D, M, 1, TILE, STEP>(&r, &shared.ring[t % STAGES], view, t * TILE, query);
     }
     __syncthreads();
     tile_store<D, M>(job, item, query_head, query, &r, own);

@@ -114,6 +114,18 @@ size_t gpu_fork_bytes(const struct engine *e, const struct layout *l)
            gpu_aligned(2 * gpu_tail_bytes(e, FORK_TOKENS_MAX + BLOCK));
 }
 
+/* A fork's windows never grow: what they hold says more than what they have room for. */
+static uint32_t window_most(const struct stream *s)
+{
+    uint32_t most = 0;
+    for (int w = 0; w < 2; w++) {
+        const uint32_t *count = STATE_AT_CONST(s->state, s->layout.count[w], uint32_t);
+        for (uint32_t h = 0; h < s->layout.heads; h++)
+            most = count[h] > most ? count[h] : most;
+    }
+    return most;
+}
+
 int gpu_fork_open(struct fork *f, const struct stream *from, uint32_t capacity)
 {
     struct engine *e = from->engine;
@@ -126,6 +138,7 @@ int gpu_fork_open(struct fork *f, const struct stream *from, uint32_t capacity)
         return -ENOMEM;
     }
     s->recall_v = s->recall_k ? s->recall_k + recall_values(e) : NULL;
+    s->window_most = window_most(s);
     g->cuda->copy(g->cuda, s->device, from->device, s->layout.bytes);
     return compute_pending(f);
 }
@@ -187,8 +200,8 @@ static void add_rows(struct engine *e, struct gpu_slot *p, struct fork_work *w, 
     struct fork *f = w->fork;
     struct gpu *g = e->gpu;
     const struct stream *s = &f->stream;
-    uint32_t keys = s->device ? s->layout.fixed_rows + s->layout.pin_rows + s->recall_rows +
-                                    2 * s->window_most + 3 * CUDA_ITEM_ROWS
+    uint32_t keys = s->device ? s->layout.fixed_rows + pin_rows(&s->layout, s->state) +
+                                    s->recall_rows + 2 * s->window_most + 3 * CUDA_ITEM_ROWS
                               : 0;
     for (uint32_t j = 0; j < share && f->fed_count < w->count; j++) {
         uint32_t rows = w->count - f->fed_count < BLOCK ? w->count - f->fed_count : BLOCK;
