@@ -140,38 +140,49 @@ static __device__ __forceinline__ void few_finish(const struct attend_pass &job,
 
 /* A warp's part of the keys: 16 of every WARPS * 16, in a ring of its own. No warp waits for
  * another before all have seen their last. */
-template <int D, int WARPS, int STAGES>
-static __device__ __forceinline__ void few_sum(struct query_rows<D, 1> *r,
-                                               struct tile<D, 16> ring[STAGES],
-                                               struct view_row row[STAGES][16],
-                                               const struct view *view, uint32_t from, uint32_t to,
-                                               uint32_t group)
+template <int D, int STAGES> struct few_part {
+    struct tile<D, 16> *ring; /* [STAGES] */
+    struct view_row (*row)[16];
+    const struct view *view;
+    uint32_t from, step, count; /* first key, keys from one tile to the next, tiles */
+};
+
+template <int D, int STAGES>
+static __device__ __forceinline__ void few_ahead(const struct few_part<D, STAGES> &part, uint32_t t)
 {
-    constexpr uint32_t STEP = WARPS * 16;
-    uint32_t lane = threadIdx.x % WARP, count = to > from ? (to - from + STEP - 1) / STEP : 0;
-    for (uint32_t i = lane; i < STAGES * 16; i += WARP)
-        row[i / 16][i % 16] = view_find(view, from + i / 16 * STEP + i % 16);
+    if (t < part.count)
+        tile_read<D, 16>(&part.ring[t % STAGES], part.row[t % STAGES], threadIdx.x % WARP, WARP);
+    copy_commit();
+}
+
+template <int D, int STAGES>
+static __device__ __forceinline__ void few_begin(const struct few_part<D, STAGES> &part)
+{
+    for (uint32_t i = threadIdx.x % WARP; i < STAGES * 16; i += WARP)
+        part.row[i / 16][i % 16] = view_find(part.view, part.from + i / 16 * part.step + i % 16);
     __syncwarp();
-    for (uint32_t t = 0; t < STAGES - 1; t++) {
-        if (t < count)
-            tile_read<D, 16>(&ring[t], row[t], lane, WARP);
-        copy_commit();
-    }
-    for (uint32_t t = 0; t < count; t++) {
+    for (uint32_t t = 0; t < STAGES - 1; t++)
+        few_ahead(part, t);
+}
+
+template <int D, int STAGES>
+static __device__ __forceinline__ void few_sum(const struct few_part<D, STAGES> &part,
+                                               struct query_rows<D, 1> *r, uint32_t group)
+{
+    uint32_t lane = threadIdx.x % WARP;
+    for (uint32_t t = 0; t < part.count; t++) {
         float s[1][2][4];
-        uint32_t first = from + t * STEP, ahead = t + STAGES - 1;
-        if (ahead < count)
-            tile_read<D, 16>(&ring[ahead % STAGES], row[ahead % STAGES], lane, WARP);
-        copy_commit();
+        uint32_t first = part.from + t * part.step;
+        few_ahead(part, t + STAGES - 1);
         copy_wait<STAGES - 1>();
         __syncwarp();
         if (lane < 16)
-            row[t % STAGES][lane] = view_find(view, first + STAGES * STEP + lane);
-        scores<D, 1, 1, 16, 16>(s, r, &ring[t % STAGES], 0);
-        if (first + 16 > view->local)
-            few_mask(s[0], view, first, group);
+            part.row[t % STAGES][lane] = view_find(part.view, first + STAGES * part.step + lane);
+        scores<D, 1, 1, 16, 16>(s, r, &part.ring[t % STAGES], 0);
+        if (first + 16 > part.view->local)
+            few_mask(s[0], part.view, first, group);
         weigh<D, 1, 16>(s[0], r, 0);
-        add_values<D, 1, 1, 16, 16>(r, s, &ring[t % STAGES], 0);
+        add_values<D, 1, 1, 16, 16>(r, s, &part.ring[t % STAGES], 0);
         __syncwarp();
     }
 }
@@ -191,12 +202,17 @@ static __global__ void __launch_bounds__(WARPS *WARP) few_kernel(struct attend_p
     view_open(&item, &view, job.b, job.layer, blockIdx.x, blockIdx.y);
     if (from >= view.keys)
         return;
+    struct few_part<D, STAGES> part = {
+        shared.ring[warp], row[warp], &view, from + warp * 16
+    };
     uint32_t to = min(view.keys, from + FEW_KEYS);
+    part.step = WARPS * 16;
+    part.count = to > part.from ? (to - part.from + part.step - 1) / part.step : 0;
     struct query_rows<D, 1> r;
+    few_begin(part); /* keys are on their way while the queries are turned */
     few_queries<D>(job, item, blockIdx.y, &r);
     rows_clear<D, 1>(&r);
-    few_sum<D, WARPS, STAGES>(&r, shared.ring[warp], row[warp], &view, from + warp * 16, to,
-                              job.b.shape.group);
+    few_sum(part, &r, job.b.shape.group);
     __syncthreads();
     few_put<D, WARPS>(&shared.sums, &r);
     __syncthreads();

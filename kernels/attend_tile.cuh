@@ -153,6 +153,8 @@ static __global__ void __launch_bounds__(WARPS *WARP, BLOCKS) tile_kernel(struct
     tile_store<D, M>(job, item, query_head, query, &r, own);
 }
 
+/* Registers decide how many blocks of threads share a multiprocessor: 168 of them let twelve warps.
+ * Eight warps of 32 rows need more than the half of all; eight of 16 rows do not. */
 template <int D, int M, int TILE, int STEP, int STAGES>
 static bool tile_launch(struct cuda *c, const struct attend_pass &job)
 {
@@ -161,7 +163,7 @@ static bool tile_launch(struct cuda *c, const struct attend_pass &job)
     if (warps <= 4)
         LAUNCH(c, (tile_kernel<D, M, TILE, STEP, STAGES, 4, 3>), grid, dim3(warps * WARP), job);
     else if (warps <= TILE_WARPS_MAX)
-        LAUNCH(c, (tile_kernel<D, M, TILE, STEP, STAGES, TILE_WARPS_MAX, 1>), grid,
+        LAUNCH(c, (tile_kernel<D, M, TILE, STEP, STAGES, TILE_WARPS_MAX, 2 / M>), grid,
                dim3(warps * WARP), job);
     return warps <= TILE_WARPS_MAX;
 }
