@@ -1,5 +1,7 @@
-"""The soaks of Python for a moment each, so that they work when they are wanted for a day."""
+"""The soaks of Python for a moment each, so that they work when they are wanted for a day; and how
+soak/faults adds up what its tasks say."""
 
+import os
 import subprocess
 import sys
 
@@ -34,6 +36,57 @@ def test_feed_of_many_files():
     said = soak("feed.py", "--minutes", "0.3", "--files", "100", "--kill-seconds", "9",
                 "--rotate", "0.1")
     assert "100 of 100 streams equal" in said, said
+
+
+# Programs in place of the tests that soak/faults runs: one a moment long, one that shares calls.
+ROT = """#!/bin/sh
+sleep "$(cat "$0.seconds")"
+[ "$SILT_SEED" != "$(cat "$0.fails")" ] || { echo "round 7 of seed $SILT_SEED: a flip"; exit 1; }
+printf 'file,damage,refused,noticed,harmless,wrong\\njournal,flip,1,2,97,0\\n' >"$SILT_CSV"
+echo "damages: $SILT_ROUNDS, refused 1, noticed 2, harmless 97, wrong 0"
+"""
+NTH = """#!/bin/sh
+n=0 at=${SILT_FROM:-1}
+while [ $at -le 100 ]; do n=$((n + 1)) at=$((at + ${SILT_STRIDE:-1})); done
+[ "${SILT_STRIDE:-1}" = 1 ] && echo "EIO: each of $n reads of it" ||
+    echo "EIO: $n reads of it, each $SILT_STRIDE. from $SILT_FROM"
+"""
+
+
+def faults(build, part, **env):
+    done = subprocess.run([lib.ROOT / "soak/faults", part], capture_output=True, check=False,
+                          cwd=lib.ROOT, timeout=60 * lib.SLOW,
+                          env={**os.environ, "BUILD": str(build), "RESULTS": str(build / "results"),
+                               "JOBS": "3", **env})
+    texts = list((build / "results").glob(f"{part}*.txt"))
+    assert len(texts) == 1, (texts, done.stderr)
+    return done.returncode, texts[0].read_text(), done.stderr.decode()
+
+
+def test_faults_add_up():
+    build = lib.folder() / "build"
+    (build / "tests").mkdir(parents=True)
+    rot = build / "tests/test_rot"
+    for name, text in (("rot", ROT), ("fault", NTH), ("spill_fault", NTH), ("recall_fault", NTH),
+                       ("checkpoint_fault", NTH)):
+        (build / f"tests/test_{name}").write_text(text)
+        (build / f"tests/test_{name}").chmod(0o755)
+    seconds, fails = rot.with_name("test_rot.seconds"), rot.with_name("test_rot.fails")
+    seconds.write_text("0")
+    fails.write_text("none")
+    code, said, _ = faults(build, "rot", ROUNDS="400")
+    assert (code, said) == (0, "in all: 400 damages, refused 4, noticed 8, harmless 388, wrong 0\n")
+    table = next((build / "results").glob("rot*.csv")).read_text()
+    assert table.endswith("journal,flip,4,8,388,0\n"), table
+    code, said, _ = faults(build, "nth")
+    assert code == 0 and said.count("EIO: each of 100 reads of it\n") == 4, said
+    fails.write_text("3")  # of the seeds 1 to 4
+    code, said, error = faults(build, "rot", ROUNDS="400")
+    assert code == 1 and "in all: 300 damages" in said and "SILT_SEED=3" in error, (said, error)
+    assert "round 7 of seed 3" in (build / "logs/faults-rot.2.log").read_text()
+    seconds.write_text("30")
+    code, said, _ = faults(build, "rot", ROUNDS="400", LIMIT="1")
+    assert code == 75 and "left out for lack of time: 4 of 4 tasks" in said, (code, said)
 
 
 if __name__ == "__main__":
