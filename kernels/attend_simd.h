@@ -1,6 +1,10 @@
 /*
  * Attention over vectors (see simd.h), online softmax over tiles of 64 rows.
  *
+ * Rows come in stretches of 256, counted from the job's first row. Each has sums of its own, and
+ * they are joined in ascending order (flash-decoding, Dao et al. 2023): so that the stretches of
+ * one query can be shared out over threads, and the bits are the same if they are not.
+ *
  * Many queries: a lane is a query, and keys and values are broadcast, so that nothing is ever
  * summed across lanes and a query's result cannot depend on its neighbours. The heads of a group
  * share each broadcast. Few queries: a lane is a key while scores are made, and a dimension while
@@ -13,8 +17,9 @@
  * A row that a query does not see has p = 0, which leaves its sums as they are.
  *
  * How far from the limit: 32 queries over 700 rows run at 72 % of the fp32 multiply-add peak (a
- * tenth goes to exponents, the rest to widening f16 and to sums that pass through the cache); one
- * query at 35 to 40 %, a third of it spent on turning keys.
+ * tenth goes to exponents, the rest to widening f16 and to sums that pass through the cache). One
+ * query of a long history runs at the speed of memory with two threads; with one at 35 % of that
+ * peak, a third of it spent on turning keys.
  */
 #include "kernels/attend_work.h"
 
@@ -38,7 +43,6 @@ static void many_load(struct attend_work *w)
             for (uint32_t i = 0; i < LANES; i++)
                 v_store(w->q + (h * w->dims + c + i) * LANES, block[i]);
         }
-    sums_clear(w, w->dims * LANES);
 }
 
 static void many_store(struct attend_work *w)
@@ -50,7 +54,8 @@ static void many_store(struct attend_work *w)
             vec_mask mask = mask_first(w->head_dim - c);
             UNROLL
             for (uint32_t i = 0; i < LANES; i++)
-                block[i] = over(v_load(w->out + (h * w->dims + c + i) * LANES), w->total[h]);
+                block[i] =
+                    over(v_load(w->joined.out + (h * w->dims + c + i) * LANES), w->joined.total[h]);
             v_transpose(block);
             UNROLL
             for (uint32_t i = 0; i < LANES; i++) {
@@ -161,7 +166,10 @@ INLINE void many_values(struct attend_work *w, const uint32_t heads, const uint3
 INLINE void many_run(struct attend_work *w, const uint32_t heads)
 {
     const uint32_t step = LANES / 2; /* 3 heads: 24 sums in 32 registers, or 12 in 16 */
+    const uint32_t floats = w->dims * LANES;
     many_load(w);
+    sums_clear(w, floats);
+    joined_clear(w, floats);
     for (uint32_t at = w->rows_first; at < w->rows_end; at += TILE) {
         tile_find(w, at);
         uint32_t rows = (uint32_t)round_up(w->rows, step);
@@ -174,6 +182,10 @@ INLINE void many_run(struct attend_work *w, const uint32_t heads)
         many_scores(w, heads, step);
         many_softmax(w, heads, rows);
         many_values(w, heads, step, rows);
+        if ((at + TILE) % STRETCH == 0 || at + TILE >= w->rows_end) {
+            sums_join(w, floats);
+            sums_clear(w, floats);
+        }
     }
     many_store(w);
 }
@@ -208,17 +220,18 @@ static void few_keys(struct attend_work *w)
     }
 }
 
-/* Asks for one row of the next tile, as far as it goes on where this tile's row does: one query's
- * rows come from memory. Past the end of a span a prefetch may run. */
-INLINE void fetch_next(const struct attend_work *w, const f16 *const row[TILE], uint32_t j)
+/* Asks for row j of a tile, or, with ahead = TILE, for the row of the next tile as far as it goes
+ * on where this tile's does: one query's rows come from memory. Past the end of a span a prefetch
+ * may run. */
+INLINE void fetch(const struct attend_work *w, const f16 *const row[TILE], uint32_t j, size_t ahead)
 {
-    const char *next = (const char *)(row[min_u32(j, w->rows - 1)] + (size_t)TILE * w->head_dim);
+    const char *from = (const char *)(row[min_u32(j, w->rows - 1)] + ahead * w->head_dim);
     for (uint32_t at = 0; at < w->head_dim * sizeof(f16); at += 64)
-        _mm_prefetch(next + at, _MM_HINT_T0);
+        _mm_prefetch(from + at, _MM_HINT_T0);
 }
 
 /* p = scale * q . k, four vectors of rows at a time. */
-INLINE void few_scores(struct attend_work *w, const float *q, const uint32_t heads)
+INLINE void few_scores(struct attend_work *w, const float *q, bool first, const uint32_t heads)
 {
     enum { PARTS = 4 };
     for (uint32_t j = 0; j < TILE; j += PARTS * LANES) {
@@ -229,8 +242,11 @@ INLINE void few_scores(struct attend_work *w, const float *q, const uint32_t hea
         }
         for (uint32_t c = 0; c < w->head_dim; c++) {
             const float *key = w->keys + c * TILE + j;
-            if (j == 0 && c < TILE)
-                fetch_next(w, w->key_row, c);
+            if (j == 0 && c < TILE) {
+                fetch(w, w->key_row, c, TILE);
+                if (first)
+                    fetch(w, w->value_row, c, 0);
+            }
             UNROLL
             for (uint32_t h = 0; h < heads; h++) {
                 vec one = v_set(q[h * w->head_dim + c]);
@@ -298,7 +314,7 @@ INLINE void few_values(struct attend_work *w, const uint32_t heads, uint32_t c,
         const f16 *from = w->value_row[j] + c;
         vec value[4];
         if (c == 0)
-            fetch_next(w, w->value_row, j);
+            fetch(w, w->value_row, j, TILE);
         UNROLL
         for (uint32_t i = 0; i < parts; i++) {
             value[i] =
@@ -325,17 +341,17 @@ INLINE void few_values(struct attend_work *w, const uint32_t heads, uint32_t c,
     }
 }
 
-INLINE void few_run(struct attend_work *w, const uint32_t heads)
+/* The rows from `row` to the end of their stretch. */
+INLINE void few_stretch(struct attend_work *w, uint32_t row, const uint32_t heads)
 {
-    const struct attend_job *job = w->job;
-    const float *q = job->q + w->query * job->stride + (size_t)w->head * w->head_dim;
-    float *out = job->out + w->query * job->out_stride + (size_t)w->head * w->head_dim;
+    const float *q = w->job->q + w->query * w->job->stride + (size_t)w->head * w->head_dim;
+    uint32_t end = min_u32((row / STRETCH + 1) * STRETCH, w->rows_end);
     sums_clear(w, w->dims);
-    for (uint32_t row = w->rows_first; row < w->rows_end; row += TILE) {
+    for (bool first = true; row < end; row += TILE, first = false) {
         uint32_t c = 0;
         tile_find(w, row);
         few_keys(w);
-        few_scores(w, q, heads);
+        few_scores(w, q, first, heads);
         for (uint32_t h = 0; h < heads; h++)
             few_softmax(w, h);
         for (; c + 4 * LANES <= w->head_dim; c += 4 * LANES)
@@ -345,11 +361,42 @@ INLINE void few_run(struct attend_work *w, const uint32_t heads)
         if (c < w->dims)
             few_values(w, heads, c, 1, false);
     }
-    for (uint32_t h = 0; h < heads; h++)
+}
+
+static void few_store(const struct attend_work *w)
+{
+    const struct attend_job *job = w->job;
+    float *out = job->out + w->query * job->out_stride + (size_t)w->head * w->head_dim;
+    for (uint32_t h = 0; h < w->heads; h++)
         for (uint32_t c = 0; c < w->head_dim; c += LANES) {
-            vec sum = over(v_load(w->out + h * w->dims + c), w->total[h]);
+            vec sum = over(v_load(w->joined.out + h * w->dims + c), w->joined.total[h]);
             v_store_part(out + h * w->head_dim + c, sum, mask_first(w->head_dim - c));
         }
+}
+
+static void few_sums(struct attend_work *w, uint32_t row)
+{
+    switch (w->heads) {
+    case 1:
+        few_stretch(w, row, 1);
+        return;
+    case 2:
+        few_stretch(w, row, 2);
+        return;
+    default:
+        assert(w->heads == HEADS_MAX);
+        few_stretch(w, row, HEADS_MAX);
+    }
+}
+
+static void few_run(struct attend_work *w)
+{
+    joined_clear(w, w->dims);
+    for (uint32_t row = w->rows_first; row < w->rows_end; row = (row / STRETCH + 1) * STRETCH) {
+        few_sums(w, row);
+        sums_join(w, w->dims);
+    }
+    few_store(w);
 }
 
 /* ---- pieces: (job, up to 3 heads of its group, LANES queries) ---- */
@@ -359,6 +406,9 @@ struct attend_all {
     uint32_t head_dim, passes, chunks; /* passes over the heads, chunks of queries, the most of any
                                           job */
     float scale;
+    uint32_t stretches; /* of one query, the most of any job */
+    uint32_t runs;      /* pieces of one query */
+    float *part;        /* [job][pass][query][stretch]: part_floats, see part_store */
 };
 
 static uint32_t head_passes(uint32_t group)
@@ -366,56 +416,171 @@ static uint32_t head_passes(uint32_t group)
     return (group + HEADS_MAX - 1) / HEADS_MAX;
 }
 
-static void work_run(struct attend_work *w)
+/* Some heads of a job; heads are shared out evenly: 4 are 2 + 2. */
+static void work_begin(struct attend_work *w, const struct attend_all *all, uint32_t job,
+                       uint32_t pass)
 {
-    rows_bound(w);
-    bool few = w->queries == 1;
+    w->job = &all->jobs[job];
+    uint32_t group = w->job->group, passes = head_passes(group);
+    w->head_dim = all->head_dim;
+    w->dims = (uint32_t)round_up(all->head_dim, LANES);
+    w->scale = all->scale;
+    w->head = pass * group / passes;
+    w->heads = (pass + 1) * group / passes - w->head;
+}
+
+static void many_heads(struct attend_work *w)
+{
     switch (w->heads) {
     case 1:
-        few ? few_run(w, 1) : many_run(w, 1);
+        many_run(w, 1);
         return;
     case 2:
-        few ? few_run(w, 2) : many_run(w, 2);
+        many_run(w, 2);
         return;
     default:
         assert(w->heads == HEADS_MAX);
-        few ? few_run(w, HEADS_MAX) : many_run(w, HEADS_MAX);
+        many_run(w, HEADS_MAX);
     }
 }
 
 static void attend_piece(void *argument, uint32_t index)
 {
     const struct attend_all *all = argument;
-    const struct attend_job *job = &all->jobs[index / (all->passes * all->chunks)];
-    uint32_t pass = index / all->chunks % all->passes, passes = head_passes(job->group);
+    uint32_t job = index / (all->passes * all->chunks), pass = index / all->chunks % all->passes;
     uint32_t query = index % all->chunks * LANES;
-    if (pass >= passes || query >= job->queries)
+    if (pass >= head_passes(all->jobs[job].group) || query >= all->jobs[job].queries)
         return;
     struct attend_work w;
-    w.job = job;
-    w.head_dim = all->head_dim;
-    w.dims = (uint32_t)round_up(all->head_dim, LANES);
-    w.scale = all->scale;
-    /* heads shared out evenly: 4 are 2 + 2 */
-    w.head = pass * job->group / passes;
-    w.heads = (pass + 1) * job->group / passes - w.head;
-    uint32_t queries = min_u32(job->queries - query, LANES);
+    work_begin(&w, all, job, pass);
+    uint32_t queries = min_u32(w.job->queries - query, LANES);
     bool few = queries <= FEW_QUERIES;
     w.queries = few ? 1 : queries;
-    for (w.query = query; w.query < query + queries; w.query += w.queries)
-        work_run(&w);
+    for (w.query = query; w.query < query + queries; w.query += w.queries) {
+        rows_bound(&w);
+        few ? few_run(&w) : many_heads(&w);
+    }
+}
+
+/* ---- pieces of few queries over many rows: (job, heads, query, run of stretches) ---- */
+
+enum { PART_FLOATS_MAX = 32768 };
+
+/* What a part holds: top, total [heads] of a vector each, out [heads][dims]. */
+static uint32_t part_floats(uint32_t head_dim)
+{
+    return HEADS_MAX * (2 * LANES + (uint32_t)round_up(head_dim, LANES));
+}
+
+static void part_store(const struct attend_work *w, float *part)
+{
+    for (uint32_t h = 0; h < w->heads; h++, part += 2 * LANES) {
+        v_store(part, w->top[h]);
+        v_store(part + LANES, w->total[h]);
+    }
+    memcpy(part, w->out, (size_t)w->heads * w->dims * sizeof *part);
+}
+
+static void part_load(struct attend_work *w, const float *part)
+{
+    for (uint32_t h = 0; h < w->heads; h++, part += 2 * LANES) {
+        w->top[h] = v_load(part);
+        w->total[h] = v_load(part + LANES);
+    }
+    memcpy(w->out, part, (size_t)w->heads * w->dims * sizeof *part);
+}
+
+/* Query `index` of (job, pass, query); false: there is none, or it sees nothing. */
+static bool shared_query(struct attend_work *w, const struct attend_all *all, uint32_t index)
+{
+    uint32_t job = index / (all->passes * all->chunks), pass = index / all->chunks % all->passes;
+    w->query = index % all->chunks;
+    w->queries = 1;
+    if (pass >= head_passes(all->jobs[job].group) || w->query >= all->jobs[job].queries)
+        return false;
+    work_begin(w, all, job, pass);
+    rows_bound(w);
+    return true;
+}
+
+/* A run is fetched ahead of its use as one, so it is as long as sharing allows. */
+static void shared_piece(void *argument, uint32_t index)
+{
+    const struct attend_all *all = argument;
+    struct attend_work w;
+    uint32_t query = index / all->runs, run = index % all->runs;
+    if (!shared_query(&w, all, query))
+        return;
+    uint32_t from = run * all->stretches / all->runs, to = (run + 1) * all->stretches / all->runs;
+    float *part = all->part + (size_t)query * all->stretches * part_floats(all->head_dim);
+    for (uint32_t s = from; s < to; s++) {
+        uint32_t row = s * STRETCH > w.rows_first ? s * STRETCH : w.rows_first;
+        if (row / STRETCH != s || row >= w.rows_end)
+            continue;
+        few_sums(&w, row);
+        part_store(&w, part + (size_t)s * part_floats(all->head_dim));
+    }
+}
+
+static void shared_join(const struct attend_all *all, uint32_t index)
+{
+    struct attend_work w;
+    if (!shared_query(&w, all, index))
+        return;
+    joined_clear(&w, w.dims);
+    for (uint32_t s = w.rows_first / STRETCH; s * STRETCH < w.rows_end; s++) {
+        size_t part = (size_t)index * all->stretches + s;
+        part_load(&w, all->part + part * part_floats(all->head_dim));
+        sums_join(&w, w.dims);
+    }
+    few_store(&w);
+}
+
+/* Runs a query, so that threads get as much each; 1: they do without. Few rows are read sooner than
+ * parts pass from core to core. */
+static uint32_t shared_runs(uint32_t threads, uint32_t queries, uint32_t stretches)
+{
+    enum { STRETCHES_SHARED = 8 };
+    uint32_t runs = 1;
+    while (stretches >= STRETCHES_SHARED && runs < stretches && queries * runs % threads != 0 &&
+           queries * runs < 4 * threads)
+        runs++;
+    return runs;
+}
+
+/* False: nothing gained, or too many parts to hold. */
+static bool attend_shared(struct kernels *k, struct attend_all *all, uint32_t count,
+                          uint32_t queries)
+{
+    _Alignas(64) float part[PART_FLOATS_MAX];
+    uint32_t units = count * all->passes * queries;
+    all->runs = shared_runs(k->threads, units, all->stretches);
+    if (all->runs == 1 || queries > FEW_QUERIES ||
+        (size_t)units * all->stretches * part_floats(all->head_dim) > PART_FLOATS_MAX)
+        return false;
+    all->chunks = queries;
+    all->part = part;
+    pool_run(k->pool, shared_piece, all, units * all->runs);
+    for (uint32_t i = 0; i < units; i++)
+        shared_join(all, i);
+    return true;
 }
 
 void ISA(attend)(struct kernels *k, const struct attend_job *jobs, uint32_t count,
                  uint32_t head_dim, float scale)
 {
     assert(head_dim > 0 && head_dim <= KERNELS_HEAD_DIM_MAX);
-    struct attend_all all = {jobs, head_dim, 1, 1, scale};
+    struct attend_all all = {.jobs = jobs, .head_dim = head_dim, .passes = 1, .scale = scale};
+    uint32_t queries = 0;
     for (uint32_t j = 0; j < count; j++) {
-        uint32_t passes = head_passes(jobs[j].group);
-        uint32_t chunks = (jobs[j].queries + LANES - 1) / LANES;
+        uint32_t passes = head_passes(jobs[j].group), rows = span_rows(&jobs[j]);
+        rows += jobs[j].k_local ? jobs[j].queries : 0;
         all.passes = passes > all.passes ? passes : all.passes;
-        all.chunks = chunks > all.chunks ? chunks : all.chunks;
+        queries = jobs[j].queries > queries ? jobs[j].queries : queries;
+        all.stretches = rows / STRETCH + 1 > all.stretches ? rows / STRETCH + 1 : all.stretches;
     }
+    if (attend_shared(k, &all, count, queries))
+        return;
+    all.chunks = (queries + LANES - 1) / LANES;
     pool_run(k->pool, attend_piece, &all, count * all.passes * all.chunks);
 }

@@ -10,6 +10,7 @@
 
 enum {
     TILE = 64,       /* rows of keys and values at a time */
+    STRETCH = 256,   /* rows that share one softmax; whole tiles */
     HEADS_MAX = 3,   /* of a group at a time; larger groups take several passes */
     FEW_QUERIES = 6, /* up to so many, one by one is quicker */
     DIMS = KERNELS_HEAD_DIM_MAX,
@@ -23,6 +24,10 @@ struct attend_work {
     _Alignas(64) float values[TILE * DIMS];           /* [row][dims] */
     _Alignas(64) float p[TILE * HEADS_MAX * LANES];   /* [row][head][query]; few: [head][row] */
     vec top[HEADS_MAX], total[HEADS_MAX];             /* [query]; few: all lanes the same */
+    struct {
+        _Alignas(64) float out[HEADS_MAX * DIMS * LANES];
+        vec top[HEADS_MAX], total[HEADS_MAX];
+    } joined; /* of the stretches before this one */
     const struct attend_job *job;
     uint32_t head, heads; /* of the group */
     uint32_t query, queries;
@@ -159,6 +164,31 @@ static void sums_clear(struct attend_work *w, uint32_t head_floats)
     for (uint32_t h = 0; h < w->heads; h++) {
         w->top[h] = v_set(-FLT_MAX);
         w->total[h] = v_set(0.0f);
+    }
+}
+
+static void joined_clear(struct attend_work *w, uint32_t head_floats)
+{
+    memset(w->joined.out, 0, (size_t)w->heads * head_floats * sizeof *w->joined.out);
+    for (uint32_t h = 0; h < w->heads; h++) {
+        w->joined.top[h] = v_set(-FLT_MAX);
+        w->joined.total[h] = v_set(0.0f);
+    }
+}
+
+/* A stretch behind those before it; one in which nothing was seen leaves them as they are. */
+static void sums_join(struct attend_work *w, uint32_t head_floats)
+{
+    for (uint32_t h = 0; h < w->heads; h++) {
+        vec top = v_max(w->joined.top[h], w->top[h]);
+        vec before = v_exp_low(v_sub(w->joined.top[h], top)),
+            now = v_exp_low(v_sub(w->top[h], top));
+        w->joined.top[h] = top;
+        w->joined.total[h] = v_fma(w->total[h], now, v_mul(w->joined.total[h], before));
+        for (uint32_t c = h * head_floats; c < (h + 1) * head_floats; c += LANES) {
+            vec out = v_mul(v_load(w->joined.out + c), before);
+            v_store(w->joined.out + c, v_fma(v_load(w->out + c), now, out));
+        }
     }
 }
 

@@ -140,7 +140,7 @@ static void attend_case(struct check *c, const struct shape *s)
             expect_head(c, &job, i, g, s->head_dim, scale);
     expect_gaps(c, &job, s->head_dim);
 
-    /* Fewer queries, and two threads over two jobs, give the same bits. */
+    /* Fewer queries, and two threads over one job or two, give the same bits. */
     size_t row_bytes = (size_t)s->group * s->head_dim * sizeof(float);
     struct attend_job jobs[2] = {job, job};
     for (uint32_t queries = 1; queries < s->queries; queries += 1 + queries / 5) {
@@ -151,14 +151,16 @@ static void attend_case(struct check *c, const struct shape *s)
             case_same(c, "fewer queries", jobs[0].out + i * job.out_stride,
                       job.out + i * job.out_stride, row_bytes);
     }
-    jobs[0] = job;
-    jobs[0].out = case_floats(c, s->queries * job.out_stride);
-    jobs[1].out = case_floats(c, s->queries * job.out_stride);
-    c->two->attend(c->two, jobs, 2, s->head_dim, scale);
-    for (uint32_t i = 0; i < s->queries; i++)
-        for (int j = 0; j < 2; j++)
-            case_same(c, "two threads", jobs[j].out + i * job.out_stride,
-                      job.out + i * job.out_stride, row_bytes);
+    for (uint32_t count = 1; count <= 2; count++) { /* one job is shared out where it is long */
+        for (uint32_t j = 0; j < count; j++) {
+            jobs[j] = job;
+            jobs[j].out = case_floats(c, s->queries * job.out_stride);
+        }
+        c->two->attend(c->two, jobs, count, s->head_dim, scale);
+        for (uint32_t i = 0; i < s->queries * count; i++)
+            case_same(c, "two threads", jobs[i % count].out + i / count * job.out_stride,
+                      job.out + i / count * job.out_stride, row_bytes);
+    }
     case_end(c);
 }
 
@@ -200,6 +202,9 @@ void check_attend(struct check *c)
         {9, 3, 256, 1, 90, true, false, 1},   {32, 3, 64, 2, 90, true, false, 6},
         {3, 2, 64, 1, 90, false, true, 1},    {4, 3, 64, 1, 70, true, false, 0},
         {32, 3, 64, 2, 128, false, true, 4},  {2, 3, 64, 1, 8192, true, false, 1},
+        {1, 3, 64, 4, 700, true, false, 1},   {1, 3, 64, 1, 7000, true, false, 1},
+        {5, 4, 32, 2, 600, true, true, 2},    {1, 7, 128, 1, 513, false, true, 1},
+        {5, 2, 128, 2, 2500, true, true, 1},  {40, 3, 64, 3, 520, true, true, 3},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         attend_case(c, &shapes[i]);
