@@ -6,11 +6,11 @@
  * them a block of ingest runs, so neither starves the other; streams take turns slice by slice, and
  * so do questions.
  *
- * On a device a slice is one pass, over all questions or over all streams. A question that comes
- * waits for the pass of ingest under way, of at most engine_info.batch_tokens; from then on ingest
- * takes passes of a SCHED_ASKED_SHARE-th of that, one after ASK_SLICES of the questions' own. So
- * its first token, after n slices of prompt and recall, comes behind one whole pass of ingest and
- * n / ASK_SLICES small ones, however much text waits.
+ * On a device a slice is one pass, over all questions or over streams, a chunk of each at most
+ * while others wait. A question that comes waits for the pass of ingest under way, of at most
+ * engine_info.batch_tokens; from then on ingest takes passes of a SCHED_ASKED_SHARE-th of that, one
+ * after ASK_SLICES of the questions' own. So its first token, after n slices of prompt and recall,
+ * comes behind one whole pass of ingest and n / ASK_SLICES small ones, however much text waits.
  */
 #ifndef SILT_DAEMON_SCHED_H
 #define SILT_DAEMON_SCHED_H

@@ -43,14 +43,17 @@ static bool goes_alone(struct sched *sched, struct slot *slot)
     return sched->meter && meter_alone(sched->meter, slot) && sched_feed_block(sched, slot);
 }
 
+/* A stream's memory is read once for all of its tokens in a pass: where not all streams can have a
+ * chunk, those whose turn it is have one, and the others in the passes that follow. */
 static void gather(struct sched *sched, struct feed *feed, uint32_t tokens_max)
 {
     uint32_t active = 0, share, left = tokens_max, from = sched->slot_next;
+    uint32_t chunk = sched->info.chunk_tokens < tokens_max ? sched->info.chunk_tokens : tokens_max;
 
     for (uint32_t i = 0; i < sched->slot_count; i++)
         active += has_turn(&sched->slots[i]);
     share = active ? tokens_max / active / STREAM_BLOCK_TOKENS * STREAM_BLOCK_TOKENS : 0;
-    share = share ? share : STREAM_BLOCK_TOKENS;
+    share = share > chunk ? share : chunk;
     for (uint32_t i = 0; i < sched->slot_count && feed->count < STREAMS_PASS_MAX; i++) {
         struct slot *slot = &sched->slots[(from + i) % sched->slot_count];
         uint64_t head = atomic_load_explicit(&slot->ring.head, memory_order_relaxed);
