@@ -7,8 +7,8 @@
  * CSV, a row each -e chunks: tokens of a stream so far, seconds a chunk (of all streams), tokens a
  * second, resident and device bytes, loss of the first stream's last chunk, segments written, bytes
  * of them, seconds spent waiting for the disk. The last row, "tenths", is the last tenth of the run
- * over the first, for seconds a chunk, resident bytes and loss. Before the first row the disk's own
- * bandwidth is said, by as many records as are written through its queue in two seconds.
+ * over the first, for seconds a chunk, resident and device bytes and loss. Before the first row the
+ * disk's own bandwidth is said, by as many records as are written through its queue in two seconds.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -24,7 +24,13 @@
 #include "stream/gpu.h"
 #include "stream/spill.h"
 
-enum { STREAMS_MAX = 4096, TEXT_BYTES_MAX = 64 << 20, STAGING = 64, PROBE_STREAM = 1 << 20 };
+enum {
+    STREAMS_MAX = 4096,
+    TEXT_BYTES_MAX = 64 << 20,
+    STAGING = 64,
+    PROBE_STREAM = 1 << 20,
+    CHUNKS_CALL = 8
+};
 
 struct run {
     struct engine *engine;
@@ -50,7 +56,7 @@ struct held {
 };
 
 struct row {
-    double seconds, resident, nll;
+    double seconds, resident, device, nll;
 };
 
 static double now(void)
@@ -162,25 +168,39 @@ static const int32_t *text_at(const struct run *run, uint64_t id, uint64_t posit
     return run->tokens + (id * 7919 + position) % (run->count - count - 1);
 }
 
-/* A chunk of every stream; of the first one its loss, where that is asked for. */
-static double feed_chunk(struct run *run, struct held *h, uint64_t position, bool scored)
+/* The next tokens of streams from the first one on. */
+static void feed(struct run *run, struct held *h, uint32_t first, uint64_t position, uint32_t count)
 {
     static struct stream_work work[STREAMS_MAX];
-    static float nll[4096];
-    uint32_t chunk = run->info.chunk_tokens, first = scored;
-    double sum = 0;
-    if (scored) {
-        const int32_t *text = text_at(run, h->id, position, chunk);
-        if (stream_score(h->stream, text, text + 1, chunk, nll))
-            die("the first stream cannot be scored");
-        for (uint32_t i = 0; i < chunk; i++)
-            sum += (double)nll[i] / chunk;
-    }
     for (uint32_t i = first; i < run->streams; i++)
         work[i] =
-            (struct stream_work){h[i].stream, text_at(run, h[i].id, position, chunk), chunk, 0};
+            (struct stream_work){h[i].stream, text_at(run, h[i].id, position, count), count, 0};
     if (run->streams > first && streams_feed(work + first, run->streams - first))
         die(engine_failure(run->engine) ? engine_failure(run->engine) : "a stream fails");
+}
+
+/* Chunks of every stream, some in a call, as they come where text waits. */
+static void feed_chunks(struct run *run, struct held *h, uint64_t position, uint64_t chunks)
+{
+    uint32_t chunk = run->info.chunk_tokens;
+    for (uint64_t at = 0, some; at < chunks; at += some) {
+        some = chunks - at < CHUNKS_CALL ? chunks - at : CHUNKS_CALL;
+        feed(run, h, 0, position + at * chunk, (uint32_t)some * chunk);
+    }
+}
+
+/* A chunk of every stream, and the first one's loss. */
+static double score_chunk(struct run *run, struct held *h, uint64_t position)
+{
+    static float nll[4096];
+    uint32_t chunk = run->info.chunk_tokens;
+    double sum = 0;
+    const int32_t *text = text_at(run, h->id, position, chunk);
+    if (stream_score(h->stream, text, text + 1, chunk, nll))
+        die("the first stream cannot be scored");
+    for (uint32_t i = 0; i < chunk; i++)
+        sum += (double)nll[i] / chunk;
+    feed(run, h, 1, position, chunk);
     return sum;
 }
 
@@ -191,10 +211,10 @@ static void print_row(struct run *run, uint64_t position, double seconds, double
     if (run->spill)
         spill_stat(run->spill, &stat);
     struct row *row = &run->rows[run->row_count++];
-    *row = (struct row){seconds, resident_bytes(), nll};
-    printf("%llu,%.6f,%.0f,%.0f,%zu,%.5f,%llu,%llu,%.3f\n", (unsigned long long)position, seconds,
-           run->streams * run->info.chunk_tokens / seconds, row->resident,
-           gpu ? gpu->cuda->memory_used(gpu->cuda) : 0, nll,
+    *row = (struct row){seconds, resident_bytes(),
+                        gpu ? (double)gpu->cuda->memory_used(gpu->cuda) : 0, nll};
+    printf("%llu,%.6f,%.0f,%.0f,%.0f,%.5f,%llu,%llu,%.3f\n", (unsigned long long)position, seconds,
+           run->streams * run->info.chunk_tokens / seconds, row->resident, row->device, nll,
            (unsigned long long)stat.segments_written, (unsigned long long)stat.bytes_disk,
            (double)stat.wait_us * 1e-6);
     fflush(stdout);
@@ -207,12 +227,13 @@ static void print_tenths(const struct run *run)
     for (uint32_t i = 0; i < tenth; i++) {
         const struct row *a = &run->rows[i], *b = &run->rows[run->row_count - 1 - i];
         first = (struct row){first.seconds + a->seconds, first.resident + a->resident,
-                             first.nll + a->nll};
-        last =
-            (struct row){last.seconds + b->seconds, last.resident + b->resident, last.nll + b->nll};
+                             first.device + a->device, first.nll + a->nll};
+        last = (struct row){last.seconds + b->seconds, last.resident + b->resident,
+                            last.device + b->device, last.nll + b->nll};
     }
-    printf("tenths,%.4f,,%.4f,,%.4f,,,\n", last.seconds / first.seconds,
-           last.resident / first.resident, last.nll / first.nll);
+    printf("tenths,%.4f,,%.4f,%.4f,%.4f,,,\n", last.seconds / first.seconds,
+           last.resident / first.resident, first.device > 0 ? last.device / first.device : 1,
+           last.nll / first.nll);
 }
 
 static void feed_all(struct run *run)
@@ -230,14 +251,12 @@ static void feed_all(struct run *run)
            run->spill ? run->share : 0, run->commit);
     printf("tokens,seconds_chunk,tokens_per_second,resident_bytes,device_bytes,nll,segments,"
            "segment_bytes,wait_seconds\n");
-    for (uint64_t c = 0; c < fill; c++)
-        (void)feed_chunk(run, h, c * chunk, false);
+    feed_chunks(run, h, 0, fill);
     for (uint64_t c = 0; c + run->every <= chunks; c += run->every) {
         double start = now();
-        for (uint32_t i = 0; i + 1 < run->every; i++)
-            (void)feed_chunk(run, h, (fill + c + i) * chunk, false);
+        feed_chunks(run, h, (fill + c) * chunk, run->every - 1);
         double took = (now() - start) / (run->every > 1 ? run->every - 1 : 1);
-        double nll = feed_chunk(run, h, (fill + c + run->every - 1) * chunk, true);
+        double nll = score_chunk(run, h, (fill + c + run->every - 1) * chunk);
         print_row(run, (c + run->every) * chunk, run->every > 1 ? took : now() - start, nll);
     }
     print_tenths(run);
