@@ -332,29 +332,31 @@ static double keys_seen(const struct bench *b, const struct stream *s)
            (double)entries / kv_heads + window_raw_rows(l, s->state->chunk_tokens);
 }
 
-/* Attention of the last pass, which `queued` passes came before, in the last layer again and again:
- * nothing has changed since what it reads there. keys: before an item's own rows, the mean;
- * readers: items that share them. */
-static void bench_attend(struct bench *b, const char *name, uint32_t queued, double keys,
-                         double readers)
+/* The last pass's batch, which lies on the device until the next. */
+static struct {
+    struct cuda_batch batch;
+    void (*attend)(struct cuda *c, const struct cuda_batch *b, uint32_t layer);
+} noted;
+
+static void note_attend(struct cuda *c, const struct cuda_batch *b, uint32_t layer)
+{
+    noted.batch = *b;
+    noted.attend(c, b, layer);
+}
+
+/* Attention of the last pass in the last layer, again and again: nothing has changed since what it
+ * reads there. keys: before an item's own rows, the mean; readers: items that share them. */
+static void bench_attend(struct bench *b, const char *name, double keys, double readers)
 {
     enum { TIMES = 20 };
-    struct gpu *g = b->engine->gpu;
-    struct cuda *c = g->cuda;
-    const struct gpu_slot *p = &g->slot[queued % GPU_SLOTS];
-    const struct cuda_shape *s = &g->shape;
-    struct cuda_batch batch = g->batch;
+    struct cuda *c = b->engine->gpu->cuda;
+    const struct cuda_batch *p = &noted.batch;
+    const struct cuda_shape *s = &p->shape;
     double time[ROUNDS], each = (double)p->rows / p->items;
-    batch.rows = p->rows;
-    batch.items = p->items;
-    batch.runs = p->runs;
-    batch.rows_most = p->rows_most;
-    batch.keys_max = p->keys_max;
-    batch.item = (void *)(g->in + ((char *)p->item - p->in));
     for (uint32_t r = 0; r < ROUNDS; r++) {
         double start = c->seconds(c);
         for (int i = 0; i < TIMES; i++)
-            c->attend(c, &batch, b->info.layer_count - 1);
+            noted.attend(c, p, b->info.layer_count - 1);
         time[r] = (c->seconds(c) - start) / TIMES;
     }
     double products = p->rows * (keys + (each + 1) / 2), took = median(time, ROUNDS);
@@ -376,7 +378,7 @@ static void bench_attend_ingest(struct bench *b, struct held *h, uint32_t stream
     feed_all(b, h, streams, half);
     for (uint32_t i = 0; i < streams; i++)
         keys += keys_seen(b, h[i].stream) / 2 / streams;
-    bench_attend(b, "attend-ingest", b->engine->gpu->queued - 1, keys, half / STREAM_BLOCK_TOKENS);
+    bench_attend(b, "attend-ingest", keys, half / STREAM_BLOCK_TOKENS);
 }
 
 static size_t weights_read(const struct bench *b)
@@ -444,7 +446,7 @@ static void bench_decode(struct bench *b, struct held *h, uint32_t count)
     double keys = 0;
     for (uint32_t i = 0; i < count; i++)
         keys += (fork[i].tail.count - 1 + keys_seen(b, &fork[i].stream)) / count;
-    bench_attend(b, "attend-decode", g->queued, keys, 1);
+    bench_attend(b, "attend-decode", keys, 1);
     for (uint32_t i = 0; i < count; i++)
         gpu_fork_close(&fork[i]);
 }
@@ -468,7 +470,7 @@ static void bench_decode_full(struct bench *b, uint32_t count, uint32_t depth)
         work[i] = (struct fork_work){.fork = &fork[i]};
     }
     decode_steps(b, work, token, count, "decode-full", (double)row * (depth + 64) * count);
-    bench_attend(b, "attend-full", g->queued, fork[0].tail.count - 1, 1);
+    bench_attend(b, "attend-full", fork[0].tail.count - 1, 1);
     for (uint32_t i = 0; i < count; i++)
         gpu_fork_close(&fork[i]);
 }
@@ -536,6 +538,8 @@ int main(int argc, char **argv)
         die(error);
     engine_info(b.engine, &b.info);
     b.engine->gpu->slice = slice;
+    noted.attend = b.engine->gpu->cuda->attend;
+    b.engine->gpu->cuda->attend = note_attend;
     read_text(&b, text);
     static struct held h[STREAMS_MAX];
     if (!*only || strstr(only, "ingest")) {
