@@ -28,16 +28,36 @@ struct attend_pass {
 
 #include "kernels/attend_view.cuh"
 
-/* Pair p of a query head, turned by RoPE and scaled. */
-static __device__ __forceinline__ float2 query_pair(const struct attend_pass &job, uint32_t row,
-                                                    uint32_t query_head, uint32_t p)
+/* A pair of a query head's values, and the sine and cosine that turn it. */
+struct query_pair {
+    float2 value, turn;
+};
+
+static __device__ __forceinline__ struct query_pair query_read(const struct attend_pass &job,
+                                                               uint32_t row, uint32_t query_head,
+                                                               uint32_t p)
 {
     const struct cuda_shape &s = job.b.shape;
     size_t stride = (size_t)(s.heads + 2 * s.kv_heads) * s.head_dim;
-    float2 q = *(const float2 *)(job.b.qkv + row * stride + query_head * s.head_dim + 2 * p);
-    float2 turn = ((const float2 *)job.b.rotation)[(size_t)row * (s.head_dim / 2) + p];
-    return make_float2((q.x * turn.x - q.y * turn.y) * job.scale,
-                       (q.x * turn.y + q.y * turn.x) * job.scale);
+    struct query_pair q;
+    q.value = *(const float2 *)(job.b.qkv + row * stride + query_head * s.head_dim + 2 * p);
+    q.turn = ((const float2 *)job.b.rotation)[(size_t)row * (s.head_dim / 2) + p];
+    return q;
+}
+
+/* Turned by RoPE and scaled. */
+static __device__ __forceinline__ float2 query_value(const struct attend_pass &job,
+                                                     const struct query_pair &q)
+{
+    return make_float2((q.value.x * q.turn.x - q.value.y * q.turn.y) * job.scale,
+                       (q.value.x * q.turn.y + q.value.y * q.turn.x) * job.scale);
+}
+
+static __device__ __forceinline__ uint32_t query_turn(const struct attend_pass &job,
+                                                      const struct query_pair &q)
+{
+    float2 turned = query_value(job, q);
+    return half_pair(turned.x, turned.y);
 }
 
 /* ---- plain ---- */
@@ -49,7 +69,8 @@ static __device__ void plain_query(const struct attend_pass &job, const struct v
     uint32_t dim = job.b.shape.head_dim, lane = threadIdx.x % WARP;
     float q[PLAIN_DIMS], out[PLAIN_DIMS], top = -INFINITY, total = 0;
     for (uint32_t i = 0, d = lane; i < PLAIN_DIMS; i++, d += WARP) {
-        float2 pair = d < dim ? query_pair(job, row, query_head, d / 2) : make_float2(0, 0);
+        float2 pair =
+            d < dim ? query_value(job, query_read(job, row, query_head, d / 2)) : make_float2(0, 0);
         q[i] = d % 2 ? pair.y : pair.x;
         out[i] = 0;
     }

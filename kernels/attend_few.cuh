@@ -6,22 +6,29 @@
 #ifndef SILT_KERNELS_ATTEND_FEW_CUH
 #define SILT_KERNELS_ATTEND_FEW_CUH
 
+/* Rows beyond the item's repeat its last, as tile_queries's. */
 template <int D>
 static __device__ __forceinline__ void few_queries(const struct attend_pass &job,
                                                    const struct cuda_item &item, uint32_t head,
                                                    struct query_rows<D, 1> *r)
 {
-    uint32_t lane = threadIdx.x % WARP, group = job.b.shape.group;
+    uint32_t lane = threadIdx.x % WARP, group = job.b.shape.group, last = item.rows * group - 1;
+    struct query_pair q[D / 16][4];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint32_t row = min(lane / 4 + half * 8, last), i = row / group;
+#pragma unroll
+        for (int d = 0; d < D / 16; d++)
+#pragma unroll
+            for (int col = 0; col < 2; col++)
+                q[d][half + 2 * col] = query_read(job, item.row + i, head * group + row - i * group,
+                                                  d * 8 + lane % 4 + col * 4);
+    }
 #pragma unroll
     for (int d = 0; d < D / 16; d++)
 #pragma unroll
-        for (int part = 0; part < 4; part++) {
-            uint32_t row = lane / 4 + part % 2 * 8, pair = d * 8 + lane % 4 + part / 2 * 4;
-            float2 q = row < item.rows * group ? query_pair(job, item.row + row / group,
-                                                            head * group + row % group, pair)
-                                               : make_float2(0, 0);
-            r->q[0][d][part] = half_pair(q.x, q.y);
-        }
+        for (int part = 0; part < 4; part++)
+            r->q[0][d][part] = query_turn(job, q[d][part]);
 }
 
 /* As tile_mask, for 16 keys and rows that are query * group + head. */

@@ -15,20 +15,30 @@ template <int D, int TILE, int STAGES> struct tile_shared {
     struct cuda_item item;
 };
 
-/* A warp's queries, turned, to shared memory: a row in one piece. Rows beyond the item's: zeros. */
+/* A warp's queries, turned, to shared memory: a row in one piece. All that a warp asks for is asked
+ * before any of it is used, so nothing is asked for on a condition: rows beyond the item's repeat
+ * its last. */
 template <int D, int M>
 static __device__ __forceinline__ void tile_queries(const struct attend_pass &job,
                                                     const struct cuda_item &item,
                                                     uint32_t query_head, uint32_t first,
                                                     uint32_t (*to)[D / 2 + 4])
 {
-    constexpr uint32_t PAIRS = D / 2;
-#pragma unroll 8
-    for (uint32_t at = threadIdx.x % WARP; at < M * 16 * PAIRS; at += WARP) {
-        uint32_t i = at / PAIRS, p = at % PAIRS;
-        float2 q = first + i < item.rows ? query_pair(job, item.row + first + i, query_head, p)
-                                         : make_float2(0, 0);
-        to[i][p] = half_pair(q.x, q.y);
+    constexpr uint32_t PAIRS = D / 2, ONCE = 16;
+    uint32_t lane = threadIdx.x % WARP, last = item.rows - 1;
+    for (uint32_t from = 0; from < M * 16 * PAIRS; from += ONCE * WARP) {
+        struct query_pair q[ONCE];
+#pragma unroll
+        for (uint32_t n = 0; n < ONCE; n++) {
+            uint32_t at = from + n * WARP + lane;
+            q[n] =
+                query_read(job, item.row + min(first + at / PAIRS, last), query_head, at % PAIRS);
+        }
+#pragma unroll
+        for (uint32_t n = 0; n < ONCE; n++) {
+            uint32_t at = from + n * WARP + lane;
+            to[at / PAIRS][at % PAIRS] = query_turn(job, q[n]);
+        }
     }
     __syncwarp();
 }
