@@ -111,12 +111,22 @@ static int64_t comp_position(const struct engine *e, const struct state *state, 
     return (int64_t)(start + (uint64_t)(slot + 1) * (e->shape.chunk / e->shape.comp)) - 1;
 }
 
-static void load_rows(struct engine *e, const struct forward_item *item)
+struct load {
+    struct engine *e;
+    const struct forward_item *items;
+};
+
+/* Inputs and rotations of some rows of one item. */
+static void load_piece(void *argument, uint32_t index)
 {
+    const struct load *load = argument;
+    struct engine *e = load->e;
     struct work *w = e->work;
     const struct shape *s = &e->shape;
+    struct row_piece piece = row_piece_at(load->items, index);
+    const struct forward_item *item = &load->items[piece.item];
     size_t row_bytes = tensor_row_bytes(e->embedding->type, s->dim);
-    for (uint32_t i = 0; i < item->rows; i++) {
+    for (uint32_t i = piece.from; i < piece.to; i++) {
         size_t row = item->row + i;
         bool comp = item->kind == FORWARD_COMP;
         if (comp)
@@ -255,8 +265,9 @@ static void run_layers(struct engine *e, struct forward_item *items, uint32_t co
         for (uint32_t j = 0; j < i; j++) /* blocks before it in this pass */
             if (items[j].kind == FORWARD_STREAM && items[j].state == items[i].state)
                 items[i].chunk_at += items[j].rows;
-        load_rows(e, &items[i]);
     }
+    struct load load = {e, items};
+    pool_run(e->kernels->pool, load_piece, &load, row_piece_count(items, count));
     for (uint32_t n = 0; n < layers; n++) {
         attention(e, n, items, count, rows);
         feed_forward(e, n, rows);

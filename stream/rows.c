@@ -47,26 +47,25 @@ static void capture_sinks(const struct item_rows *r, uint32_t head)
 
 /* Rows as computed: rounded to f16 once, before rotation, so that a stored key and the one just
  * used are the same bits. */
-static void plain_rows(const struct item_rows *r, uint32_t head)
+static void plain_rows(const struct item_rows *r, uint32_t head, struct row_piece piece)
 {
     const struct shape *s = &r->e->shape;
     const struct work *w = r->e->work;
+    const struct forward_item *item = r->item;
     struct kernels *k = r->e->kernels;
+    size_t dim = s->head_dim, index = r->layer * s->kv_heads + head;
     f16 *kl = local(r, w->k_local, head), *vl = local(r, w->v_local, head);
-    for (uint32_t i = 0; i < r->item->rows; i++) {
-        k->pack_f16(k, kl + i * s->head_dim, row_kv(r, head, false) + i * w->qkv_dim, s->head_dim);
-        k->pack_f16(k, vl + i * s->head_dim, row_kv(r, head, true) + i * w->qkv_dim, s->head_dim);
+    for (uint32_t i = piece.from; i < piece.to; i++) {
+        k->pack_f16(k, kl + i * dim, row_kv(r, head, false) + i * w->qkv_dim, dim);
+        k->pack_f16(k, vl + i * dim, row_kv(r, head, true) + i * w->qkv_dim, dim);
     }
-    if (r->item->kind == FORWARD_COMP) {
-        size_t index = r->layer * s->kv_heads + head, dim = s->head_dim;
-        f16 *to = r->item->segment + index * s->comp * 2 * dim;
-        for (uint32_t i = 0; i < r->item->rows; i++) {
-            memcpy(to + (2 * i) * dim, kl + i * dim, dim * sizeof(f16));
-            memcpy(to + (2 * i + 1) * dim, vl + i * dim, dim * sizeof(f16));
-        }
+    for (uint32_t i = piece.from; item->kind == FORWARD_COMP && i < piece.to; i++) {
+        f16 *to = item->segment + (index * s->comp + i) * 2 * dim;
+        memcpy(to, kl + i * dim, dim * sizeof(f16));
+        memcpy(to + dim, vl + i * dim, dim * sizeof(f16));
     }
-    k->rotate(k, kl, kl, w->rotation + (size_t)r->item->row * s->head_dim, r->item->rows,
-              s->head_dim);
+    k->rotate(k, kl + piece.from * dim, kl + piece.from * dim,
+              w->rotation + (item->row + piece.from) * dim, piece.to - piece.from, s->head_dim);
 }
 
 static void trace_decisions(const struct item_rows *r, uint32_t head, const float *logit,
@@ -127,33 +126,50 @@ static bool merges(const struct forward_item *item)
     return item->kind == FORWARD_STREAM && item->stream->layout.ratio > 1;
 }
 
-/* What one head of all items needs: a piece of the pool's work. */
 struct rows_all {
     struct engine *e;
     struct forward_item *items;
     uint32_t layer;
 };
 
-static void make_head(void *argument, uint32_t index)
+static void append_tail(const struct item_rows *r, uint32_t head, struct row_piece piece)
+{
+    const struct shape *s = &r->e->shape;
+    const struct work *w = r->e->work;
+    struct tail *t = r->item->tail;
+    size_t index = r->layer * s->kv_heads + head, from = piece.from * s->head_dim,
+           bytes = (size_t)(piece.to - piece.from) * s->head_dim * sizeof(f16);
+    size_t at = (index * t->capacity + t->count) * s->head_dim + from;
+    assert(t->count + r->item->rows <= t->capacity);
+    memcpy(t->k + at, local(r, w->k_local, head) + from, bytes);
+    memcpy(t->v + at, local(r, w->v_local, head) + from, bytes);
+}
+
+/* Raw rows join their tail at once: they are in view once it counts them, behind all layers. */
+static void make_piece(void *argument, uint32_t index)
 {
     const struct rows_all *all = argument;
     const struct shape *s = &all->e->shape;
     struct kernels *k = all->e->kernels;
     const struct work *w = all->e->work;
-    struct item_rows r = {all->e, &all->items[index / s->kv_heads], all->layer};
-    uint32_t head = index % s->kv_heads;
-    size_t row = r.item->row;
-    if (r.item->kind == FORWARD_STREAM)
-        capture_sinks(&r, head);
-    plain_rows(&r, head);
-    k->rope(k, w->qkv + row * w->qkv_dim + (size_t)head * s->group * s->head_dim, w->qkv_dim,
-            w->rotation + row * s->head_dim, r.item->rows, s->group, s->head_dim);
+    struct row_piece piece = row_piece_at(all->items, index);
+    struct item_rows r = {all->e, &all->items[piece.item], all->layer};
+    size_t row = r.item->row + piece.from;
+    for (uint32_t head = 0; head < s->kv_heads; head++) {
+        if (r.item->kind == FORWARD_STREAM && piece.from == 0)
+            capture_sinks(&r, head);
+        plain_rows(&r, head, piece);
+        if (r.item->kind == FORWARD_RAW)
+            append_tail(&r, head, piece);
+    }
+    k->rope(k, w->qkv + row * w->qkv_dim, w->qkv_dim, w->rotation + row * s->head_dim,
+            piece.to - piece.from, s->kv_heads * s->group, s->head_dim);
 }
 
 void rows_make(struct engine *e, struct forward_item *items, uint32_t count, uint32_t layer)
 {
     struct rows_all all = {e, items, layer};
-    pool_run(e->kernels->pool, make_head, &all, count * e->shape.kv_heads);
+    pool_run(e->kernels->pool, make_piece, &all, row_piece_count(items, count));
 }
 
 void rows_merge(const struct item_rows *r)
@@ -264,28 +280,11 @@ static void make_job(const struct item_rows *r, uint32_t head, struct attend_job
     }
 }
 
-static void append_tail(const struct item_rows *r, uint32_t head)
-{
-    const struct shape *s = &r->e->shape;
-    const struct work *w = r->e->work;
-    struct tail *t = r->item->tail;
-    size_t index = r->layer * s->kv_heads + head,
-           bytes = (size_t)r->item->rows * s->head_dim * sizeof(f16);
-    size_t at = (index * t->capacity + t->count) * s->head_dim;
-    assert(t->count + r->item->rows <= t->capacity);
-    memcpy(t->k + at, local(r, w->k_local, head), bytes);
-    memcpy(t->v + at, local(r, w->v_local, head), bytes);
-}
-
 void rows_keep(const struct item_rows *r)
 {
     const struct shape *s = &r->e->shape;
     const struct work *w = r->e->work;
-    for (uint32_t head = 0; head < s->kv_heads; head++) {
-        if (r->item->kind == FORWARD_RAW)
-            append_tail(r, head);
-        if (r->item->kind != FORWARD_STREAM)
-            continue;
+    for (uint32_t head = 0; r->item->kind == FORWARD_STREAM && head < s->kv_heads; head++) {
         struct block_rows rows = {.k = local(r, w->k_local, head),
                                   .v = local(r, w->v_local, head),
                                   .entry_k = local(r, w->k_entry, head),
