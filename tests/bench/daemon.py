@@ -113,6 +113,7 @@ def main():
     parser.add_argument("--text")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--keep", help="a file that gets a line a figure and round")
     arguments = parser.parse_args()
     lib.real()
     text = arguments.text
@@ -135,6 +136,7 @@ def main():
     for (name, unit), values in rows.items():
         print(f"{name:<22} {statistics.median(values):12.2f} {unit}"
               f" ({min(values):.2f} to {max(values):.2f})", flush=True)
+        first_token.keep(arguments.keep, name, values, unit)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,14 @@ def first_token(wire, stream, question):
             return first, reply.done
 
 
-def measure(wire, streams, rounds):
+def keep(path, name, values, unit):
+    """For report.py, which shows medians."""
+    if path:
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(f"{name} {value:.6g} {unit}\n" for value in values)
+
+
+def measure(wire, streams, rounds, path):
     times = {stream: [] for stream in streams}
     read = {stream: [] for stream in streams}
     for number in range(rounds + WARM_UP):
@@ -102,7 +109,11 @@ def measure(wire, streams, rounds):
     print("# first token of a question: stream's tokens, ms (median, least to worst), tokens read,"
           " ratio")
     for stream in streams:
-        ratio = statistics.median(a / b for a, b in zip(times[stream], times[streams[0]]))
+        ratios = [a / b for a, b in zip(times[stream], times[streams[0]])]
+        ratio = statistics.median(ratios)
+        keep(path, f"first-token-{stream}", [1e3 * t for t in times[stream]], "ms")
+        if stream != streams[0]:
+            keep(path, f"first-token-{stream}-to-{streams[0]}", ratios, "x")
         print(f"first-token-{stream:<10} {1e3 * statistics.median(times[stream]):8.1f} ms"
               f" ({1e3 * min(times[stream]):.1f} to {1e3 * max(times[stream]):.1f}),"
               f" {statistics.median(read[stream]):.0f} tokens read, {ratio:.2f} x", flush=True)
@@ -115,6 +126,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data", help="where the streams stay")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--keep", help="a file that gets a line a figure and round")
     arguments = parser.parse_args()
     sizes = [int(n) for n in arguments.tokens.split(",")]
     model, adapter = lib.tiny() if arguments.tiny else lib.real()
@@ -127,7 +139,7 @@ def main():
             fill(wire, str(size), size, text)
         for size in sizes:
             wire.ask(str(size), QUESTIONS[0], tokens_max=ANSWER_TOKENS, wait=True)  # is indexed
-        measure(wire, [str(size) for size in sizes], arguments.rounds)
+        measure(wire, [str(size) for size in sizes], arguments.rounds, arguments.keep)
         wire.close()
         siltd.stop()
 
