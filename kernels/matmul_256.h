@@ -151,7 +151,10 @@ INLINE void panels_layout(const struct panel_job *job, uint32_t panel_from, uint
             }
             for (; r < t.rows; r++) {
                 __m256 sum[2];
-                strip(sum, &panel, &t, r, blocks, (struct ahead){0}, 1, layout);
+                struct ahead ahead = {0};
+                if (job->rows == 1)
+                    ahead = ahead_of(job, layout, index, 1, 0, STRIP_ROWS);
+                strip(sum, &panel, &t, r, blocks, ahead, 1, layout);
                 store_columns(job, sum[0], row + r, n);
                 store_columns(job, sum[1], row + r, n + 8);
             }

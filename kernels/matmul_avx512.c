@@ -128,7 +128,7 @@ INLINE void strip_store(const struct panel_job *job, const struct panel panel[],
     __m512 sum[16];
     uint32_t blocks = job->w->cols / KERNELS_BLOCK;
     struct ahead ahead = {0};
-    if (rows == PASS_ROWS)
+    if (rows == PASS_ROWS || job->rows == 1)
         ahead = ahead_of(job, layout, index, (uint32_t)panels, (row + r0) / PASS_ROWS, PASS_ROWS);
     strip(sum, panel, t, r0, blocks, ahead, rows, panels, layout);
     UNROLL

@@ -159,7 +159,7 @@ static inline struct ahead ahead_of(const struct panel_job *job, enum packed_lay
  * reads: less is not worth a wake-up. */
 enum {
     MACS_PER_PIECE_QUANTIZED = 1 << 19,
-    MACS_PER_PIECE_FLOAT = 1 << 18,
+    MACS_PER_PIECE_FLOAT = 1 << 17,
     BYTES_PER_PIECE = 1 << 16
 };
 
