@@ -186,6 +186,10 @@ $(O)/obj/%.c.o: %.c $(O)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
+# Hopper's own instructions, for that one file, are of no other device's.
+ifeq ($(CUDA_ARCH),90)
+$(O)/obj/kernels/gated.cu.o: private NVCCFLAGS := $(subst _90,_90a,$(NVCCFLAGS)) -DSILT_HOPPER
+endif
 $(O)/obj/%.cu.o: %.cu $(wildcard kernels/*.cuh) kernels/cuda.h kernels/kernels.h $(O)/flags
 	$(call say,NVCC,$<)
 	@mkdir -p $(@D)

@@ -51,6 +51,7 @@ struct cuda_state {
     bool unrecordable; /* something queued while recording was refused */
     bool graphs_off;
     struct lt *lt;
+    void *encode_matrix; /* the driver's call for gated.cu; NULL: not on this device */
 };
 
 /* Keeps the first error and what was being done. */
@@ -62,6 +63,7 @@ int cuda_open_matmul(struct cuda *c, char *error, size_t error_bytes);
 void cuda_close_matmul(struct cuda *c);
 void cuda_table_tensor(struct cuda *c);
 void cuda_table_norm(struct cuda *c);
+void cuda_table_gated(struct cuda *c);
 void cuda_table_rope(struct cuda *c);
 void cuda_table_merge(struct cuda *c);
 void cuda_table_attend(struct cuda *c);

@@ -177,6 +177,7 @@ struct cuda {
     uint32_t graphs; /* recorded so far */
     bool few;        /* products of single tokens: another algorithm, as fixed as the first */
     bool simple;     /* attention by the plain kernel that the fast ones are checked against */
+    bool apart;      /* SwiGLU apart from its projection, as it is where they cannot be one */
     struct cuda_state *state;
 
     /* ---- memory, copies, order ---- */
@@ -230,7 +231,9 @@ struct cuda {
     void (*attend)(struct cuda *c, const struct cuda_batch *b, uint32_t layer);
     /* Bytes of cuda_batch.partial for `items` items of one row and keys_max keys. */
     size_t (*partial_bytes)(const struct cuda_shape *shape, uint32_t items, uint32_t keys_max);
-    void (*swiglu)(struct cuda *c, const struct cuda_batch *b);
+    /* act = SwiGLU of h's products with w [gates ff | ups ff], by way of gate_up or without it. */
+    void (*gate)(struct cuda *c, const struct cuda_batch *b, const struct cuda_weight *w);
+    void (*swiglu)(struct cuda *c, const struct cuda_batch *b); /* act of gate_up */
     /* As kernels.h's nll; targets < 0 give 0. */
     void (*nll)(struct cuda *c, float *out, const float *logits, const int32_t *targets,
                 uint32_t rows, uint32_t vocab);

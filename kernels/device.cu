@@ -204,6 +204,7 @@ int cuda_open(struct cuda **out, char *error, size_t error_bytes)
     table_memory(c);
     cuda_table_tensor(c);
     cuda_table_norm(c);
+    cuda_table_gated(c);
     cuda_table_rope(c);
     cuda_table_merge(c);
     cuda_table_attend(c);

@@ -201,8 +201,7 @@ static void feed_forward(struct gpu *g, const struct cuda_batch *b, const struct
         part.rows = b->rows - at < slice ? b->rows - at : slice;
         part.x += (size_t)at * g->shape.dim;
         c->norm(c, &part, l->ffn_norm, NULL, 0, 0);
-        c->matmul(c, part.gate_up, CUDA_OUT_BF16, l->gate_up.rows, &l->gate_up, part.h, part.rows);
-        c->swiglu(c, &part);
+        c->gate(c, &part, &l->gate_up);
         c->matmul(c, part.x, CUDA_OUT_F32_ADD, l->down.rows, &l->down, part.act, part.rows);
     }
 }

@@ -24,6 +24,7 @@ struct bench {
     int32_t *tokens; /* [count] */
     size_t count;
     uint32_t streams, ratio, tail;
+    bool apart;        /* SwiGLU in an op of its own */
     uint32_t chunks;   /* of a stream, timed */
     uint64_t position; /* in each stream's text */
     uint64_t left;     /* segments */
@@ -229,6 +230,16 @@ static void timed_attend(struct cuda *c, const struct cuda_batch *b, uint32_t la
     TIMED(c, OP_ATTEND, attend(c, b, layer));
 }
 
+static void timed_gate(struct cuda *c, const struct cuda_batch *b, const struct cuda_weight *w)
+{
+    double *part = timed.seconds, start = c->seconds(c),
+           before = part[OP_GATE_UP] + part[OP_SWIGLU];
+    timed.was.gate(c, b, w);
+    double took = c->seconds(c) - start;
+    part[OP_GATE_UP] +=
+        took - (part[OP_GATE_UP] + part[OP_SWIGLU] - before); /* it may be two ops */
+}
+
 static void timed_swiglu(struct cuda *c, const struct cuda_batch *b)
 {
     TIMED(c, OP_SWIGLU, swiglu(c, b));
@@ -277,6 +288,7 @@ static void bench_ops(struct bench *b, struct held *h, uint32_t streams)
     c->norm = timed_norm;
     c->make_rows = timed_rows;
     c->attend = timed_attend;
+    c->gate = timed_gate;
     c->swiglu = timed_swiglu;
     c->matmul = timed_matmul;
     c->slide = timed_slide;
@@ -286,6 +298,7 @@ static void bench_ops(struct bench *b, struct held *h, uint32_t streams)
     c->norm = timed.was.norm;
     c->make_rows = timed.was.make_rows;
     c->attend = timed.was.attend;
+    c->gate = timed.was.gate;
     c->swiglu = timed.was.swiglu;
     c->matmul = timed.was.matmul;
     c->slide = timed.was.slide;
@@ -505,7 +518,7 @@ int main(int argc, char **argv)
     struct bench b = {.streams = 1000, .ratio = 2, .tail = 256, .chunks = 2, .commit = "unknown"};
     const char *text = "LICENSE", *only = "";
     uint32_t depth = 8192, slice = 0;
-    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:r:c:k:o:x:s:")) != -1;) {
+    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:r:c:k:o:x:s:g")) != -1;) {
         unsigned long n = optarg ? strtoul(optarg, NULL, 0) : 0;
         if (c == 'm')
             options.model_path = optarg;
@@ -527,11 +540,13 @@ int main(int argc, char **argv)
             only = optarg;
         else if (c == 'x')
             depth = (uint32_t)n;
+        else if (c == 'g')
+            b.apart = true;
         else if (c == 's')
             slice = (uint32_t)n;
         else
             die("-m GGUF -a ADAPTER -t TEXT -n STREAMS -d RATIO -r ROWS -c CHUNKS -k COMMIT -o "
-                "ingest|decode|full -x DEPTH -s SLICE");
+                "ingest|decode|full -x DEPTH -s SLICE -g");
     }
     char error[512];
     if (engine_open(&b.engine, &options, error, sizeof error))
@@ -540,6 +555,7 @@ int main(int argc, char **argv)
     b.engine->gpu->slice = slice;
     noted.attend = b.engine->gpu->cuda->attend;
     b.engine->gpu->cuda->attend = note_attend;
+    b.engine->gpu->cuda->apart = b.apart;
     read_text(&b, text);
     static struct held h[STREAMS_MAX];
     if (!*only || strstr(only, "ingest")) {

@@ -195,6 +195,64 @@ static void check_swiglus(struct on_device *d)
         }
 }
 
+/* Products and SwiGLU at once, gates and ups rounded between or not; rows alone are rows of many.
+ */
+static void gate_case(struct on_device *d, uint32_t ff, uint32_t cols, uint32_t rows, bool apart)
+{
+    struct check *c = d->c;
+    case_begin(c, "gate, %u rows by %u x %u%s", rows, ff, cols, apart ? ", apart" : "");
+    d->cuda->apart = apart;
+    size_t out = (size_t)rows * ff;
+    float *x = case_floats(c, (size_t)rows * cols), *w = case_floats(c, (size_t)2 * ff * cols);
+    bf16 *xs = case_buffer(c, (size_t)rows * cols * sizeof *xs);
+    bf16 *ws = case_buffer(c, (size_t)2 * ff * cols * sizeof *ws);
+    bf16 *act = case_buffer(c, out * sizeof *act), *one = case_buffer(c, ff * sizeof *one);
+    double *want = case_buffer(c, out * sizeof *want), *slack = case_buffer(c, out * sizeof *slack);
+    fill_bf16(c, x, xs, (size_t)rows * cols, 1);
+    fill_bf16(c, w, ws, (size_t)2 * ff * cols, 0.1f);
+    struct cuda_weight weight = {device_put(d, ws, (size_t)2 * ff * cols * sizeof *ws), 2 * ff,
+                                 cols};
+    bf16 *in = device_put(d, xs, (size_t)rows * cols * sizeof *xs);
+    struct cuda_batch b = {.shape = {.ff = ff, .dim = cols}, .rows = rows, .h = in};
+    b.gate_up = device_put(d, NULL, 2 * out * sizeof(bf16));
+    b.act = device_put(d, NULL, out * sizeof *act);
+    d->cuda->gate(d->cuda, &b, &weight);
+    device_get(d, act, b.act, out * sizeof *act);
+    for (size_t at = 0; at < out; at++) {
+        const float *row = x + at / ff * cols, *gates = w + at % ff * cols;
+        double gate = 0, up = 0, terms = 0;
+        for (uint32_t k = 0; k < cols; k++) {
+            gate += (double)row[k] * (double)gates[k];
+            up += (double)row[k] * (double)gates[(size_t)ff * cols + k];
+            terms += fabs((double)row[k]) *
+                     (fabs((double)gates[k]) + fabs((double)gates[(size_t)ff * cols + k]));
+        }
+        want[at] = gate / (1 + exp(-gate)) * up;
+        slack[at] = fabs(want[at]) * (3 + fabs(gate)) * bf16_half +
+                    (1 + fabs(gate) + fabs(up)) * terms * cols * EPSILON;
+    }
+    bf16_near(d, "act", act, want, slack, out);
+    for (uint32_t r = 0; r < rows; r += rows / 3 + 1) {
+        b.rows = 1;
+        b.h = in + (size_t)r * cols;
+        d->cuda->gate(d->cuda, &b, &weight);
+        device_get(d, one, b.act, ff * sizeof *one);
+        case_same(c, "a row computed alone", one, act + (size_t)r * ff, ff * sizeof *one);
+    }
+    device_end(d);
+}
+
+static void check_gates(struct on_device *d)
+{
+    static const uint32_t shapes[][2] = {{8, 8}, {136, 72}, {128, 64}, {1536, 576}};
+    static const uint32_t rows[] = {1, 32, 129, 257};
+    for (size_t i = 0; i < (d->small ? 3 : 4); i++)
+        for (size_t r = 0; r < 4; r++)
+            for (int apart = 0; apart < 2; apart++)
+                gate_case(d, shapes[i][0], shapes[i][1], rows[r], apart);
+    d->cuda->apart = false;
+}
+
 /* ---- weights and products ---- */
 
 /* Rows of a product alone are the rows of a product of many, to the bit. */
@@ -421,9 +479,9 @@ static const struct {
     const char *name;
     void (*check)(struct on_device *d);
 } ops[] = {
-    {"norm", check_norms},       {"swiglu", check_swiglus},       {"matmul", check_matmuls},
-    {"weight", check_weights},   {"logits", check_logits},        {"rotate", check_rotates},
-    {"rows", check_device_rows}, {"attend", check_device_attend},
+    {"norm", check_norms},     {"swiglu", check_swiglus},   {"matmul", check_matmuls},
+    {"gate", check_gates},     {"weight", check_weights},   {"logits", check_logits},
+    {"rotate", check_rotates}, {"rows", check_device_rows}, {"attend", check_device_attend},
 };
 
 int check_device(struct check *c, bool small)
