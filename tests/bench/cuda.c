@@ -508,6 +508,21 @@ static void read_text(struct bench *b, const char *path)
     free(text);
 }
 
+static void bench_all_ingest(struct bench *b, struct held *h)
+{
+    uint32_t n = b->streams;
+    bench_bandwidth(b);
+    double alone = bench_projections(b, (uint32_t)(n * b->info.chunk_tokens * rows_per_token(b)));
+    double rate = bench_ingest(b, h, n, false) * rows_per_token(b);
+    figure(b, "ingest-rows", n, rate, "rows/s");
+    figure(b, "ingest-of-projections", n, rate / alone, "1");
+    bench_ops(b, h, n);
+    bench_attend_ingest(b, h, n);
+    close_streams(h, n);
+    (void)bench_ingest(b, h, n, true);
+    close_streams(h, n);
+}
+
 int main(int argc, char **argv)
 {
     struct engine_options options = {.model_path = "build/models/smollm2-135m-instruct-q4_1.gguf",
@@ -558,19 +573,8 @@ int main(int argc, char **argv)
     b.engine->gpu->cuda->apart = b.apart;
     read_text(&b, text);
     static struct held h[STREAMS_MAX];
-    if (!*only || strstr(only, "ingest")) {
-        bench_bandwidth(&b);
-        double rows = b.streams * b.info.chunk_tokens * rows_per_token(&b);
-        double alone = bench_projections(&b, (uint32_t)rows);
-        double rate = bench_ingest(&b, h, b.streams, false) * rows_per_token(&b);
-        figure(&b, "ingest-rows", b.streams, rate, "rows/s");
-        figure(&b, "ingest-of-projections", b.streams, rate / alone, "1");
-        bench_ops(&b, h, b.streams);
-        bench_attend_ingest(&b, h, b.streams);
-        close_streams(h, b.streams);
-        (void)bench_ingest(&b, h, b.streams, true);
-        close_streams(h, b.streams);
-    }
+    if (!*only || strstr(only, "ingest"))
+        bench_all_ingest(&b, h);
     if (strstr(only, "decode")) {
         (void)bench_ingest(&b, h, b.streams, false);
         for (uint32_t count = b.streams; count >= 1; count /= 4)
