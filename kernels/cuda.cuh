@@ -109,6 +109,11 @@ static __device__ __forceinline__ float warp_sum(float value)
 }
 
 #ifdef __CUDACC__
+/* A line of memory comes as near as the cache that all processors share. */
+static __device__ __forceinline__ void fetch_line(const void *at)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
 /* 2^x to 2 units in the last place, 0 where that is below the normal numbers. */
 static __device__ __forceinline__ float exp2_near(float x)
 {

@@ -11,7 +11,14 @@
  */
 #include "kernels/cuda.cuh"
 
-enum { AHEAD = 8, THREADS_MAX = 512, PIECE = 16 /* bytes */ };
+enum {
+    AHEAD = 2,
+    THREADS_MAX = 256,
+    BLOCKS = 3, /* at a time on a processor: more wait for memory together than in one that reads
+                 * further ahead */
+    PIECE = 16, /* bytes */
+    LINE = 128,
+};
 
 struct rows_job {
     struct cuda_batch b;
@@ -43,6 +50,22 @@ static __device__ __forceinline__ void group_read(struct group *g, const struct 
         g->k[i] = *(const float2 *)(k + i * stride);
         g->v[i] = *(const float2 *)(k + i * stride + p.kv_heads * p.dim);
         g->turn[i] = ((const float2 *)b.rotation)[(size_t)(row + i) * p.half + p.pair];
+    }
+}
+
+/* The rows of an item come near, a thread a row. */
+static __device__ void rows_fetch(const struct cuda_batch &b, const struct place &p,
+                                  const struct cuda_item &item)
+{
+    size_t stride = (size_t)(b.shape.heads + 2 * b.shape.kv_heads) * p.dim;
+    for (uint32_t i = p.pair; i < item.rows; i += p.half) {
+        const float *k = b.qkv + (item.row + i) * stride + (b.shape.heads + p.head) * p.dim;
+        const float *turn = b.rotation + (item.row + i) * p.dim;
+        for (uint32_t d = 0; d < p.dim; d += LINE / sizeof(float)) {
+            fetch_line(k + d);
+            fetch_line(k + p.kv_heads * p.dim + d);
+            fetch_line(turn + d);
+        }
     }
 }
 
@@ -272,13 +295,13 @@ static __device__ __forceinline__ void walk_rows(const struct walk *w, uint32_t 
 /* The running entry to where it lies: what comes into view with the run's last item (keep entries)
  * stays as it is until the chunk's end, or until the next pass has come to see more. */
 static __device__ void walk_flush(const struct cuda_item &item, const struct place &p,
-                                  struct walk *w, uint32_t keep)
+                                  struct walk *w, uint32_t window, uint32_t keep)
 {
     uint32_t k, v;
     if (!w->fresh)
         return;
     bool grows = w->held == keep;
-    size_t row = grows ? p.index : (size_t)item.window_row[p.index] + w->held - 1;
+    size_t row = grows ? p.index : (size_t)window + w->held - 1;
     walk_rows(w, &k, &v);
     put(grows ? item.grown_k : item.open_k, row, p, k);
     put(grows ? item.grown_v : item.open_v, row, p, v);
@@ -288,12 +311,11 @@ static __device__ void walk_flush(const struct cuda_item &item, const struct pla
 
 /* A row's own key and value. */
 static __device__ void put_row(const struct cuda_batch &b, const struct cuda_item &item,
-                               const struct place &p, uint32_t i, float2 key, float2 value,
-                               float2 turn, bool last)
+                               const struct place &p, uint32_t row, uint32_t i, float2 key,
+                               float2 value, float2 turn, bool last)
 {
     uint32_t v = half_pair(value.x, value.y), k = raw_key(half_pair(key.x, key.y), turn);
-    keep_sink(item, p, i, key, value);
-    put_local(b, p, item.row + i, k, v);
+    put_local(b, p, row + i, k, v);
     if (last) {
         put(item.raw_k, (size_t)p.index * CUDA_ITEM_ROWS + i, p, k);
         put(item.raw_v, (size_t)p.index * CUDA_ITEM_ROWS + i, p, v);
@@ -318,29 +340,32 @@ static __device__ void merge_item(const struct rows_job &job, const struct place
                                   const struct entry &found)
 {
     const struct cuda_batch &b = job.b;
-    const struct cuda_item item = b.item[run.item + i]; /* read once: what is put may be anywhere */
-    bool last = i + 1 == run.items;
+    const struct cuda_item &item = b.item[run.item + i];
+    bool last = i + 1 == run.items, sinks = item.tokens < item.sinks;
     uint32_t opens = c->opens[i], keep = last ? c->held[i] : UINT32_MAX;
+    uint32_t row = item.row, count = item.rows, window = item.window_row[p.index];
     struct walk w = {found, {}, c->held[i], false, false};
     if (!(opens & 1))
         catch_up(&w.now, job, p, run, c, i);
-    for (uint32_t from = 0; from < item.rows; from += AHEAD) {
+    for (uint32_t from = 0; from < count; from += AHEAD) {
         struct group g;
-        uint32_t rows = min(item.rows - from, (uint32_t)AHEAD);
-        group_read(&g, b, p, item.row + from, rows);
+        uint32_t rows = min(count - from, (uint32_t)AHEAD);
+        group_read(&g, b, p, row + from, rows);
 #pragma unroll
         for (uint32_t j = 0; j < AHEAD; j++) {
             if (j >= rows)
                 break;
             bool own = opens >> (from + j) & 1;
             if (own) {
-                walk_flush(item, p, &w, keep);
+                walk_flush(item, p, &w, window, keep);
                 w.held++;
             }
             entry_take(&w.now, own, c->weight[i][from + j], g.k[j], g.v[j]);
             w.turn = g.turn[j];
             w.fresh = true;
-            put_row(b, item, p, from + j, g.k[j], g.v[j], g.turn[j], last);
+            if (sinks)
+                keep_sink(item, p, from + j, g.k[j], g.v[j]);
+            put_row(b, item, p, row, from + j, g.k[j], g.v[j], g.turn[j], last);
         }
     }
     if (i + 2 < run.items) {
@@ -349,7 +374,7 @@ static __device__ void merge_item(const struct rows_job &job, const struct place
         put_seen(b, p, run.item + i + 2, w.held, k, v);
     }
     if (i + 2 >= run.items || c->opens[i + 1] & 1) /* else it goes on in the next item */
-        walk_flush(item, p, &w, keep);
+        walk_flush(item, p, &w, window, keep);
     if (last)
         walk_end(item, p, w, keep);
 }
@@ -361,6 +386,8 @@ static __device__ void merge_run(const struct rows_job &job, const struct place 
     const struct cuda_item &item = job.b.item[run.item];
     bool walks = p.walker < p.walkers;
     struct found found = {};
+    for (uint32_t i = p.walker; walks && i < run.items; i += p.walkers)
+        rows_fetch(job.b, p, job.b.item[run.item + i]);
     choose(&choices, job, p, run);
     keep_before(job.b, item, p, run_at);
     if (walks)
@@ -422,7 +449,7 @@ static __device__ void plain_run(const struct rows_job &job, const struct place 
     uint32_t held = joins ? first.open_count[p.index] : 0, groups = 0;
     __syncthreads(); /* all have read what one of them writes at the end */
     for (uint32_t i = 0; walks && i < run.items; i++) {
-        const struct cuda_item item = job.b.item[run.item + i];
+        const struct cuda_item &item = job.b.item[run.item + i];
         if (threadIdx.x == 0)
             job.b.held[(size_t)(run.item + i) * p.kv_heads + p.head] = held;
         for (uint32_t from = 0; from < item.rows; from += AHEAD, groups++)
@@ -434,7 +461,7 @@ static __device__ void plain_run(const struct rows_job &job, const struct place 
         first.open_count[p.index] = held;
 }
 
-static __global__ void __launch_bounds__(THREADS_MAX) rows_kernel(struct rows_job job)
+static __global__ void __launch_bounds__(THREADS_MAX, BLOCKS) rows_kernel(struct rows_job job)
 {
     const struct cuda_run run = job.b.run[blockIdx.x];
     struct place p;

@@ -168,6 +168,10 @@ static inline unsigned long long atomicAdd(unsigned long long *to, unsigned long
 
 /* ---- instructions of kernels/cuda.cuh ---- */
 
+static inline void fetch_line(const void *)
+{
+}
+
 void mma_16x8x16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1);
 void load_matrices(uint32_t out[4], const uint16_t *row, bool transpose);
 static inline void copy_begin(uint16_t *shared, const uint16_t *from)
