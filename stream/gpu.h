@@ -90,7 +90,6 @@ struct gpu {
     uint32_t *scratch_count;
     f16 *segments; /* [lanes][segment]: COMP's */
     size_t segment_bytes;
-    uint32_t slice; /* rows that go through the feed-forward part together; 0: all of them */
     struct gpu_slot slot[GPU_SLOTS];
     uint32_t queued, taken; /* passes */
     char *arena;

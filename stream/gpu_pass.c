@@ -191,21 +191,6 @@ struct pass_key {
     uint32_t kind_rows[GPU_KINDS + 1];
 };
 
-/* In slices, so that what lies between two ops stays in the cache. */
-static void feed_forward(struct gpu *g, const struct cuda_batch *b, const struct gpu_layer *l)
-{
-    struct cuda *c = g->cuda;
-    uint32_t slice = g->slice ? g->slice : b->rows;
-    for (uint32_t at = 0; at < b->rows; at += slice) {
-        struct cuda_batch part = *b;
-        part.rows = b->rows - at < slice ? b->rows - at : slice;
-        part.x += (size_t)at * g->shape.dim;
-        c->norm(c, &part, l->ffn_norm, NULL, 0, 0);
-        c->gate(c, &part, &l->gate_up);
-        c->matmul(c, part.x, CUDA_OUT_F32_ADD, l->down.rows, &l->down, part.act, part.rows);
-    }
-}
-
 static void run_layers(struct engine *e, const struct gpu_slot *p, uint32_t layers)
 {
     struct gpu *g = e->gpu;
@@ -220,7 +205,9 @@ static void run_layers(struct engine *e, const struct gpu_slot *p, uint32_t laye
         c->make_rows(c, &b, n, l->decide_bias);
         c->attend(c, &b, n);
         project_kinds(g, p, b.x, CUDA_OUT_F32_ADD, l->o, b.att);
-        feed_forward(g, &b, l);
+        c->norm(c, &b, l->ffn_norm, NULL, 0, 0);
+        c->gate(c, &b, &l->gate_up);
+        c->matmul(c, b.x, CUDA_OUT_F32_ADD, l->down.rows, &l->down, b.act, b.rows);
     }
 }
 

@@ -533,8 +533,8 @@ int main(int argc, char **argv)
                                      .feature_mask = UINT32_MAX};
     struct bench b = {.streams = 1000, .ratio = 2, .tail = 256, .chunks = 2, .commit = "unknown"};
     const char *text = "LICENSE", *only = "";
-    uint32_t depth = 8192, slice = 0;
-    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:r:c:k:o:x:s:g")) != -1;) {
+    uint32_t depth = 8192;
+    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:r:c:k:o:x:g")) != -1;) {
         unsigned long n = optarg ? strtoul(optarg, NULL, 0) : 0;
         if (c == 'm')
             options.model_path = optarg;
@@ -558,17 +558,14 @@ int main(int argc, char **argv)
             depth = (uint32_t)n;
         else if (c == 'g')
             b.apart = true;
-        else if (c == 's')
-            slice = (uint32_t)n;
         else
             die("-m GGUF -a ADAPTER -t TEXT -n STREAMS -d RATIO -r ROWS -c CHUNKS -k COMMIT -o "
-                "ingest|decode|full -x DEPTH -s SLICE -g");
+                "ingest|decode|full -x DEPTH -g");
     }
     char error[512];
     if (engine_open(&b.engine, &options, error, sizeof error))
         die(error);
     engine_info(b.engine, &b.info);
-    b.engine->gpu->slice = slice;
     noted.attend = b.engine->gpu->cuda->attend;
     b.engine->gpu->cuda->attend = note_attend;
     b.engine->gpu->cuda->apart = b.apart;
