@@ -109,18 +109,22 @@ template <int D, int KEYS> struct tile {
     f16 k[KEYS][D + 8], v[KEYS][D + 8];
 };
 
-/* Begins to copy the rows that `at` names, by `threads` threads of which this one is `thread`. */
-template <int D, int KEYS>
+/* Begins to copy the rows that `at` names, by THREADS threads of which this one is `thread`;
+ * THREADS 0: by as many as run. */
+template <int D, int KEYS, int THREADS>
 static __device__ __forceinline__ void tile_read(struct tile<D, KEYS> *t, const struct view_row *at,
-                                                 uint32_t thread, uint32_t threads)
+                                                 uint32_t thread)
 {
     constexpr uint32_t PIECES = D / 8; /* of 16 bytes */
-    uint32_t col = thread % PIECES * 8;
-#pragma unroll 4
-    for (uint32_t row = thread / PIECES; row < KEYS; row += threads / PIECES) {
-        struct view_row from = at[row];
-        copy_begin(&t->k[row][col], from.k + col);
-        copy_begin(&t->v[row][col], from.v + col);
+    uint32_t threads = THREADS ? THREADS : blockDim.x, col = thread % PIECES * 8;
+#pragma unroll(THREADS ? (KEYS * PIECES + THREADS - 1) / THREADS : 1)
+    for (uint32_t from = 0; from < KEYS * PIECES; from += threads) {
+        uint32_t row = (from + thread) / PIECES;
+        if (from + threads > KEYS * PIECES && row >= KEYS)
+            break;
+        struct view_row source = at[row];
+        copy_begin(&t->k[row][col], source.k + col);
+        copy_begin(&t->v[row][col], source.v + col);
     }
 }
 

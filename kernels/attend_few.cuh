@@ -158,7 +158,7 @@ template <int D, int STAGES>
 static __device__ __forceinline__ void few_ahead(const struct few_part<D, STAGES> &part, uint32_t t)
 {
     if (t < part.count)
-        tile_read<D, 16>(&part.ring[t % STAGES], part.row[t % STAGES], threadIdx.x % WARP, WARP);
+        tile_read<D, 16, WARP>(&part.ring[t % STAGES], part.row[t % STAGES], threadIdx.x % WARP);
     copy_commit();
 }
 

@@ -118,11 +118,14 @@ static __device__ __forceinline__ void tile_compute(struct query_rows<D, M> *r,
 template <int D, int M, int TILE, int STEP, int STAGES, int WARPS, int BLOCKS>
 static __global__ void __launch_bounds__(WARPS *WARP, BLOCKS) tile_kernel(struct attend_pass job)
 {
+    constexpr int THREADS = WARPS < TILE_WARPS_MAX ? WARPS * WARP : 0;
+    static_assert(TILE == WARP, "a lane finds a row");
     static_assert(WARPS * M * 16 <= 2 * TILE * STAGES, "queries fit into the ring");
     __shared__ __align__(16) struct tile_shared<D, TILE, STAGES> shared;
     const struct cuda_item &item = shared.item;
     const struct view *view = &shared.view;
-    uint32_t warp = threadIdx.x / WARP, parts = CUDA_ITEM_ROWS / 16 / M;
+    uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, turn = 0;
+    uint32_t parts = CUDA_ITEM_ROWS / 16 / M;
     uint32_t query_head = blockIdx.y * job.b.shape.group + warp / parts;
     uint32_t query = warp % parts * M * 16;
     uint32_t(*own)[D / 2 + 4] = (uint32_t(*)[D / 2 + 4]) & shared.ring[0] + warp * M * 16;
@@ -142,7 +145,7 @@ static __global__ void __launch_bounds__(WARPS *WARP, BLOCKS) tile_kernel(struct
     uint32_t count = (view->keys + TILE - 1) / TILE;
     for (uint32_t t = 0; t < STAGES - 1; t++) {
         if (t < count)
-            tile_read<D, TILE>(&shared.ring[t], shared.row[t], threadIdx.x, blockDim.x);
+            tile_read<D, TILE, THREADS>(&shared.ring[t], shared.row[t], threadIdx.x);
         copy_commit();
     }
     for (uint32_t t = 0; t < count; t++) {
@@ -150,10 +153,11 @@ static __global__ void __launch_bounds__(WARPS *WARP, BLOCKS) tile_kernel(struct
         copy_wait<STAGES - 2>();
         __syncthreads();
         if (ahead < count)
-            tile_read<D, TILE>(&shared.ring[slot], shared.row[slot], threadIdx.x, blockDim.x);
+            tile_read<D, TILE, THREADS>(&shared.ring[slot], shared.row[slot], threadIdx.x);
         copy_commit();
-        if (threadIdx.x < TILE)
-            shared.row[t % STAGES][threadIdx.x] = view_find(view, (ahead + 1) * TILE + threadIdx.x);
+        if (warp == turn) /* the warps in turn */
+            shared.row[t % STAGES][lane] = view_find(view, (ahead + 1) * TILE + lane);
+        turn = turn + 1 < blockDim.x / WARP ? turn + 1 : 0;
         if (query + 16 * (M - 1) < item.rows)
             tile_compute<D, M, M, TILE, STEP>(&r, &shared.ring[t % STAGES], view, t * TILE, query);
         else if (M > 1)
@@ -164,17 +168,19 @@ static __global__ void __launch_bounds__(WARPS *WARP, BLOCKS) tile_kernel(struct
 }
 
 /* Registers decide how many blocks of threads share a multiprocessor: 168 of them let twelve warps.
- * Eight warps of 32 rows need more than the half of all; eight of 16 rows do not. */
+ * Three and four warps know how many they are; eight are for any number: of 32 rows each they need
+ * more than the half of all registers, of 16 rows not. */
 template <int D, int M, int TILE, int STEP, int STAGES>
 static bool tile_launch(struct cuda *c, const struct attend_pass &job)
 {
     uint32_t warps = job.b.shape.group * (CUDA_ITEM_ROWS / 16 / M);
-    dim3 grid(job.b.items, job.b.shape.kv_heads);
-    if (warps <= 4)
-        LAUNCH(c, (tile_kernel<D, M, TILE, STEP, STAGES, 4, 3>), grid, dim3(warps * WARP), job);
+    dim3 grid(job.b.items, job.b.shape.kv_heads), block(warps * WARP);
+    if (warps == 3)
+        LAUNCH(c, (tile_kernel<D, M, TILE, STEP, STAGES, 3, 3>), grid, block, job);
+    else if (warps == 4)
+        LAUNCH(c, (tile_kernel<D, M, TILE, STEP, STAGES, 4, 3>), grid, block, job);
     else if (warps <= TILE_WARPS_MAX)
-        LAUNCH(c, (tile_kernel<D, M, TILE, STEP, STAGES, TILE_WARPS_MAX, 2 / M>), grid,
-               dim3(warps * WARP), job);
+        LAUNCH(c, (tile_kernel<D, M, TILE, STEP, STAGES, TILE_WARPS_MAX, 2 / M>), grid, block, job);
     return warps <= TILE_WARPS_MAX;
 }
 
