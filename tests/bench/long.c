@@ -28,7 +28,8 @@ enum {
     STREAMS_MAX = 4096,
     TEXT_BYTES_MAX = 64 << 20,
     STAGING = 64,
-    PROBE_STREAM = 1 << 20,
+    PROBE_STREAM = 1 << 20, /* the first of */
+    PROBE_STREAMS = 16,
     CHUNKS_CALL = 8
 };
 
@@ -37,7 +38,7 @@ struct run {
     struct engine_info info;
     int32_t *tokens; /* [count] */
     size_t count;
-    uint32_t streams, ratio, share, every; /* share: of segments that are spilled, percent */
+    uint32_t streams, ratio, share, every; /* share: of streams that spill, percent */
     uint64_t tokens_each;
     const char *folder, *commit;
     uint64_t disk_limit;
@@ -94,31 +95,54 @@ static void *step(void *user)
     return NULL;
 }
 
+static void disk_begin(struct run *run)
+{
+    atomic_store(&run->ending, false);
+    if (pthread_create(&run->disk, NULL, step, run))
+        die("no thread");
+}
+
+/* Streams come and go while no thread steps. */
+static void disk_end(struct run *run)
+{
+    atomic_store(&run->ending, true);
+    pthread_join(run->disk, NULL);
+    spill_drain(run->spill);
+}
+
 static void probe(struct run *run)
 {
     size_t bytes = run->spill->shape.values * sizeof(f16), chunk = run->info.chunk_tokens;
     f16 *rows = calloc(1, bytes);
     struct spill_stat stat;
     uint64_t n = 0;
-    if (!rows || spill_attach(run->spill, PROBE_STREAM, 1))
-        die("no probe of the disk");
+    for (uint32_t i = 0; i < PROBE_STREAMS; i++)
+        if (!rows || spill_attach(run->spill, PROBE_STREAM + i, 1))
+            die("no probe of the disk");
+    disk_begin(run);
     double start = now();
     for (; now() - start < 2; n++) {
-        struct segment_view view = {n, n * chunk, (n + 1) * chunk, rows, bytes};
-        if (spill_put_wait(run->spill, PROBE_STREAM, &view, 0, 0))
+        uint64_t at = n / PROBE_STREAMS;
+        struct segment_view view = {at, at * chunk, (at + 1) * chunk, rows, bytes};
+        if (spill_put_wait(run->spill, PROBE_STREAM + n % PROBE_STREAMS, &view, 0, 0))
             die("the disk takes no segment");
     }
+    disk_end(run);
     spill_stat(run->spill, &stat);
     printf("# disk: %.1f MB/s of segment records (%s, %zu bytes each)\n",
            (double)n * (double)run->spill->shape.record_bytes / (now() - start) / 1e6,
            stat.engine_name, run->spill->shape.record_bytes);
+    for (uint32_t i = 0; i < PROBE_STREAMS; i++) {
+        spill_detach(run->spill, PROBE_STREAM + i);
+        (void)spill_erase(run->spill, PROBE_STREAM + i, 0);
+    }
     free(rows);
 }
 
 static void open_spill(struct run *run)
 {
     struct spill_options options = {.folder = run->folder,
-                                    .streams_max = run->streams + 1,
+                                    .streams_max = run->streams + PROBE_STREAMS,
                                     .staging_max = STAGING,
                                     .fetches_max = 1,
                                     .dtype = SEGMENT_INT8};
@@ -130,8 +154,6 @@ static void open_spill(struct run *run)
     if (!memory ||
         spill_open(&run->spill, run->engine, &options, memory, bytes, error, sizeof error))
         die(error);
-    if (pthread_create(&run->disk, NULL, step, run))
-        die("no thread");
     probe(run);
     spill_limit(run->spill, run->disk_limit);
 }
@@ -139,8 +161,6 @@ static void open_spill(struct run *run)
 static void leave(void *user, const struct segment_view *segment)
 {
     struct held *h = user;
-    if ((h->id * 7919 + segment->number) % 100 >= h->run->share)
-        return;
     int code = spill_put_wait(h->run->spill, h->id, segment, 0, 0);
     if (code)
         die(strerror(-code));
@@ -157,6 +177,8 @@ static void open_stream(struct run *run, struct held *h, uint64_t id)
     if (!bytes || !h->memory || stream_open(&h->stream, run->engine, &options, h->memory, bytes))
         die(bytes ? "no room for so many streams" : error);
     if (!run->spill)
+        return;
+    if (id % 100 >= run->share)
         return;
     stream_on_segment_leave(h->stream, leave, h);
     if (spill_attach(run->spill, id, 1))
@@ -246,7 +268,9 @@ static void feed_all(struct run *run)
         die("no memory");
     for (uint32_t i = 0; i < run->streams; i++)
         open_stream(run, &h[i], i + 1);
-    printf("# %s, %u streams of %llu tokens, ratio %u, %u %% of segments spilled, commit %s\n",
+    if (run->spill)
+        disk_begin(run);
+    printf("# %s, %u streams of %llu tokens, ratio %u, %u %% of streams spill, commit %s\n",
            run->info.kernels_name, run->streams, (unsigned long long)run->tokens_each, run->ratio,
            run->spill ? run->share : 0, run->commit);
     printf("tokens,seconds_chunk,tokens_per_second,resident_bytes,device_bytes,nll,segments,"
@@ -334,9 +358,8 @@ int main(int argc, char **argv)
     if (run.folder)
         open_spill(&run);
     feed_all(&run);
-    atomic_store(&run.ending, true);
     if (run.spill) {
-        pthread_join(run.disk, NULL);
+        disk_end(&run);
         spill_close(&run.spill);
     }
     engine_close(&run.engine);
