@@ -53,27 +53,27 @@ static int64_t transfer(struct spill *s, enum disk_kind kind, const struct segme
     return code ? code : (int64_t)op.done;
 }
 
-/* Whether a half, of which so many bytes (or negative errno) came, is fit for use. */
-static bool is_fit(struct spill *s, struct spill_stream *stream, const struct segment_place *place,
-                   const uint8_t *record, int64_t came)
+/* What is wrong with a half of which so many bytes (or negative errno) came. */
+static enum segment_fault fault_of(const struct spill *s, const struct segment_place *place,
+                                   const uint8_t *record, int64_t came)
 {
-    enum segment_fault fault = SEGMENT_UNREADABLE;
     if (came == -ENOENT || (came >= 0 && came < (int64_t)s->shape.record_bytes))
-        fault = SEGMENT_MISSING;
-    else if (came >= 0)
-        fault = segment_check(&s->shape, record, place);
-    if (!fault)
-        return true;
+        return SEGMENT_MISSING;
+    return came < 0 ? SEGMENT_UNREADABLE : segment_check(&s->shape, record, place);
+}
+
+static void note_unfit(struct spill *s, struct spill_stream *stream,
+                       const struct segment_place *place, enum segment_fault fault)
+{
     pthread_mutex_lock(&s->lock);
     spill_note_fault(s, stream, fault);
     if (fault != SEGMENT_MISSING) /* which the quota may be the cause of */
         spill_note_damage(s, place);
     pthread_mutex_unlock(&s->lock);
-    return false;
 }
 
-/* Records of a level, into the batch; of each whether it is fit. Where the disk refuses them
- * together, each is asked for by itself. */
+/* Records of a level, into the batch; of each whether it is fit. One that is not as it came with
+ * the others is asked for by itself: what is given up here is gone. */
 static void read_batch(struct spill *s, struct spill_stream *stream, uint32_t level,
                        uint64_t number, uint32_t count, bool *fit)
 {
@@ -83,10 +83,13 @@ static void read_batch(struct spill *s, struct spill_stream *stream, uint32_t le
     for (uint32_t i = 0; i < count; i++) {
         uint8_t *record = s->batch + i * bytes;
         place = place_of(s, stream, level, number + i);
-        int64_t one = came - (int64_t)(i * bytes);
-        if (came < 0)
-            one = came == -ENOENT ? came : transfer(s, DISK_READ, &place, record, 1);
-        fit[i] = is_fit(s, stream, &place, record, one);
+        enum segment_fault fault =
+            fault_of(s, &place, record, came < 0 ? came : came - (int64_t)(i * bytes));
+        if (fault && came != -ENOENT)
+            fault = fault_of(s, &place, record, transfer(s, DISK_READ, &place, record, 1));
+        if (fault)
+            note_unfit(s, stream, &place, fault);
+        fit[i] = !fault;
     }
 }
 

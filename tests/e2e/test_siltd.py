@@ -108,7 +108,8 @@ def test_memory_stays_what_it_was():
         assert later.bytes_resident <= later.bytes_plan
         grown = later.bytes_resident / process.bytes_resident
         print(f"resident {process.bytes_resident} then {later.bytes_resident}: {grown:.4f}")
-        assert grown < 1.01 + 2e6 / process.bytes_resident, grown
+        if lib.BUILD.name == "build":  # a sanitizer's memory is not siltd's
+            assert grown < 1.01 + 2e6 / process.bytes_resident, grown
 
 
 def test_eight_streams_and_a_question():
