@@ -29,7 +29,7 @@ enum {
     SAY_PERIOD_US = 60000000,
     TRIM_AGAIN_US = 5000000, /* a stream that can give nothing away is asked again */
     UNGRANTED_MAX = 20, /* measurements in which segments can make room before it is called full */
-    /* What text, index, their logs and a checkpoint may add meanwhile: half of it is text's. */
+    /* What text, index and their logs may add meanwhile: half of it is text's. */
     DISK_RESERVE_BYTES_MAX = 8 << 20,
     DISK_RESERVE_SHARE = 4,
 };
@@ -425,6 +425,7 @@ void cold_tick(struct core *core)
         core->cold_next_us = now + COLD_PERIOD_US;
     if (!most)
         return;
+    others += core->plan.state_bytes; /* a checkpoint on its way counts before it is there */
     say_costs(core, now);
     if (reserve > DISK_RESERVE_BYTES_MAX)
         reserve = DISK_RESERVE_BYTES_MAX;

@@ -71,6 +71,22 @@ def test_the_oldest_text_is_trimmed():
         assert again["tokens_acked"] >= stat["tokens_acked"]
 
 
+def test_a_checkpoint_has_its_room_before_it_comes():
+    """Near a quota that little more than two checkpoints fit into, segments have gone by then."""
+    quota = 3 << 20
+    with daemon("--disk", quota) as siltd:
+        checkpoints = 0
+        for i in range(40):
+            sent = lib.silt(siltd.endpoint, "feed", "s", "--patience", "2",
+                            stdin=text(300, 0, seed=i), code=None)
+            assert used(siltd) <= quota, (i, used(siltd), parts(siltd))
+            checkpoints = max(checkpoints, len(list((pathlib.Path(siltd.data) / "checkpoints")
+                                                    .glob("*/*"))))
+            if sent.code:
+                break
+        assert checkpoints == 2 and lib.stat(siltd.endpoint, "s")["segments_merged"]
+
+
 def test_acks_stop_by_default():
     with daemon("--disk", QUOTA) as siltd:
         feed(siltd, "s", text(700, 20))
