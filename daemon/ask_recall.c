@@ -182,13 +182,16 @@ static int write_turn(struct sched *sched, struct ask *ask, uint32_t mask, char 
                       uint32_t from, uint32_t to)
 {
     size_t used = mask ? append(text, 0, before_text, sizeof before_text - 1) : 0;
+    const struct search_text *passage;
 
     if (from >= to)
         return -ENOSPC;
     for (uint32_t i = 0; i < ask->job.text_count; i++) {
         if (!(mask >> i & 1))
             continue;
-        used = append(text, used, ask->job.text[i].text, ask->job.text[i].bytes);
+        passage = &ask->job.text[i];
+        used = append(text, used, passage->text + passage->focus_from,
+                      passage->focus_to - passage->focus_from);
         used = append(text, used, "\n\n", 2);
     }
     if (mask)

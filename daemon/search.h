@@ -20,8 +20,11 @@ enum {
     SEARCH_CACHE_BYTES = 2 << 20, /* of each */
     SEARCH_HEAP_BYTES = SEARCH_OPEN_MAX * (SEARCH_CACHE_BYTES + (2 << 20)) + (4 << 20),
     SEARCH_HITS_MAX = 64,
-    SEARCH_WORDS_MAX = 32, /* of a question */
-    SEARCH_TEXT_MAX = 800, /* of a chunk, around the question's words */
+    SEARCH_WORD_HITS_MAX = 256, /* what the keys find may have little of the words, and counts */
+    SEARCH_WORDS_MAX = 32,      /* of a question */
+    SEARCH_TEXT_MAX = 800,      /* of a chunk, around the question's words */
+    SEARCH_FOCUS_MIN = 64,      /* bytes: a line so short says little by itself */
+    SEARCH_FOCUS_MAX = 320,
     SEARCH_EXCERPT_WORDS = 64,
     SEARCH_OVERLAP = 32,     /* tokens of the chunk before that are indexed with a chunk */
     SEARCH_CHUNK_MAX = 1024, /* tokens */
@@ -39,7 +42,8 @@ struct search_text {
     uint64_t chunk, token_from, token_to;
     uint64_t time_us, time_to_us; /* of its first and last text */
     uint32_t bytes;
-    char text[SEARCH_TEXT_MAX]; /* whole UTF-8 characters, terminated */
+    uint32_t focus_from, focus_to; /* bytes of text: what of it is put before the question */
+    char text[SEARCH_TEXT_MAX];    /* whole UTF-8 characters, terminated */
 };
 
 enum search_kind { SEARCH_FIND, SEARCH_TEXTS };
@@ -108,13 +112,16 @@ size_t search_chunk_text(const struct tokenizer *tokenizer, const struct search_
                          uint32_t part_count, uint8_t *out, size_t bytes_max);
 /* Bytes of a text that fit bytes_max and end with a character. */
 uint32_t search_cut(const uint8_t *text, uint32_t bytes, uint32_t bytes_max);
+/* [from, to) of a text grows to whole lines, where these are long to whole sentences, of
+ * SEARCH_FOCUS_MIN bytes at the least where there are as many and SEARCH_FOCUS_MAX at most. */
+void search_focus(const uint8_t *text, uint32_t bytes, uint32_t *from, uint32_t *to);
 /* The question as an FTS5 expression; 0: no word is in it. */
 size_t search_expression(const uint8_t *question, size_t bytes_count, char *out, size_t out_bytes);
 
 /* search_find.c: what words found and what keys found (best first, near_count of at most
  * SEARCH_HITS_MAX) as one list of at most out_max. Returns its length. */
 struct search_words {
-    struct search_hit hits[SEARCH_HITS_MAX]; /* best first */
+    struct search_hit hits[SEARCH_WORD_HITS_MAX]; /* best first */
     uint32_t count;
     double most; /* score of a chunk that has all of the question in one place; 0: none can */
 };

@@ -16,7 +16,13 @@
 
 #include "daemon/log.h"
 
-enum { EXCERPT_TOKENS = 96, EXCERPT_STEP = 4, PLACE_TOKENS = 32, CLOSE_SHARE = 4 };
+enum {
+    EXCERPT_TOKENS = 96,
+    EXCERPT_STEP = 4,
+    PLACE_TOKENS = 32,
+    FOCUS_TOKENS = 16, /* of the line that is put before a question */
+    CLOSE_SHARE = 4,
+};
 
 /* By BM25 (FIND) or by closeness (FIND_CLOSE), each with its expression. */
 static int find_words(struct word_table *t, int statement, const char *expression,
@@ -27,8 +33,8 @@ static int find_words(struct word_table *t, int statement, const char *expressio
 
     sqlite3_bind_text(f, 1, expression, -1, SQLITE_STATIC);
     sqlite3_bind_int64(f, 2, (int64_t)job->chunk_end);
-    sqlite3_bind_int(f, 3, SEARCH_HITS_MAX);
-    while (count < SEARCH_HITS_MAX && (code = sqlite3_step(f)) == SQLITE_ROW)
+    sqlite3_bind_int(f, 3, SEARCH_WORD_HITS_MAX);
+    while (count < SEARCH_WORD_HITS_MAX && (code = sqlite3_step(f)) == SQLITE_ROW)
         hits[count++] =
             (struct search_hit){(uint64_t)sqlite3_column_int64(f, 0), -sqlite3_column_double(f, 1)};
     sqlite3_reset(f);
@@ -51,14 +57,13 @@ static void sort_hits(struct search_hit *hits, uint32_t count)
 int search_fuse(struct search_hit *out, uint32_t out_max, const struct search_words *words,
                 const struct search_hit *near, uint32_t near_count)
 {
-    struct search_hit all[2 * SEARCH_HITS_MAX];
+    struct search_hit all[SEARCH_WORD_HITS_MAX + SEARCH_HITS_MAX];
     uint32_t count = 0;
     double least = near_count > 1 ? near[near_count - 1].score : 0;
     double most = words->most > 0 ? words->most / CLOSE_SHARE : 1;
 
     for (uint32_t i = 0; i < words->count; i++)
-        all[count++] =
-            (struct search_hit){words->hits[i].chunk, words->hits[i].score / most};
+        all[count++] = (struct search_hit){words->hits[i].chunk, words->hits[i].score / most};
     for (uint32_t i = 0; i < near_count; i++) {
         double span = near[0].score - least;
         uint32_t at = 0;
@@ -139,54 +144,89 @@ static uint32_t form_tokens(struct search *s, const uint8_t *text, size_t bytes_
     return (uint32_t)(count + token_flush(s->options.tokenizer, &held, s->tokens + count));
 }
 
-/* Byte of the chunk's text that the question's words are around; -1: they are not. */
-static int find_place(struct search *s, struct word_table *t, uint64_t chunk)
+/* Bytes of the chunk's text that have the question's words. False: they are not there. */
+static bool find_place(struct search *s, struct word_table *t, uint64_t chunk, uint32_t *from,
+                       uint32_t *to)
 {
     sqlite3_stmt *get = t->statement[GET_PLACE];
-    int place = -1;
+    sqlite3_int64 place = -1;
 
     if (s->options.by != SEARCH_BY_BOTH || !s->rank.phrase_count)
-        return -1;
+        return false;
     sqlite3_bind_text(get, 1, s->rank.expression, -1, SQLITE_STATIC);
     sqlite3_bind_int64(get, 2, (int64_t)chunk);
     if (sqlite3_step(get) == SQLITE_ROW)
-        place = sqlite3_column_int(get, 0);
+        place = sqlite3_column_int64(get, 0);
     sqlite3_reset(get);
-    sqlite3_clear_bindings(get);
-    return place;
+    *from = (uint32_t)(place >> 32);
+    *to = (uint32_t)place;
+    return place >= 0;
+}
+
+static size_t count_bytes(const struct search *s, uint32_t from, uint32_t to)
+{
+    size_t bytes = 0, one;
+
+    for (uint32_t i = from; i < to; i++) {
+        token_bytes(s->options.tokenizer, s->tokens[i], &one);
+        bytes += one;
+    }
+    return bytes;
+}
+
+/* What is nearest to the question by meaning: the middle of its nearest tokens. */
+static void nearest_place(const struct search *s, const uint8_t *table, uint32_t count,
+                          uint32_t *from, uint32_t *to)
+{
+    uint32_t score, first = nearest_window(table, s->tokens, count, EXCERPT_TOKENS, &score);
+    uint32_t size = count - first < EXCERPT_TOKENS ? count - first : EXCERPT_TOKENS;
+
+    first += nearest_window(table, s->tokens + first, size, FOCUS_TOKENS, &score);
+    first = first + FOCUS_TOKENS / 2 < count ? first + FOCUS_TOKENS / 2 : count - 1;
+    *from = *to = (uint32_t)count_bytes(s, 0, first);
 }
 
 /* First of the EXCERPT_TOKENS around a byte of their text. */
 static uint32_t window_around(const struct search *s, uint32_t count, size_t byte)
 {
     uint32_t at = 0, most = count > EXCERPT_TOKENS ? count - EXCERPT_TOKENS : 0;
-    size_t end = 0, one;
+    size_t end = 0;
 
-    for (; at < count && end <= byte; at++) {
-        token_bytes(s->options.tokenizer, s->tokens[at], &one);
-        end += one;
-    }
+    for (; at < count && end <= byte; at++)
+        end += count_bytes(s, at, at + 1);
     at = at > EXCERPT_TOKENS / 2 ? at - EXCERPT_TOKENS / 2 : 0;
     return at < most ? at : most;
 }
 
-/* The part of a chunk's text around `place`, or else what is nearest to the question by meaning. */
-static void excerpt_near(struct search *s, const uint8_t *table, int place, const uint8_t *text,
-                         size_t bytes_count, struct search_text *out)
+/* What of the excerpt, which begins with byte `at` of the chunk's text, [from, to) is in. */
+static void focus_on(struct search_text *out, uint32_t at, uint32_t from, uint32_t to)
 {
-    size_t from = 0, bytes = 0, one;
-    uint32_t count, first, score;
+    out->focus_from = from > at ? from - at : 0;
+    out->focus_to = to > at ? to - at : 0;
+    out->focus_to = out->focus_to < out->bytes ? out->focus_to : out->bytes;
+    if (out->focus_from > out->focus_to)
+        out->focus_from = out->focus_to;
+    search_focus((const uint8_t *)out->text, out->bytes, &out->focus_from, &out->focus_to);
+}
+
+/* The part of a chunk's text around the question's words, or else around what is nearest to it. */
+static void excerpt_near(struct search *s, struct word_table *t, const uint8_t *table,
+                         const uint8_t *text, size_t bytes_count, struct search_text *out)
+{
+    uint32_t count, first, last, place_from, place_to;
+    size_t from, bytes;
 
     if (bytes_count > CHUNK_TEXT_MAX)
         bytes_count = CHUNK_TEXT_MAX;
     count = form_tokens(s, text, bytes_count);
-    first = place < 0 ? nearest_window(table, s->tokens, count, EXCERPT_TOKENS, &score)
-                      : window_around(s, count, (size_t)place);
-    for (uint32_t i = 0; i < count && i < first + EXCERPT_TOKENS; i++) {
-        token_bytes(s->options.tokenizer, s->tokens[i], &one);
-        from += i < first ? one : 0;
-        bytes += i < first ? 0 : one;
-    }
+    if (!count)
+        return;
+    if (!find_place(s, t, out->chunk, &place_from, &place_to))
+        nearest_place(s, table, count, &place_from, &place_to);
+    first = window_around(s, count, place_from + (place_to - place_from) / 2);
+    last = first + EXCERPT_TOKENS < count ? first + EXCERPT_TOKENS : count;
+    from = count_bytes(s, 0, first);
+    bytes = count_bytes(s, first, last);
     while (from < bytes_count && bytes && (text[from] & 0xc0) == 0x80)
         from++, bytes--; /* the rest of a character that began before */
     if (from > bytes_count || bytes > bytes_count - from)
@@ -196,6 +236,7 @@ static void excerpt_near(struct search *s, const uint8_t *table, int place, cons
         out->bytes = search_cut(text + from, out->bytes + 1, out->bytes);
     memcpy(out->text, text + from, out->bytes);
     out->text[out->bytes] = '\0';
+    focus_on(out, (uint32_t)from, place_from, place_to);
 }
 
 static int get_text(struct search *s, struct word_table *t, const uint8_t *table,
@@ -204,7 +245,7 @@ static int get_text(struct search *s, struct word_table *t, const uint8_t *table
     sqlite3_stmt *get = t->statement[GET_TEXT];
     int code;
 
-    out->bytes = 0;
+    out->bytes = out->focus_from = out->focus_to = 0;
     out->text[0] = '\0';
     out->token_from = out->chunk * s->options.chunk_tokens;
     out->token_to = out->token_from + s->options.chunk_tokens;
@@ -218,13 +259,16 @@ static int get_text(struct search *s, struct word_table *t, const uint8_t *table
         out->time_to_us = (uint64_t)sqlite3_column_int64(get, 4);
         copy_text(out, get, 3);
         if (table)
-            excerpt_near(s, table, find_place(s, t, out->chunk), sqlite3_column_text(get, 3),
+            excerpt_near(s, t, table, sqlite3_column_text(get, 3),
                          (size_t)sqlite3_column_bytes(get, 3), out);
     }
     sqlite3_reset(get);
-    if (code != SQLITE_ROW && code != SQLITE_DONE)
-        return -EIO;
-    return out->bytes && !table ? excerpt_words(s, t, out) : 0;
+    code = code != SQLITE_ROW && code != SQLITE_DONE ? -EIO : 0;
+    if (!code && out->bytes && !table)
+        code = excerpt_words(s, t, out);
+    if (out->focus_from == out->focus_to)
+        out->focus_to = out->bytes;
+    return code;
 }
 
 /* A chunk counts again with its nearest PLACE_TOKENS: what is asked for stands in one place. */

@@ -82,8 +82,8 @@ uint32_t search_rank_question(struct search *search, const uint8_t *question, si
 /* Closeness of a place with all of the question's words, each as rare as the stream has it; 0 until
  * a chunk has been ranked. */
 float search_rank_most(const struct search_rank *rank);
-/* In SQL closeness(words) is what a chunk has of the question in `rank`, and place(words) the
- * middle byte of where it has that, or -1. */
+/* In SQL closeness(words) is what a chunk has of the question in `rank`, and place(words)
+ * where it has that, in bytes, from << 32 | to, or -1. */
 int search_rank_register(sqlite3 *db, struct search_rank *rank);
 
 /* search_find.c */

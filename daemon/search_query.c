@@ -145,3 +145,75 @@ uint32_t search_cut(const uint8_t *text, uint32_t bytes, uint32_t bytes_max)
         bytes_max--;
     return bytes_max;
 }
+
+/* Whether a line, or a sentence, ends with byte i. */
+static bool ends_with(const uint8_t *text, uint32_t bytes, uint32_t i, bool sentences)
+{
+    if (text[i] == '\n')
+        return true;
+    return sentences && (text[i] == '.' || text[i] == '?' || text[i] == '!') &&
+           (i + 1 == bytes || isspace(text[i + 1]));
+}
+
+static void grow(const uint8_t *text, uint32_t bytes, bool sentences, uint32_t *from, uint32_t *to)
+{
+    while (*from > 0 && !ends_with(text, bytes, *from - 1, sentences))
+        --*from;
+    while (*to < bytes && !(*to && ends_with(text, bytes, *to - 1, sentences)))
+        ++*to;
+}
+
+/* SEARCH_FOCUS_MAX of [from, to) around a byte, whole characters. */
+static void shrink(const uint8_t *text, uint32_t bytes, uint32_t byte, uint32_t *from, uint32_t *to)
+{
+    if (byte > *from + SEARCH_FOCUS_MAX / 2)
+        *from = byte - SEARCH_FOCUS_MAX / 2;
+    if (*to - *from < SEARCH_FOCUS_MAX)
+        *from = *to - SEARCH_FOCUS_MAX;
+    *to = *from + SEARCH_FOCUS_MAX;
+    while (*from < *to && (text[*from] & 0xc0) == 0x80)
+        ++*from;
+    while (*to > *from && *to < bytes && (text[*to] & 0xc0) == 0x80)
+        --*to;
+}
+
+/* One more line: what follows, which may be the reply, or else what stands before. */
+static bool widen(const uint8_t *text, uint32_t bytes, uint32_t *from, uint32_t *to)
+{
+    uint32_t first = *from, last = *to;
+
+    if (last < bytes)
+        last++;
+    else if (first > 0)
+        first--;
+    else
+        return false;
+    grow(text, bytes, false, &first, &last);
+    if (last - first > SEARCH_FOCUS_MAX)
+        return false;
+    *from = first;
+    *to = last;
+    return true;
+}
+
+void search_focus(const uint8_t *text, uint32_t bytes, uint32_t *from, uint32_t *to)
+{
+    uint32_t first = *from, last = *to;
+
+    grow(text, bytes, false, &first, &last);
+    if (last - first > SEARCH_FOCUS_MAX) {
+        first = *from;
+        last = *to;
+        grow(text, bytes, true, &first, &last);
+    }
+    if (last - first > SEARCH_FOCUS_MAX)
+        shrink(text, bytes, *from + (*to - *from) / 2, &first, &last);
+    while (last - first < SEARCH_FOCUS_MIN && widen(text, bytes, &first, &last))
+        ;
+    while (first < last && isspace(text[first]))
+        first++;
+    while (last > first && isspace(text[last - 1]))
+        last--;
+    *from = first;
+    *to = last;
+}

@@ -16,8 +16,8 @@
 #include <string.h>
 
 enum { RANK_WINDOW = 8, NEAR_MAX = 64 };
-#define WEIGHT_MIN  0.1  /* of what is in every other chunk */
-#define PLACE_SHARE 0.5f /* of the question, for a place to be the one it asks for */
+#define WEIGHT_MIN  0.1   /* of what is in every other chunk */
+#define PLACE_SHARE 0.25f /* of the question, for a place to be the one it asks for */
 
 /* ---- the question ---- */
 
@@ -194,8 +194,8 @@ float search_rank_most(const struct search_rank *r)
     return sum;
 }
 
-/* place(words): the middle byte of the densest window, or -1 where it has little of the question.
- */
+/* place(words): the densest window's first byte << 32 | the one behind its last, or -1 where it has
+ * little of the question. */
 static void place_chunk(const Fts5ExtensionApi *api, Fts5Context *fts, sqlite3_context *out,
                         int value_count, sqlite3_value **values)
 {
@@ -207,7 +207,7 @@ static void place_chunk(const Fts5ExtensionApi *api, Fts5Context *fts, sqlite3_c
     (void)value_count;
     (void)values;
     if (!code && place.window.score < search_rank_most(r) * PLACE_SHARE) {
-        sqlite3_result_int(out, -1);
+        sqlite3_result_int64(out, -1);
         return;
     }
     if (!code)
@@ -217,7 +217,7 @@ static void place_chunk(const Fts5ExtensionApi *api, Fts5Context *fts, sqlite3_c
     if (code && code != SQLITE_DONE)
         sqlite3_result_error_code(out, code);
     else
-        sqlite3_result_int(out, (place.from + place.to) / 2);
+        sqlite3_result_int64(out, (sqlite3_int64)place.from << 32 | place.to);
 }
 
 int search_rank_register(sqlite3 *db, struct search_rank *rank)

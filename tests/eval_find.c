@@ -154,7 +154,7 @@ static void print_excerpt(struct search *search, struct search_job *job)
     if (search_submit(search, job))
         die("search", "full");
     search_step(search);
-    for (uint32_t i = 0; i < job->text_count * job->text[0].bytes; i++)
+    for (uint32_t i = job->text[0].focus_from; job->text_count && i < job->text[0].focus_to; i++)
         putchar((uint8_t)job->text[0].text[i] < ' ' ? ' ' : job->text[0].text[i]);
 }
 

@@ -10,8 +10,8 @@ with facts a million before its end.  Every fact is asked for by words alone, by
 both: a hit is its chunk among the 8 recalled.  siltd's index and search need nothing of the model
 but to read the question, so tests/eval_find.c runs them alone, on streams that no model has read.
 Then answers: from the stream of 120,000 tokens, which siltd has read, with `--recall text`, and
-with nothing recalled but the fact's own surroundings in the prompt; the ratio of both with a
-paired bootstrap interval.
+with nothing recalled but the fact's surroundings, or its line alone, in the prompt; the ratio to
+each with a paired bootstrap interval.
 With --qmsum FILE the marked spans of its meetings' questions are looked for, too.
 FOLDER keeps streams and figures: run again, it goes on where it stopped.  Constants of the search
 are chosen with `--seed 3` and the meetings of training, `--qmsum TRAIN/meeting.jsonl.zst --meetings
@@ -282,13 +282,12 @@ def ask_answers(options, streams, results, save):
             text, _, facts = streams[kind]
             fact = facts[index]
             around = text[max(0, fact["byte"] - AROUND):fact["byte"] + AROUND]
-            passage = around.decode(errors="ignore")
-            prompt = f"Use this text to answer the question.\n\n{passage}\n\n" \
-                     f"Question: {fact['question']}"
-            far, _ = daemon.ask(kind, fact["question"], "text", ANSWER_TOKENS)
-            near, _ = daemon.ask(kind, prompt, "none", ANSWER_TOKENS)
-            results["answers"].append([is_right(fact["answer"], far),
-                                       is_right(fact["answer"], near)])
+            asked_of = [daemon.ask(kind, fact["question"], "text", ANSWER_TOKENS)[0]]
+            for passage in (around.decode(errors="ignore"), BEFORE[kind] + fact["text"]):
+                prompt = f"Use this text to answer the question.\n\n{passage}\n\n" \
+                         f"Question: {fact['question']}"
+                asked_of.append(daemon.ask(kind, prompt, "none", ANSWER_TOKENS)[0])
+            results["answers"].append([is_right(fact["answer"], answer) for answer in asked_of])
             save()
 
 
@@ -374,11 +373,14 @@ def main():
         print(f"{'QMSum, marked spans':34}{len(rows):6}" + "".join(
             f"{100 * share(r[s] for r in rows):7.1f}%" for s in SIGNALS))
     if results["answers"]:
-        pairs = results["answers"]
-        low, high = interval(pairs)
-        print(f"answers: {len(pairs)} asked, right from {FAR:,} tokens back "
-              f"{100 * share(a for a, _ in pairs):.1f} %, with the passage in the prompt "
-              f"{100 * share(b for _, b in pairs):.1f} %, ratio 95 % in {low:.2f} to {high:.2f}")
+        rows = results["answers"]
+        print(f"answers: {len(rows)} asked, right from {FAR:,} tokens back "
+              f"{100 * share(row[0] for row in rows):.1f} %")
+        for at, what in ((1, f"the fact and {AROUND} bytes on both sides"), (2, "its line alone")):
+            low, high = interval([(row[0], row[at]) for row in rows])
+            print(f"with {what} in the prompt {100 * share(row[at] for row in rows):.1f} %, "
+                  f"ratio {share(row[0] for row in rows) / share(row[at] for row in rows):.2f}, "
+                  f"95 % in {low:.2f} to {high:.2f}")
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 

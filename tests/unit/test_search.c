@@ -183,6 +183,50 @@ static void add(char *text, const char *more)
 }
 
 /* Wherever a sentence lies in the chunks, and over a new start in the middle of them. */
+/* What of a text is put before a question that `word` of it is about. */
+static void expect_focus(const char *text, const char *word, const char *want)
+{
+    uint32_t from = (uint32_t)(strstr(text, word) - text), to = from + (uint32_t)strlen(word);
+
+    search_focus((const uint8_t *)text, (uint32_t)strlen(text), &from, &to);
+    assert_int_equal(to - from, strlen(want));
+    assert_memory_equal(text + from, want, strlen(want));
+}
+
+static void whole_lines_stand_before_a_question(void **state)
+{
+    static const char line[] = "The code of the vault behind the second door on the left is 48213.";
+    char text[1024], sentence[512];
+
+    (void)state;
+    snprintf(text, sizeof text, "An end of a line\n%s\nA line of something else\n", line);
+    expect_focus(text, "vault", line);
+    /* A short line with what follows it, the last one with what stands before it. */
+    expect_focus(
+        "Not this line, which has nothing to do with it\nWhich door?\nThe one on the left, "
+        "behind the stairs, I would think.\n",
+        "door", "Which door?\nThe one on the left, behind the stairs, I would think.");
+    expect_focus("Is there a code, and who of us has it today?\nYes: 48213", "48213",
+                 "Is there a code, and who of us has it today?\nYes: 48213");
+    expect_focus("48213", "48213", "48213");
+    /* Of a long line the sentence, of a long sentence what is around the words. */
+    snprintf(text, sizeof text, "%s %s %s %s %s %s", line, line, line,
+             "This is where they meet on the last Friday of any month, I am told.", line, line);
+    expect_focus(text, "Friday",
+                 "This is where they meet on the last Friday of any month, I am told.");
+    memset(sentence, 'x', sizeof sentence);
+    memcpy(sentence + 250, "\xc3\xa9 here \xc3\xa9", 10);
+    sentence[511] = '\0';
+    uint32_t from = 255, to = 259;
+    search_focus((const uint8_t *)sentence, 511, &from, &to);
+    assert_in_range(to - from, SEARCH_FOCUS_MAX - 3, SEARCH_FOCUS_MAX);
+    assert_true(from < 250 && to > 260);
+    memset(sentence, 0xa9, 511); /* no character begins anywhere */
+    from = to = 300;
+    search_focus((const uint8_t *)sentence, 511, &from, &to);
+    assert_true(from <= to && to <= 511);
+}
+
 static void sentences_are_found(void **state)
 {
     static char text[TEXT_MAX];
@@ -368,6 +412,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(words_of_questions),
         cmocka_unit_test(chunks_as_text),
+        cmocka_unit_test(whole_lines_stand_before_a_question),
         cmocka_unit_test(sentences_are_found),
         cmocka_unit_test(what_is_forgotten_is_gone),
         cmocka_unit_test(keys_find_what_words_do_not),
