@@ -139,7 +139,7 @@ static int open_repair(struct core *core, char *error, size_t error_bytes)
                               .tokens_max = REPAIR_TOKENS_MAX};
     result = repair_open(repair, core->config.data, engine_tokenizer(core->engine),
                          ingest_scratch_tokens(core->config.lag_tokens_max), core->repair_memory,
-                         core->plan.state_bytes);
+                         core->plan.repair_bytes);
     if (result) {
         snprintf(error, error_bytes, "the journal in %s cannot be read to repair segments",
                  core->config.data);

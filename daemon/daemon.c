@@ -207,6 +207,13 @@ static int open_plan(struct core *core, char *error, size_t error_bytes)
     if (result)
         return result;
     plan_print(&core->plan);
+    if (core->plan.device_bytes)
+        result = engine_device_take(core->engine,
+                                    core->plan.device_bytes - core->info.device_weights_bytes -
+                                        core->info.device_work_bytes,
+                                    error, error_bytes);
+    if (result)
+        return result;
     result = arena_open(&core->arena, core->plan.arena_bytes);
     if (result) {
         snprintf(error, error_bytes, "the plan's memory cannot be had: %s; lower --memory",

@@ -10,7 +10,7 @@
 
 #include "daemon/config.h"
 
-enum { PLAN_LINES_MAX = 24, PLAN_STREAMS_DEFAULT = 16 };
+enum { PLAN_LINES_MAX = 28, PLAN_STREAMS_DEFAULT = 16 };
 
 /* What the engine and the process cost, measured or asked. */
 struct plan_costs {

@@ -11,10 +11,10 @@ size_t repair_bytes(size_t stream_bytes, uint32_t item_tokens_max)
 }
 
 int repair_open(struct repair *r, const char *folder, const struct tokenizer *tokenizer,
-                uint32_t item_tokens_max, void *memory, size_t stream_bytes)
+                uint32_t item_tokens_max, void *memory, size_t bytes)
 {
     r->memory = memory;
-    r->memory_bytes = (stream_bytes + 63) / 64 * 64;
+    r->memory_bytes = (bytes - reader_bytes(item_tokens_max)) / 64 * 64;
     r->phase = REPAIR_IDLE;
     return reader_open(&r->reader, folder, tokenizer, item_tokens_max,
                        (char *)memory + r->memory_bytes);

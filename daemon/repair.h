@@ -43,9 +43,9 @@ struct repair {
 };
 
 size_t repair_bytes(size_t stream_bytes, uint32_t item_tokens_max);
-/* Fills in the memory's parts; the fields above `phase` are set but for reader and memory. */
+/* memory: of repair_bytes. Fills in its parts; the fields above `phase` are set but for reader and memory. */
 int repair_open(struct repair *repair, const char *folder, const struct tokenizer *tokenizer,
-                uint32_t item_tokens_max, void *memory, size_t stream_bytes);
+                uint32_t item_tokens_max, void *memory, size_t bytes);
 void repair_close(struct repair *repair);
 /* One block. False: nothing to do now. */
 bool repair_step(void *repair);

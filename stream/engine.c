@@ -99,6 +99,11 @@ void engine_info(const struct engine *engine, struct engine_info *out)
     *out = engine->info;
 }
 
+int engine_device_take(struct engine *engine, size_t bytes, char *error, size_t error_bytes)
+{
+    return engine->gpu ? gpu_arena(engine->gpu, bytes, error, error_bytes) : 0;
+}
+
 const char *engine_failure(const struct engine *engine)
 {
     return engine->gpu && *engine->gpu->cuda->error_text ? engine->gpu->cuda->error_text : NULL;

@@ -158,7 +158,7 @@ static void plan(struct gpu *g, struct engine *e, const struct engine_options *o
                     GPU_REGIONS_MAX * sizeof *g->region + 2 * g->segment_bytes;
 }
 
-static int open_arena(struct gpu *g, const struct engine_options *options, char *error,
+static int plan_arena(struct gpu *g, const struct engine_options *options, char *error,
                       size_t error_bytes)
 {
     struct cuda *c = g->cuda;
@@ -166,9 +166,8 @@ static int open_arena(struct gpu *g, const struct engine_options *options, char 
     size_t most = left > ARENA_LEFT ? left - ARENA_LEFT : 0;
     size_t others = g->weights_bytes + g->work_bytes, asked = options->device_bytes;
     g->arena_bytes = !asked ? most : asked > others ? asked - others : 0;
-    g->arena = g->arena_bytes && g->arena_bytes <= most ? c->take(c, g->arena_bytes) : NULL;
     g->region = calloc(GPU_REGIONS_MAX, sizeof *g->region);
-    if (!g->arena || !g->region)
+    if (!g->arena_bytes || g->arena_bytes > most || !g->region)
         return fail_with(error, error_bytes, -ENOMEM,
                          "%s: no room for %zu MB of streams beside %zu MB of weights and %zu MB of "
                          "activations (%zu MB were free)",
@@ -196,7 +195,7 @@ int gpu_open(struct engine *e, const struct engine_options *options, char *error
     g->batch.shape = g->shape;
     if (open_slots(g) || open_recall(g, e))
         return fail_with(error, error_bytes, -ENOMEM, "no pinned memory for the device's work");
-    code = open_arena(g, options, error, error_bytes);
+    code = plan_arena(g, options, error, error_bytes);
     if (!code && (code = c->sync(c)))
         fail_with(error, error_bytes, code, "%s", c->error_text);
     return code;
@@ -230,12 +229,24 @@ void gpu_close(struct engine *e)
     e->gpu = NULL;
 }
 
+int gpu_arena(struct gpu *g, size_t bytes, char *error, size_t error_bytes)
+{
+    assert(!g->arena && bytes <= g->arena_bytes);
+    g->arena_bytes = bytes;
+    g->arena = g->cuda->take(g->cuda, bytes);
+    return g->arena ? 0
+                    : fail_with(error, error_bytes, -ENOMEM,
+                                "%s: %zu MB for streams were free and are not any more: another "
+                                "program has taken them",
+                                g->cuda->name, bytes >> 20);
+}
+
 void *gpu_take(struct gpu *g, size_t bytes)
 {
     size_t at = 0;
     uint32_t i = 0;
     bytes = gpu_aligned(bytes);
-    if (g->regions == GPU_REGIONS_MAX)
+    if (g->regions == GPU_REGIONS_MAX || (!g->arena && gpu_arena(g, g->arena_bytes, NULL, 0)))
         return NULL;
     for (; i < g->regions && g->region[i].at - at < bytes; i++)
         at = g->region[i].at + g->region[i].bytes;

@@ -108,6 +108,8 @@ struct gpu {
 int gpu_open(struct engine *engine, const struct engine_options *options, char *error,
              size_t error_bytes);
 void gpu_close(struct engine *engine);
+/* The arena, of so many bytes; 0 or -ENOMEM with a sentence. */
+int gpu_arena(struct gpu *g, size_t bytes, char *error, size_t error_bytes);
 /* A piece of the arena, cleared; NULL: it is full. */
 void *gpu_take(struct gpu *g, size_t bytes);
 size_t gpu_aligned(size_t bytes); /* what a piece takes */

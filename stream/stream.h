@@ -79,6 +79,10 @@ int engine_open(struct engine **out, const struct engine_options *options, char 
                 size_t error_bytes);
 void engine_close(struct engine **engine);
 void engine_info(const struct engine *engine, struct engine_info *out);
+/* On a GPU, before any stream is opened: takes so many bytes of it for streams and forks, and no
+ * more (at most device_arena_bytes, which else the first of them takes). 0, or -ENOMEM with a
+ * sentence: another process has it by now. */
+int engine_device_take(struct engine *engine, size_t bytes, char *error, size_t error_bytes);
 
 /* ---- text ---- */
 
