@@ -43,7 +43,8 @@ struct repair {
 };
 
 size_t repair_bytes(size_t stream_bytes, uint32_t item_tokens_max);
-/* memory: of repair_bytes. Fills in its parts; the fields above `phase` are set but for reader and memory. */
+/* memory: of repair_bytes. Fills in its parts; the fields above `phase` are set but for reader and
+ * memory. */
 int repair_open(struct repair *repair, const char *folder, const struct tokenizer *tokenizer,
                 uint32_t item_tokens_max, void *memory, size_t bytes);
 void repair_close(struct repair *repair);
