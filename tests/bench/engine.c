@@ -21,6 +21,7 @@
 enum {
     PREFILL_TOKENS = 512,
     DECODE_TOKENS = 64,
+    REPEATS = 5, /* of what takes a fraction of a second: the median counts */
     TEXT_BYTES_MAX = 1 << 20,
     FLAT_TENTH = 5120, /* tokens: more than ring and window hold */
     PASS_TOKENS = 64,
@@ -86,6 +87,18 @@ static void *memory_of(size_t bytes, size_t align)
     return memory;
 }
 
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, uint32_t count)
+{
+    qsort(values, count, sizeof *values, compare);
+    return values[count / 2];
+}
+
 static double projection_macs(const struct projection *p)
 {
     double macs = 0;
@@ -120,10 +133,25 @@ static void project_all(struct bench *b, const struct projection *p, const void 
         k->matmul(k, out, p->part[i].rows, &p->part[i], NULL, 0, q, STREAM_BLOCK_TOKENS, false);
 }
 
+static void project_layers(struct bench *b, const float *x, void *q, float *out)
+{
+    const struct shape *s = &b->engine->shape;
+    struct kernels *k = b->engine->kernels;
+    for (uint32_t n = 0; n < s->layers; n++) {
+        const struct layer *l = &b->engine->layer[n];
+        k->quantize(k, q, x, STREAM_BLOCK_TOKENS, s->dim);
+        project_all(b, &l->qkv, q, out);
+        project_all(b, &l->o, q, out);
+        project_all(b, &l->gate_up, q, out);
+        k->quantize(k, q, x, STREAM_BLOCK_TOKENS, s->ff);
+        project_all(b, &l->down, q, out);
+    }
+}
+
 /* The projections of a block of tokens alone, layer after layer: weights come from memory. */
 static void bench_projections(struct bench *b)
 {
-    struct engine *e = b->engine;
+    const struct engine *e = b->engine;
     const struct shape *s = &e->shape;
     uint32_t widest = s->ff > s->dim ? s->ff : s->dim;
     size_t bytes = e->kernels->quantize_bytes(e->kernels, STREAM_BLOCK_TOKENS, widest);
@@ -134,19 +162,14 @@ static void bench_projections(struct bench *b)
     void *q = memory_of(bytes, 64);
     for (uint32_t i = 0; i < STREAM_BLOCK_TOKENS * widest; i++)
         x[i] = (float)(i % 127) - 63;
-    uint32_t blocks = 0;
-    double start = seconds();
-    for (; blocks < PREFILL_TOKENS / STREAM_BLOCK_TOKENS; blocks++)
-        for (uint32_t n = 0; n < s->layers; n++) {
-            const struct layer *l = &e->layer[n];
-            e->kernels->quantize(e->kernels, q, x, STREAM_BLOCK_TOKENS, s->dim);
-            project_all(b, &l->qkv, q, out);
-            project_all(b, &l->o, q, out);
-            project_all(b, &l->gate_up, q, out);
-            e->kernels->quantize(e->kernels, q, x, STREAM_BLOCK_TOKENS, s->ff);
-            project_all(b, &l->down, q, out);
-        }
-    figure("projections", PREFILL_TOKENS / (seconds() - start), "tokens/s");
+    double took[REPEATS];
+    for (uint32_t r = 0; r < REPEATS; r++) {
+        double start = seconds();
+        for (uint32_t at = 0; at < PREFILL_TOKENS; at += STREAM_BLOCK_TOKENS)
+            project_layers(b, x, q, out);
+        took[r] = seconds() - start;
+    }
+    figure("projections", PREFILL_TOKENS / median(took, REPEATS), "tokens/s");
     taking("projections", "macs", b->row_macs);
     free(x);
     free(out);
@@ -172,29 +195,40 @@ static void bench_tokenizer(struct bench *b, const uint8_t *text, size_t bytes)
     b->count = (uint32_t)count;
 }
 
+/* Reads 512 tokens, or answers 64 from `at` on. */
+static double history_seconds(struct bench *b, struct history *h, uint32_t at, bool decode)
+{
+    double start = seconds();
+    if (!decode) {
+        history_score(h, b->tokens, NULL, PREFILL_TOKENS, NULL, NULL);
+        forward_logits(b->engine, STREAM_BLOCK_TOKENS - 1, 1, b->logits);
+    }
+    for (uint32_t i = 0; decode && i < DECODE_TOKENS; i++) {
+        history_score(h, b->tokens + at + i, NULL, 1, NULL, NULL);
+        forward_logits(b->engine, 0, 1, b->logits);
+    }
+    return seconds() - start;
+}
+
 static void bench_history(struct bench *b, const char *name, uint32_t depth, bool decode)
 {
     struct history *h;
+    double took[REPEATS];
     if (!wanted(b, name))
         return;
-    if (history_open(&h, b->engine, depth + PREFILL_TOKENS + DECODE_TOKENS, false))
+    uint32_t each = decode ? DECODE_TOKENS : PREFILL_TOKENS;
+    if (history_open(&h, b->engine, depth + PREFILL_TOKENS + REPEATS * DECODE_TOKENS, false))
         exit(1);
     history_score(h, b->tokens, NULL, decode ? depth : STREAM_BLOCK_TOKENS, NULL, NULL);
-    if (!decode)
-        history_reset(h);
-    double start = seconds();
-    uint32_t count = decode ? DECODE_TOKENS : PREFILL_TOKENS;
-    if (!decode) {
-        history_score(h, b->tokens, NULL, count, NULL, NULL);
-        forward_logits(b->engine, STREAM_BLOCK_TOKENS - 1, 1, b->logits);
+    for (uint32_t r = 0; r < REPEATS; r++) {
+        if (!depth)
+            history_reset(h);
+        took[r] = history_seconds(b, h, depth + (depth ? r * each : 0), decode);
     }
-    for (uint32_t i = 0; decode && i < count; i++) {
-        history_score(h, b->tokens + depth + i, NULL, 1, NULL, NULL);
-        forward_logits(b->engine, 0, 1, b->logits);
-    }
-    figure(name, count / (seconds() - start), "tokens/s");
+    figure(name, each / median(took, REPEATS), "tokens/s");
+    double rows = depth + (depth ? 0.5 * REPEATS : 0.5) * DECODE_TOKENS;
     taking(name, decode ? "bytes" : "macs",
-           decode ? b->row_bytes + (depth + 0.5 * DECODE_TOKENS) * b->kv_bytes : b->row_macs);
+           decode ? b->row_bytes + rows * b->kv_bytes : b->row_macs);
     history_close(&h);
 }
 
@@ -251,18 +285,6 @@ static void timeline_close(struct timeline *t)
     free(t->memory);
     free(t->fork_memory);
     free(t->spill_memory);
-}
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, uint32_t count)
-{
-    qsort(values, count, sizeof *values, compare);
-    return values[count / 2];
 }
 
 /* Ingest from an empty stream on; `closing`: what the pass that ends a chunk takes longer than
