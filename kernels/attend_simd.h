@@ -399,10 +399,11 @@ static void few_run(struct attend_work *w)
     few_store(w);
 }
 
-/* ---- pieces: (job, up to 3 heads of its group, LANES queries) ---- */
+/* ---- pieces: (LANES queries, job, up to 3 heads of its group) ---- */
 
 struct attend_all {
     const struct attend_job *jobs;
+    uint32_t count;                    /* jobs */
     uint32_t head_dim, passes, chunks; /* passes over the heads, chunks of queries, the most of any
                                           job */
     float scale;
@@ -447,8 +448,8 @@ static void many_heads(struct attend_work *w)
 static void attend_piece(void *argument, uint32_t index)
 {
     const struct attend_all *all = argument;
-    uint32_t job = index / (all->passes * all->chunks), pass = index / all->chunks % all->passes;
-    uint32_t query = index % all->chunks * LANES;
+    uint32_t pass = index % all->passes, job = index / all->passes % all->count;
+    uint32_t query = index / all->passes / all->count * LANES;
     if (pass >= head_passes(all->jobs[job].group) || query >= all->jobs[job].queries)
         return;
     struct attend_work w;
@@ -570,7 +571,8 @@ void ISA(attend)(struct kernels *k, const struct attend_job *jobs, uint32_t coun
                  uint32_t head_dim, float scale)
 {
     assert(head_dim > 0 && head_dim <= KERNELS_HEAD_DIM_MAX);
-    struct attend_all all = {.jobs = jobs, .head_dim = head_dim, .passes = 1, .scale = scale};
+    struct attend_all all = {
+        .jobs = jobs, .count = count, .head_dim = head_dim, .passes = 1, .scale = scale};
     uint32_t queries = 0;
     for (uint32_t j = 0; j < count; j++) {
         uint32_t passes = head_passes(jobs[j].group), rows = span_rows(&jobs[j]);

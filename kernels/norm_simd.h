@@ -20,29 +20,33 @@ struct row_job {
 struct rows_argument {
     range_task *task;
     struct row_job *job;
-    uint32_t each, pieces; /* of `each` rows; those behind them are of a tile */
+    uint32_t each, rest;  /* rows of a lane of the pool; where the rows behind them begin */
+    uint32_t lane_pieces; /* its rows, then tiles of the rest */
 };
 
 static void rows_piece(void *argument, uint32_t index)
 {
     const struct rows_argument *a = argument;
-    uint32_t from = index * a->each, to = from + a->each;
-    if (index >= a->pieces) {
-        from = a->pieces * a->each + (index - a->pieces) * TILE_ROWS;
+    uint32_t lane = index / a->lane_pieces, at = index % a->lane_pieces;
+    uint32_t from = lane * a->each, to = from + a->each;
+    if (at > 0) {
+        from = a->rest + (lane * (a->lane_pieces - 1) + at - 1) * TILE_ROWS;
         to = min_u32(from + TILE_ROWS, a->job->rows);
     }
-    a->task(a->job, from, to);
+    if (from < to)
+        a->task(a->job, from, to);
 }
 
 static void rows_run(struct kernels *k, range_task *task, struct row_job *job)
 {
-    struct rows_argument a = {task, job, rows_each(k, job->rows), 0};
-    a.pieces = a.each ? k->threads : 0;
-    uint32_t rest = job->rows - a.each * a.pieces;
+    struct rows_argument a = {.task = task, .job = job, .each = rows_each(k, job->rows)};
+    a.rest = a.each * k->threads;
+    uint32_t tiles = tile_count(job->rows - a.rest);
+    a.lane_pieces = 1 + (tiles + k->threads - 1) / k->threads;
     if (k->threads == 1 || (size_t)job->rows * job->cols < ELEMENTS_SHARED)
         task(job, 0, job->rows);
     else
-        pool_run(k->pool, rows_piece, &a, a.pieces + tile_count(rest));
+        pool_run(k->pool, rows_piece, &a, k->threads * a.lane_pieces);
 }
 
 /* One row into its tile: for each block scale = max|x| / 127, the same arithmetic as the reference,

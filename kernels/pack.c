@@ -131,14 +131,20 @@ static void panels_piece(void *argument, uint32_t index)
 {
     const struct panels_argument *a = argument;
     const struct panel_job *job = a->job;
-    uint32_t panels = panel_count(job->w);
-    if (index < job->each_pieces) {
-        a->task(job, 0, panels, index * job->each, (index + 1) * job->each);
-        return;
+    uint32_t panels = panel_count(job->w), rest = index;
+    if (job->each > 0) { /* a lane: its rows, then its part of the rest */
+        uint32_t lane = index / job->lane_pieces, at = index % job->lane_pieces;
+        if (at < job->chunks) {
+            uint32_t from = at * job->chunk_step, to = min_u32(from + job->chunk_step, panels);
+            a->task(job, from, to, lane * job->each, (lane + 1) * job->each);
+            return;
+        }
+        rest = lane * (job->lane_pieces - job->chunks) + at - job->chunks;
+        if (rest >= job->rest_pieces)
+            return;
     }
-    index -= job->each_pieces;
-    uint32_t panel = index / job->row_pieces * job->panel_step;
-    uint32_t row = job->rest + index % job->row_pieces * job->row_step;
+    uint32_t panel = rest / job->row_pieces * job->panel_step;
+    uint32_t row = job->rest + rest % job->row_pieces * job->row_step;
     a->task(job, panel, min_u32(panel + job->panel_step, panels), row,
             min_u32(row + job->row_step, job->rows));
 }
@@ -175,11 +181,14 @@ void panels_run(struct kernels *k, struct panel_job *job, panel_task *task, uint
         return;
     }
     job->each = rows_each(k, job->rows);
-    job->each_pieces = job->each ? k->threads : 0;
-    job->rest = job->each * job->each_pieces;
+    job->rest = job->each * k->threads;
     pieces = min_u32((uint32_t)pieces, k->threads * PIECES_PER_THREAD);
-    uint32_t count = job->each_pieces;
     if (job->rest < job->rows)
-        count += rest_cut(k, job, (uint32_t)pieces, panel_unit, row_unit);
-    pool_run(k->pool, panels_piece, &argument, count);
+        job->rest_pieces = rest_cut(k, job, (uint32_t)pieces, panel_unit, row_unit);
+    uint32_t chunks = (uint32_t)pieces / k->threads + 1;
+    job->chunk_step = (uint32_t)round_up((panels + chunks - 1) / chunks, panel_unit);
+    job->chunks = (panels + job->chunk_step - 1) / job->chunk_step;
+    job->lane_pieces = job->chunks + (job->rest_pieces + k->threads - 1) / k->threads;
+    pool_run(k->pool, panels_piece, &argument,
+             job->each > 0 ? k->threads * job->lane_pieces : job->rest_pieces);
 }

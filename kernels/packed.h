@@ -112,9 +112,10 @@ static inline uint32_t tile_count(uint32_t rows)
 
 /* ---- who does which rows ---- */
 
-/* Where there is a tile of rows or more for each thread, piece i of every op of a pass is the same
- * rows, whole tiles: a row's numbers stay in one core's cache from op to op, and no two cores write
- * to one line. Rows a piece; 0: too few rows. The tiles left over are pieces behind those. */
+/* Where there is a tile of rows or more for each thread, the pool's lane i has the same rows in
+ * every op of a pass, whole tiles: a row's numbers stay in one core's cache from op to op, and no
+ * two cores write to one line. Rows of a lane; 0: too few rows. The tiles left over are pieces
+ * behind those. */
 static inline uint32_t rows_each(const struct kernels *k, uint32_t rows)
 {
     return rows / TILE_ROWS / k->threads * TILE_ROWS;
@@ -131,9 +132,11 @@ struct panel_job {
     void *q; /* quantised weights; read only */
     uint32_t rows;
     bool accumulate;
-    uint32_t each, each_pieces;                /* pieces of rows alone, and behind them, from row */
-    uint32_t rest;                             /* `rest` on, */
-    uint32_t panel_step, row_step, row_pieces; /* pieces of panels and rows */
+    uint32_t each,
+        lane_pieces; /* rows of a lane of the pool; its pieces: these and some of the rest */
+    uint32_t chunks, chunk_step; /* a lane's rows go in pieces of so many panels */
+    uint32_t rest, rest_pieces;  /* from this row on, pieces of panels and rows: */
+    uint32_t panel_step, row_step, row_pieces;
 };
 
 /* The weight comes from memory on the first pass of rows over a panel and from cache after it, so

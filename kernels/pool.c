@@ -4,7 +4,11 @@
  * part and waits only for pieces that some worker has claimed: a worker that the system has not
  * scheduled costs nothing.
  *
- * One word holds the whole state of a job: which one it is, how many pieces it has and the next one
+ * Each thread has a share of a job's pieces, a lane: the same part of 0..count-1 in every job, so
+ * that what a piece reads is what the same thread has written in the job before, and lies in its
+ * cache. Who has none left takes from the others' lanes.
+ *
+ * One word holds the whole state of a lane: which job it is, where its pieces end and the next one
  * to take. A piece is claimed by compare-and-swap on that word, so a claim is always of the job
  * that is running, and what the job points at may be read after it.
  */
@@ -23,16 +27,22 @@ enum {
 
 #define INDEX_MASK ((UINT64_C(1) << COUNT_BITS) - 1)
 
+struct pool_lane {
+    _Alignas(64) _Atomic uint64_t work; /* job number | end of its pieces | next piece */
+    struct pool *pool;
+};
+
 struct pool {
-    _Alignas(64) _Atomic uint64_t work; /* job number | pieces | next piece */
     _Alignas(64) _Atomic uint32_t done; /* pieces finished of this job */
     _Alignas(64) _Atomic uint32_t sleepers;
     _Atomic bool stop, waiting; /* waiting: the caller sleeps until `done` is full */
-    void (*task)(void *argument, uint32_t index); /* of the job in `work` */
+    void (*task)(void *argument, uint32_t index); /* of the job that runs */
     void *argument;
+    uint32_t count;        /* its pieces */
     pthread_mutex_t mutex; /* for the sleep alone */
     pthread_cond_t wake, finished;
-    uint32_t worker_count;
+    uint32_t lane_count, worker_count;
+    struct pool_lane *lane; /* [lane_count], the caller's first */
     pthread_t worker[];
 };
 
@@ -45,14 +55,9 @@ static inline void cpu_pause(void)
 #endif
 }
 
-static inline uint32_t work_count(uint64_t work)
-{
-    return (uint32_t)(work >> COUNT_BITS & INDEX_MASK);
-}
-
 static inline bool work_waits(uint64_t work)
 {
-    return (uint32_t)(work & INDEX_MASK) < work_count(work);
+    return (work & INDEX_MASK) < (work >> COUNT_BITS & INDEX_MASK);
 }
 
 /* Counts a piece as done. The count is raised before the look at `waiting`, and the caller looks at
@@ -66,28 +71,35 @@ static void pool_done(struct pool *pool, uint32_t count)
     pthread_mutex_unlock(&pool->mutex);
 }
 
-/* Takes pieces until none is left. */
-static void pool_take(struct pool *pool)
+static void lane_take(struct pool *pool, struct pool_lane *lane)
 {
-    uint64_t work = atomic_load_explicit(&pool->work, memory_order_acquire);
+    uint64_t work = atomic_load_explicit(&lane->work, memory_order_acquire);
     while (work_waits(work)) {
-        if (!atomic_compare_exchange_weak_explicit(&pool->work, &work, work + 1,
+        if (!atomic_compare_exchange_weak_explicit(&lane->work, &work, work + 1,
                                                    memory_order_acq_rel, memory_order_acquire))
             continue;
+        uint32_t count = pool->count;
         pool->task(pool->argument, (uint32_t)(work & INDEX_MASK));
-        pool_done(pool, work_count(work));
-        work = atomic_load_explicit(&pool->work, memory_order_acquire);
+        pool_done(pool, count);
+        work = atomic_load_explicit(&lane->work, memory_order_acquire);
     }
 }
 
+/* Takes pieces until none is left, its own first. */
+static void pool_take(struct pool *pool, uint32_t own)
+{
+    for (uint32_t i = 0; i < pool->lane_count; i++)
+        lane_take(pool, &pool->lane[(own + i) % pool->lane_count]);
+}
+
 /* Sleeps until there is work or the pool stops. The count of sleepers is raised before the last
- * look at `work`, and pool_run looks at it after it has set `work`: one of the two sees the other.
- */
-static void pool_sleep(struct pool *pool)
+ * look at the lane, and pool_run looks at it after it has set the lanes: one of the two sees the
+ * other. */
+static void pool_sleep(struct pool *pool, const struct pool_lane *lane)
 {
     pthread_mutex_lock(&pool->mutex);
     atomic_fetch_add(&pool->sleepers, 1);
-    while (!work_waits(atomic_load(&pool->work)) && !atomic_load(&pool->stop))
+    while (!work_waits(atomic_load(&lane->work)) && !atomic_load(&pool->stop))
         pthread_cond_wait(&pool->wake, &pool->mutex);
     atomic_fetch_sub(&pool->sleepers, 1);
     pthread_mutex_unlock(&pool->mutex);
@@ -95,16 +107,17 @@ static void pool_sleep(struct pool *pool)
 
 static void *pool_worker(void *argument)
 {
-    struct pool *pool = argument;
+    struct pool_lane *lane = argument;
+    struct pool *pool = lane->pool;
     uint32_t spins = 0;
     while (!atomic_load_explicit(&pool->stop, memory_order_relaxed)) {
-        if (work_waits(atomic_load_explicit(&pool->work, memory_order_relaxed))) {
-            pool_take(pool);
+        if (work_waits(atomic_load_explicit(&lane->work, memory_order_relaxed))) {
+            pool_take(pool, (uint32_t)(lane - pool->lane));
             spins = 0;
         } else if (++spins < SPIN_MAX) {
             cpu_pause();
         } else {
-            pool_sleep(pool);
+            pool_sleep(pool, lane);
             spins = 0;
         }
     }
@@ -115,11 +128,16 @@ int pool_open(struct pool **out, uint32_t threads)
 {
     assert(threads > 0);
     uint32_t workers = threads - 1;
-    size_t bytes = round_up(sizeof(struct pool) + workers * sizeof(pthread_t), 64);
+    size_t lanes_at = round_up(sizeof(struct pool) + workers * sizeof(pthread_t), 64);
+    size_t bytes = lanes_at + threads * sizeof(struct pool_lane);
     struct pool *pool = aligned_alloc(64, bytes);
     if (!pool)
         return -ENOMEM;
     memset(pool, 0, bytes);
+    pool->lane_count = threads;
+    pool->lane = (struct pool_lane *)(void *)((char *)pool + lanes_at);
+    for (uint32_t i = 0; i < threads; i++)
+        pool->lane[i].pool = pool;
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->finished, NULL);
@@ -129,7 +147,8 @@ int pool_open(struct pool **out, uint32_t threads)
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     int error = 0;
     while (pool->worker_count < workers && error == 0) {
-        error = pthread_create(&pool->worker[pool->worker_count], &attributes, pool_worker, pool);
+        error = pthread_create(&pool->worker[pool->worker_count], &attributes, pool_worker,
+                               &pool->lane[1 + pool->worker_count]);
         if (error == 0)
             pool->worker_count++;
     }
@@ -186,19 +205,24 @@ void pool_run(struct pool *pool, void (*task)(void *argument, uint32_t index), v
             task(argument, i);
         return;
     }
-    uint64_t work = atomic_load_explicit(&pool->work, memory_order_relaxed);
-    assert(!work_waits(work)); /* one job at a time, and none from inside a task */
     pool->task = task;
     pool->argument = argument;
+    pool->count = count;
     atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
-    uint64_t number = (work >> (2 * COUNT_BITS)) + 1;
-    atomic_store(&pool->work, number << (2 * COUNT_BITS) | (uint64_t)count << COUNT_BITS);
+    for (uint32_t i = 0; i < pool->lane_count; i++) {
+        uint64_t work = atomic_load_explicit(&pool->lane[i].work, memory_order_relaxed);
+        assert(!work_waits(work)); /* one job at a time, and none from inside a task */
+        uint64_t number = (work >> (2 * COUNT_BITS)) + 1;
+        uint64_t from = (uint64_t)count * i / pool->lane_count;
+        uint64_t to = (uint64_t)count * (i + 1) / pool->lane_count;
+        atomic_store(&pool->lane[i].work, number << (2 * COUNT_BITS) | to << COUNT_BITS | from);
+    }
     if (atomic_load(&pool->sleepers) != 0) {
         pthread_mutex_lock(&pool->mutex);
         pthread_cond_broadcast(&pool->wake);
         pthread_mutex_unlock(&pool->mutex);
     }
-    pool_take(pool);
+    pool_take(pool, 0);
     pool_wait(pool, count);
 }
 
