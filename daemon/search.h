@@ -23,7 +23,7 @@ enum {
     SEARCH_WORD_HITS_MAX = 256, /* what the keys find may have little of the words, and counts */
     SEARCH_WORDS_MAX = 32,      /* of a question */
     SEARCH_TEXT_MAX = 800,      /* of a chunk, around the question's words */
-    SEARCH_FOCUS_MIN = 64,      /* bytes: a line so short says little by itself */
+    SEARCH_FOCUS_MIN = 32,      /* bytes: a line so short says little by itself */
     SEARCH_FOCUS_MAX = 320,
     SEARCH_EXCERPT_WORDS = 64,
     SEARCH_OVERLAP = 32,     /* tokens of the chunk before that are indexed with a chunk */
