@@ -131,18 +131,29 @@ static __device__ uint64_t word_hash(uint64_t place, uint32_t word)
     return x ^ x >> 31;
 }
 
+/* Four words at a time where they lie so. */
 static __device__ uint64_t words_hash(uint64_t part, size_t place, const void *words, size_t count)
 {
     const uint32_t *word = (const uint32_t *)words;
     uint64_t sum = 0;
-    for (size_t i = threadIdx.x; i < count; i += THREADS)
-        sum += word_hash(part << 56 | (place + i), word[i]);
+    size_t fours = (uintptr_t)words % sizeof(uint4) ? 0 : count / 4;
+    part <<= 56;
+#pragma unroll 4
+    for (size_t i = threadIdx.x; i < fours; i += THREADS) {
+        uint4 v = ((const uint4 *)words)[i];
+        sum += word_hash(part | (place + 4 * i), v.x) + word_hash(part | (place + 4 * i + 1), v.y) +
+               word_hash(part | (place + 4 * i + 2), v.z) +
+               word_hash(part | (place + 4 * i + 3), v.w);
+    }
+    for (size_t i = 4 * fours + threadIdx.x; i < count; i += THREADS)
+        sum += word_hash(part | (place + i), word[i]);
     return sum;
 }
 
 /* Of the new segment, the summary, the count and the entries of the chunk just finished. */
 static __device__ void digest(const struct head_slide &h)
 {
+    __shared__ uint64_t sums[THREADS];
     const struct cuda_slide *s = h.s;
     size_t slots = (size_t)s->comp * 2 * h.dim, at = h.head * slots;
     uint64_t sum = 0;
@@ -155,7 +166,14 @@ static __device__ void digest(const struct head_slide &h)
            words_hash(5, row / 2, s->open_v + row, words);
     if (threadIdx.x == 0)
         sum += word_hash((uint64_t)3 << 56 | h.head, count);
-    atomicAdd((unsigned long long *)s->digest, (unsigned long long)sum);
+    sums[threadIdx.x] = sum;
+    for (uint32_t step = THREADS / 2; step; step /= 2) {
+        __syncthreads();
+        if (threadIdx.x < step)
+            sums[threadIdx.x] += sums[threadIdx.x + step];
+    }
+    if (threadIdx.x == 0)
+        atomicAdd((unsigned long long *)s->digest, (unsigned long long)sums[0]);
 }
 
 static __global__ void slide_kernel(const struct cuda_slide *slides, uint32_t heads, uint32_t dim)
