@@ -48,10 +48,11 @@ static int tear_down(void **state)
 static void cuts_and_threads_do_not_matter(void **state)
 {
     (void)state;
+    enum { THREADS = 5 }; /* rows come out even for some, with tiles left over for others */
     const uint32_t mask[] = {0, FEATURE_AVX2, UINT32_MAX};
     for (int m = 0; m < 3; m++) {
-        uint64_t hash[2];
-        for (uint32_t threads = 1; threads <= 2; threads++) {
+        uint64_t hash[THREADS];
+        for (uint32_t threads = 1; threads <= THREADS; threads++) {
             struct engine *e = engine_with(threads, mask[m], stream_rig_adapter);
             struct held_stream whole = stream_rig_open(e, 4, 2), cut = stream_rig_open(e, 4, 2);
             uint32_t count = 4 * TINY_CHUNK, step = 1;
@@ -67,8 +68,8 @@ static void cuts_and_threads_do_not_matter(void **state)
             stream_rig_close(&whole);
             stream_rig_close(&cut);
             engine_close(&e);
+            assert_true(hash[threads - 1] == hash[0]);
         }
-        assert_true(hash[0] == hash[1]);
         assert_true(hash[0] != 0);
     }
 }
