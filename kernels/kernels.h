@@ -192,7 +192,9 @@ void tensor_row(float *out, const void *row, enum tensor_type type, uint32_t col
 float f16_to_f32(f16 h);
 f16 f16_from_f32(float f); /* round to nearest even */
 
-/* Runs task(argument, i) for i in 0..count-1 over the pool, returns when all are done. */
+/* Runs task(argument, i) for i in 0..count-1 over the pool, returns when all are done. Of n threads
+ * thread t begins with those from t * count / n on, so that jobs which cut the same rows in the
+ * same way find them in the cache that they left them in. */
 void pool_run(struct pool *pool, void (*task)(void *argument, uint32_t index), void *argument,
               uint32_t count);
 
