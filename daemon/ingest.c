@@ -403,12 +403,26 @@ static void take_back(struct slot *slot)
     in->staged = atomic_load(&slot->ring.tail);
 }
 
-/* Nothing of the batch is on disk: every answer that says otherwise is turned. */
+/* How far a producer's text is on disk, now that the batch is not. */
+static void take_back_sequence(struct ingest *ingest, struct ingest_result *result)
+{
+    if (journal_producer_get(ingest->journal, result->stream_id, result->producer,
+                             &result->sequence, &result->bytes_acked))
+        result->sequence = result->bytes_acked = 0; /* it cannot be read: nothing is said */
+    if (result->error == 1 + SILT__V1__ERROR__CODE__GAP)
+        result->error = 0; /* behind what is gone: it is refused as that is */
+    result->expected_sequence = 0;
+}
+
+/* Nothing of the batch is on disk: every answer that says otherwise is turned. A refusal too says
+ * how far the producer is: an Ack follows it when there is room. */
 static void fail_results(struct ingest *ingest)
 {
     for (uint32_t i = 0; i < ingest->result_count; i++) {
         struct ingest_result *result = &ingest->results[i];
 
+        if (result->kind == INGEST_FEED)
+            take_back_sequence(ingest, result);
         if (result->created || (result->kind == INGEST_LOAD && !result->error))
             ingest->slots[result->slot].ingest.open = false;
         if (!result->error)
@@ -491,6 +505,17 @@ static void end_batch(struct ingest *ingest)
     atomic_store(ingest->disk_bytes, journal_disk_bytes(ingest->journal));
 }
 
+/* The commit stands whatever comes of this. */
+static void tend_log(struct ingest *ingest)
+{
+    int result = journal_tend_log(ingest->journal);
+
+    if (result && !ingest->log_stuck)
+        say(SAY_WARN, "the journal's log cannot be folded into the database, and grows: %s (%s)",
+            journal_error(ingest->journal), strerror(-result));
+    ingest->log_stuck = result != 0;
+}
+
 static void send_results(struct ingest *ingest)
 {
     static const uint64_t head = LOOP_INGEST;
@@ -532,6 +557,7 @@ bool ingest_step(struct ingest *ingest)
         more = ingest->result_count == BATCH_MAX;
         end_batch(ingest);
         send_results(ingest);
+        tend_log(ingest);
     }
     for (uint32_t i = 0; i < ingest->slot_count; i++)
         if (ingest->slots[i].ingest.open && !ingest->slots[i].ingest.live)

@@ -191,6 +191,80 @@ static void room_comes_back(void **state)
     check_after(10, 10);
 }
 
+/* A batch that could not be stored says of none of its messages that they were: not where they were
+ * refused for want of room, behind which an Ack follows, nor where one is missing before them. */
+static void what_is_not_stored_is_not_acked(void **state)
+{
+    uint32_t refused = 0;
+    char text[4000];
+
+    (void)state;
+    if (faults_shared())
+        skip();
+    memset(text, 'x', sizeof text);
+    for (size_t i = 0; i < sizeof text; i += 2)
+        text[i] = ' ';
+    vfs_fault_mend();
+    assert_int_equal(rig_open(&rig, rig_own_folder, &options), 0);
+    rig_stream(&rig, 0, "a", 4);
+    rig_settle(&rig);
+    assert_int_equal(feed_to(3, 1), 3);
+    rig_forget(&rig);
+    for (uint64_t sequence = 4; sequence < 12; sequence++) /* until there is no room */
+        rig_text(&rig, 0, "p", sequence, text, sizeof text);
+    rig_text(&rig, 0, "p", 20, text, 10);
+    vfs_fault_at(1, SQLITE_FULL, true);
+    rig_ingest(&rig);
+    vfs_fault_mend();
+    for (uint32_t i = 0; i < rig.result_count; i++) {
+        const struct ingest_result *result = &rig.results[i];
+
+        assert_int_equal(result->kind, INGEST_FEED);
+        assert_true(result->error == 1 + SILT__V1__ERROR__CODE__NO_SPACE ||
+                    result->error == 1 + SILT__V1__ERROR__CODE__BUSY);
+        assert_true(result->sequence == 3 || result->sequence == 0);
+        assert_int_equal(result->expected_sequence, 0);
+        refused += result->error == 1 + SILT__V1__ERROR__CODE__BUSY;
+    }
+    assert_true(rig.result_count == 9 && refused > 0);
+    rig_close(&rig);
+    check_after(3, 3);
+}
+
+/* The log is folded into the database behind a commit: where that fails, what was committed was. */
+static void the_log_cannot_be_folded_in(void **state)
+{
+    enum { LAST = 4000, FOLDING_CALLS = 60 };
+    uint64_t folded = 0, calls = 0;
+
+    (void)state;
+    if (faults_shared())
+        skip();
+    for (int spoilt = 0; spoilt < 2; spoilt++) {
+        vfs_fault_mend();
+        rig_folder_drop(rig_own_folder);
+        assert_int_equal(mkdir(rig_own_folder, 0700), 0);
+        assert_int_equal(rig_open(&rig, rig_own_folder, &options), 0);
+        rig_stream(&rig, 0, "a", 4);
+        rig_settle(&rig);
+        for (uint64_t n = 1; n <= (spoilt ? folded + 3 : LAST); n++) {
+            vfs_fault_at(spoilt && n == folded ? calls / 2 : 0, SQLITE_IOERR, false);
+            assert_int_equal(feed_to(n, 1), n);
+            if (spoilt && n == folded)
+                assert_true(vfs_fault_met());
+            if (spoilt)
+                continue;
+            calls = vfs_fault_calls();
+            folded = n;
+            if (calls > FOLDING_CALLS)
+                break;
+        }
+        rig_close(&rig);
+    }
+    assert_true(calls > FOLDING_CALLS);
+    check_after(folded + 3, folded + 3);
+}
+
 /* Writes that were not synced are lost, kept or torn. */
 static void the_power_goes(void **state)
 {
@@ -311,6 +385,10 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(the_disk_fails, rig_folder_set_up, rig_folder_tear_down),
         cmocka_unit_test_setup_teardown(the_disk_is_full, rig_folder_set_up, rig_folder_tear_down),
         cmocka_unit_test_setup_teardown(room_comes_back, rig_folder_set_up, rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(what_is_not_stored_is_not_acked, rig_folder_set_up,
+                                        rig_folder_tear_down),
+        cmocka_unit_test_setup_teardown(the_log_cannot_be_folded_in, rig_folder_set_up,
+                                        rig_folder_tear_down),
         cmocka_unit_test_setup_teardown(the_power_goes, rig_folder_set_up, rig_folder_tear_down),
         cmocka_unit_test_setup_teardown(a_call_fails_and_then_the_power_goes, rig_folder_set_up,
                                         rig_folder_tear_down),
