@@ -382,11 +382,13 @@ static void bench_attend(struct bench *b, const char *name, double keys, double 
     figure(b, name, p->items, (rows + ends) * s->head_dim / took, "bytes/s");
 }
 
-/* As of a pass of ingest: half a chunk of every stream that fits. */
+/* As of a pass of ingest: half a chunk of as many streams as fit. */
 static void bench_attend_ingest(struct bench *b, struct held *h, uint32_t streams)
 {
     uint32_t half = b->info.chunk_tokens / 2;
+    uint32_t fit = b->engine->gpu->rows_max / (half + b->engine->shape.comp) - 1;
     double keys = 0;
+    streams = streams < fit ? streams : fit;
     for (uint32_t i = 0; i < streams; i++)
         keys += keys_seen(b, h[i].stream) / 2 / streams;
     feed_all(b, h, streams, half);
