@@ -27,6 +27,9 @@ enum { THREAD_STACK_BYTES = 1 << 20 };
 enum {
     THREAD_COUNT = 4,                /* beside the loop: journal, compute, keeper, search */
     LIBRARY_MARGIN_BYTES = 16 << 20, /* what libzmq, the C library and stacks grow by */
+    /* What a GPU's driver takes here later: for kernels, loaded when they are first used (180 MB
+     * on an H200), and recorded passes (at most 64, of 1.7 MB). */
+    GPU_DRIVER_BYTES = 320 << 20,
 };
 
 struct daemon {
@@ -194,6 +197,8 @@ static int measure(struct core *core, struct plan_costs *costs, char *error, siz
     costs->library_bytes = LIBRARY_MARGIN_BYTES + THREAD_COUNT * THREAD_STACK_BYTES + files;
     if (anonymous > engine_bytes)
         costs->library_bytes += anonymous - engine_bytes;
+    if (core->info.device_weights_bytes)
+        costs->library_bytes += GPU_DRIVER_BYTES;
     return 0;
 }
 

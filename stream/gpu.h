@@ -64,6 +64,7 @@ struct gpu_slot {
     uint32_t rows, items, runs, lanes, slides, leaves, targets;
     uint32_t kind_rows[GPU_KINDS + 1]; /* where a kind's rows begin */
     uint32_t rows_most, items_most, keys_max;
+    bool ragged;         /* has a block of odd size, so that its like hardly comes again */
     uint32_t copies_out; /* begun for it */
 };
 

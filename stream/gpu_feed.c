@@ -78,6 +78,7 @@ struct gpu_slot *gpu_pass_begin(struct engine *e)
     struct gpu_slot *p = &g->slot[g->queued % GPU_SLOTS];
     p->rows = p->items = p->runs = p->lanes = p->slides = p->leaves = p->targets = 0;
     p->rows_most = p->items_most = p->keys_max = p->copies_out = 0;
+    p->ragged = false;
     memset(p->kind_rows, 0, sizeof p->kind_rows);
     return p;
 }

@@ -9,8 +9,9 @@
 #include <assert.h>
 #include <string.h>
 
-/* Larger passes compute for longer than they take to launch. Keys that queries see are counted in
- * steps (attention splits them in such steps, whatever their bound). */
+/* Larger passes compute for longer than they take to launch; ragged ones (the end of a question)
+ * would each leave a graph of some megabytes that is never launched. Keys that queries see are
+ * counted in steps (attention splits them in such steps, whatever their bound). */
 enum { GRAPH_ROWS_MAX = 2048, KEYS_STEP = 1024 };
 
 struct cuda_item *gpu_pass_item(struct engine *e, struct gpu_slot *p, enum gpu_kind kind,
@@ -39,6 +40,7 @@ struct cuda_item *gpu_pass_item(struct engine *e, struct gpu_slot *p, enum gpu_k
     p->items++;
     p->rows += rows;
     p->rows_most = rows > p->rows_most ? rows : p->rows_most;
+    p->ragged |= tokens && rows != 1 && rows != CUDA_ITEM_ROWS;
     for (int k = kind; k < GPU_KINDS; k++)
         p->kind_rows[k + 1] = p->rows;
     return item;
@@ -232,7 +234,7 @@ void gpu_pass_layers(struct engine *e, struct gpu_slot *p, uint32_t layers)
     send(g, p, p->run, p->runs * sizeof *p->run);
     send(g, p, p->token, p->rows * sizeof *p->token);
     send(g, p, p->position, p->rows * sizeof *p->position);
-    if (p->rows > GRAPH_ROWS_MAX) {
+    if (p->rows > GRAPH_ROWS_MAX || p->ragged) {
         run_layers(e, p, layers);
         return;
     }
