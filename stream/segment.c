@@ -48,15 +48,17 @@ size_t segment_buffer_bytes(const struct segment_shape *shape)
 /* int8 payload: [values] int8, then [values / head_dim] float scales. */
 static void put_int8(const struct segment_shape *shape, uint8_t *payload, const f16 *rows)
 {
+    struct kernels *k = shape->kernels;
     uint32_t dim = shape->head_dim;
     for (size_t i = 0; i < scales_count(shape); i++) {
         int8_t *out = (int8_t *)payload + i * dim;
-        float most = 0;
+        float value[KERNELS_HEAD_DIM_MAX] = {0}, most = 0;
+        k->fold(k, value, rows + i * dim, dim, 1); /* the row itself */
         for (uint32_t d = 0; d < dim; d++)
-            most = fmaxf(most, fabsf(f16_to_f32(rows[i * dim + d])));
+            most = fabsf(value[d]) > most ? fabsf(value[d]) : most;
         float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
         for (uint32_t d = 0; d < dim; d++)
-            out[d] = (int8_t)lrintf(f16_to_f32(rows[i * dim + d]) * inverse);
+            out[d] = (int8_t)lrintf(value[d] * inverse);
         memcpy(payload + shape->values + i * sizeof scale, &scale, sizeof scale);
     }
 }
