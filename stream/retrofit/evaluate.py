@@ -33,7 +33,7 @@ KINDS = ("dialogue", "meeting", "log", "mixed", "book")
 RINGS = (4, 8, 14, 20, 28)
 BLOCK = 32              # tokens that the engine computes at a time
 DECODE = {"": 16, "qmsum": 48}
-BATCH = {"cuda": 32, "cpu": 2}
+BATCH = {"cuda": 16, "cpu": 2}
 POLICIES = ("full", "ccm", "window", "window+lora", "none", "swap", "foreign")
 
 
