@@ -505,17 +505,6 @@ static void end_batch(struct ingest *ingest)
     atomic_store(ingest->disk_bytes, journal_disk_bytes(ingest->journal));
 }
 
-/* The commit stands whatever comes of this. */
-static void tend_log(struct ingest *ingest)
-{
-    int result = journal_tend_log(ingest->journal);
-
-    if (result && !ingest->log_stuck)
-        say(SAY_WARN, "the journal's log cannot be folded into the database, and grows: %s (%s)",
-            journal_error(ingest->journal), strerror(-result));
-    ingest->log_stuck = result != 0;
-}
-
 static void send_results(struct ingest *ingest)
 {
     static const uint64_t head = LOOP_INGEST;
@@ -557,7 +546,6 @@ bool ingest_step(struct ingest *ingest)
         more = ingest->result_count == BATCH_MAX;
         end_batch(ingest);
         send_results(ingest);
-        tend_log(ingest);
     }
     for (uint32_t i = 0; i < ingest->slot_count; i++)
         if (ingest->slots[i].ingest.open && !ingest->slots[i].ingest.live)

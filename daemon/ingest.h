@@ -102,7 +102,6 @@ struct ingest {
     struct ingest_result *results; /* [BATCH_MAX] */
     uint32_t result_count;
     bool writing, broken; /* a transaction is open; it has failed */
-    bool log_stuck;       /* the journal's log is long and cannot be folded in */
 };
 
 /* Tokens that scratch must hold. */

@@ -85,7 +85,6 @@ struct journal {
     sqlite3_stmt *statement[STATEMENT_COUNT];
     char path[PATH_BYTES_MAX + 16];
     uint64_t epoch;
-    int log_pages; /* at the last commit */
 };
 
 static int64_t item_key(uint64_t stream, uint64_t ordinal)
@@ -116,30 +115,18 @@ static void bind_u64(sqlite3_stmt *s, int at, uint64_t value)
     sqlite3_bind_int64(s, at, (int64_t)value);
 }
 
-static int note_log(void *user, sqlite3 *db, const char *name, int pages)
-{
-    (void)db, (void)name;
-    ((struct journal *)user)->log_pages = pages;
-    return SQLITE_OK;
-}
-
-/* The log is folded in by journal_tend_log: where SQLite does it behind a commit by itself, and
- * that fails, the commit is said to have failed though it stands. */
 static int set_up(struct journal *journal)
 {
     char pragmas[400];
-    int code;
 
     snprintf(
         pragmas, sizeof pragmas,
         "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA "
         "secure_delete=ON;"
         "PRAGMA cache_size=-%d; PRAGMA mmap_size=0; PRAGMA temp_store=MEMORY;"
-        "PRAGMA wal_autocheckpoint=0; PRAGMA journal_size_limit=%d; PRAGMA busy_timeout=2000;",
-        JOURNAL_CACHE_BYTES >> 10, JOURNAL_WAL_PAGES * 4096);
-    code = sqlite3_exec(journal->db, pragmas, NULL, NULL, NULL);
-    sqlite3_wal_hook(journal->db, note_log, journal); /* the pragma takes it away */
-    return journal_errno(code);
+        "PRAGMA wal_autocheckpoint=%d; PRAGMA journal_size_limit=%d; PRAGMA busy_timeout=2000;",
+        JOURNAL_CACHE_BYTES >> 10, JOURNAL_WAL_PAGES, JOURNAL_WAL_PAGES * 4096);
+    return journal_errno(sqlite3_exec(journal->db, pragmas, NULL, NULL, NULL));
 }
 
 static int prepare(struct journal *journal)
@@ -441,14 +428,6 @@ bool journal_stream_shares(struct journal *journal, uint64_t id)
 int journal_shrink(struct journal *journal)
 {
     return journal_errno(sqlite3_exec(journal->db, "PRAGMA incremental_vacuum", NULL, NULL, NULL));
-}
-
-int journal_tend_log(struct journal *journal)
-{
-    return journal->log_pages < JOURNAL_WAL_PAGES
-               ? 0
-               : journal_errno(sqlite3_wal_checkpoint_v2(journal->db, NULL,
-                                                         SQLITE_CHECKPOINT_PASSIVE, NULL, NULL));
 }
 
 int journal_truncate_log(struct journal *journal)

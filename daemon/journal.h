@@ -78,9 +78,6 @@ bool journal_stream_shares(struct journal *journal, uint64_t id);
 int journal_shrink(struct journal *journal);
 /* Its text is overwritten on disk, but for what branches have of it. */
 int journal_stream_remove(struct journal *journal, uint64_t id);
-/* Folds the log into the database once it is long; to be called behind commits. Where it fails the
- * log grows, and the next call tries again. */
-int journal_tend_log(struct journal *journal);
 /* Folds the log into the database and cuts it to nothing. */
 int journal_truncate_log(struct journal *journal);
 
