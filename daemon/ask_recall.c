@@ -166,8 +166,9 @@ bool ask_recall_end(struct ask *ask)
 }
 
 /* The words around a question are chosen by measurement: on the default model an answer comes from
- * excerpts under such a line, and from whole chunks or a bare question behind them it does not.
- * Right answers to far facts: 20.0 % from the best excerpt alone, 6.2 % from the best three. */
+ * passages under such a line, and from whole chunks or a bare question behind them it does not.
+ * Right answers to far facts: 56.5 % from the lines of the best excerpt that are about the
+ * question; from an excerpt with all that is around them it had been 20.0 %, from three 6.2 %. */
 static const char before_text[] = "Use this text to answer the question.\n\n";
 static const char before_question[] = "Question: ";
 
