@@ -242,6 +242,7 @@ static int feed(struct soak *s)
         if (code)
             return code;
     }
+    record(s, &last); /* the end too: a sample may be some seconds old */
     if (isatty(STDERR_FILENO))
         fputc('\n', stderr);
     return 0;
