@@ -13,7 +13,9 @@ import texts
 
 pb = raw.pb
 
-TEXT_BYTES = 30_000  # more than 20,000 tokens of the tiny model
+# The thread sanitizer makes computing fifty times as long.
+SHARE = 8 if lib.BUILD.name == "thread" else 1
+TEXT_BYTES = 30_000 // SHARE  # more than 20,000 tokens of the tiny model, or that share of them
 # Instruction sets a machine may have, as bits of --kernels; 0 is the reference.
 MASKS = (0, 1, 1 | 2, 1 | 4, 1 | 2 | 4 | 8, 0xffffffff)
 
@@ -38,9 +40,9 @@ def alone(data, **more):
 
 
 def test_memory_is_the_text_however_it_is_cut():
-    stretch = 4000
+    stretch = 4000 // SHARE
     seen = {}
-    for mask in MASKS:
+    for mask in MASKS if SHARE == 1 else MASKS[-1:]:  # a path differs in no threads
         # The reference is plain C without vectors: a quarter is what the time is for.
         data = texts.text(TEXT_BYTES if mask or lib.DEVICE == "cuda" else TEXT_BYTES // 4)
         for threads in (1, 2):
@@ -55,7 +57,8 @@ def test_memory_is_the_text_however_it_is_cut():
                     wire.open(way)
                     wire.feed_all(way, "p", pieces)
                 stats = [wire.settled(way) for way in ways]
-                assert stats[0].tokens_acked > (20_000 if len(data) == TEXT_BYTES else 5_000)
+                least = 20_000 if len(data) == TEXT_BYTES else 5_000
+                assert stats[0].tokens_acked > least // SHARE
                 assert len({(s.memory_hash, s.hash_chunk, s.tokens_acked) for s in stats}) == 1
                 seen[name, threads] = stats[0]
     ratios = {}
@@ -66,7 +69,7 @@ def test_memory_is_the_text_however_it_is_cut():
         if stat.tokens_acked > 20_000:
             ratios[name] = stat.dmc_ratio
     # Between paths a rare near-tie may fall otherwise; heads then differ by an entry or two.
-    assert max(ratios.values()) < 1.01 * min(ratios.values()), ratios
+    assert SHARE > 1 or max(ratios.values()) < 1.01 * min(ratios.values()), ratios
     print("same memory on:", sorted({name for name, _ in seen}))
 
 
@@ -95,7 +98,7 @@ def test_memory_stays_what_it_was():
         early, process = wire.settled("s"), wire.call(stat=pb.Stat()).process
         wire.feed_all("s", "p", one_message(data[TEXT_BYTES // 2:]), end=False)
         late, later = wire.settled("s"), wire.call(stat=pb.Stat()).process
-        assert early.tokens_acked > 10_000 and late.tokens_acked > 4 * early.tokens_acked
+        assert early.tokens_acked > 10_000 // SHARE and late.tokens_acked > 4 * early.tokens_acked
         for before, after in zip(early.tiers, late.tiers):
             assert after.bytes_plan == before.bytes_plan
             assert after.bytes_used <= after.bytes_plan
