@@ -391,8 +391,9 @@ void cold_trimmed(struct core *core, const struct ingest_result *result)
 }
 
 /* How much text may be taken before the folder is measured again: a half of the reserve, or what
- * segments that have yet to go leave of it. Measuring alone would be too late on a busy machine. */
-static void grant_text(struct core *core, uint64_t grown, uint64_t others, uint64_t reserve)
+ * segments that have yet to go leave of it. Measuring alone would be too late on a busy machine.
+ * Returns how much. */
+static uint64_t grant_text(struct core *core, uint64_t grown, uint64_t others, uint64_t reserve)
 {
     uint64_t most = core->config.disk_bytes, used = others + reserve / 2, grant = 0;
     struct spill_stat stat = {0};
@@ -404,20 +405,23 @@ static void grant_text(struct core *core, uint64_t grown, uint64_t others, uint6
         grant = most - used < reserve / 2 ? most - used : reserve / 2;
     core->cold_ungranted = grant ? 0 : core->cold_ungranted + 1;
     atomic_store(&core->disk_grant, grown + grant);
+    return grant;
 }
 
 /* Everything under --data counts: what journal, index and checkpoints take, segments cannot have;
  * where these alone fill it, nothing more is acked. */
 void cold_tick(struct core *core)
 {
-    uint64_t now = clock_us(), most = core->config.disk_bytes, others;
+    uint64_t now = clock_us(), most = core->config.disk_bytes, others, used;
     uint64_t reserve = most / DISK_RESERVE_SHARE, grown = pages_grown();
-    bool full;
+    struct spill_stat cold = {0};
+    bool full, quiet;
 
     if (core->spill)
         step(core); /* segments that wait for others to be written with */
     if (now < core->cold_next_us)
         return;
+    quiet = most && keeper_room_close(&core->keeper);
     others = folder_bytes(AT_FDCWD, core->config.data, "segments", 2);
     atomic_store(&core->disk_others, others);
     core->cold_next_us = now + (clock_us() - now) * COLD_SHARE;
@@ -429,7 +433,12 @@ void cold_tick(struct core *core)
     say_costs(core, now);
     if (reserve > DISK_RESERVE_BYTES_MAX)
         reserve = DISK_RESERVE_BYTES_MAX;
-    grant_text(core, grown, others, reserve);
+    used = others - core->plan.state_bytes + grant_text(core, grown, others, reserve) + reserve / 2;
+    if (core->spill)
+        spill_stat(core->spill, &cold);
+    used += cold.bytes_disk;
+    if (quiet)
+        keeper_room_open(&core->keeper, used < most ? most - used : 0);
     full = others + reserve > most || core->cold_ungranted >= UNGRANTED_MAX;
     if (core->spill)
         spill_limit(core->spill, full ? 1 : most - others - reserve);

@@ -277,6 +277,7 @@ static void wire_keeper(struct core *core)
              core->config.data);
     keeper->compute_bell = &core->compute_bell;
     keeper->stopping = &core->keeper_stopping;
+    atomic_init(&keeper->room, core->config.disk_bytes ? KEEPER_WAIT : KEEPER_ANY);
     core->ingest.keeper = core->sched.keeper = keeper;
 }
 

@@ -5,15 +5,59 @@
 
 #include "daemon/log.h"
 
+bool keeper_room_close(struct keeper *keeper)
+{
+    int room = atomic_load(&keeper->room);
+
+    while (room != KEEPER_TAKEN)
+        if (atomic_compare_exchange_weak(&keeper->room, &room, KEEPER_WAIT))
+            return true;
+    return false;
+}
+
+void keeper_room_open(struct keeper *keeper, uint64_t bytes)
+{
+    atomic_store(&keeper->room_bytes, bytes);
+    atomic_store(&keeper->room, KEEPER_ONE);
+}
+
+/* 0, -EBUSY or -ENOSPC, as keeper_take says. */
+static int take_room(struct keeper *keeper, uint64_t stream_id, size_t bytes)
+{
+    uint64_t tokens[CHECKPOINTS_SEEN_MAX];
+    int room = atomic_load(&keeper->room);
+
+    keeper->replaces = false;
+    if (room == KEEPER_ANY)
+        return 0;
+    if (room != KEEPER_ONE)
+        return -EBUSY;
+    keeper->replaces = bytes + CHECKPOINT_HEAD_BYTES > atomic_load(&keeper->room_bytes);
+    if (keeper->replaces && checkpoint_list(&keeper->at, stream_id, tokens) < 2)
+        return -ENOSPC;
+    return atomic_compare_exchange_strong(&keeper->room, &room, KEEPER_TAKEN) ? 0 : -EBUSY;
+}
+
+static void give_room(struct keeper *keeper)
+{
+    int room = KEEPER_TAKEN;
+
+    atomic_compare_exchange_strong(&keeper->room, &room, KEEPER_WAIT);
+}
+
 int keeper_take(struct keeper *keeper, const struct slot *slot, const void *state, size_t bytes,
                 uint64_t tokens)
 {
-    uint64_t stream_id;
+    uint64_t stream_id = atomic_load(&slot->stream_id);
+    int result;
 
     if (bytes > keeper->buffer_bytes)
         return -EMSGSIZE;
     if (atomic_load_explicit(&keeper->busy, memory_order_acquire))
         return -EBUSY;
+    result = stream_id ? take_room(keeper, stream_id, bytes) : -ENOENT;
+    if (result)
+        return result;
     /* Not busy: the lock is free, or held for a moment by keeper_cut. */
     pthread_mutex_lock(&keeper->lock);
     stream_id = atomic_load(&slot->stream_id);
@@ -26,8 +70,10 @@ int keeper_take(struct keeper *keeper, const struct slot *slot, const void *stat
         atomic_store_explicit(&keeper->busy, true, memory_order_release);
     }
     pthread_mutex_unlock(&keeper->lock);
-    if (!stream_id)
+    if (!stream_id) {
+        give_room(keeper);
         return -ENOENT;
+    }
     doorbell_ring(&keeper->bell);
     return 0;
 }
@@ -92,6 +138,15 @@ void keeper_branch(struct keeper *keeper, uint64_t parent, uint64_t branch, uint
             (unsigned long long)parent, strerror(-result));
 }
 
+/* The oldest of at least two makes room. */
+static void drop_oldest(struct keeper *keeper)
+{
+    uint64_t tokens[CHECKPOINTS_SEEN_MAX];
+
+    if (checkpoint_list(&keeper->at, keeper->stream_id, tokens) > 1)
+        checkpoint_trim(&keeper->at, keeper->stream_id, tokens[1]);
+}
+
 void keeper_step(struct keeper *keeper)
 {
     int result = 0;
@@ -99,6 +154,8 @@ void keeper_step(struct keeper *keeper)
     if (!atomic_load_explicit(&keeper->busy, memory_order_acquire))
         return;
     pthread_mutex_lock(&keeper->lock);
+    if (!keeper->forgotten && keeper->replaces)
+        drop_oldest(keeper);
     if (!keeper->forgotten)
         result = checkpoint_write(&keeper->at, keeper->stream_id, keeper->tokens, keeper->buffer,
                                   keeper->bytes);
@@ -110,6 +167,7 @@ void keeper_step(struct keeper *keeper)
             strerror(-result));
     atomic_store(&keeper->failed, result != 0);
     atomic_fetch_add(&keeper->written, result == 0);
+    give_room(keeper);
     atomic_store_explicit(&keeper->busy, false, memory_order_release);
     pthread_mutex_unlock(&keeper->lock);
     doorbell_ring(keeper->compute_bell);

@@ -3,7 +3,8 @@
  *
  * The compute thread copies a stream's state into the buffer where it is free and goes on; a
  * checkpoint that finds it taken comes a block later. Reading one back is the compute thread's,
- * into a second buffer.
+ * into a second buffer. Under --disk one comes a measurement, where it has room; where it has none
+ * it takes the place of its stream's oldest, so that recovery never has further to go for long.
  */
 #ifndef SILT_DAEMON_KEEPER_H
 #define SILT_DAEMON_KEEPER_H
@@ -14,6 +15,14 @@
 #include "daemon/checkpoint.h"
 #include "daemon/queue.h"
 #include "daemon/slot.h"
+
+/* What may come until the folder is measured again. */
+enum keeper_room {
+    KEEPER_ANY,   /* there is no quota */
+    KEEPER_WAIT,  /* it is being measured */
+    KEEPER_ONE,   /* of room_bytes, or in the place of an older one */
+    KEEPER_TAKEN, /* one is on its way */
+};
 
 struct keeper {
     struct checkpoints at;
@@ -30,10 +39,18 @@ struct keeper {
     pthread_mutex_t lock;              /* held while files come or go, and over all below */
     uint64_t stream_id, tokens, bytes; /* of what is in the buffer */
     bool forgotten;                    /* its stream was removed since */
+    bool replaces;                     /* its stream's oldest goes first */
+    _Atomic int room;                  /* enum keeper_room */
+    _Atomic uint64_t room_bytes;
 };
 
-/* The compute thread's. 0: the state is on its way; -EBUSY: the buffer is taken; -EMSGSIZE: it will
- * never fit; -ENOENT: the stream is being removed. */
+/* The loop thread's, around a measurement of the folder under --disk. False: one is on its way and
+ * may be half measured, so that nothing is to be concluded. */
+bool keeper_room_close(struct keeper *keeper);
+void keeper_room_open(struct keeper *keeper, uint64_t bytes);
+/* The compute thread's. 0: the state is on its way; -EBUSY: the buffer is taken, or its room not
+ * yet measured; -ENOSPC: --disk has no room for it; -EMSGSIZE: it will never fit; -ENOENT: the
+ * stream is being removed. */
 int keeper_take(struct keeper *keeper, const struct slot *slot, const void *state, size_t bytes,
                 uint64_t tokens);
 /* Restores the newest checkpoint that is whole and not past tokens_max. 0: nothing is. */

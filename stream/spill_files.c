@@ -382,8 +382,11 @@ bool spill_shrink(struct spill *s)
 {
     uint64_t before = s->stat.bytes_disk;
     for (uint32_t i = 0; i < s->options.streams_max; i++) {
-        const struct spill_stream *stream = &s->streams[i];
+        struct spill_stream *stream = &s->streams[i];
         for (uint32_t level = 0; stream->used && level < SEGMENT_LEVELS; level++) {
+            uint64_t first = stream->level[level].from;
+            /* A file grows over records that found no room, and were never of the level. */
+            (void)spill_punch(s, stream, level, first - first % SPILL_FILE_RECORDS, first);
             struct segment_place place = {
                 .stream_id = stream->id, .number = stream->level[level].to, .level = level};
             uint64_t record = place.number % SPILL_FILE_RECORDS;

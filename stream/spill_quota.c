@@ -166,18 +166,21 @@ static int merge_some(struct spill *s, struct spill_stream *stream, uint32_t lev
 {
     struct spill_range range = stream->level[level];
     uint64_t from = (range.from + 1) / 2, to = range.to / 2;
+    uint64_t end = from;
     int code = 0;
     if (to > from + SPILL_MERGE_BATCH)
         to = from + SPILL_MERGE_BATCH;
-    for (uint64_t n = from, end; n < to && !code; n = end) {
+    for (uint64_t n = from; n < to && !code; n = end) {
         end = (n / SPILL_MERGE_PAIRS + 1) * SPILL_MERGE_PAIRS; /* which no file ends within */
         end = end < to ? end : to;
         code = merge_pairs(s, stream, level, n, end);
     }
     if (!code)
         code = sync_level(s, stream, level + 1, from, to);
-    if (code)
+    if (code) { /* what is of no level would never go */
+        (void)spill_punch(s, stream, level + 1, from, end);
         return code;
+    }
     pthread_mutex_lock(&s->lock);
     if (stream->level[level + 1].from == stream->level[level + 1].to)
         stream->level[level + 1].from = from;

@@ -84,7 +84,8 @@ def test_a_checkpoint_has_its_room_before_it_comes():
                                                     .glob("*/*"))))
             if sent.code:
                 break
-        assert checkpoints == 2 and lib.stat(siltd.endpoint, "s")["segments_merged"]
+        stat = lib.stat(siltd.endpoint, "s")
+        assert checkpoints >= 2 and stat["segments_merged"], (i, checkpoints, stat, parts(siltd))
 
 
 def test_acks_stop_by_default():
