@@ -58,7 +58,10 @@ page() {
     done | sed '$ s/,$//'
 }
 
-mkdir -p "$out"
+# Whole pages alone stand in OUT: an install beside this one may be reading them.
+pages=$out
+out=$(mktemp -d "$pages.XXXXXX")
+trap 'rm -rf "$out"' EXIT
 help=$("$build/silt" --help)
 mapfile -t commands < <(sed -n '/^Commands/,/^$/s/^  \([a-z]*\) .*/\1/p' <<<"$help")
 page silt 1 "feeds text without end to siltd and asks what was read" \
@@ -75,3 +78,5 @@ done
 [ ! -e "$build/silt-eval" ] || "$build/silt-eval" --help | tail -n +5 | page silt-eval 1 \
     "how well a model predicts a text under one way of remembering what it has read" \
     "silt-eval --text FILE --policy POLICY [OPTION]…" >"$out/silt-eval.1"
+mkdir -p "$pages"
+mv -f "$out"/* "$pages"/
