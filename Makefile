@@ -89,7 +89,7 @@ $(O)/bench-hot: $(O)/obj/tests/bench/hot.c.o $(O)/parts.a
 
 bench: $(O)/bench-engine $(O)/bench-disk $(O)/check $(O)/siltd $(O)/silt $(O)/siltd-idle $(O)/bench-wire $(O)/tests/token-dump
 	$(Q)BUILD=$(O) FIRST_TOKEN=$(FIRST_TOKEN) tests/bench/run
-	$(Q)BUILD=$(O) tests/bench/disk || [ $$? = 77 ]
+	$(Q)BUILD=$(O) CSV=$(CSV:.csv=-disk.csv) tests/bench/disk || [ $$? = 77 ]
 # Streams whose first token is measured; 4096,1048576 takes minutes.
 FIRST_TOKEN ?= 4096,16384
 
