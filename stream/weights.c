@@ -70,12 +70,14 @@ static const struct gguf_tensor *find(struct loader *l, const struct gguf *file,
             (unsigned long long)rows, (unsigned long long)cols);
         return NULL;
     }
-    if (!tensor_row_bytes(t->type, (uint32_t)cols)) {
+    /* What an adapter's matrices meet are fp32 rows, never quantised ones. */
+    bool model = file == l->engine->model;
+    bool quantized = t->type != TENSOR_F32 && t->type != TENSOR_F16 && t->type != TENSOR_BF16;
+    if (!tensor_row_bytes(t->type, (uint32_t)cols) || (quantized && !model)) {
         fail_with(
             l->error, l->error_bytes, 0,
-            "%s tensor '%s' has type %d, which silt does not read; convert to F32, F16, BF16, "
-            "Q8_0, Q4_0 or Q4_1",
-            which, name, (int)t->type);
+            "%s tensor '%s' has type %d, which silt does not read there; convert to F32, F16%s",
+            which, name, (int)t->type, model ? ", BF16, Q8_0, Q4_0 or Q4_1" : " or BF16");
         return NULL;
     }
     return t;
