@@ -95,11 +95,6 @@ void recall_keys_close(struct recall_keys **keys)
     *keys = NULL;
 }
 
-const char *recall_keys_engine(const struct recall_keys *k)
-{
-    return k->disk.engine->name;
-}
-
 struct disk *recall_keys_disk(struct recall_keys *k)
 {
     return &k->disk;

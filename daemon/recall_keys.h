@@ -32,8 +32,6 @@ struct recall_keys;
 size_t recall_keys_bytes(void);
 int recall_keys_open(struct recall_keys **out, uint64_t model_fingerprint, void *memory);
 void recall_keys_close(struct recall_keys **keys);
-/* "io_uring" or "pread". */
-const char *recall_keys_engine(const struct recall_keys *keys);
 /* What it reads and writes through, for tests that put a disk that fails before it. */
 struct disk;
 struct disk *recall_keys_disk(struct recall_keys *keys);

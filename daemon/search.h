@@ -136,7 +136,7 @@ struct reader_place {
     struct token_text text;
 };
 struct reader;
-/* tokens_max: of one item, at least SEARCH_TOKENS_MIN. */
+/* tokens_max: of one item; ingest_scratch_tokens are enough for any that was taken. */
 size_t reader_bytes(uint32_t tokens_max);
 int reader_open(struct reader **out, const char *folder, const struct tokenizer *tokenizer,
                 uint32_t tokens_max, void *memory);

@@ -25,7 +25,7 @@
 
 #include "kernels/internal.h"
 
-enum { PANEL_COLS = 16, TILE_ROWS = 16, TILE_BLOCK_BYTES = TILE_ROWS * KERNELS_BLOCK };
+enum { PANEL_COLS = 16, TILE_ROWS = 16 };
 
 enum packed_layout {
     PACKED_Q4_1, /* w = d code + m */

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LORA_COLUMNS_MAX = 4096, LOGIT_ROWS = STREAM_BLOCK_TOKENS };
+enum { LOGIT_ROWS = STREAM_BLOCK_TOKENS };
 
 static uint32_t widest_lora(const struct engine *e)
 {

@@ -18,7 +18,6 @@ struct history {
     bool dmc_lora;
     uint64_t tokens;
     uint32_t first[STREAM_PASS_TOKENS];
-    size_t bytes;
 };
 
 static uint32_t heads_of(const struct engine *e)
@@ -31,7 +30,6 @@ static f16 *take_rows(struct history *h, uint32_t rows)
 {
     struct engine *e = h->engine;
     size_t bytes = heads_of(e) * (size_t)(rows ? rows : 1) * e->shape.head_dim * sizeof(f16);
-    h->bytes += bytes;
     return e->gpu ? gpu_take(e->gpu, bytes) : malloc(bytes);
 }
 
@@ -85,11 +83,6 @@ void history_reset(struct history *h)
 {
     h->tail.start = h->tail.count = h->tail.sinks = 0;
     h->tokens = 0;
-}
-
-size_t history_bytes(const struct history *h)
-{
-    return h->bytes;
 }
 
 static void move_to_front(struct history *h)

@@ -10,7 +10,6 @@
 
 enum {
     FORWARD_ROWS_MAX = KERNELS_ROWS_MAX,
-    FORWARD_ITEMS_MAX = 32,
     LAYERS_MAX = 256,
     STATE_MAGIC = 0x746c6973, /* "silt" */
     STATE_VERSION = 4,        /* 2: segments join the ring at once, merges are seen a block late;
@@ -329,7 +328,6 @@ void history_reset(struct history *history);
  * targets NULL: not scored. */
 int history_score(struct history *history, const int32_t *tokens, const int32_t *targets,
                   uint32_t count, const uint32_t *rows_visible, float *nll);
-size_t history_bytes(const struct history *history);
 
 /* Evaluation: ring and summary are not attended (the sinks are). */
 void stream_hide_memory(struct stream *stream, bool hide);
