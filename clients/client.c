@@ -70,7 +70,7 @@ int client_fail_wire(struct client_error *error, const Silt__V1__Error *wire)
     return result;
 }
 
-bool client_interrupted(const struct client *client)
+static bool is_interrupted(const struct client *client)
 {
     return client->options.interrupted && *client->options.interrupted;
 }
@@ -369,7 +369,7 @@ int client_poll(struct client *client, int fd, int timeout_ms)
         items[count++] = (zmq_pollitem_t){.socket = client->monitor, .events = ZMQ_POLLIN};
         items[count++] = (zmq_pollitem_t){.socket = client->socket, .events = ZMQ_POLLIN};
     }
-    if (client_interrupted(client))
+    if (is_interrupted(client))
         return -EINTR;
     producers_work(client);
     timeout_ms = producers_timeout(client, timeout_ms);
@@ -383,7 +383,7 @@ int client_poll(struct client *client, int fd, int timeout_ms)
     if (count == 3 && items[1].revents)
         link_event(client);
     producers_work(client);
-    if (client_interrupted(client))
+    if (is_interrupted(client))
         return -EINTR;
     return fd >= 0 && items[0].revents;
 }

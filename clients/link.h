@@ -67,7 +67,6 @@ int client_fail(struct client_error *error, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 /* The error of a reply, as -errno. */
 int client_fail_wire(struct client_error *error, const Silt__V1__Error *wire);
-bool client_interrupted(const struct client *client);
 /* 0, or -ECONNREFUSED once siltd has been out of reach for longer than the options allow. */
 int client_reachable(struct client *client, struct client_error *error);
 /* Sends a packed frame: 0, -EAGAIN: not now. */

@@ -236,8 +236,9 @@ int checkpoint_branch(const struct checkpoints *at, uint64_t parent, uint64_t br
     return result || !count ? result : files_sync_folder(at->files, folder);
 }
 
-/* The one whose loss widens a gap least for its age; the last two and the first never go. */
-uint32_t checkpoint_stale(const uint64_t *tokens, uint32_t count)
+/* Which of count > CHECKPOINTS_MAX ascending positions to drop: the one whose loss widens a gap
+ * least for its age; the last two and the first never go. */
+static uint32_t find_stale(const uint64_t *tokens, uint32_t count)
 {
     uint64_t newest = tokens[count - 1];
     double least = 0;
@@ -261,7 +262,7 @@ void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id)
     uint32_t count = checkpoint_list(at, stream_id, tokens);
 
     while (count > CHECKPOINTS_MAX) {
-        uint32_t stale = checkpoint_stale(tokens, count);
+        uint32_t stale = find_stale(tokens, count);
         char path[NAME_MAX_BYTES];
 
         find_path(at, stream_id, tokens[stale], path);

@@ -49,7 +49,5 @@ int checkpoint_cut(const struct checkpoints *at, uint64_t stream_id, uint64_t to
 /* Of every stream that `known` (NULL: none is) does not know. */
 typedef bool checkpoint_known_fn(void *user, uint64_t stream_id);
 int checkpoint_sweep(const struct checkpoints *at, checkpoint_known_fn *known, void *user);
-/* Which of count > CHECKPOINTS_MAX ascending positions to drop. */
-uint32_t checkpoint_stale(const uint64_t *tokens, uint32_t count);
 
 #endif

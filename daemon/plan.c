@@ -141,6 +141,20 @@ static void fit(struct plan *plan, const struct config *config, const struct pla
     }
 }
 
+/* "12.3 MiB" */
+static void size_text(uint64_t bytes, char *out, size_t out_bytes)
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    double value = (double)bytes;
+    size_t unit = 0;
+
+    while (value >= 1024 && unit < 4) {
+        value /= 1024;
+        unit++;
+    }
+    snprintf(out, out_bytes, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
+}
+
 /* The largest line that an option lowers, on the device or not. */
 static const struct plan_line *largest_line(const struct plan *plan, bool on_device)
 {
@@ -161,9 +175,9 @@ static int refuse_device(const struct plan *plan, char *error, size_t error_byte
     const struct plan_line *largest = largest_line(plan, true);
     char need[32], have[32], part[32];
 
-    plan_size_text(plan->device_bytes, need, sizeof need);
-    plan_size_text(plan->device_memory_bytes, have, sizeof have);
-    plan_size_text(largest->bytes, part, sizeof part);
+    size_text(plan->device_bytes, need, sizeof need);
+    size_text(plan->device_memory_bytes, have, sizeof have);
+    size_text(largest->bytes, part, sizeof part);
     snprintf(error, error_bytes,
              "the plan needs %s (%llu bytes) of the GPU's memory and there are %s (%llu): lower "
              "--%s, whose %s take %s, or raise --device-memory where it is given",
@@ -178,10 +192,10 @@ static int refuse(const struct plan *plan, char *error, size_t error_bytes)
     const struct plan_line *largest = largest_line(plan, false);
     char need[32], have[32], part[32];
 
-    plan_size_text(plan->bytes, need, sizeof need);
-    plan_size_text(plan->memory_bytes, have, sizeof have);
+    size_text(plan->bytes, need, sizeof need);
+    size_text(plan->memory_bytes, have, sizeof have);
     if (largest) {
-        plan_size_text(largest->bytes, part, sizeof part);
+        size_text(largest->bytes, part, sizeof part);
         snprintf(error, error_bytes,
                  "the plan needs %s (%llu bytes) and --memory allows %s (%llu): lower --%s, whose "
                  "%s take %s, or raise --memory",
@@ -195,59 +209,6 @@ static int refuse(const struct plan *plan, char *error, size_t error_bytes)
                  (unsigned long long)plan->memory_bytes);
     }
     return -ENOSPC;
-}
-
-int plan_make(struct plan *plan, const struct config *config, const struct plan_costs *costs,
-              char *error, size_t error_bytes)
-{
-    memset(plan, 0, sizeof *plan);
-    plan->memory_bytes = config->memory_bytes ? config->memory_bytes : plan_memory_default();
-    plan->device_memory_bytes = costs->device_memory_bytes;
-    fit(plan, config, costs);
-    if (plan->device_bytes > plan->device_memory_bytes)
-        return refuse_device(plan, error, error_bytes);
-    if (plan->bytes > plan->memory_bytes)
-        return refuse(plan, error, error_bytes);
-    return 0;
-}
-
-void plan_size_text(uint64_t bytes, char *out, size_t out_bytes)
-{
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-    double value = (double)bytes;
-    size_t unit = 0;
-
-    while (value >= 1024 && unit < 4) {
-        value /= 1024;
-        unit++;
-    }
-    snprintf(out, out_bytes, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
-}
-
-void plan_print(const struct plan *plan)
-{
-    char each[32], sum[32];
-
-    fprintf(stderr, "memory plan\n");
-    for (uint32_t i = 0; i < plan->line_count; i++) {
-        const struct plan_line *line = &plan->line[i];
-
-        plan_size_text(line->each_bytes, each, sizeof each);
-        plan_size_text(line->bytes, sum, sizeof sum);
-        if (line->count > 1)
-            fprintf(stderr, "  %-28s %6llu x %10s %14s\n", line->name,
-                    (unsigned long long)line->count, each, sum);
-        else
-            fprintf(stderr, "  %-28s %19s %14s\n", line->name, "", sum);
-    }
-    plan_size_text(plan->bytes, sum, sizeof sum);
-    plan_size_text(plan->memory_bytes, each, sizeof each);
-    fprintf(stderr, "  %-28s %19s %14s  of %s\n", "sum", "", sum, each);
-    if (!plan->device_memory_bytes)
-        return;
-    plan_size_text(plan->device_bytes, sum, sizeof sum);
-    plan_size_text(plan->device_memory_bytes, each, sizeof each);
-    fprintf(stderr, "  %-28s %19s %14s  of %s\n", "sum of the GPU", "", sum, each);
 }
 
 static uint64_t read_number(const char *path)
@@ -295,12 +256,53 @@ static uint64_t cgroup_limit(void)
     }
 }
 
-uint64_t plan_memory_default(void)
+/* Half of RAM, or of the cgroup's limit where that is less. */
+static uint64_t memory_default(void)
 {
     uint64_t ram = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     uint64_t group = cgroup_limit();
 
     return (group && group < ram ? group : ram) / 2;
+}
+
+int plan_make(struct plan *plan, const struct config *config, const struct plan_costs *costs,
+              char *error, size_t error_bytes)
+{
+    memset(plan, 0, sizeof *plan);
+    plan->memory_bytes = config->memory_bytes ? config->memory_bytes : memory_default();
+    plan->device_memory_bytes = costs->device_memory_bytes;
+    fit(plan, config, costs);
+    if (plan->device_bytes > plan->device_memory_bytes)
+        return refuse_device(plan, error, error_bytes);
+    if (plan->bytes > plan->memory_bytes)
+        return refuse(plan, error, error_bytes);
+    return 0;
+}
+
+void plan_print(const struct plan *plan)
+{
+    char each[32], sum[32];
+
+    fprintf(stderr, "memory plan\n");
+    for (uint32_t i = 0; i < plan->line_count; i++) {
+        const struct plan_line *line = &plan->line[i];
+
+        size_text(line->each_bytes, each, sizeof each);
+        size_text(line->bytes, sum, sizeof sum);
+        if (line->count > 1)
+            fprintf(stderr, "  %-28s %6llu x %10s %14s\n", line->name,
+                    (unsigned long long)line->count, each, sum);
+        else
+            fprintf(stderr, "  %-28s %19s %14s\n", line->name, "", sum);
+    }
+    size_text(plan->bytes, sum, sizeof sum);
+    size_text(plan->memory_bytes, each, sizeof each);
+    fprintf(stderr, "  %-28s %19s %14s  of %s\n", "sum", "", sum, each);
+    if (!plan->device_memory_bytes)
+        return;
+    size_text(plan->device_bytes, sum, sizeof sum);
+    size_text(plan->device_memory_bytes, each, sizeof each);
+    fprintf(stderr, "  %-28s %19s %14s  of %s\n", "sum of the GPU", "", sum, each);
 }
 
 uint64_t plan_resident_bytes(void)

@@ -53,12 +53,9 @@ struct plan {
 int plan_make(struct plan *plan, const struct config *config, const struct plan_costs *costs,
               char *error, size_t error_bytes);
 void plan_print(const struct plan *plan);
-/* Half of RAM, or of the cgroup's limit where that is less. */
-uint64_t plan_memory_default(void);
 uint64_t plan_resident_bytes(void); /* RSS of this process */
 /* Its parts: memory of ours, pages of files. */
 void plan_resident_parts(uint64_t *anonymous, uint64_t *files);
-void plan_size_text(uint64_t bytes, char *out, size_t out_bytes); /* "12.3 MiB" */
 
 struct arena {
     uint8_t *base;

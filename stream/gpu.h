@@ -120,12 +120,8 @@ void gpu_give(struct gpu *g, void *memory);
 int gpu_load_weights(struct engine *engine, char *error, size_t error_bytes);
 void gpu_free_weights(struct gpu *g);
 
-/* gpu_pass.c: a pass is begun, filled kind by kind, and queued. */
+/* gpu_feed.c: a pass is begun; gpu_pass.c: filled kind by kind, and queued. */
 struct gpu_slot *gpu_pass_begin(struct engine *e); /* waits for what its slot still holds */
-/* The pass is queued: what it sends back is on its way. gpu_settle takes all of it. 0 or the
- * device's first error. */
-void gpu_pass_end(struct engine *e, struct gpu_slot *p);
-int gpu_settle(struct engine *e);
 /* Rows for an item of a timeline; tokens NULL: COMP. NULL where the pass is full. */
 struct cuda_item *gpu_pass_item(struct engine *e, struct gpu_slot *p, enum gpu_kind kind,
                                 const int32_t *tokens, uint32_t rows, int64_t position, bool joins);

@@ -59,7 +59,8 @@ static int take_pass(struct engine *e, struct gpu_slot *p)
     return code;
 }
 
-int gpu_settle(struct engine *e)
+/* Takes what passes send back, to the last. 0 or the device's first error. */
+static int settle(struct engine *e)
 {
     struct gpu *g = e->gpu;
     int code = 0;
@@ -91,7 +92,8 @@ static void send_back(struct gpu *g, struct gpu_slot *p, void *host, const void 
     p->copies_out++;
 }
 
-void gpu_pass_end(struct engine *e, struct gpu_slot *p)
+/* The pass is queued: what it sends back is on its way. */
+static void end_pass(struct engine *e, struct gpu_slot *p)
 {
     struct gpu *g = e->gpu;
     struct cuda *c = g->cuda;
@@ -412,9 +414,9 @@ int gpu_streams_feed(struct stream_work *work, uint32_t count, const int32_t *ta
         gpu_pass_run(e, p);
         if (nll)
             code = gpu_pass_score(e, p, targets + from, work[0].stream->fed - from, nll + from);
-        gpu_pass_end(e, p);
+        end_pass(e, p);
     }
-    int settled = gpu_settle(e);
+    int settled = settle(e);
     code = code ? code : settled;
     for (uint32_t i = 0; i < count; i++) {
         if (!work[i].result && !code)

@@ -38,7 +38,8 @@ static uint64_t birth(int fd)
 
 /* ---- what all files of a feed share ---- */
 
-void intake_stream(const struct intake *intake, const char *path, char *name)
+/* The stream of a file: name [STREAM_NAME_BYTES]. */
+static void name_stream(const struct intake *intake, const char *path, char *name)
 {
     const char *file = strrchr(path, '/'), *mark = strchr(intake->stream, '%');
     char base[STREAM_NAME_BYTES];
@@ -252,7 +253,7 @@ int source_open(struct source *source, const struct intake *intake, const char *
         silt_say("cannot read %s: %s", path, strerror(errno));
         goto error;
     }
-    intake_stream(intake, path, source->stream);
+    name_stream(intake, path, source->stream);
     if (is_packed(source->head, (size_t)head)) {
         silt_say("%s is compressed: unpack it into a pipe instead (zcat, zstdcat … | silt feed %s)",
                  path, source->stream);

@@ -21,8 +21,6 @@ struct intake {
     bool growing;      /* files are followed: the end of one is not its last */
 };
 
-/* The stream of a file: name [STREAM_NAME_BYTES]. */
-void intake_stream(const struct intake *intake, const char *path, char *name);
 /* Opens that stream: 0, -EBUSY: not now, or the exit code after saying so. */
 int intake_open(const struct intake *intake, const char *stream);
 /* Wall clock of text that is to be sent; 0: none is known. `whole`: it begins with a whole line. */
