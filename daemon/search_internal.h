@@ -77,8 +77,8 @@ int search_drop_index(struct search *search, uint64_t stream_id);
 /* search_query.c: the words that a question asks with, in lower case; how many. */
 uint32_t search_question_words(const uint8_t *question, size_t bytes_count,
                                char out[][SEARCH_WORD_BYTES_MAX + 1]);
-/* search_rank.c: makes search->rank.expression; words of the question. */
-uint32_t search_rank_question(struct search *search, const uint8_t *question, size_t bytes_count);
+/* search_rank.c: makes search->rank.expression. */
+void search_rank_question(struct search *search, const uint8_t *question, size_t bytes_count);
 /* Closeness of a place with all of the question's words, each as rare as the stream has it; 0 until
  * a chunk has been ranked. */
 float search_rank_most(const struct search_rank *rank);

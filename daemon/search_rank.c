@@ -32,7 +32,7 @@ static void add_phrase(struct search_rank *r, const char *text, uint32_t group)
     r->group[r->phrase_count++] = group;
 }
 
-uint32_t search_rank_question(struct search *s, const uint8_t *question, size_t bytes_count)
+void search_rank_question(struct search *s, const uint8_t *question, size_t bytes_count)
 {
     struct search_rank *r = &s->rank;
     char words[SEARCH_WORDS_MAX][SEARCH_WORD_BYTES_MAX + 1];
@@ -45,7 +45,7 @@ uint32_t search_rank_question(struct search *s, const uint8_t *question, size_t 
     r->weighed = false;
     r->expression[0] = '\0';
     if (!count)
-        return 0;
+        return;
     each = (RANK_PHRASES_MAX - count) / count;
     for (uint32_t g = 0; g < count; g++) {
         uint32_t n = 0;
@@ -57,7 +57,6 @@ uint32_t search_rank_question(struct search *s, const uint8_t *question, size_t 
         for (uint32_t i = 0; i < n; i++)
             add_phrase(r, near[i].text, g);
     }
-    return count;
 }
 
 /* ---- a chunk ---- */

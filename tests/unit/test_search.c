@@ -182,7 +182,6 @@ static void add(char *text, const char *more)
     snprintf(text + used, TEXT_MAX - used, "%s", more);
 }
 
-/* Wherever a sentence lies in the chunks, and over a new start in the middle of them. */
 /* What of a text is put before a question that `word` of it is about. */
 static void expect_focus(const char *text, const char *word, const char *want)
 {
@@ -227,6 +226,7 @@ static void whole_lines_stand_before_a_question(void **state)
     assert_true(from <= to && to <= 511);
 }
 
+/* Wherever a sentence lies in the chunks, and over a new start in the middle of them. */
 static void sentences_are_found(void **state)
 {
     static char text[TEXT_MAX];
