@@ -54,7 +54,9 @@ struct engine *rig_engine(void);
 void rig_folder(char *out, size_t out_bytes); /* a new empty one under /tmp */
 void rig_folder_drop(const char *folder);
 
-/* A folder for each test of a group. */
+/* A test that has a folder of its own. */
+#define rig_folder_test(test)                                                                      \
+    cmocka_unit_test_setup_teardown(test, rig_folder_set_up, rig_folder_tear_down)
 extern char rig_own_folder[64];
 int rig_folder_set_up(void **state);
 int rig_folder_tear_down(void **state);

@@ -390,13 +390,10 @@ static void rot_is_seen(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(each_checkpoint_call_fails, rig_folder_set_up,
-                                        rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(the_power_goes_at_a_checkpoint, rig_folder_set_up,
-                                        rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(old_ones_grow_rarer, rig_folder_set_up,
-                                        rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(rot_is_seen, rig_folder_set_up, rig_folder_tear_down),
+        rig_folder_test(each_checkpoint_call_fails),
+        rig_folder_test(the_power_goes_at_a_checkpoint),
+        rig_folder_test(old_ones_grow_rarer),
+        rig_folder_test(rot_is_seen),
     };
 
     seed_first = argc > 1 ? strtoull(argv[1], NULL, 10) : faults_number("SILT_SEED", seed_first);

@@ -377,23 +377,17 @@ static void a_disk_that_lies_is_found_out(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(one_read_or_write_fails, rig_folder_set_up,
-                                        rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(one_read_or_write_is_short, rig_folder_set_up,
-                                        rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(one_call_is_late, rig_folder_set_up, rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(the_disk_fails, rig_folder_set_up, rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(the_disk_is_full, rig_folder_set_up, rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(room_comes_back, rig_folder_set_up, rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(what_is_not_stored_is_not_acked, rig_folder_set_up,
-                                        rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(the_log_cannot_be_folded_in, rig_folder_set_up,
-                                        rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(the_power_goes, rig_folder_set_up, rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(a_call_fails_and_then_the_power_goes, rig_folder_set_up,
-                                        rig_folder_tear_down),
-        cmocka_unit_test_setup_teardown(a_disk_that_lies_is_found_out, rig_folder_set_up,
-                                        rig_folder_tear_down),
+        rig_folder_test(one_read_or_write_fails),
+        rig_folder_test(one_read_or_write_is_short),
+        rig_folder_test(one_call_is_late),
+        rig_folder_test(the_disk_fails),
+        rig_folder_test(the_disk_is_full),
+        rig_folder_test(room_comes_back),
+        rig_folder_test(what_is_not_stored_is_not_acked),
+        rig_folder_test(the_log_cannot_be_folded_in),
+        rig_folder_test(the_power_goes),
+        rig_folder_test(a_call_fails_and_then_the_power_goes),
+        rig_folder_test(a_disk_that_lies_is_found_out),
     };
 
     seed_first = argc > 1 ? strtoull(argv[1], NULL, 10) : faults_number("SILT_SEED", seed_first);
