@@ -13,8 +13,7 @@
 #include "stream/ring.h"
 
 enum {
-    SEGMENT_VERSION =
-        3, /* 2: made by the rules of STATE_VERSION 2; 3: says which chunks it holds */
+    SEGMENT_VERSION = 3, /* 2: by the rules of STATE_VERSION 2; 3: says which chunks it holds */
     SEGMENT_HEADER_BYTES = DISK_ALIGN,
     SEGMENT_LEVELS = 8, /* a segment of level l averages 2^l chunks */
 };
@@ -46,7 +45,7 @@ struct segment_shape {
     uint32_t layers, kv_heads, slots, head_dim;
     uint64_t model_fingerprint, adapter_fingerprint;
     enum segment_dtype dtype;
-    struct kernels *kernels; /* of the engine; for segment_average */
+    struct kernels *kernels; /* of the engine */
     size_t values;           /* f16 of the rows: layers * kv_heads * slots * 2 * head_dim */
     size_t payload_bytes;    /* of dtype */
     size_t record_bytes;     /* whole blocks; the f16 rows fit behind the header page */
