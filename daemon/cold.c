@@ -390,19 +390,15 @@ void cold_trimmed(struct core *core, const struct ingest_result *result)
         record->bytes_text = result->bytes_text;
 }
 
-/* How much text may be taken before the folder is measured again: a half of the reserve, or what
- * segments that have yet to go leave of it. Measuring alone would be too late on a busy machine.
- * Returns how much. */
-static uint64_t grant_text(struct core *core, uint64_t grown, uint64_t others, uint64_t reserve)
+/* How much text may be taken before the folder is measured again: `share`, or what is left beside
+ * all that is used, since segments have yet to go. Measuring alone would be too late on a busy
+ * machine. Returns how much. */
+static uint64_t grant_text(struct core *core, uint64_t grown, uint64_t used, uint64_t share)
 {
-    uint64_t most = core->config.disk_bytes, used = others + reserve / 2, grant = 0;
-    struct spill_stat stat = {0};
+    uint64_t most = core->config.disk_bytes, grant = 0;
 
-    if (core->spill)
-        spill_stat(core->spill, &stat);
-    used += stat.bytes_disk;
     if (used < most)
-        grant = most - used < reserve / 2 ? most - used : reserve / 2;
+        grant = most - used < share ? most - used : share;
     core->cold_ungranted = grant ? 0 : core->cold_ungranted + 1;
     atomic_store(&core->disk_grant, grown + grant);
     return grant;
@@ -429,16 +425,16 @@ void cold_tick(struct core *core)
         core->cold_next_us = now + COLD_PERIOD_US;
     if (!most)
         return;
-    others += core->plan.state_bytes; /* a checkpoint on its way counts before it is there */
     say_costs(core, now);
     if (reserve > DISK_RESERVE_BYTES_MAX)
         reserve = DISK_RESERVE_BYTES_MAX;
-    used = others - core->plan.state_bytes + grant_text(core, grown, others, reserve) + reserve / 2;
     if (core->spill)
         spill_stat(core->spill, &cold);
-    used += cold.bytes_disk;
+    used = others + cold.bytes_disk + reserve / 2;
+    used += grant_text(core, grown, used + core->plan.state_bytes, reserve / 2);
     if (quiet)
         keeper_room_open(&core->keeper, used < most ? most - used : 0);
+    others += core->plan.state_bytes; /* a checkpoint on its way counts before it is there */
     full = others + reserve > most || core->cold_ungranted >= UNGRANTED_MAX;
     if (core->spill)
         spill_limit(core->spill, full ? 1 : most - others - reserve);
