@@ -35,13 +35,13 @@ struct keeper {
     _Atomic bool busy;   /* the buffer is the keeper's */
     _Atomic bool failed; /* the last one could not be written */
     _Atomic uint64_t written;
+    _Atomic int room; /* enum keeper_room */
+    _Atomic uint64_t room_bytes;
+    bool replaces; /* what is in the buffer: its stream's oldest goes first */
 
     pthread_mutex_t lock;              /* held while files come or go, and over all below */
     uint64_t stream_id, tokens, bytes; /* of what is in the buffer */
     bool forgotten;                    /* its stream was removed since */
-    bool replaces;                     /* its stream's oldest goes first */
-    _Atomic int room;                  /* enum keeper_room */
-    _Atomic uint64_t room_bytes;
 };
 
 /* The loop thread's, around a measurement of the folder under --disk. False: one is on its way and
