@@ -14,9 +14,9 @@ enum { FULL_SAY_US = 60000000 };
 volatile sig_atomic_t silt_stop;
 
 static const struct command *const commands[] = {
-    &command_feed, &command_ask,  &command_stat,   &command_ls,      &command_open,
-    &command_rm,   &command_fork, &command_forget, &command_gateway, &command_top,
-    &command_key,  &command_pin,  &command_unpin,  &command_pins,
+    &command_feed, &command_ask, &command_stat, &command_plan,   &command_ls,
+    &command_open, &command_rm,  &command_fork, &command_forget, &command_gateway,
+    &command_top,  &command_key, &command_pin,  &command_unpin,  &command_pins,
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof *commands };
 

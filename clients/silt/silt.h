@@ -42,7 +42,7 @@ struct command {
 
 extern const struct command command_open, command_feed, command_ask, command_stat, command_ls,
     command_rm, command_forget, command_gateway, command_top, command_fork, command_key,
-    command_pin, command_unpin, command_pins;
+    command_pin, command_unpin, command_pins, command_plan;
 
 /* Set by Ctrl-C and SIGTERM. */
 extern volatile sig_atomic_t silt_stop;

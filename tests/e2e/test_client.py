@@ -342,6 +342,12 @@ def test_stat_ls_rm():
     process = json.loads(lib.silt(mock.endpoint, "stat", "--json").out)
     assert process["bytes_plan"] == 50 and process["version"] == "mock"
     assert b"mock" in lib.silt(mock.endpoint, "stat").out
+    plan = json.loads(lib.silt(mock.endpoint, "plan", "--json").out)
+    assert plan == {"bytes_plan": 50, "bytes_plan_by_tier": {"all": 50}}, plan
+    plan = json.loads(lib.silt(mock.endpoint, "plan", "a", "--json").out)["bytes_plan_by_tier"]
+    assert plan == one["bytes_plan_by_tier"]
+    table = lib.silt(mock.endpoint, "plan", "a").out.decode()
+    assert table.splitlines()[-1].split()[-1] == "1,000" and "ring" in table, table
     lib.silt(mock.endpoint, "rm", "a", "b")
     assert b"no stream a" in lib.silt(mock.endpoint, "rm", "a", code=1).err
     lib.silt(mock.endpoint, "rm", "-f", "a", "c")
