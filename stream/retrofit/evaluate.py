@@ -277,6 +277,9 @@ def parse():
     parser.add_argument("--no-full", action="store_true",
                         help="answers, tasks: not the base model, which no adapter changes")
     parser.add_argument("--items", type=int, default=9999, help="questions, episodes: at most")
+    parser.add_argument("--batch", type=int, default=0,
+                        help="streams side by side in answers and tasks; 0: 16 on a GPU, 2 else."
+                        " Full context wants some 2.5 GB for each")
     parser.add_argument("--sources", default="", help="questions of these sources only")
     parser.add_argument("--tasks", default="", help="tasks whose name has this in it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -301,7 +304,7 @@ def run_part(evaluator, part, options, ratios, save):
         streams = {kind: part[:, :least] for kind, part in streams.items()}
         return evict.compare(evaluator, streams, [ratio for ratio in ratios if ratio > 1], save)
     memories = ([] if options.no_full else [0]) + ratios
-    batch = BATCH[options.device.split(":")[0]]
+    batch = options.batch or BATCH[options.device.split(":")[0]]
     if part == "answers":
         streams, items = evalset.unpack(os.path.join(options.set, "questions.npz"))
         picked = [i for i, item in enumerate(items)

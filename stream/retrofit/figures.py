@@ -20,16 +20,23 @@ GROUPS = {"passages": ("qa_t0_selfinstruct", "qa_covid_articles", "qa_cosmos"),
           "meetings": ("qmsum",)}
 
 
+def added(out, found):
+    """found's figures into out; those of a kind may come from several processes, by ratio."""
+    for key, value in found.items():
+        if isinstance(value, dict):
+            added(out.setdefault(key, {}), value)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            out.setdefault(key, []).extend(value)
+        else:
+            out[key] = value
+
+
 def merge(folder):
-    """All files as one: kinds of grid, rings and precision come from different processes."""
+    """All files as one: kinds and ratios come from different processes."""
     out = {}
     for path in sorted(glob.glob(os.path.join(folder, "*.json"))):
         with open(path) as file:
-            for part, found in json.load(file).items():
-                if isinstance(found, dict):
-                    out.setdefault(part, {}).update(found)
-                else:
-                    out.setdefault(part, []).extend(found)
+            added(out, json.load(file))
     return out
 
 
