@@ -3,13 +3,15 @@
 In a row of text with questions (data.py) an answer is one token in a hundred, and what a memory
 would have to hold is next to nothing of the loss.  Here a row is dense in things said and asked for
 again, always further back than the window reaches, and its weights (which sum to one) lie on the
-answers alone.  Five sorts:
+answers alone.  Six sorts:
 
     facts     made-up statements, alone and in groups, asked for in other words
     pairs     lists of random words, one for another, asked for one by one
     labels    examples with labels, then texts to label: by meaning, or by names that say nothing
     passages  passages and their questions
     excerpts  text that comes back word for word behind a short cue
+    restated  stretches longer than the window, each again right behind itself: what ICAE
+              (arXiv 2307.06945) does to make slots hold text, and the easiest thing to ask for
 """
 import json
 import os
@@ -18,10 +20,15 @@ import numpy as np
 
 import data
 
-SORTS = {"facts": 0.28, "pairs": 0.12, "labels": 0.20, "passages": 0.20, "excerpts": 0.20}
-NEAREST, FARTHEST = 520, 6200       # tokens between what is said and what is asked
+SORTS = {"facts": 0.22, "pairs": 0.08, "labels": 0.24, "passages": 0.22, "excerpts": 0.08,
+         "restated": 0.16}
+NEAREST = 520                       # tokens between what is said and what is asked, at least
+BEYOND, BEHIND = 0.12, 1500         # share asked from behind the ring, up to so many tokens
+EASY, HARD_FROM = 0.2, 0.4          # share of the ring's reach at first; when all of it is asked
 PASSAGE = 700                       # tokens of one, at most
 OWN_NAMES = 0.7                     # of label sets with a meaning: the share that keeps its names
+FEW = 0.25                          # of those: the share that shows examples of some labels only
+CUE = 6                             # tokens of a restated stretch that carry no loss
 
 
 class AskMaker:
@@ -35,20 +42,31 @@ class AskMaker:
             found = json.load(file)
         self.sets, self.forms, self.styles = found["sets"], found["forms"], found["styles"]
 
-    def row(self, sort=None):
-        """tokens int64, weight f32 (sum one), raw bool: all [length]; and the sort's name."""
-        sort = sort or self.random.choice(list(SORTS), p=list(SORTS.values()))
+    def sort(self):
+        return self.random.choice(list(SORTS), p=list(SORTS.values()))
+
+    def row(self, sort, reach, progress=1.0):
+        """tokens int64, weight f32 (sum one), raw bool: all [length].  reach: tokens that the row's
+        ring reaches back; progress of the training, 0 to 1: near things are asked for first."""
+        self.reach = max(reach, NEAREST + 200)
+        self.share = min(1.0, EASY + (1 - EASY) * progress / HARD_FROM)
         while True:
             events = getattr(self, "_" + sort)()
             kind = self.random.choice(self.maker.names, p=self.maker.shares)
             tokens, weight, raw = self.maker.laid_over(kind, events, 0.0)
             if weight.sum() > 0:
-                return tokens, weight / weight.sum(), raw, sort
+                return tokens, weight / weight.sum(), raw
+
+    def _scaled(self, count):
+        """Of rows that are shorter than training's, for checks, distances are shorter too."""
+        return int(min(1.0, self.length / 8192) * count)
 
     def _gap(self):
-        """Mostly within a ring's reach, the far end seldom; never within the window's."""
-        scale = min(1.0, self.length / 8192)
-        return int(scale * (NEAREST + (FARTHEST - NEAREST) * self.random.rand() ** 1.5))
+        """Within the ring's reach, or behind it, where only the summary has it; never within the
+        window's."""
+        if self.random.rand() < BEYOND:
+            return self._scaled(self.reach + BEHIND * self.random.rand())
+        return self._scaled(NEAREST + (self.reach - NEAREST) * self.share * self.random.rand())
 
     def _spot(self):
         """Where something is said, and how many tokens later it is asked for: within the row."""
@@ -124,7 +142,8 @@ class AskMaker:
         return lines if len(lines) >= 6 else None
 
     def _groups(self, count):
-        """[(label's tokens, texts)]: count labels, five texts or more each."""
+        """[(label's tokens, texts)]: count labels, five texts or more each; do their names say what
+        they are for?"""
         if self.random.rand() < 0.75:
             common = len(self.sets) == 1 or self.random.rand() < 0.6      # the requests
             found = self.sets[0 if common else self.random.randint(1, len(self.sets))]
@@ -134,19 +153,19 @@ class AskMaker:
                 texts = first + self.random.permutation(size)[:14]
                 groups.append((self._piece(label), [self._piece(i) for i in texts]))
             if self.random.rand() < OWN_NAMES:
-                return groups
-            return [(self._word(), texts) for _, texts in groups]
+                return groups, True
+            return [(self._word(), texts) for _, texts in groups], False
         groups = []
         for _ in range(4 * count):
             lines = self._lines()
             if lines and len(groups) < count:
                 groups.append((self._word(), lines[:14]))
-        return groups
+        return groups, False
 
     def _labels(self):
         events = []
-        for _ in range(self.random.randint(4, 8)):
-            groups = self._groups(self.random.choice((2, 3, 4, 4, 4, 5, 6)))
+        for _ in range(self.random.randint(5, 9)):
+            groups, named = self._groups(self.random.choice((2, 3, 4, 4, 4, 5, 6)))
             if len(groups) < 2:
                 continue
             head, mark, end = self.forms[self.random.randint(len(self.forms))]
@@ -154,6 +173,8 @@ class AskMaker:
             shown = [(texts[i], label) for label, texts in groups for i in range(shots)
                      if i < len(texts) - 1]
             self.random.shuffle(shown)
+            if named and self.random.rand() < FEW:
+                shown = shown[:self.random.randint(1, len(shown) + 1)]
             said = [part for text, label in shown for part in (head, text, mark, label, end)]
             at, gap = self._spot()
             events.append((at, self._said(self.words["blank"], *said)))
@@ -161,15 +182,15 @@ class AskMaker:
             asked = [(text, label) for label, texts in groups for text in texts[shots:][:3]]
             self.random.shuffle(asked)
             raw = self.random.rand() < 0.5
-            for text, label in asked:           # apart, so that none is an example for the next
+            for text, label in asked[:6]:       # apart: few are examples for the next
                 events.append((later, self._asked([(self.words["blank"], 0), (head + text + mark, 0),
                                                    (label, 1), (end[:1], 1), (end[1:], 0)], raw)))
-                later += self.random.randint(60, 400)
+                later += self._scaled(self.random.randint(250, NEAREST))
         return events
 
     def _passages(self):
         events, blank = [], self.words["blank"]
-        for _ in range(self.random.randint(5, 10)):
+        for _ in range(self.random.randint(8, 17)):
             passage, question, answer = self.maker.item()
             if len(passage) > min(PASSAGE, self.length // 4):
                 continue
@@ -193,4 +214,14 @@ class AskMaker:
                 events.append((at + size + gap, self._asked(
                     [(blank, 0), (part[:cue], 0), (part[cue:], 1), (blank, 0)])))
                 gap = self._gap()
+        return events
+
+    def _restated(self):
+        events, count = [], 0
+        while count < self.length:
+            kind = self.random.choice(self.maker.names, p=self.maker.shares)
+            text = self.maker.text(kind, self._scaled(self.random.randint(NEAREST, 900)))
+            events += [(count, self._said(text)),
+                       (count, self._asked([(text[:CUE], 0), (text[CUE:], 1)]))]
+            count += 2 * len(text)
         return events

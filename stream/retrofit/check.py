@@ -207,13 +207,32 @@ def check_rows(folder):
     maker = asks.AskMaker(data.RowMaker(folder, 2048, 5), folder)
     for sort in asks.SORTS:
         for _ in range(4):
-            tokens, weight, raw, _ = maker.row(sort)
+            tokens, weight, raw = maker.row(sort, 3840, 0.1 * maker.random.randint(11))
             if {len(tokens), len(weight), len(raw)} != {2048} or abs(weight.sum() - 1) > 1e-4 \
-                    or (weight > 0).mean() > 0.4:
+                    or (weight > 0).mean() > 0.5:
                 print("rows that ask: %s is not as it should be" % sort)
                 return False
     print("rows that ask: %s" % ", ".join(asks.SORTS))
     return True
+
+
+def check_widened(folder):
+    """A wider COMP LoRA computes the same."""
+    base = model_file.BaseModel(os.path.join(folder, "tiny.gguf"))
+    narrow, quotas = export.from_adapter(base, silt_adapter.read(
+        os.path.join(folder, "tiny.adapter.gguf")))
+    n, m = 64, narrow.comp_embd.shape[0]
+    tokens = torch.from_numpy((tiny.Source(15).words(4 * n) % np.uint64(500)).astype(np.int64))[None]
+    plan = plan_file.MemoryPlan([2], 4, 2, n, m, 4, 1 / 8)
+    tables = model_file.make_tables(base, plan, n, m, "cpu", torch.float32)
+    found = []
+    for parameters in (narrow, model_file.widened(base, narrow, narrow.comp_o_a.shape[1] + 3)):
+        with torch.no_grad():
+            found.append(model_file.SiltModel(base, parameters, quotas).forward(
+                tokens, torch.zeros_like(tokens, dtype=torch.bool), tables, 4)[0])
+    error = (found[0] - found[1]).abs().max().item()
+    print("wider COMP LoRA == as it was: within %.1e" % error)
+    return error < 1e-4
 
 
 def check_training(folder):
@@ -229,7 +248,8 @@ def check_training(folder):
                "--no-compile",
                "--workers", "1", "--device", "cpu", "--long", "64", "--steps"]
     subprocess.run(command + ["3"], check=True)
-    # From an adapter file, with rows that ask beside the text and rings longer than a stream's.
+    # From an adapter file, with a wider COMP LoRA, rows that ask beside the text, and rings longer
+    # than a stream's; what is written is the average of the weights.
     asking, begun = os.path.join(folder, "asking"), os.path.join(folder, "begun.gguf")
     base = model_file.BaseModel(base_path)
     parameters, quotas, state = train.load_checkpoint(run, base)
@@ -237,9 +257,13 @@ def check_training(folder):
                  "begun")
     shutil.rmtree(asking, ignore_errors=True)
     more = [asking if part == run else part for part in command]
+    written = os.path.join(folder, "asked.gguf")
     subprocess.run(more + ["4", "--from", begun, "--rows", "2", "--ask-rows", "1", "--ring-max",
-                           "3", "--ramp", "0", "--noise", "0.3,0.2"], check=True)
-    if train.load_checkpoint(asking, base)[2]["constants"]["ring"] != 2:
+                           "3", "--ramp", "0", "--noise", "0.3,0.2", "--comp-rank", "6", "--lr-dmc",
+                           "4e-4", "--fall", "0.5", "--average", "0.9", "--small-rings", "0.3",
+                           "--save-minutes", "0", "--export", written], check=True)
+    if train.load_checkpoint(asking, base)[2]["constants"]["ring"] != 2 \
+            or silt_adapter.read(written)["blk.0.comp_q.a"].shape[0] != 6:
         return False
     # On from the checkpoint, in two processes as torchrun starts them (Debian's own torchrun does
     # not run under Debian's Python).
@@ -279,6 +303,7 @@ def main():
     passed += [check_parallel(options.folder, ratio, chunks=5) for ratio in (1, 4)]
     passed += [check_fork(options.folder, ratio) for ratio in (1, 4)]
     passed.append(check_evaluation(options.folder))
+    passed.append(check_widened(options.folder))
     passed.append(check_rows(os.path.join(options.folder, "shards")))
     passed.append(check_training(options.folder))
     print("check: %s" % ("passed" if all(passed) else "FAILED"))

@@ -136,6 +136,26 @@ class AdapterParameters(torch.nn.Module):
         return out
 
 
+def widened(base, parameters, comp_rank):
+    """The same adapter with a wider COMP LoRA, if that is wider: its further directions have a
+    random A and a B of nothing, so that it computes what it did."""
+    layers, rank = parameters.comp_o_a.shape[:2]
+    if comp_rank <= rank:
+        return parameters
+    wide = AdapterParameters(base, parameters.comp_embd.shape[0], comp_rank,
+                             parameters.dmc_o_a.shape[1], parameters.ratios)
+    with torch.no_grad():
+        for name, p in wide.named_parameters():
+            old = getattr(parameters, name)
+            if name == "comp_qkv_a":
+                p.view(layers, 3, comp_rank, -1)[:, :, :rank] = old.view(layers, 3, rank, -1)
+            elif p.shape == old.shape:
+                p.copy_(old)
+            else:       # rank is the second axis of an A, the last of a B
+                p[tuple(slice(size) for size in old.shape)] = old
+    return wide
+
+
 def qkv_delta(low, b):
     """low [..., 3r] -> [..., q+k+v]: each of q, k, v has its own third."""
     thirds = low.chunk(3, -1)

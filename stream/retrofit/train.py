@@ -48,14 +48,25 @@ def parse():
     parser.add_argument("--comp-tokens", dest="m", type=int, default=16)
     parser.add_argument("--ring", type=int, default=15, help="of a new stream")
     parser.add_argument("--ring-max", type=int, default=0, help="that rows train; 0: the ring")
+    parser.add_argument("--small-rings", type=float, default=0.0,
+                        help="share of rows with a ring of 2 to 6: there the summary has to serve")
     parser.add_argument("--sinks", type=int, default=8)
     parser.add_argument("--alpha-min", type=float, default=1 / 32)
-    parser.add_argument("--comp-rank", type=int, default=32)
+    parser.add_argument("--comp-rank", type=int, default=32,
+                        help="of the LoRA on COMP rows; with --from, more than the file has adds"
+                        " directions that begin at nothing")
     parser.add_argument("--dmc-rank", type=int, default=32)
     parser.add_argument("--ratios", default="2,4,8")
     parser.add_argument("--ratio-shares", default="0.4,0.12,0.26,0.22", help="of 1x, then ratios")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr-dmc", type=float, default=0.0, help="of the DMC part; 0: --lr")
     parser.add_argument("--lr-bias", type=float, default=1e-2)
+    parser.add_argument("--fall", type=float, default=0.0,
+                        help="share of the schedule at whose end the rates fall, straight to a"
+                        " hundredth; 0: a cosine over all of it")
+    parser.add_argument("--average", type=float, default=0.0,
+                        help="what is exported is a running average of the weights, of which a step"
+                        " keeps this share (0.995: about 200 steps); 0: the weights themselves")
     parser.add_argument("--kl", type=float, default=0.5, help="share of the loss that is KL")
     parser.add_argument("--long", type=int, default=1024,
                         help="tokens of the short context that far-context weights are taken from;"
@@ -85,26 +96,27 @@ def parse():
 ASKED = 2048            # tokens of a row that asks which carry loss, at most
 
 
-def draw_ring(random, options, asking):
-    longest = options.ring_max or options.ring
-    common = 0.5 if asking else 0.4
+def draw_ring(random, options, sort=None):
+    """For a row that asks, its sort: what is restated lies close, in half of the rows alone."""
+    longest, small = options.ring_max or options.ring, options.small_rings
     draw = random.rand()
-    if draw < common:
-        return options.ring
-    return longest if asking and draw < 0.85 else random.randint(2, longest + 1)
+    if draw < small or (sort == "restated" and draw < 0.5):
+        return random.randint(min(2, longest), min(6, longest) + 1)
+    return options.ring if draw < small + 0.4 else random.randint(2, longest + 1)
 
 
-def make_batch(maker, asker, random, options):
+def make_batch(maker, asker, random, options, progress=1.0):
     """-> tokens, weight, raw, plan; for the rows that ask, which are the last: where what is scored
     is predicted, each one's weight, and their sorts."""
     text = options.rows - options.ask_rows
     # Beside rows that ask, text is text.
     rows = [maker.row("plain" if options.ask_rows and random.rand() < 0.85 else None)
             for _ in range(text)]
-    asking = [asker.row() for _ in range(options.ask_rows)]
-    rows += asking
+    sorts = [asker.sort() for _ in range(options.ask_rows)]
     longest = options.ring_max or options.ring
-    rings = [draw_ring(random, options, row >= text) for row in range(options.rows)]
+    rings = [draw_ring(random, options, sort) for sort in [None] * text + sorts]
+    asking = [asker.row(sort, ring * options.n, progress) for sort, ring in zip(sorts, rings[text:])]
+    rows += asking
     recall = {}
     for row, ring in enumerate(rings):
         for chunk in range(options.chunks):
@@ -119,39 +131,44 @@ def make_batch(maker, asker, random, options):
         size = min(ASKED, options.chunks * options.n)
         places = np.zeros((len(asking), size), np.int64)
         weights = np.zeros((len(asking), size), np.float32)
-        for row, (_, weight, _, _) in enumerate(asking):
-            scored = np.flatnonzero(weight[1:])[:size]
+        for row, (_, weight, _) in enumerate(asking):
+            scored = np.flatnonzero(weight[1:])
+            if len(scored) > size:
+                scored = np.sort(random.choice(scored, size, replace=False))
             places[row, :len(scored)] = scored
-            weights[row, :len(scored)] = weight[1:][scored]
-        batch += [places, weights, [row[3] for row in asking]]
+            weights[row, :len(scored)] = weight[1:][scored] / weight[1:][scored].sum()
+        batch += [places, weights, sorts]
     return batch
 
 
-def work(queue, options, seed):
+def work(queue, options, seed, progress):
     maker = data.RowMaker(options.shards, options.chunks * options.n, seed)
     asker = asks.AskMaker(maker, options.shards) if options.ask_rows else None
     random = np.random.RandomState(seed + 7)
     while True:
-        queue.put(make_batch(maker, asker, random, options))
+        queue.put(make_batch(maker, asker, random, options, progress.value))
 
 
 def start_workers(options, steps_done, rank):
+    """-> a queue of batches, and how far the training is, for them to know."""
     context = multiprocessing.get_context("fork")
-    queue = context.Queue(maxsize=12)
+    queue, progress = context.Queue(maxsize=12), context.Value("d", 0.0)
     for worker in range(options.workers):
         seed = options.seed * 1000 + steps_done * 100 + rank * 10 + worker
-        context.Process(target=work, args=(queue, options, seed), daemon=True).start()
-    return queue
+        context.Process(target=work, args=(queue, options, seed, progress), daemon=True).start()
+    return queue, progress
 
 
 # Checkpoints: a JSON head and raw parts, parameters f32, Adam's moments bf16.
 
 def make_optimizer(parameters, options):
-    bias = [parameters.ratio_bias]
-    rest = [p for p in parameters.parameters() if p is not parameters.ratio_bias]
-    return torch.optim.AdamW([{"params": rest, "lr": options.lr, "peak": options.lr},
-                              {"params": bias, "lr": options.lr_bias, "peak": options.lr_bias}],
-                             betas=(0.9, 0.98), weight_decay=0.0)
+    groups = {"comp": [], "dmc": [], "bias": []}
+    for name, p in parameters.named_parameters():
+        part = "comp" if name.startswith("comp") else "bias" if name == "ratio_bias" else "dmc"
+        groups[part].append(p)
+    peaks = {"comp": options.lr, "dmc": options.lr_dmc or options.lr, "bias": options.lr_bias}
+    return torch.optim.AdamW([{"params": groups[part], "lr": peaks[part], "peak": peaks[part]}
+                              for part in groups], betas=(0.9, 0.98), weight_decay=0.0)
 
 
 def save_checkpoint(folder, parameters, quotas, optimizer, state):
@@ -330,6 +347,7 @@ def begin(options, base, ratios):
         parameters = export.from_adapter(base, adapter)[0]
         if parameters.ratios != tuple(ratios) or adapter.comp_tokens != options.m:
             raise SystemExit("%s has other ratios or another m" % options.start)
+        parameters = model_file.widened(base, parameters, options.comp_rank)
     parameters = parameters.to(options.device)
     state = {"step": 0, "seconds": 0.0, "tokens": 0, "history": [], "ratios": ratios,
              "constants": {"n": options.n, "m": options.m, "ring": options.ring,
@@ -341,12 +359,17 @@ def begin(options, base, ratios):
 class Trainer:
     """One process's share of a training."""
 
-    def __init__(self, options, ranks, queue):
-        self.options, self.ranks, self.queue = options, ranks, queue
+    def __init__(self, options, ranks, queue, far):
+        self.options, self.ranks, self.queue, self.far = options, ranks, queue, far
         self.device, self.ratios = options.device, [int(x) for x in options.ratios.split(",")]
         self.base = model_file.BaseModel(options.model, self.device,
                                          torch.float32 if self.device == "cpu" else torch.bfloat16)
         self.parameters, quotas, self.optimizer, self.state = begin(options, self.base, self.ratios)
+        # What an adapter holds that is written on the way, before any calibration.
+        self.usual = default_quotas(self.base, options, self.ratios)
+        if options.start:
+            self.usual = export.from_adapter(self.base, silt_adapter.read(options.start))[1]
+        self.averaged = [p.detach().clone() for p in self.parameters.parameters()]
         compiled = not options.no_compile
         if compiled and attention.usable(model_file.attend, self.device, torch.bfloat16):
             model_file.attention_function = attention.attend
@@ -369,7 +392,10 @@ class Trainer:
         shares = [float(part) for part in options.ratio_shares.split(",")]
         ratio = int(order[local % len(order)] if local < len(order)
                     else self.random.choice(order, p=shares))
-        scale = min(1.0, (local + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+        scale = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
+        if options.fall:
+            scale = min(1.0, max(0.01, (1 - progress) / options.fall))
+        scale *= min(1.0, (local + 1) / 50)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * scale
         ramp = min(1.0, progress / max(options.ramp, 1e-9))
@@ -382,9 +408,11 @@ class Trainer:
         while True:
             local = state["step"] - self.first
             spent = self.ranks.agreed(time.time() - begun)
-            if spent > options.minutes * 60 or (options.steps and local >= options.steps):
+            progress = (state["seconds"] + spent) / (options.total_minutes * 60)
+            if spent > options.minutes * 60 or progress > 1 \
+                    or (options.steps and local >= options.steps):
                 break
-            progress = min(1.0, (state["seconds"] + spent) / (options.total_minutes * 60))
+            self.far.value = progress
             ratio, goal, width = self.schedule(progress, local)
             self.optimizer.zero_grad(set_to_none=True)
             shift = self.random.randint(max(1, options.long))
@@ -395,6 +423,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_([p for p in self.parameters.parameters()
                                             if p.grad is not None], 1.0)
             self.optimizer.step()
+            self.keep_average(local)
             state["step"] += 1
             state["tokens"] += self.step_tokens
             self.sums.setdefault(ratio, []).append(torch.stack(figures))
@@ -415,17 +444,41 @@ class Trainer:
                 saved = time.time()
         state["seconds"] += time.time() - begun
 
+    @torch.no_grad()
+    def keep_average(self, local):
+        """Of the steps so far at first, so that what they began from does not linger."""
+        if self.options.average:
+            share = min(self.options.average, (1 + local) / (10 + local))
+            for kept, p in zip(self.averaged, self.parameters.parameters()):
+                kept.lerp_(p, 1 - share)
+
+    @torch.no_grad()
+    def swap_average(self):
+        """The average in the weights' place, and back."""
+        if self.options.average:
+            for p, other in zip(self.parameters.parameters(), self.averaged):
+                kept = p.detach().clone()
+                p.copy_(other)
+                other.copy_(kept)
+
     def save(self, state, quotas=None):
-        """quotas: calibrated; without, the adapter gets those that suit any heads."""
+        """quotas: calibrated, for the weights as they are; without, the adapter holds the average
+        of the weights and the quotas that it began from."""
         options = self.options
         save_checkpoint(options.out, self.parameters, self.silt.quotas, self.optimizer, state)
+        draw(os.path.join(options.out, "loss.svg"), state["history"])
         if options.export:
             if quotas is None:
-                quotas = default_quotas(self.base, options, self.ratios)
+                self.swap_average()
             of_base = silt_adapter.read(options.start).base_fingerprint if options.start \
                 else gguf.fingerprint(options.model)
-            export.write(options.export, self.base, self.parameters, quotas, state["constants"],
-                         of_base, "silt adapter")
+            part = options.export + ".part"      # whoever copies it meanwhile gets a whole one
+            export.write(part, self.base, self.parameters,
+                         self.usual if quotas is None else quotas, state["constants"], of_base,
+                         "silt adapter")
+            os.replace(part, options.export)
+            if quotas is None:
+                self.swap_average()
 
     def tell(self, line):
         if self.ranks.first:
@@ -434,6 +487,8 @@ class Trainer:
     def finish(self):
         """Calibrates, saves, draws: the first process's work."""
         options, state = self.options, self.state
+        self.save(state)                # the machine may be lost while it calibrates
+        self.swap_average()
         self.silt.quotas.copy_(default_quotas(self.base, options, self.ratios))
         if options.calibrate:
             maker = data.RowMaker(options.shards, options.chunks * options.n, 99, held_out=True)
@@ -441,7 +496,6 @@ class Trainer:
             calibrate.calibrate(plain, calibrate.held_out_rows(maker, options.calibrate),
                                 state["constants"], cap_sum=options.cap == "sum")
         self.save(state, self.silt.quotas)
-        draw(os.path.join(options.out, "loss.svg"), state["history"])
         if self.device != "cpu":
             print("peak GPU memory %.1f GB" % (torch.cuda.max_memory_allocated() / 1e9))
         print("step %d, %.1fM tokens, %.0f s in all" % (state["step"], state["tokens"] / 1e6,
@@ -456,10 +510,10 @@ def main():
     if os.path.exists(os.path.join(options.out, "checkpoint.json")):
         with open(os.path.join(options.out, "checkpoint.json")) as file:
             steps_done = json.load(file)["state"]["step"]
-    queue = start_workers(options, steps_done, ranks.rank)    # before CUDA starts: forked children
+    queue, far = start_workers(options, steps_done, ranks.rank)     # forked before CUDA starts
     options.device = ranks.join(options.device)
     torch.manual_seed(options.seed * 1000 + steps_done + ranks.rank)        # the noise
-    trainer = Trainer(options, ranks, queue)
+    trainer = Trainer(options, ranks, queue, far)
     trainer.run()
     if ranks.first:
         trainer.finish()
