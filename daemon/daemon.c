@@ -240,6 +240,7 @@ static int open_journal(struct core *core, char *error, size_t error_bytes)
         .adapter_fingerprint = core->info.adapter_fingerprint,
         .model_name = core->info.model_name,
         .kernels_name = core->info.kernels_name,
+        .kernels_revision = core->info.kernels_revision,
         .rebuild = core->config.rebuild,
     };
     mode_t mask = umask(0077);

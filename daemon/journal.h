@@ -25,6 +25,7 @@ struct journal_options {
     const char *folder; /* exists, is ours */
     uint64_t model_fingerprint, adapter_fingerprint;
     const char *model_name, *kernels_name;
+    uint32_t kernels_revision;
     bool rebuild; /* take another adapter */
 };
 struct journal_stream {
@@ -48,7 +49,8 @@ int journal_open(struct journal **out, const struct journal_options *options, ch
                  size_t error_bytes);
 void journal_close(struct journal **journal);
 const char *journal_error(const struct journal *journal);
-uint64_t journal_epoch(const struct journal *journal); /* grows when the kernel path changes */
+/* Grows with the kernels' name or revision. */
+uint64_t journal_epoch(const struct journal *journal);
 uint64_t journal_disk_bytes(const struct journal *journal);
 
 /* A transaction; every writing call must stand in one. commit returns when it is on disk. */

@@ -151,19 +151,23 @@ static int check_format(sqlite3 *db, const struct journal_options *options, char
     return result;
 }
 
-/* A change of kernel path is only recorded: memories computed across it agree within tolerance. */
-static int note_epoch(sqlite3 *db, const char *kernels_name, uint64_t *epoch)
+/* A change of kernel path, or of the bits of one, is only recorded: memories computed across it
+ * agree within tolerance. */
+static int note_epoch(sqlite3 *db, const struct journal_options *options, uint64_t *epoch)
 {
     sqlite3_stmt *s = NULL;
+    char kernels[400];
     bool same = false;
     int code = sqlite3_prepare_v2(
         db, "SELECT epoch, kernels FROM epochs ORDER BY epoch DESC LIMIT 1", -1, &s, 0);
 
+    snprintf(kernels, sizeof kernels, "%s, revision %" PRIu32, options->kernels_name,
+             options->kernels_revision);
     if (code)
         return journal_errno(code);
     if (sqlite3_step(s) == SQLITE_ROW) {
         *epoch = (uint64_t)sqlite3_column_int64(s, 0);
-        same = strcmp((const char *)sqlite3_column_text(s, 1), kernels_name) == 0;
+        same = strcmp((const char *)sqlite3_column_text(s, 1), kernels) == 0;
     }
     sqlite3_finalize(s);
     if (same)
@@ -173,7 +177,7 @@ static int note_epoch(sqlite3 *db, const char *kernels_name, uint64_t *epoch)
     if (code)
         return journal_errno(code);
     sqlite3_bind_int64(s, 1, (int64_t)*epoch);
-    sqlite3_bind_text(s, 2, kernels_name, -1, SQLITE_STATIC);
+    sqlite3_bind_text(s, 2, kernels, -1, SQLITE_STATIC);
     sqlite3_bind_int64(s, 3, (int64_t)clock_wall_us());
     code = sqlite3_step(s);
     sqlite3_finalize(s);
@@ -194,7 +198,7 @@ int journal_check(sqlite3 *db, const struct journal_options *options, uint64_t *
     if (!result)
         result = check_adapter(db, options, error, error_bytes);
     if (!result)
-        result = note_epoch(db, options->kernels_name, epoch);
+        result = note_epoch(db, options, epoch);
     if (!result)
         result = journal_errno(sqlite3_exec(db, "COMMIT", NULL, NULL, NULL));
     return result;

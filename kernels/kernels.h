@@ -30,6 +30,9 @@
 typedef uint16_t f16; /* IEEE binary16 bits */
 
 enum {
+    /* Grows with every change of a bit in what any path gives for the same input. 2: attention over
+     * more than 256 rows is joined from stretches of them. */
+    KERNELS_REVISION = 2,
     KERNELS_BLOCK = 32,
     KERNELS_ROWS_MAX = 96,
     KERNELS_HEAD_DIM_MAX = 256,

@@ -65,6 +65,7 @@ struct engine_info {
     uint32_t pin_tokens_max;                        /* 0: there are no pins */
     uint32_t ratio_count, ratio[STREAM_RATIOS_MAX]; /* DMC ratios served, 1 among them */
     const char *kernels_name;
+    uint32_t kernels_revision; /* one name with another revision gives other bits */
     uint32_t threads;
     size_t weights_bytes; /* packed weights held in memory */
     size_t work_bytes;    /* activations and scratch */

@@ -485,6 +485,7 @@ static void fill_info(struct engine *e)
     i->ring_segments = s->ring;
     i->sink_tokens = s->sinks;
     i->kernels_name = e->kernels->name;
+    i->kernels_revision = KERNELS_REVISION;
     i->threads = e->kernels->threads;
 }
 

@@ -73,6 +73,7 @@ static void make_journal(const char *folder, const char *text_path)
     engine_info(engine, &info);
     options.model_fingerprint = info.model_fingerprint;
     options.kernels_name = info.kernels_name;
+    options.kernels_revision = info.kernels_revision;
     if (!file)
         die(text_path, strerror(errno));
     if (journal_open(&journal, &options, error, sizeof error))

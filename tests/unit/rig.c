@@ -214,6 +214,7 @@ int rig_open(struct rig *rig, const char *folder, const struct rig_options *opti
     journal.model_fingerprint = info.model_fingerprint;
     journal.adapter_fingerprint = info.adapter_fingerprint;
     journal.kernels_name = info.kernels_name;
+    journal.kernels_revision = info.kernels_revision;
     result = journal_open(&rig->journal, &journal, error, sizeof error);
     if (result)
         return result;
