@@ -6,6 +6,7 @@ a device that breaks costs nothing that was acked, and another goes on from the 
 """
 
 import os
+import pathlib
 import subprocess
 import time
 
@@ -149,6 +150,26 @@ def test_a_machine_without_one():
     assert done.returncode == 1 and "--device cpu" in done.stderr, done.stderr
     assert "GPU" in done.stderr or "CUDA" in done.stderr, done.stderr
     assert time.monotonic() - start < 30
+
+
+def test_a_wrong_driver():
+    """One that is no driver: the toolkit's own stub, under the driver's name."""
+    stubs = [pathlib.Path(home, "lib64/stubs/libcuda.so") for home in
+             (os.environ.get("CUDA_HOME", "/usr/local/cuda"), "/usr/local/cuda")]
+    stub = next((path for path in stubs if path.exists()), None)
+    if stub is None:
+        raise lib.Skip("no stub of a driver: the CUDA toolkit is not installed")
+    model, adapter = lib.tiny()
+    home = lib.folder()
+    (home / "libcuda.so.1").symlink_to(stub)
+    paths = f"{home}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    done = subprocess.run([str(lib.BUILD / "siltd"), "--device", "cuda", "--listen",
+                           f"ipc://{home}/s", "--data", str(home / "data"), "--model", str(model),
+                           "--adapter", str(adapter)], capture_output=True, timeout=60, check=False,
+                          text=True, env={**os.environ, "LD_LIBRARY_PATH": paths})
+    assert done.returncode == 1 and "--device cpu" in done.stderr, done.stderr
+    assert "driver" in done.stderr or "built without CUDA" in done.stderr, done.stderr
+    assert not (home / "data").exists() or not list((home / "data").glob("journal*")), "begun"
 
 
 if __name__ == "__main__":
