@@ -126,7 +126,7 @@ $(O)/sim: $(call objects,$(wildcard tests/sim/*.c)) $(O)/parts.a
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # The GPU's kernels, run on the CPU: their logic is tested where there is no GPU (tests/emulate/simt.h).
-EMULATED := $(patsubst %,$(O)/emulate/%.o,$(filter-out kernels/matmul.cu,$(wildcard kernels/*.cu)) $(wildcard tests/emulate/*.cu))
+EMULATED := $(patsubst %,$(O)/emulate/%.o,$(filter-out kernels/matmul.cu,$(wildcard kernels/*.cu)) tests/emulate/runtime.cu tests/emulate/simt.cu)
 $(O)/emulate/%.cu.o: %.cu $(wildcard kernels/*.cuh tests/emulate/*.h) kernels/cuda.h kernels/kernels.h $(O)/flags
 	$(call say,CXX,$<)
 	@mkdir -p $(@D)
@@ -138,6 +138,13 @@ $(O)/tests/test-gpu $(O)/tests/test-gpu_rest: $(O)/tests/test-%: $(O)/obj/tests/
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka -lstdc++
+
+# The same tests, on the device that is there.
+$(O)/tests/device-gpu $(O)/tests/device-gpu_rest: $(O)/tests/device-%: $(O)/obj/tests/emulate/test_%.c.o \
+        $(call objects,tests/emulate/gpu_rig.c tests/unit/tiny_model.c tests/emulate/real.cu) $(STREAM) $(KERNELS)
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 
 $(O)/tests/check-emulated: $(call objects,$(wildcard tests/check/*.c)) $(EMULATED)
 	$(call say,LINK,$@)

@@ -536,7 +536,7 @@ int main(int argc, char **argv)
     struct bench b = {.streams = 1000, .ratio = 2, .tail = 256, .chunks = 2, .commit = "unknown"};
     const char *text = "LICENSE", *only = "";
     uint32_t depth = 8192;
-    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:r:c:k:o:x:g")) != -1;) {
+    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:r:c:k:o:x:M:g")) != -1;) {
         unsigned long n = optarg ? strtoul(optarg, NULL, 0) : 0;
         if (c == 'm')
             options.model_path = optarg;
@@ -550,6 +550,8 @@ int main(int argc, char **argv)
             b.ratio = (uint32_t)n;
         else if (c == 'r')
             options.batch_rows = (uint32_t)n;
+        else if (c == 'M')
+            options.device_bytes = n;
         else if (c == 'c')
             b.chunks = (uint32_t)n;
         else if (c == 'k')
@@ -562,7 +564,7 @@ int main(int argc, char **argv)
             b.apart = true;
         else
             die("-m GGUF -a ADAPTER -t TEXT -n STREAMS -d RATIO -r ROWS -c CHUNKS -k COMMIT -o "
-                "ingest|decode|full -x DEPTH -g");
+                "ingest|decode|full -x DEPTH -M DEVICE_BYTES -g");
     }
     char error[512];
     if (engine_open(&b.engine, &options, error, sizeof error))

@@ -321,7 +321,7 @@ int main(int argc, char **argv)
     const char *text = "LICENSE";
     char error[512];
     run.tokens_each = 1000000;
-    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:T:S:L:p:e:k:D:")) != -1;) {
+    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:T:S:L:p:e:k:M:D:")) != -1;) {
         unsigned long long n = optarg ? strtoull(optarg, NULL, 0) : 0;
         if (c == 'm')
             options.model_path = optarg;
@@ -345,11 +345,13 @@ int main(int argc, char **argv)
             run.every = n ? (uint32_t)n : 1;
         else if (c == 'k')
             run.commit = optarg;
+        else if (c == 'M')
+            options.device_bytes = n;
         else if (c == 'D')
             options.device = strcmp(optarg, "cpu") ? DEVICE_CUDA : DEVICE_CPU;
         else
             die("-m GGUF -a ADAPTER -t TEXT -n STREAMS -d RATIO -T TOKENS_EACH -S FOLDER -L BYTES "
-                "-p SHARE -e CHUNKS -k COMMIT -D cpu|cuda");
+                "-p SHARE -e CHUNKS -k COMMIT -M DEVICE_BYTES -D cpu|cuda");
     }
     if (engine_open(&run.engine, &options, error, sizeof error))
         die(error);
