@@ -1,6 +1,7 @@
 /* One write(2) a line, so that lines of several threads never mix. */
 #include "daemon/log.h"
 
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -44,4 +45,29 @@ void say(enum say_level level, const char *format, ...)
     /* Nothing can be done about a log that cannot be written. */
     if (write(STDERR_FILENO, line, used) < 0)
         return;
+}
+
+static struct sigaction abort_before;
+
+/* In whatever thread it is, at whatever it was at: no more than write(2). */
+static void say_aborted(int number)
+{
+    static const char text[] =
+        "siltd: ended by itself or by a library, as libzmq does where it is refused memory (what "
+        "it said stands above); nothing that was acked is lost: start it again\n";
+
+    if (write(STDERR_FILENO, text, sizeof text - 1) < 0) {
+        /* Nothing can be done about that either. */
+    }
+    sigaction(number, &abort_before, NULL);
+    raise(number);
+}
+
+void say_when_aborted(void)
+{
+    struct sigaction action = {.sa_handler = say_aborted};
+
+    sigemptyset(&action.sa_mask);
+    if (sigaction(SIGABRT, &action, &abort_before) != 0 || abort_before.sa_handler == say_aborted)
+        abort_before = (struct sigaction){.sa_handler = SIG_DFL};
 }

@@ -6,5 +6,8 @@ enum say_level { SAY_DEBUG, SAY_INFO, SAY_WARN, SAY_ERROR };
 
 void say_level_set(enum say_level level); /* below it nothing is written; SAY_INFO at start */
 void say(enum say_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* From then on abort() comes with a sentence; it still ends the process as it did. libzmq and the
+ * C++ library below it call it where they get no memory: no C can catch that. */
+void say_when_aborted(void);
 
 #endif
