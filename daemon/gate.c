@@ -164,6 +164,8 @@ static int set_curve(void *socket, const struct keys *keys)
     if (zmq_setsockopt(socket, ZMQ_ZAP_DOMAIN, domain, sizeof domain - 1) != 0)
         result = -errno;
     result = result ? result : set_option(socket, ZMQ_RCVHWM, GATE_NETWORK_IN_MAX);
+    result = result ? result : set_option(socket, ZMQ_HEARTBEAT_IVL, GATE_PING_MS);
+    result = result ? result : set_option(socket, ZMQ_HEARTBEAT_TIMEOUT, GATE_SILENCE_MS);
     return result ? result : set_option(socket, ZMQ_HANDSHAKE_IVL, GATE_HANDSHAKE_MS);
 }
 

@@ -8,7 +8,8 @@
  *
  * Limits: a frame over FRAME_BYTES_HARD_MAX cuts its connection; GATE_IN_MAX frames of a client
  * (GATE_NETWORK_IN_MAX over the network) wait in its pipe, then it is not read; GATE_OUT_MAX
- * replies wait for it, then sending says -EAGAIN.
+ * replies wait for it, then sending says -EAGAIN. Over the network a client is cut that answers no
+ * ping, as one in the middle of a frame cannot, so that neither its place nor half a frame stays.
  */
 #ifndef SILT_DAEMON_GATE_H
 #define SILT_DAEMON_GATE_H
@@ -22,6 +23,8 @@
 enum {
     GATE_DOORS = 2,
     GATE_HANDSHAKE_MS = 5000, /* then a connection that has proved nothing is cut */
+    GATE_PING_MS = 10000,     /* over the network, which does not tell of who vanishes */
+    GATE_SILENCE_MS = 30000,  /* after a ping with no whole message: cut */
     GATE_IN_MAX = 1,
     GATE_NETWORK_IN_MAX = 2, /* with one, libzmq's CURVE never gets past a client's id */
     GATE_OUT_MAX = 256,      /* libzmq learns of what was read in halves of this, and late */

@@ -151,6 +151,7 @@ class Tap(threading.Thread):
         super().__init__(daemon=True)
         self.to = to
         self.seen = bytearray()
+        self.cut = False  # nothing comes through any more, and nobody is told
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
         self.start()
@@ -170,6 +171,8 @@ class Tap(threading.Thread):
             try:
                 data = come.recv(65536)
                 self.seen += data
+                if self.cut:
+                    continue
                 go.sendall(data)
             except OSError:
                 return
@@ -201,6 +204,34 @@ def test_no_text_on_the_wire():
         lib.wait_until("the tap sees", lambda: b"heliotrope" in tap.seen)
         open_wire.close()
         context.destroy(0)
+
+
+def test_who_vanishes_without_a_word_is_cut():
+    with Networked(["--clients-max", 3]) as siltd:  # one of them is the local one
+        address, port = re.fullmatch(r"tcp://(.*):(\d+)", siltd.network).groups()
+        key, tap = siltd.new_key("s"), Tap((address, int(port)))
+        gone, idle = raw.Raw(tap.endpoint, key), raw.Raw(siltd.network, key)
+        gone.open("s")
+        before = idle.stat("s").stream
+        cut = idle.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        late = raw.Raw(siltd.network, key)
+        raw.refused(pb.Error.BUSY, "--clients-max", late.call, stat=pb.Stat(stream="s"))
+        tap.cut = True
+        gone.send(stat=pb.Stat(stream="s"))
+
+        def admitted():
+            try:
+                return late.stat("s").stream == before
+            except raw.Refused:
+                return False
+
+        start = time.monotonic()
+        lib.wait_until("its place is free", admitted, 90)
+        print(f"its place was free after {time.monotonic() - start:.1f} s")
+        assert not cut.poll(0), "who has nothing to say is not cut"
+        assert idle.stat("s").stream == before
+        idle.socket.disable_monitor()
+        cut.close()
 
 
 def requests_of(stream, own):
