@@ -216,5 +216,48 @@ def test_killed_over_and_over():
           f"{max(recovery):.2f} s at most, {sum(recovery) / len(recovery):.2f} s on average")
 
 
+AGAIN_MAX = 16384 + 32  # tokens behind the newest checkpoint, and a block
+
+
+def test_a_start_computes_little_again():
+    """However long the stream and wherever it is killed: what lies behind its newest checkpoint,
+    twice that where the newest one is damaged."""
+    model, adapter = lib.tiny()
+    again, recovery = [], []
+    with lib.Daemon(model, adapter) as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("s")
+
+        def checkpoints():
+            return sorted(path for path in (siltd.data / "checkpoints").glob("*/*")
+                          if path.suffix != ".new")
+
+        for number in range(12):
+            wire.feed_all("s", "p", [texts.text(9000, seed=number)], end=False)
+            stat = wire.settled("s")
+            lib.wait_until("the newest checkpoint is near", lambda: stat.tokens_computed - (
+                int(checkpoints()[-1].name, 16) if checkpoints() else 0) <= AGAIN_MAX)
+            siltd.kill()
+            assert len(checkpoints()) <= 8
+            kept = [int(path.name, 16) for path in checkpoints()] or [0]
+            if number % 4 == 3:
+                path = checkpoints()[-1]
+                data = bytearray(path.read_bytes())
+                data[len(data) // 2] ^= 1
+                path.write_bytes(data)
+                kept = kept[:-1] or [0]
+            again.append(stat.tokens_computed - kept[-1])
+            assert again[-1] <= AGAIN_MAX * (2 if number % 4 == 3 else 1), (kept, stat)
+            start = time.monotonic()
+            siltd.start()
+            wire = raw.Raw(siltd.endpoint)
+            back = settle(wire, "s")
+            recovery.append(time.monotonic() - start)
+            assert (back.memory_hash, back.tokens_computed) == (
+                stat.memory_hash, stat.tokens_computed)
+    print(f"{stat.tokens_computed} tokens, {len(again)} kills: {max(again)} tokens computed again "
+          f"at most, all of it after {max(recovery):.2f} s at most")
+
+
 if __name__ == "__main__":
     lib.main(globals())

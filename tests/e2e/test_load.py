@@ -3,7 +3,9 @@
 
 import os
 import resource
+import socket as plain
 import statistics
+import struct
 import time
 
 import zmq
@@ -15,6 +17,7 @@ pb = raw.pb
 
 CLIENTS = 1000
 STREAMS = 8
+HALVES = 200  # connections that hold half of a message each
 SLOWER_MAX = 50  # times a stat's median may grow while somebody floods, beyond 20 ms
 
 
@@ -103,6 +106,52 @@ def test_a_thousand_clients():
               f"{plan / 2**20:.1f}; somebody else's stat took {quiet * 1e3:.2f} ms, and "
               f"{worst * 1e3:.2f} at worst: {worst / quiet:.1f} times as long")
         siltd.stop()
+
+
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL".ljust(55, b"\0")
+READY = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
+
+
+def half_a_message(endpoint, frame):
+    """A connection that says a frame's length and sends half of it (ZMTP 3.0, ZeroMQ RFC 23)."""
+    connection = plain.socket(plain.AF_UNIX)
+    connection.connect(endpoint.removeprefix("ipc://"))
+    connection.sendall(GREETING + b"\x04" + bytes([len(READY)]) + READY)
+    connection.sendall(b"\x02" + struct.pack(">Q", len(frame)) + frame[:len(frame) // 2])
+    return connection
+
+
+def test_halves_of_messages():
+    """Nothing of them is taken; nobody waits for the rest; what they hold goes with them."""
+    feed = raw.feed("s", "p", 1, b"never stored " * 75_000)
+    frame = pb.Request(id=1, feed=feed).SerializeToString()
+    model, adapter = lib.tiny()
+    with lib.Daemon(model, adapter, ("--clients-max", 4)) as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("probe")
+        wire.open("s")
+        quiet, before = latency(wire), resident(siltd)
+        halves = [half_a_message(siltd.endpoint, frame) for _ in range(HALVES)]
+        worst, held = latency(wire), resident(siltd)
+        assert wire.feed("s", "q", 1, b"of one who is whole ").sequence == 1
+        for connection in halves:
+            connection.close()
+        worst = max(worst, latency(wire))
+        after = lib.wait_until("what they held is given back", lambda: given_back(siltd, before))
+        assert wire.stat("s").bytes_text == 20
+        assert wire.call(attach=pb.Attach(stream="s", producer="p")).next_sequence == 1
+        assert worst < 0.02 * lib.SLOW + SLOWER_MAX * quiet, (quiet, worst)
+        if lib.BUILD.name == "build":
+            assert held - before < HALVES * (len(frame) + 65_536), (before, held)
+        print(f"{HALVES} halves of {len(frame)} bytes: resident {before / 2**20:.1f} MiB, "
+              f"{held / 2**20:.1f} with them, {after / 2**20:.1f} after; somebody else's stat took "
+              f"{quiet * 1e3:.2f} ms, and {worst * 1e3:.2f} at worst")
+        siltd.stop()
+
+
+def given_back(siltd, before):
+    now = resident(siltd)
+    return now if lib.BUILD.name != "build" or now < before + 32 * 2**20 else None
 
 
 def test_one_client_too_many():
