@@ -33,6 +33,7 @@ enum {
 struct file {
     int fd;
     uint64_t device, inode;
+    bool rotated; /* it lost the name before we looked */
 };
 
 /* A name, the file that is read under it, and those that took the name since. */
@@ -42,6 +43,8 @@ struct name {
     bool missing; /* said so */
     bool ignored; /* said why */
     bool is_open;
+    bool looked_back;  /* for files that had the name before */
+    bool behind_known; /* one of them was siltd's */
     struct source source;
     struct file next[NEXT_MAX]; /* [next_count], oldest first */
     int next_count;
@@ -246,13 +249,51 @@ static void next_drop(struct name *name)
     name->next_us = silt_now_us();
 }
 
+/* Of the files that a name had before, siltd wants those it has not all of, from the first that it
+ * has some of. */
+static bool file_wanted(struct name *name)
+{
+    const struct source *source = &name->source;
+
+    name->behind_known |= source->offset > 0;
+    return name->behind_known && source->offset < source->size;
+}
+
+/* While nobody followed it the name may have gone to another file: those it had before come first.
+ */
+static void look_back(const struct follow *follow, struct name *name)
+{
+    int fds[SOURCE_ROTATED_MAX];
+    int count = 0, found = 0;
+
+    if (!name->looked_back && follow->intake->format == FORMAT_PLAIN)
+        found = source_rotated(name->path, fds);
+    name->looked_back = true;
+    for (int i = 0; i < found; i++) {
+        struct stat st;
+
+        if (fstat(fds[i], &st) || held_elsewhere(follow, NULL, &st) ||
+            name->next_count == NEXT_MAX) {
+            close(fds[i]);
+            continue;
+        }
+        memmove(name->next + count + 1, name->next + count,
+                sizeof *name->next * (size_t)(name->next_count++ - count));
+        name->next[count++] =
+            (struct file){.fd = fds[i], .device = st.st_dev, .inode = st.st_ino, .rotated = true};
+    }
+}
+
 /* Takes up the oldest file that waits: 0 or the exit code. */
 static int file_begin(struct follow *follow, struct name *name)
 {
+    bool rotated;
     int r;
 
     if (!client_connected(follow->silt->client))
         return 0;
+    look_back(follow, name);
+    rotated = name->next[0].rotated;
     r = source_open(&name->source, follow->intake, name->path, name->next[0].fd);
     if (r == -ENODATA) {
         /* Nothing yet; one that others have replaced gets nothing any more. */
@@ -265,6 +306,11 @@ static int file_begin(struct follow *follow, struct name *name)
     if (r == -EBUSY) /* the next look tries again */
         return 0;
     next_drop(name);
+    if (rotated && (r == EXIT_REFUSED || (!r && !file_wanted(name)))) {
+        if (!r)
+            source_close(&name->source);
+        return file_begin(follow, name);
+    }
     if (r && name->matched && r != EXIT_STOPPED && r != EXIT_AWAY) {
         name->ignored = true;
         return 0;
@@ -273,7 +319,9 @@ static int file_begin(struct follow *follow, struct name *name)
         return r;
     name->is_open = true;
     say(follow, name->path,
-        name->source.offset ? "goes on at byte" : "new to the stream, from byte",
+        rotated               ? "was rotated meanwhile: the old file goes on at byte"
+        : name->source.offset ? "goes on at byte"
+                              : "new to the stream, from byte",
         name->source.offset);
     return 0;
 }

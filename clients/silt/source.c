@@ -10,7 +10,9 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -235,6 +237,72 @@ int source_file(const char *path, const char *stream)
     if (fd >= 0)
         close(fd);
     return -1 - EXIT_REFUSED;
+}
+
+struct rotated {
+    int fd;
+    struct timespec time; /* when it was written last */
+};
+
+static bool is_older(const struct timespec *a, const struct timespec *b)
+{
+    return a->tv_sec != b->tv_sec ? a->tv_sec < b->tv_sec : a->tv_nsec < b->tv_nsec;
+}
+
+/* Adds a file to those that are there, oldest first; of too many the oldest goes. */
+static int rotated_add(struct rotated *list, int count, const char *path)
+{
+    uint8_t head[8];
+    struct stat st;
+    ssize_t n = -1;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), at = count;
+
+    if (fd >= 0 && !fstat(fd, &st) && S_ISREG(st.st_mode))
+        n = pread(fd, head, sizeof head, 0);
+    while (n > 0 && at && is_older(&st.st_mtim, &list[at - 1].time))
+        at--;
+    if (n <= 0 || is_packed(head, (size_t)n) || (!at && count == SOURCE_ROTATED_MAX)) {
+        if (fd >= 0)
+            close(fd);
+        return count;
+    }
+    if (count == SOURCE_ROTATED_MAX) {
+        close(list[0].fd);
+        memmove(list, list + 1, sizeof *list * (size_t)--count);
+        at--;
+    }
+    memmove(list + at + 1, list + at, sizeof *list * (size_t)(count - at));
+    list[at] = (struct rotated){.fd = fd, .time = st.st_mtim};
+    return count + 1;
+}
+
+int source_rotated(const char *path, int *fds)
+{
+    static const char endings[] = "[.-][0-9]*";
+    struct rotated list[SOURCE_ROTATED_MAX];
+    char pattern[PATH_MAX];
+    size_t n = 0;
+    int count = 0;
+    glob_t found = {0};
+
+    /* The name itself is no pattern. */
+    for (const char *c = path; *c && n < sizeof pattern - sizeof endings - 2; c++) {
+        if (strchr("*?[\\", *c))
+            pattern[n++] = '\\';
+        pattern[n++] = *c;
+    }
+    memcpy(pattern + n, endings, sizeof endings);
+    if (!glob(pattern, GLOB_NOSORT, NULL, &found))
+        for (size_t i = 0; i < found.gl_pathc; i++) {
+            const char *ending = found.gl_pathv[i] + strlen(path);
+
+            if (!ending[strspn(ending, "0123456789.-_")])
+                count = rotated_add(list, count, found.gl_pathv[i]);
+        }
+    globfree(&found);
+    for (int i = 0; i < count; i++)
+        fds[i] = list[i].fd;
+    return count;
 }
 
 int source_open(struct source *source, const struct intake *intake, const char *path, int fd)

@@ -7,7 +7,12 @@
 #include "clients/silt/convert.h"
 #include "clients/silt/silt.h"
 
-enum { SOURCE_HEAD_BYTES = 1024, SOURCE_PIECE_BYTES = 64 << 10, STREAM_NAME_BYTES = 160 };
+enum {
+    SOURCE_HEAD_BYTES = 1024,
+    SOURCE_PIECE_BYTES = 64 << 10,
+    STREAM_NAME_BYTES = 160,
+    SOURCE_ROTATED_MAX = 8
+};
 
 /* What all sources of one feed have in common. */
 struct intake {
@@ -51,6 +56,10 @@ struct source {
 int source_open(struct source *source, const struct intake *intake, const char *path, int fd);
 /* An open file for it, or the exit code negated less one after saying so. */
 int source_file(const char *path, const char *stream);
+/* Opens what rotation has most likely made of a file, PATH.1 or PATH-20261122: the newest of them,
+ * oldest first; what is packed or empty is left out. Returns how many of fds [SOURCE_ROTATED_MAX].
+ */
+int source_rotated(const char *path, int *fds);
 void source_close(struct source *source);
 /* Sends one piece if there is one and credit for it. `end`: mark the end of input with the last
  * byte. Returns bytes sent, 0: nothing now, or -errno with silt->error. */

@@ -222,6 +222,35 @@ def test_follow_rotation():
     assert mock.text("s").count(b"third") == 1
 
 
+def test_follow_goes_on_in_what_was_rotated_away():
+    """What was written between the feed's end and the rotation is not left behind."""
+    mock = Mock()
+    path = mock.home / "log"
+    path.write_bytes(b"one\n")
+    follow = Follow(mock, path)
+    lib.wait_until("first", has(mock, b"one\n"))
+    follow.stop()
+    append(path, b"two\n")
+    os.rename(path, f"{path}.1")
+    path.write_bytes(b"three\n")
+    os.rename(f"{path}.1", f"{path}.2")  # twice
+    os.rename(path, f"{path}.1")
+    path.write_bytes(b"four\n")
+    (mock.home / "log.3").write_bytes(b"of before anybody read this name\n")
+    os.utime(mock.home / "log.3", (1e9, 1e9))
+    (mock.home / "log.2.old").write_bytes(b"of another making\n")
+    (mock.home / "log.4.gz").write_bytes(b"\x1f\x8b packed")
+    (mock.home / "log-book").write_bytes(b"something else\n")
+    follow = Follow(mock, path)
+    lib.wait_until("goes on", has(mock, b"one\ntwo\nthree\nfour\n"))
+    said = follow.stop()
+    assert "rotated meanwhile: the old file goes on at byte 4" in said and "packed" not in said, said
+    follow = Follow(mock, path)
+    append(path, b"five\n")
+    lib.wait_until("once", has(mock, b"one\ntwo\nthree\nfour\nfive\n"))
+    assert "meanwhile" not in follow.stop()
+
+
 def test_follow_copy_truncate():
     mock = Mock()
     path = file_of(mock.home, "log", b"2026 one\n2026 two\n")
