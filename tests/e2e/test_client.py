@@ -244,7 +244,7 @@ def test_follow_goes_on_in_what_was_rotated_away():
     follow = Follow(mock, path)
     lib.wait_until("goes on", has(mock, b"one\ntwo\nthree\nfour\n"))
     said = follow.stop()
-    assert "rotated meanwhile: the old file goes on at byte 4" in said and "packed" not in said, said
+    assert "meanwhile: the old file goes on at byte 4" in said and "packed" not in said, said
     follow = Follow(mock, path)
     append(path, b"five\n")
     lib.wait_until("once", has(mock, b"one\ntwo\nthree\nfour\nfive\n"))
