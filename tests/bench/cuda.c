@@ -12,9 +12,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "stream/gpu.h"
+#include "tests/bench/measure.h"
 
 enum { ROUNDS = 3, TEXT_BYTES_MAX = 8 << 20, STREAMS_MAX = 8192 };
 
@@ -36,37 +36,12 @@ struct held {
     void *memory;
 };
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void die(const char *what)
-{
-    fprintf(stderr, "bench-cuda: %s\n", what);
-    exit(1);
-}
-
 static void figure(const struct bench *b, const char *name, uint32_t streams, double value,
                    const char *unit)
 {
     printf("%s,%u,%u,%.6g,%s,\"%s\",%s\n", name, b->ratio, streams, value, unit,
            b->info.kernels_name, b->commit);
     fflush(stdout);
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, uint32_t count)
-{
-    qsort(values, count, sizeof *values, by_value);
-    return values[count / 2];
 }
 
 static struct held open_stream(struct bench *b)
@@ -124,9 +99,9 @@ static double bench_ingest(struct bench *b, struct held *h, uint32_t streams, bo
         feed_all(b, h, streams, chunk);
     b->left = 0;
     for (uint32_t r = 0; r < ROUNDS; r++) {
-        double start = now();
+        double start = seconds();
         feed_all(b, h, streams, b->chunks * chunk);
-        rate[r] = (double)streams * b->chunks * chunk / (now() - start);
+        rate[r] = (double)streams * b->chunks * chunk / (seconds() - start);
     }
     for (uint32_t i = 0; i < streams; i++) {
         struct stream_stat stat;
@@ -423,11 +398,11 @@ static void decode_steps(struct bench *b, struct fork_work *work, int32_t *token
         work[i].count = 1;
     }
     for (uint32_t r = 0; r < ROUNDS; r++) {
-        double start = now();
+        double start = seconds();
         for (int s = 0; s < STEPS; s++)
             if (forks_feed(work, count))
                 die(b->engine->gpu->cuda->error_text);
-        rate[r] = (double)count * STEPS / (now() - start);
+        rate[r] = (double)count * STEPS / (seconds() - start);
     }
     figure(b, name, count, median(rate, ROUNDS), "tokens/s");
     figure(b, "kv-bytes", count, row_bytes, "bytes");

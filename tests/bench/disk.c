@@ -11,9 +11,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "stream/spill.h"
+#include "tests/bench/measure.h"
 
 enum { STREAM = 1, STAGING = 16, LATENCIES_MAX = 1 << 16 };
 
@@ -28,13 +28,6 @@ static struct engine engine = {.shape = {.layers = 30,
                                          .comp = 16,
                                          .ring = 14}};
 static double latency[LATENCIES_MAX];
-
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void check(bool right, const char *what)
 {
@@ -100,12 +93,6 @@ static uint32_t finish(struct spill *spill, struct spill_fetch **fetch)
     return n;
 }
 
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static void fetch_one_by_one(struct spill *spill, uint64_t count, uint32_t fetches)
 {
     for (uint32_t i = 0; i < fetches; i++) {
@@ -115,7 +102,7 @@ static void fetch_one_by_one(struct spill *spill, uint64_t count, uint32_t fetch
         finish(spill, &fetch);
         latency[i] = seconds() - start;
     }
-    qsort(latency, fetches, sizeof *latency, compare);
+    qsort(latency, fetches, sizeof *latency, compare_values);
     printf("fetch8_p50 %.1f us\n", latency[fetches / 2] * 1e6);
     printf("fetch8_p99 %.1f us\n", latency[(size_t)fetches * 99 / 100] * 1e6);
 }

@@ -13,10 +13,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "stream/internal.h"
+#include "tests/bench/measure.h"
 
 enum {
     PREFILL_TOKENS = 512,
@@ -46,13 +46,6 @@ struct timeline {
     void *memory, *fork_memory, *spill_memory;
     size_t fork_bytes;
 };
-
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static bool wanted(const struct bench *b, const char *name)
 {
@@ -85,18 +78,6 @@ static void *memory_of(size_t bytes, size_t align)
     void *memory = aligned_alloc(align, (bytes + align - 1) / align * align);
     check(memory, "no memory");
     return memory;
-}
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, uint32_t count)
-{
-    qsort(values, count, sizeof *values, compare);
-    return values[count / 2];
 }
 
 static double projection_macs(const struct projection *p)

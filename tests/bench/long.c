@@ -23,6 +23,7 @@
 
 #include "stream/gpu.h"
 #include "stream/spill.h"
+#include "tests/bench/measure.h"
 
 enum {
     STREAMS_MAX = 4096,
@@ -59,19 +60,6 @@ struct held {
 struct row {
     double seconds, resident, device, nll;
 };
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void die(const char *what)
-{
-    fprintf(stderr, "bench-long: %s\n", what);
-    exit(1);
-}
 
 static double resident_bytes(void)
 {
@@ -120,8 +108,8 @@ static void probe(struct run *run)
         if (!rows || spill_attach(run->spill, PROBE_STREAM + i, 1))
             die("no probe of the disk");
     disk_begin(run);
-    double start = now();
-    for (; now() - start < 2; n++) {
+    double start = seconds();
+    for (; seconds() - start < 2; n++) {
         uint64_t at = n / PROBE_STREAMS;
         struct segment_view view = {at, at * chunk, (at + 1) * chunk, rows, bytes};
         if (spill_put_wait(run->spill, PROBE_STREAM + n % PROBE_STREAMS, &view, 0, 0))
@@ -130,7 +118,7 @@ static void probe(struct run *run)
     disk_end(run);
     spill_stat(run->spill, &stat);
     printf("# disk: %.1f MB/s of segment records (%s, %zu bytes each)\n",
-           (double)n * (double)run->spill->shape.record_bytes / (now() - start) / 1e6,
+           (double)n * (double)run->spill->shape.record_bytes / (seconds() - start) / 1e6,
            stat.engine_name, run->spill->shape.record_bytes);
     for (uint32_t i = 0; i < PROBE_STREAMS; i++) {
         spill_detach(run->spill, PROBE_STREAM + i);
@@ -277,11 +265,11 @@ static void feed_all(struct run *run)
            "segment_bytes,wait_seconds\n");
     feed_chunks(run, h, 0, fill);
     for (uint64_t c = 0; c + run->every <= chunks; c += run->every) {
-        double start = now();
+        double start = seconds();
         feed_chunks(run, h, (fill + c) * chunk, run->every - 1);
-        double took = (now() - start) / (run->every > 1 ? run->every - 1 : 1);
+        double took = (seconds() - start) / (run->every > 1 ? run->every - 1 : 1);
         double nll = score_chunk(run, h, (fill + c + run->every - 1) * chunk);
-        print_row(run, (c + run->every) * chunk, run->every > 1 ? took : now() - start, nll);
+        print_row(run, (c + run->every) * chunk, run->every > 1 ? took : seconds() - start, nll);
     }
     print_tenths(run);
     for (uint32_t i = 0; i < run->streams; i++) {

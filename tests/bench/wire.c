@@ -10,10 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "clients/client.h"
 #include "stream/token.h"
+#include "tests/bench/measure.h"
 
 enum { STREAMS_MAX = 64, PIECE_BYTES = 64 << 10, PIECE_IDS = 16 << 10, WAIT_MS = 100 };
 
@@ -33,13 +33,6 @@ struct bench {
     size_t id_count;
     uint64_t sent_bytes;
 };
-
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void fail(const char *what, const struct client_error *error)
 {
