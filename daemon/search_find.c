@@ -144,23 +144,32 @@ static uint32_t form_tokens(struct search *s, const uint8_t *text, size_t bytes_
     return (uint32_t)(count + token_flush(s->options.tokenizer, &held, s->tokens + count));
 }
 
-/* Bytes of the chunk's text that have the question's words. False: they are not there. */
-static bool find_place(struct search *s, struct word_table *t, uint64_t chunk, uint32_t *from,
-                       uint32_t *to)
+/* Bytes of a chunk's text. */
+struct span {
+    bool found;
+    uint32_t from, to;
+};
+
+/* Where the texts have the question's words. */
+static void find_places(struct search *s, struct word_table *t, const struct search_job *job,
+                        struct span *out)
 {
-    sqlite3_stmt *get = t->statement[GET_PLACE];
-    sqlite3_int64 place = -1;
+    sqlite3_stmt *get = t->statement[GET_PLACES];
 
     if (s->options.by != SEARCH_BY_BOTH || !s->rank.phrase_count)
-        return false;
+        return;
     sqlite3_bind_text(get, 1, s->rank.expression, -1, SQLITE_STATIC);
-    sqlite3_bind_int64(get, 2, (int64_t)chunk);
-    if (sqlite3_step(get) == SQLITE_ROW)
-        place = sqlite3_column_int64(get, 0);
+    for (uint32_t i = 0; i < STREAM_RECALL_MAX; i++)
+        sqlite3_bind_int64(get, (int)i + 2, i < job->text_count ? (int64_t)job->text[i].chunk : -1);
+    while (sqlite3_step(get) == SQLITE_ROW) {
+        uint64_t chunk = (uint64_t)sqlite3_column_int64(get, 0);
+        sqlite3_int64 place = sqlite3_column_int64(get, 1);
+
+        for (uint32_t i = 0; i < job->text_count && place >= 0; i++)
+            if (job->text[i].chunk == chunk)
+                out[i] = (struct span){true, (uint32_t)(place >> 32), (uint32_t)place};
+    }
     sqlite3_reset(get);
-    *from = (uint32_t)(place >> 32);
-    *to = (uint32_t)place;
-    return place >= 0;
 }
 
 static size_t count_bytes(const struct search *s, uint32_t from, uint32_t to)
@@ -175,15 +184,15 @@ static size_t count_bytes(const struct search *s, uint32_t from, uint32_t to)
 }
 
 /* What is nearest to the question by meaning: the middle of its nearest tokens. */
-static void nearest_place(const struct search *s, const uint8_t *table, uint32_t count,
-                          uint32_t *from, uint32_t *to)
+static struct span nearest_place(const struct search *s, const uint8_t *table, uint32_t count)
 {
     uint32_t score, first = nearest_window(table, s->tokens, count, EXCERPT_TOKENS, &score);
     uint32_t size = count - first < EXCERPT_TOKENS ? count - first : EXCERPT_TOKENS;
 
     first += nearest_window(table, s->tokens + first, size, FOCUS_TOKENS, &score);
     first = first + FOCUS_TOKENS / 2 < count ? first + FOCUS_TOKENS / 2 : count - 1;
-    *from = *to = (uint32_t)count_bytes(s, 0, first);
+    first = (uint32_t)count_bytes(s, 0, first);
+    return (struct span){true, first, first};
 }
 
 /* First of the EXCERPT_TOKENS around a byte of their text. */
@@ -198,11 +207,11 @@ static uint32_t window_around(const struct search *s, uint32_t count, size_t byt
     return at < most ? at : most;
 }
 
-/* What of the excerpt, which begins with byte `at` of the chunk's text, [from, to) is in. */
-static void focus_on(struct search_text *out, uint32_t at, uint32_t from, uint32_t to)
+/* What of the excerpt, which begins with byte `at` of the chunk's text, the place is in. */
+static void focus_on(struct search_text *out, uint32_t at, const struct span *place)
 {
-    out->focus_from = from > at ? from - at : 0;
-    out->focus_to = to > at ? to - at : 0;
+    out->focus_from = place->from > at ? place->from - at : 0;
+    out->focus_to = place->to > at ? place->to - at : 0;
     out->focus_to = out->focus_to < out->bytes ? out->focus_to : out->bytes;
     if (out->focus_from > out->focus_to)
         out->focus_from = out->focus_to;
@@ -210,10 +219,10 @@ static void focus_on(struct search_text *out, uint32_t at, uint32_t from, uint32
 }
 
 /* The part of a chunk's text around the question's words, or else around what is nearest to it. */
-static void excerpt_near(struct search *s, struct word_table *t, const uint8_t *table,
+static void excerpt_near(struct search *s, const uint8_t *table, struct span place,
                          const uint8_t *text, size_t bytes_count, struct search_text *out)
 {
-    uint32_t count, first, last, place_from, place_to;
+    uint32_t count, first, last;
     size_t from, bytes;
 
     if (bytes_count > CHUNK_TEXT_MAX)
@@ -221,9 +230,9 @@ static void excerpt_near(struct search *s, struct word_table *t, const uint8_t *
     count = form_tokens(s, text, bytes_count);
     if (!count)
         return;
-    if (!find_place(s, t, out->chunk, &place_from, &place_to))
-        nearest_place(s, table, count, &place_from, &place_to);
-    first = window_around(s, count, place_from + (place_to - place_from) / 2);
+    if (!place.found)
+        place = nearest_place(s, table, count);
+    first = window_around(s, count, place.from + (place.to - place.from) / 2);
     last = first + EXCERPT_TOKENS < count ? first + EXCERPT_TOKENS : count;
     from = count_bytes(s, 0, first);
     bytes = count_bytes(s, first, last);
@@ -236,10 +245,10 @@ static void excerpt_near(struct search *s, struct word_table *t, const uint8_t *
         out->bytes = search_cut(text + from, out->bytes + 1, out->bytes);
     memcpy(out->text, text + from, out->bytes);
     out->text[out->bytes] = '\0';
-    focus_on(out, (uint32_t)from, place_from, place_to);
+    focus_on(out, (uint32_t)from, &place);
 }
 
-static int get_text(struct search *s, struct word_table *t, const uint8_t *table,
+static int get_text(struct search *s, struct word_table *t, const uint8_t *table, struct span place,
                     struct search_text *out)
 {
     sqlite3_stmt *get = t->statement[GET_TEXT];
@@ -259,7 +268,7 @@ static int get_text(struct search *s, struct word_table *t, const uint8_t *table
         out->time_to_us = (uint64_t)sqlite3_column_int64(get, 4);
         copy_text(out, get, 3);
         if (table)
-            excerpt_near(s, t, table, sqlite3_column_text(get, 3),
+            excerpt_near(s, table, place, sqlite3_column_text(get, 3),
                          (size_t)sqlite3_column_bytes(get, 3), out);
     }
     sqlite3_reset(get);
@@ -329,7 +338,7 @@ static int find(struct search *s, struct word_table *t, struct search_job *job)
     if (!bytes)
         return 0; /* marks alone ask for nothing */
     s->expression[bytes] = '\0';
-    search_rank_question(s, job->question, job->question_bytes);
+    search_rank_question(s, job);
     if (s->options.by == SEARCH_BY_WORDS)
         word_count = find_words(t, FIND, s->expression, job, words.hits);
     if (s->options.by == SEARCH_BY_BOTH)
@@ -347,13 +356,17 @@ static int texts(struct search *s, struct word_table *t, struct search_job *job)
 {
     size_t bytes =
         search_expression(job->question, job->question_bytes, s->expression, EXPRESSION_BYTES);
+    const uint8_t *table = s->options.by == SEARCH_BY_WORDS ? NULL : job->table;
+    struct span place[STREAM_RECALL_MAX] = {0};
     int result = 0;
 
     s->expression[bytes] = '\0';
-    search_rank_question(s, job->question, job->question_bytes);
+    if (!search_rank_is_of(&s->rank, job)) /* else it was found by it */
+        search_rank_question(s, job);
+    if (table)
+        find_places(s, t, job, place);
     for (uint32_t i = 0; i < job->text_count && !result; i++)
-        result =
-            get_text(s, t, s->options.by == SEARCH_BY_WORDS ? NULL : job->table, &job->text[i]);
+        result = get_text(s, t, table, place[i], &job->text[i]);
     return result;
 }
 

@@ -19,7 +19,7 @@ enum {
     FIND_CLOSE,
     GET_TEXT,
     GET_EXCERPT,
-    GET_PLACE,
+    GET_PLACES,
     GET_END,
     SEARCH_STATEMENTS,
 };
@@ -38,6 +38,7 @@ struct cursor {
 
 /* A question's words, and what may stand for them. */
 struct search_rank {
+    uint64_t stream_id, question_hash;
     uint32_t group_count, phrase_count;
     uint32_t group[RANK_PHRASES_MAX]; /* the question's word that a phrase stands for */
     float weight[RANK_PHRASES_MAX];   /* once weighed */
@@ -78,7 +79,9 @@ int search_drop_index(struct search *search, uint64_t stream_id);
 uint32_t search_question_words(const uint8_t *question, size_t bytes_count,
                                char out[][SEARCH_WORD_BYTES_MAX + 1]);
 /* search_rank.c: makes search->rank.expression. */
-void search_rank_question(struct search *search, const uint8_t *question, size_t bytes_count);
+void search_rank_question(struct search *search, const struct search_job *job);
+/* Whether it is that of a job's question, weighed for its stream or to be. */
+bool search_rank_is_of(const struct search_rank *rank, const struct search_job *job);
 /* Closeness of a place with all of the question's words, each as rare as the stream has it; 0 until
  * a chunk has been ranked. */
 float search_rank_most(const struct search_rank *rank);

@@ -14,6 +14,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <xxhash.h>
 
 enum { RANK_WINDOW = 8, NEAR_MAX = 64 };
 #define WEIGHT_MIN  0.1   /* of what is in every other chunk */
@@ -32,13 +33,21 @@ static void add_phrase(struct search_rank *r, const char *text, uint32_t group)
     r->group[r->phrase_count++] = group;
 }
 
-void search_rank_question(struct search *s, const uint8_t *question, size_t bytes_count)
+bool search_rank_is_of(const struct search_rank *r, const struct search_job *job)
+{
+    return r->stream_id == job->stream_id &&
+           r->question_hash == XXH3_64bits(job->question, job->question_bytes);
+}
+
+void search_rank_question(struct search *s, const struct search_job *job)
 {
     struct search_rank *r = &s->rank;
     char words[SEARCH_WORDS_MAX][SEARCH_WORD_BYTES_MAX + 1];
     struct near_word near[NEAR_MAX];
-    uint32_t count = search_question_words(question, bytes_count, words), each;
+    uint32_t count = search_question_words(job->question, job->question_bytes, words), each;
 
+    r->stream_id = job->stream_id;
+    r->question_hash = XXH3_64bits(job->question, job->question_bytes);
     r->group_count = count;
     r->phrase_count = 0;
     r->used = 0;
