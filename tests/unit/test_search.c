@@ -141,8 +141,17 @@ static void index_all(struct parts *p)
         ;
 }
 
-/* Chunks with the question's words, best first; their texts in the job. */
-static void look(struct parts *p, struct search_job *job, const char *question)
+static void run(struct parts *p, struct search_job *job)
+{
+    atomic_store(&job->done, false);
+    assert_int_equal(search_submit(p->search, job), 0);
+    search_step(p->search);
+    assert_true(atomic_load(&job->done));
+    assert_int_equal(job->result, 0);
+}
+
+/* Chunks with the question's words, best first. */
+static void find(struct parts *p, struct search_job *job, const char *question)
 {
     memset(job, 0, sizeof *job);
     job->stream_id = atomic_load(&p->rig.slots[0].stream_id);
@@ -150,17 +159,22 @@ static void look(struct parts *p, struct search_job *job, const char *question)
     job->question_bytes = (uint32_t)strlen(question);
     job->chunk_end = UINT32_MAX;
     job->table = p->table;
-    assert_int_equal(search_submit(p->search, job), 0);
-    search_step(p->search);
-    assert_true(atomic_load(&job->done));
-    assert_int_equal(job->result, 0);
+    run(p, job);
+}
+
+static void read_texts(struct parts *p, struct search_job *job)
+{
     job->kind = SEARCH_TEXTS;
     for (job->text_count = 0;
          job->text_count < job->hit_count && job->text_count < STREAM_RECALL_MAX; job->text_count++)
         job->text[job->text_count].chunk = job->hits[job->text_count].chunk;
-    assert_int_equal(search_submit(p->search, job), 0);
-    search_step(p->search);
-    assert_true(atomic_load(&job->done));
+    run(p, job);
+}
+
+static void look(struct parts *p, struct search_job *job, const char *question)
+{
+    find(p, job, question);
+    read_texts(p, job);
 }
 
 static void filler(char *out, uint32_t seed, size_t bytes)
@@ -314,6 +328,35 @@ static void other_words_are_found_in_one_place(void **state)
     close_parts(p);
 }
 
+/* Questions that take turns: each has the place of its own words in a chunk, not of the other's. */
+static void places_are_of_their_own_question(void **state)
+{
+    static const char first[] = "The keeper of the eastern gate is Ottoline. ",
+                      second[] = "The captain of the yellow boat is Barnaby. ";
+    static char text[TEXT_MAX];
+    struct parts *p = open_parts();
+    struct search_job *jobs = calloc(2, sizeof *jobs);
+
+    (void)state;
+    p->table = calloc(1 << 16, RECALL_QUERY_TOKENS); /* nothing is near in meaning */
+    for (uint32_t i = 0; i < 2; i++) {
+        filler(text, 10 + i, 3000);
+        add(text, i ? second : first);
+        filler(text + strlen(text), 20 + i, 3000);
+        feed(p, i + 1, text);
+    }
+    index_all(p);
+    find(p, &jobs[0], "Who keeps the eastern gate?");
+    find(p, &jobs[1], "Which captain has the yellow boat?");
+    read_texts(p, &jobs[0]);
+    read_texts(p, &jobs[1]);
+    assert_non_null(strstr(jobs[0].text[0].text + jobs[0].text[0].focus_from, "Ottoline"));
+    assert_non_null(strstr(jobs[1].text[0].text + jobs[1].text[0].focus_from, "Barnaby"));
+    free(p->table);
+    free(jobs);
+    close_parts(p);
+}
+
 static bool index_has(const struct parts *p, const char *word)
 {
     char command[300];
@@ -418,6 +461,7 @@ int main(void)
         cmocka_unit_test(keys_find_what_words_do_not),
         cmocka_unit_test(words_near_in_meaning),
         cmocka_unit_test(other_words_are_found_in_one_place),
+        cmocka_unit_test(places_are_of_their_own_question),
     };
 
     return cmocka_run_group_tests_name("search", tests, NULL, NULL);
