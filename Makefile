@@ -253,7 +253,7 @@ help:
 #: make check      each kernel against its reference
 #: make bench      speed of kernels, engine, disk and siltd; FIRST_TOKEN=4096,16384 lengths of streams that are asked
 #: make bench-instructions  hot paths counted under valgrind, beside their baseline; the same on a busy machine
-#: make soak       one endless stream, then kills, damage and faults; MINUTES=30 shares them among endless, churn, chaos and feed
+#: make soak       one endless stream, then kills, damage and faults; MINUTES=30 endless, churn, chaos, feed, budget and flat
 #: make quality    what compression costs, against windows of equal size; QUALITY=FOLDER of texts
 #: make facts      far facts planted in streams: found by words, by keys, by both; FACTS=FOLDER of dialogue, meeting, log
 #: make fuzz       hostile files and text; SECONDS_EACH=60
