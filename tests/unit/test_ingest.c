@@ -348,6 +348,39 @@ static void an_old_checkpoint_is_not_used(void **state)
     assert_int_equal(slot_lag(&rig.slots[0]), 0);
 }
 
+static void set_format(const char *change)
+{
+    char path[PATH_BYTES_MAX], text[128];
+    sqlite3 *db;
+
+    snprintf(path, sizeof path, "%s/journal.db", folder);
+    snprintf(text, sizeof text, "UPDATE meta SET value = value %s WHERE name = 'format'", change);
+    assert_int_equal(sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE, PAGES_VFS), 0);
+    assert_int_equal(pages_reserve(db), 0);
+    assert_int_equal(sqlite3_exec(db, text, NULL, NULL, NULL), 0);
+    assert_int_equal(sqlite3_changes(db), 1);
+    assert_int_equal(sqlite3_close(db), 0);
+}
+
+/* The journal of a silt to come: it is not read, and not touched. */
+static void another_format_is_refused(void **state)
+{
+    uint64_t hash;
+
+    (void)state;
+    rig_stream(&rig, 0, "a", 4);
+    feed_mixture(0, 1, 2000, 41);
+    hash = rig_hash(&rig, 0);
+    rig_close(&rig);
+    set_format("+ 1");
+    assert_int_equal(rig_open(&rig, folder, &plain), -ESTALE);
+    set_format("- 1");
+    assert_int_equal(rig_open(&rig, folder, &plain), 0);
+    rig_stream(&rig, 0, "a", 4);
+    rig_settle(&rig);
+    assert_int_equal(rig_hash(&rig, 0), hash);
+}
+
 /* A stream leaves its slot and comes back to another one. */
 static void parking_changes_nothing(void **state)
 {
@@ -475,6 +508,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_crash_and_replay_change_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_checkpoint_changes_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(an_old_checkpoint_is_not_used, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(another_format_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(parking_changes_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(removal_leaves_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(killed_in_the_middle, set_up, tear_down),
