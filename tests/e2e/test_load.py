@@ -154,6 +154,33 @@ def given_back(siltd, before):
     return now if lib.BUILD.name != "build" or now < before + 32 * 2**20 else None
 
 
+def test_who_takes_no_answer_loses_it():
+    """A question holds one of few places: of a client that reads nothing, not for ever."""
+    model, adapter = lib.tiny()
+    with lib.Daemon(model, adapter, ("--forks-max", 1)) as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("s")
+        wire.feed_all("s", "p", [b"a few words "])
+        slow = Crowd(siltd.endpoint, 1)
+        unread = "does not read its replies"
+        while unread not in siltd.log_text():
+            for _ in range(200):
+                slow.send(slow.sockets[0], stat=pb.Stat())
+        ask = pb.Ask(stream="s", question="What is it?", tokens_max=8)
+        lib.wait_until("its question gets through", lambda: slow.send(slow.sockets[0], ask=ask))
+        lib.wait_until("it has the place", lambda: wire.call(stat=pb.Stat()).process.forks)
+        raw.refused(pb.Error.BUSY, "", wire.ask, "s", "What is it?", tokens_max=8)
+        assert wire.feed("s", "q", 1, b"and some more").sequence == 1
+        start = time.monotonic()
+        lib.wait_until("its place is free",
+                       lambda: not wire.call(stat=pb.Stat()).process.forks, 90, 0.5)
+        took = time.monotonic() - start
+        assert "takes no answer for 30 s: its question is dropped" in siltd.log_text()
+        assert wire.ask("s", "What is it?", tokens_max=8)[1].answer_tokens
+        print(f"its place was free after {took:.0f} s")
+        siltd.stop()
+
+
 def test_one_client_too_many():
     model, adapter = lib.tiny()
     with lib.Daemon(model, adapter, ("--clients-max", 3)) as siltd:
