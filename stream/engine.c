@@ -53,6 +53,8 @@ int engine_open(struct engine **out, const struct engine_options *options, char 
         fail_with(error, error_bytes, code, "cannot open the CPU kernels: %s", strerror(-code));
     if (!code)
         code = weights_load(e, options, error, error_bytes);
+    if (!code && e->adapter && (code = lexicon_open(&e->lexicon, e->adapter)))
+        fail_with(error, error_bytes, code, "no memory for the adapter's lexicon");
     if (!code && e->info.adapter_fingerprint) /* without one all that is kept is raw */
         e->shape.pins = options->pin_tokens_max;
     if (!code && e->gpu)
@@ -88,6 +90,7 @@ void engine_close(struct engine **engine)
     free(e->pin_tail.k);
     free(e->rotation);
     (void)XXH3_freeState(e->hash);
+    free(e->lexicon);
     weights_free(e);
     kernels_close(&e->kernels);
     free(e);

@@ -83,6 +83,7 @@ struct engine {
     struct kernels *kernels;
     struct tokenizer *tokenizer;
     struct gguf *model, *adapter;
+    struct lexicon *lexicon; /* NULL: the adapter has none */
     struct engine_info info;
     struct shape shape;
     bool exact; /* fp32 throughout, see engine_options */
@@ -122,6 +123,8 @@ void weights_free(struct engine *engine);
  * fingerprint of the base must be the model's (-ESTALE). Each says in error what is wrong. */
 int metadata_read_model(struct engine *engine, char *error, size_t error_bytes);
 int metadata_read_adapter(struct engine *engine, const char *path, char *error, size_t error_bytes);
+/* lexicon.c: the adapter's, for free(); NULL: it has none. 0 or -ENOMEM. */
+int lexicon_open(struct lexicon **out, const struct gguf *adapter);
 /* Writes "file: what" into error and returns code. */
 int fail_with(char *error, size_t error_bytes, int code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));

@@ -1,7 +1,17 @@
-/* Words near in meaning to one: entries of the adapter's lexicon (FORMAT.md), walked in order. */
+/*
+ * Words near in meaning to one: entries of the adapter's lexicon (FORMAT.md), in the order of their
+ * words. A question asks for each of its words, and walking some megabytes took half a millisecond.
+ */
 #include "stream/internal.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
+
+struct lexicon {
+    size_t count;
+    struct gguf_string entry[]; /* [count] in the adapter's map */
+};
 
 /* The next part up to a blank. False: no more. */
 static bool next_part(struct gguf_string *entry, struct gguf_string *out)
@@ -28,22 +38,50 @@ static uint32_t take_near(struct gguf_string entry, struct near_word *out, uint3
     return count;
 }
 
+static int compare_entries(const void *a, const void *b)
+{
+    struct gguf_string one = *(const struct gguf_string *)a, two = *(const struct gguf_string *)b;
+    struct gguf_string x, y;
+
+    (void)next_part(&one, &x);
+    (void)next_part(&two, &y);
+    int order = memcmp(x.text, y.text, x.bytes < y.bytes ? x.bytes : y.bytes);
+    return order ? order : (x.bytes > y.bytes) - (x.bytes < y.bytes);
+}
+
+int lexicon_open(struct lexicon **out, const struct gguf *adapter)
+{
+    struct gguf_array_cursor cursor;
+    struct lexicon *l;
+    bool sorted = true;
+
+    *out = NULL;
+    if (!gguf_array_strings(adapter, "silt.lexicon", &cursor))
+        return 0;
+    l = calloc(1, sizeof *l + cursor.left * sizeof *l->entry);
+    if (!l)
+        return -ENOMEM;
+    for (; gguf_array_string_next(&cursor, &l->entry[l->count]); l->count++)
+        sorted &= !l->count || compare_entries(&l->entry[l->count - 1], &l->entry[l->count]) <= 0;
+    if (!sorted)
+        qsort(l->entry, l->count, sizeof *l->entry, compare_entries);
+    *out = l;
+    return 0;
+}
+
 uint32_t engine_near_words(const struct engine *engine, const char *word, struct near_word *out,
                            uint32_t max)
 {
-    struct gguf_array_cursor cursor;
+    const struct lexicon *l = engine->lexicon;
+    const struct gguf_string key = {word, strlen(word)}, *found;
     struct gguf_string entry, first;
-    size_t bytes = strlen(word);
 
-    if (!engine->adapter || !gguf_array_strings(engine->adapter, "silt.lexicon", &cursor))
+    if (!l || !key.bytes)
         return 0;
-    while (gguf_array_string_next(&cursor, &entry)) {
-        if (entry.bytes <= bytes || entry.text[bytes] != ' ' || entry.text[0] != word[0])
-            continue;
-        if (memcmp(entry.text, word, bytes) == 0) {
-            next_part(&entry, &first);
-            return take_near(entry, out, max);
-        }
-    }
-    return 0;
+    found = bsearch(&key, l->entry, l->count, sizeof *l->entry, compare_entries);
+    if (!found)
+        return 0;
+    entry = *found;
+    (void)next_part(&entry, &first);
+    return take_near(entry, out, max);
 }

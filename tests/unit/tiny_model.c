@@ -488,8 +488,8 @@ static void put_recall(struct writer *w)
     tensor_random(w, "recall.weight_deep", TENSOR_F32, 0, TINY_DIM, 0.0f, 0.02f);
 }
 
-/* The last two are not what FORMAT.md says. */
-static const char *const lexicon[] = {"car auto automobile", "red crimson ruddy", "ruined",
+/* In no order; the last two are not what FORMAT.md says. */
+static const char *const lexicon[] = {"red crimson ruddy", "car auto automobile", "ruined",
                                       "rust aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa oxide"};
 
 int tiny_adapter_write(const char *path, const char *model_path, const struct tiny_options *options)
