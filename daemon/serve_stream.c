@@ -212,6 +212,9 @@ void serve_slot_closed(struct core *core, uint32_t slot_index)
 
     record->tokens = atomic_load(&slot->tokens_acked);
     record->bytes_text = atomic_load(&slot->bytes_text);
+    /* Else the search thread went on with it, and made what is forgotten next from a journal that
+     * has yet to lose it. */
+    atomic_store(&slot->stream_id, 0);
     detach(core, slot, record->stream_id);
     give_memory(core, slot);
     slot->used = false;

@@ -8,7 +8,9 @@ import time
 
 import lib
 import test_recall
-from test_recall import FACT, ask, daemon, done, feed, found, text
+from test_fault import LATE, PUT, Disk
+from test_recall import (F16_RECORD, FACT, ask, daemon, done, feed, found, holders, segment_files,
+                         text)
 
 CHUNK = 256
 
@@ -17,12 +19,6 @@ def range_of(siltd, stream):
     """Tokens around the chunk that holds the fact."""
     source = found(ask(siltd, stream))[0]
     return max(0, source["from"] - CHUNK), source["to"] + CHUNK
-
-
-def holders(siltd, words=b"Ottoline"):
-    """Files of the data folder that hold the words."""
-    return [str(path) for path in pathlib.Path(siltd.data).rglob("*")
-            if path.is_file() and words in path.read_bytes()]
 
 
 def forget(siltd, start, end, stream="s", **more):
@@ -51,6 +47,57 @@ def test_a_range_is_gone_and_the_rest_is_not():
         stat = lib.wait_until("the stream is back", lambda: done(siltd, "s"), 60)
         assert stat["memory_hash"] == memory
         feed(siltd, "s", b"It goes on.\n" * 200)
+
+
+def pieces(data, size):
+    """64 bytes out of every `size` that are like no others: numbers, neither zeros nor heads."""
+    out = []
+    for at in range(0, len(data), size):
+        last = len(data[at:at + size].rstrip(b"\0"))
+        piece = data[at + last - 128:at + last - 64]
+        out.append(piece if last > size // 4 and len(set(piece)) > 24 else None)
+    return out
+
+
+def test_what_was_learned_of_it_is_gone():
+    """Segments of the range and behind it, and checkpoints that have seen it, hold no text, but
+    what was made of it."""
+    with daemon() as siltd:
+        feed(siltd, "s", text(700, 20))
+        start, end = range_of(siltd, "s")
+        segments = pieces(segment_files(siltd)[0].read_bytes(), F16_RECORD)
+        checkpoint, = (pathlib.Path(siltd.data) / "checkpoints").glob("*/*")
+        assert int(checkpoint.name, 16) > end
+        seen = [piece for piece in pieces(checkpoint.read_bytes(), 65536) if piece]
+        before = [piece for piece in segments[:start // CHUNK] if piece]
+        behind = [piece for piece in segments[start // CHUNK:] if piece]
+        assert before and seen and len(behind) > (end - start) // CHUNK
+        assert all(holders(siltd, piece) for piece in (*before, behind[0], behind[-1], *seen))
+        forget(siltd, start, end)
+        left = [piece for piece in (*behind, *seen) if holders(siltd, piece)]
+        assert not left, f"{len(left)} of {len(behind)} and {len(seen)}"
+        assert all(holders(siltd, piece) for piece in before)
+        lib.wait_until("it is read again", lambda: done(siltd, "s"), 60)
+        assert not any(holders(siltd, piece) for piece in (*behind, *seen))
+
+
+def test_nothing_comes_back_meanwhile():
+    """The index is made by a thread of its own: while the disk is slow to take what the journal
+    has become, it does not read what was there before."""
+    model, adapter = lib.tiny()
+    disk = Disk()
+    with lib.Daemon(model, adapter, ("--streams-max", 2), env=disk.env) as siltd:
+        feed(siltd, "s", text(300, 20))
+        feed(siltd, "other", text(300, 20, seed=2).replace(b"Ottoline", b"Perpetua"))
+        start, end = range_of(siltd, "s")
+        disk.fail("journal", PUT, LATE)
+        forget(siltd, start, end)
+        lib.silt(siltd.endpoint, "rm", "other")
+        disk.mend()
+        assert not holders(siltd), holders(siltd)
+        assert not holders(siltd, b"Perpetua"), holders(siltd, b"Perpetua")
+        lib.wait_until("it is read again", lambda: done(siltd, "s"), 60)
+        assert not holders(siltd) and not found(ask(siltd, "s"))
 
 
 def test_it_answers_and_says_so_while_it_reads_again():
