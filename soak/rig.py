@@ -67,8 +67,10 @@ def model(name):
 class Siltd:
     """Started on a private socket, watched, killed, stopped."""
 
-    def __init__(self, options, data=None):
+    def __init__(self, options, data=None, procs=None):
+        """procs: cgroup.procs of the group that it is to live in, from its first instruction."""
         self.home = folder()
+        self.within = ["sh", "-c", f"echo $$ >{procs} && exec \"$@\"", "sh"] if procs else []
         self.data = pathlib.Path(data) if data else self.home / "data"
         self.endpoint = f"ipc://{self.home}/s"
         self.log = self.home / "log"
@@ -82,7 +84,7 @@ class Siltd:
         begin = time.monotonic()
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                list(map(str, [SILTD, "--listen", self.endpoint, "--data", self.data,
+                list(map(str, [*self.within, SILTD, "--listen", self.endpoint, "--data", self.data,
                                *self.options])),
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         while time.monotonic() < begin + seconds:
