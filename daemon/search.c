@@ -30,6 +30,7 @@ static const char *const statement_text[SEARCH_STATEMENTS] = {
     /* One pass for all: a pass of so many words costs more to begin than to end. */
     [GET_PLACES] = "SELECT rowid, place(words) FROM words WHERE words MATCH ? AND +rowid IN "
                    "(?,?,?,?,?,?,?,?)",
+    [COUNT_WORD] = "SELECT count(*) FROM words WHERE words MATCH ?",
     [GET_END] = "SELECT max(chunk) FROM chunks",
 };
 

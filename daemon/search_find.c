@@ -338,10 +338,10 @@ static int find(struct search *s, struct word_table *t, struct search_job *job)
     if (!bytes)
         return 0; /* marks alone ask for nothing */
     s->expression[bytes] = '\0';
-    search_rank_question(s, job);
+    search_rank_question(s, t, job);
     if (s->options.by == SEARCH_BY_WORDS)
         word_count = find_words(t, FIND, s->expression, job, words.hits);
-    if (s->options.by == SEARCH_BY_BOTH)
+    if (s->options.by == SEARCH_BY_BOTH && s->rank.phrase_count)
         word_count = find_words(t, FIND_CLOSE, s->rank.expression, job, words.hits);
     if (s->options.by != SEARCH_BY_WORDS)
         near_count = find_near(s, t, job, near);
@@ -362,7 +362,7 @@ static int texts(struct search *s, struct word_table *t, struct search_job *job)
 
     s->expression[bytes] = '\0';
     if (!search_rank_is_of(&s->rank, job)) /* else it was found by it */
-        search_rank_question(s, job);
+        search_rank_question(s, t, job);
     if (table)
         find_places(s, t, job, place);
     for (uint32_t i = 0; i < job->text_count && !result; i++)

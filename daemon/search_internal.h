@@ -20,6 +20,7 @@ enum {
     GET_TEXT,
     GET_EXCERPT,
     GET_PLACES,
+    COUNT_WORD,
     GET_END,
     SEARCH_STATEMENTS,
 };
@@ -41,7 +42,10 @@ struct search_rank {
     uint64_t stream_id, question_hash;
     uint32_t group_count, phrase_count;
     uint32_t group[RANK_PHRASES_MAX]; /* the question's word that a phrase stands for */
+    uint64_t held[RANK_PHRASES_MAX];  /* chunks that have it */
     float weight[RANK_PHRASES_MAX];   /* once weighed */
+    bool absent[SEARCH_WORDS_MAX];    /* no chunk has something that stands for the word */
+    float most[SEARCH_WORDS_MAX];     /* once weighed: the weight of its rarest, absent or not */
     bool weighed;
     size_t used; /* of expression */
     char expression[RANK_PHRASES_MAX * (SEARCH_WORD_BYTES_MAX + 8)];
@@ -79,7 +83,8 @@ int search_drop_index(struct search *search, uint64_t stream_id);
 uint32_t search_question_words(const uint8_t *question, size_t bytes_count,
                                char out[][SEARCH_WORD_BYTES_MAX + 1]);
 /* search_rank.c: makes search->rank.expression. */
-void search_rank_question(struct search *search, const struct search_job *job);
+void search_rank_question(struct search *search, struct word_table *table,
+                          const struct search_job *job);
 /* Whether it is that of a job's question, weighed for its stream or to be. */
 bool search_rank_is_of(const struct search_rank *rank, const struct search_job *job);
 /* Closeness of a place with all of the question's words, each as rare as the stream has it; 0 until

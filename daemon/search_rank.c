@@ -22,12 +22,35 @@ enum { RANK_WINDOW = 8, NEAR_MAX = 64 };
 
 /* ---- the question ---- */
 
-static void add_phrase(struct search_rank *r, const char *text, uint32_t group)
+/* Chunks with a word. False: that cannot be told, nor will the search be. */
+static bool count_chunks(struct word_table *t, const char *text, uint64_t *chunks)
+{
+    sqlite3_stmt *count = t->statement[COUNT_WORD];
+    char phrase[SEARCH_WORD_BYTES_MAX + 8];
+    bool known;
+
+    snprintf(phrase, sizeof phrase, "\"%s\"", text);
+    sqlite3_bind_text(count, 1, phrase, -1, SQLITE_STATIC);
+    known = sqlite3_step(count) == SQLITE_ROW;
+    *chunks = known ? (uint64_t)sqlite3_column_int64(count, 0) : 0;
+    sqlite3_reset(count);
+    return known;
+}
+
+/* Only what some chunk has: most that may stand for a word none has, and each costs every chunk. */
+static void add_phrase(struct search_rank *r, struct word_table *t, const char *text,
+                       uint32_t group)
 {
     size_t need = strlen(text) + 6;
+    uint64_t held;
 
     if (r->phrase_count == RANK_PHRASES_MAX || r->used + need >= sizeof r->expression)
         return;
+    if (count_chunks(t, text, &held) && !held) {
+        r->absent[group] = true;
+        return;
+    }
+    r->held[r->phrase_count] = held;
     r->used += (size_t)snprintf(r->expression + r->used, sizeof r->expression - r->used, "%s\"%s\"",
                                 r->used ? " OR " : "", text);
     r->group[r->phrase_count++] = group;
@@ -39,7 +62,7 @@ bool search_rank_is_of(const struct search_rank *r, const struct search_job *job
            r->question_hash == XXH3_64bits(job->question, job->question_bytes);
 }
 
-void search_rank_question(struct search *s, const struct search_job *job)
+void search_rank_question(struct search *s, struct word_table *t, const struct search_job *job)
 {
     struct search_rank *r = &s->rank;
     char words[SEARCH_WORDS_MAX][SEARCH_WORD_BYTES_MAX + 1];
@@ -52,6 +75,7 @@ void search_rank_question(struct search *s, const struct search_job *job)
     r->phrase_count = 0;
     r->used = 0;
     r->weighed = false;
+    memset(r->absent, 0, sizeof r->absent);
     r->expression[0] = '\0';
     if (!count)
         return;
@@ -59,24 +83,16 @@ void search_rank_question(struct search *s, const struct search_job *job)
     for (uint32_t g = 0; g < count; g++) {
         uint32_t n = 0;
 
-        add_phrase(r, words[g], g);
+        add_phrase(r, t, words[g], g);
         if (s->options.engine)
             n = engine_near_words(s->options.engine, words[g], near,
                                   each < NEAR_MAX ? each : NEAR_MAX);
         for (uint32_t i = 0; i < n; i++)
-            add_phrase(r, near[i].text, g);
+            add_phrase(r, t, near[i].text, g);
     }
 }
 
 /* ---- a chunk ---- */
-
-static int count_row(const Fts5ExtensionApi *api, Fts5Context *fts, void *user)
-{
-    (void)api;
-    (void)fts;
-    ++*(uint64_t *)user;
-    return SQLITE_OK;
-}
 
 static float rarity(double rows, double with)
 {
@@ -88,20 +104,25 @@ static float rarity(double rows, double with)
  * Once a question. */
 static int weigh(const Fts5ExtensionApi *api, Fts5Context *fts, struct search_rank *r)
 {
-    uint64_t held[RANK_PHRASES_MAX] = {0}, together[SEARCH_WORDS_MAX] = {0};
+    uint64_t together[SEARCH_WORDS_MAX] = {0};
     sqlite3_int64 rows = 0;
     int code = api->xRowCount(fts, &rows);
+    float all[SEARCH_WORDS_MAX];
 
     if ((uint32_t)api->xPhraseCount(fts) != r->phrase_count)
         return SQLITE_ERROR;
-    for (uint32_t i = 0; i < r->phrase_count && !code; i++) {
-        code = api->xQueryPhrase(fts, (int)i, &held[i], count_row);
-        together[r->group[i]] += held[i];
-    }
     for (uint32_t i = 0; i < r->phrase_count; i++)
-        r->weight[i] = (2 * rarity((double)rows, (double)held[i]) +
-                        rarity((double)rows, (double)together[r->group[i]])) /
-                       3;
+        together[r->group[i]] += r->held[i];
+    for (uint32_t g = 0; g < r->group_count; g++) {
+        all[g] = rarity((double)rows, (double)together[g]);
+        r->most[g] = r->absent[g] ? (2 * rarity((double)rows, 0) + all[g]) / 3 : 0;
+    }
+    for (uint32_t i = 0; i < r->phrase_count; i++) {
+        uint32_t g = r->group[i];
+
+        r->weight[i] = (2 * rarity((double)rows, (double)r->held[i]) + all[g]) / 3;
+        r->most[g] = fmaxf(r->most[g], r->weight[i]);
+    }
     r->weighed = !code;
     return code;
 }
@@ -193,12 +214,10 @@ static int see_word(void *user, int flags, const char *text, int bytes, int from
 
 float search_rank_most(const struct search_rank *r)
 {
-    float best[SEARCH_WORDS_MAX] = {0}, sum = 0;
+    float sum = 0;
 
-    for (uint32_t i = 0; i < r->phrase_count && r->weighed; i++)
-        best[r->group[i]] = fmaxf(best[r->group[i]], r->weight[i]);
-    for (uint32_t g = 0; g < r->group_count; g++)
-        sum += best[g];
+    for (uint32_t g = 0; g < r->group_count && r->weighed; g++)
+        sum += r->most[g];
     return sum;
 }
 
