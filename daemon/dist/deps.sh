@@ -7,7 +7,7 @@ build=(gcc make pkg-config git ca-certificates libc6-dev libzmq3-dev libprotobuf
     protobuf-c-compiler libsqlite3-dev libxxhash-dev libutf8proc-dev liburing-dev libjansson-dev
     libseccomp-dev libzstd-dev libmicrohttpd-dev libncurses-dev)
 test=(g++ libcmocka-dev clang-format python3 python3-pip python3-venv python3-numpy python3-zmq
-    python3-protobuf protobuf-compiler mypy procps zstd iproute2)
+    python3-protobuf protobuf-compiler mypy procps zstd iproute2 strace)
 
 installed() {
     [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
