@@ -34,6 +34,7 @@ USAGE = [  # argument words, words of the sentence
     (["feed", "a%b%", "t"], "one %"),
     (["open"], "name one stream"),
     (["stat", "a", "b"], "one stream, or none"),
+    (["plan", "a", "b"], "one stream, or none"),
     (["stat", "s", "--jsn"], "silt stat --help"),
     (["ls", "s"], "silt stat STREAM"),
     (["rm"], "name a stream"),
