@@ -1,10 +1,14 @@
 /* One write(2) a line, so that lines of several threads never mix. */
 #include "daemon/log.h"
 
+#include <inttypes.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -17,24 +21,58 @@ void say_level_set(enum say_level level)
     atomic_store(&level_min, (int)level);
 }
 
-void say(enum say_level level, const char *format, ...)
+/* Whether stderr is the journal's, as systemd.exec(5) says to find out: it keeps the time itself,
+ * and the level by a number in front. */
+static bool to_journal(void)
 {
-    static const char *const names[] = {"debug", "info", "warn", "error"};
-    char line[LINE_BYTES_MAX];
+    static _Atomic int known; /* 0: not yet, 1: it is not, 2: it is */
+    uintmax_t device, inode;
+    struct stat st;
+
+    if (!atomic_load(&known)) {
+        const char *named = getenv("JOURNAL_STREAM");
+        bool is = named && sscanf(named, "%ju:%ju", &device, &inode) == 2 &&
+                  !fstat(STDERR_FILENO, &st) && st.st_dev == device && st.st_ino == inode;
+
+        atomic_store(&known, 1 + is);
+    }
+    return atomic_load(&known) == 2;
+}
+
+/* What stands before the text: returns its bytes. */
+static size_t prefix(enum say_level level, char *line, size_t room)
+{
+    static const struct {
+        const char *name;
+        int priority; /* of syslog(3) */
+    } levels[] = {{"debug", 7}, {"info", 6}, {"warn", 4}, {"error", 3}};
     struct timespec now;
     struct tm utc;
+    size_t used;
+    int n;
+
+    if (to_journal()) {
+        n = snprintf(line, room, "<%d>", levels[level].priority);
+        return n > 0 ? (size_t)n : 0;
+    }
+    clock_gettime(CLOCK_REALTIME, &now);
+    gmtime_r(&now.tv_sec, &utc);
+    used = strftime(line, room, "%Y-%m-%dT%H:%M:%S", &utc);
+    n = snprintf(line + used, room - used, ".%03ldZ %s ", now.tv_nsec / 1000000,
+                 levels[level].name);
+    return used + (n > 0 ? (size_t)n : 0);
+}
+
+void say(enum say_level level, const char *format, ...)
+{
+    char line[LINE_BYTES_MAX];
     size_t used;
     int n;
     va_list arguments;
 
     if ((int)level < atomic_load(&level_min))
         return;
-    clock_gettime(CLOCK_REALTIME, &now);
-    gmtime_r(&now.tv_sec, &utc);
-    used = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &utc);
-    n = snprintf(line + used, sizeof line - used, ".%03ldZ %s ", now.tv_nsec / 1000000,
-                 names[level]);
-    used += n > 0 ? (size_t)n : 0;
+    used = prefix(level, line, sizeof line);
     va_start(arguments, format);
     n = vsnprintf(line + used, sizeof line - used - 1, format, arguments);
     va_end(arguments);

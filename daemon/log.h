@@ -1,4 +1,5 @@
-/* Plain lines to stderr: time, level, text. Any thread. */
+/* Plain lines to stderr: time, level, text; where that is the journal, level and text. Any thread.
+ */
 #ifndef SILT_DAEMON_LOG_H
 #define SILT_DAEMON_LOG_H
 

@@ -2,6 +2,7 @@
 its unit would end it for. So the programs are known to live there without systemd as process 1."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -97,6 +98,23 @@ def test_units_allow_what_is_called():
     check("siltd.service", traces["siltd"])
     check("silt-feed@.service", traces["feed"])
     check("silt-gateway.service", traces["gateway"])
+
+
+def test_log_of_the_journal():
+    """Where stderr is the journal's, lines have a level and no time; where its name is stale, as
+    it is behind a pipe, they are as ever."""
+    class Journaled(lib.Daemon):
+        def start(self, ready=True):
+            self.log_path.touch()
+            file = self.log_path.stat()
+            self.env = {**os.environ, "JOURNAL_STREAM": f"{file.st_dev}:{file.st_ino + stale}"}
+            super().start(ready)
+
+    for stale, start in ((0, "<6>"), (1, "20..-..-..T..:..:..[.]...Z info ")):
+        with Journaled(*lib.tiny()) as siltd:
+            said = siltd.log_text()
+            assert re.search(f"^{start}silt tiny test model.* listening on", said, re.M), said
+            siltd.stop()
 
 
 if __name__ == "__main__":
