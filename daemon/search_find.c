@@ -156,7 +156,11 @@ static void find_places(struct search *s, struct word_table *t, const struct sea
 {
     sqlite3_stmt *get = t->statement[GET_PLACES];
 
-    if (s->options.by != SEARCH_BY_BOTH || !s->rank.phrase_count)
+    if (s->options.by != SEARCH_BY_BOTH)
+        return;
+    if (!search_rank_is_of(&s->rank, job)) /* else they were found by it */
+        search_rank_question(s, t, job);
+    if (!s->rank.phrase_count)
         return;
     sqlite3_bind_text(get, 1, s->rank.expression, -1, SQLITE_STATIC);
     for (uint32_t i = 0; i < STREAM_RECALL_MAX; i++)
@@ -338,14 +342,16 @@ static int find(struct search *s, struct word_table *t, struct search_job *job)
     if (!bytes)
         return 0; /* marks alone ask for nothing */
     s->expression[bytes] = '\0';
-    search_rank_question(s, t, job);
     if (s->options.by == SEARCH_BY_WORDS)
         word_count = find_words(t, FIND, s->expression, job, words.hits);
-    if (s->options.by == SEARCH_BY_BOTH && s->rank.phrase_count)
-        word_count = find_words(t, FIND_CLOSE, s->rank.expression, job, words.hits);
+    if (s->options.by == SEARCH_BY_BOTH) {
+        search_rank_question(s, t, job);
+        if (s->rank.phrase_count)
+            word_count = find_words(t, FIND_CLOSE, s->rank.expression, job, words.hits);
+        words.most = (double)search_rank_most(&s->rank);
+    }
     if (s->options.by != SEARCH_BY_WORDS)
         near_count = find_near(s, t, job, near);
-    words.most = (double)search_rank_most(&s->rank);
     words.count = word_count < 0 ? 0 : (uint32_t)word_count;
     job->hit_count =
         (uint32_t)search_fuse(job->hits, SEARCH_HITS_MAX, &words, near, (uint32_t)near_count);
@@ -361,8 +367,6 @@ static int texts(struct search *s, struct word_table *t, struct search_job *job)
     int result = 0;
 
     s->expression[bytes] = '\0';
-    if (!search_rank_is_of(&s->rank, job)) /* else it was found by it */
-        search_rank_question(s, t, job);
     if (table)
         find_places(s, t, job, place);
     for (uint32_t i = 0; i < job->text_count && !result; i++)
