@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Branches of a stream, and questions about its past: both see exactly what was there."""
 
+import contextlib
 import json
 import random
 
@@ -91,6 +92,37 @@ def test_branches_go_their_own_way():
         assert memory(wire, "c") == ended["c"]
     assert clean(common + left) == (ended["a"], said["a"])
     assert clean(common + right) == (ended["b"], said["b"])
+
+
+def on_disk(siltd):
+    """Bytes under --data, those of several names once, and how many files have several."""
+    files = {}
+    for path in siltd.data.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                stat = path.stat()
+                files[stat.st_ino] = (stat.st_blocks * 512, stat.st_nlink > 1)
+    return sum(size for size, _ in files.values()), sum(shared for _, shared in files.values())
+
+
+def test_what_is_common_is_there_once():
+    text = texts.text(60_000, seed=8)
+    with start("--streams-max", 2) as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("a")
+        wire.feed_all("a", "p", [text])
+        wire.settled("a")
+        before = on_disk(siltd)
+        for i in range(5):
+            wire.call(fork=pb.Fork(stream="a", branch=f"b{i}"))
+        after = on_disk(siltd)
+        assert after[1] > before[1] == 0, "its checkpoints are its branches' too"
+        assert after[0] - before[0] < 256 << 10, (before, after)
+        ended = memory(wire, "a")
+        for i in range(5):
+            assert memory(wire, f"b{i}") == ended
+        print(f"{ended[2]} tokens: {before[0]} bytes, with 5 branches {after[0]}")
+        siltd.stop()
 
 
 def test_what_nobody_has_any_more_is_gone():
