@@ -19,6 +19,7 @@ void keeper_room_open(struct keeper *keeper, uint64_t bytes)
 {
     atomic_store(&keeper->room_bytes, bytes);
     atomic_store(&keeper->room, KEEPER_ONE);
+    doorbell_ring(keeper->compute_bell); /* it may sleep while a stream waits to leave its place */
 }
 
 /* 0, -EBUSY or -ENOSPC, as keeper_take says. */

@@ -4,6 +4,8 @@ away, each said; the quota holds over restarts too."""
 import pathlib
 
 import lib
+import raw
+import texts
 from test_recall import ask, daemon, done, feed, found, text
 
 QUOTA = 12 << 20
@@ -86,6 +88,19 @@ def test_a_checkpoint_has_its_room_before_it_comes():
                 break
         stat = lib.stat(siltd.endpoint, "s")
         assert checkpoints >= 2 and stat["segments_merged"], (i, checkpoints, stat, parts(siltd))
+
+
+def test_streams_change_places_under_a_quota():
+    """A checkpoint that waits for its room comes once there is some, also where nothing else does:
+    all else waits for that stream to leave."""
+    with lib.Daemon(*lib.tiny(), ("--disk", "64M", "--streams-max", "1")) as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        for i in range(18):
+            name = f"s{i % 3}"
+            raw.patient(wire.open, name)
+            raw.patient(wire.feed, name, "p", 1 + i // 3, texts.text(1500, seed=i))
+            wire.settled(name)
+        siltd.stop()
 
 
 def test_acks_stop_by_default():
