@@ -22,21 +22,13 @@ static const char help[] =
 
 static int run(struct silt *silt, int argc, char **argv)
 {
-    static const struct option longs[] = {{"json", no_argument, NULL, 'j'}, SILT_OPTIONS};
     char count[TEXT_BYTES];
     uint64_t tokens;
     bool json = false;
-    int option, r;
+    int r = silt_options_json(silt, &command_fork, argc, argv, &json);
 
-    while ((option = getopt_long(argc, argv, "c:hj", longs, NULL)) != -1) {
-        if (option == 'j') {
-            json = true;
-            continue;
-        }
-        r = silt_option(silt, &command_fork, option);
-        if (r >= 0)
-            return r;
-    }
+    if (r >= 0)
+        return r;
     if (argc - optind != 2)
         return silt_usage(silt, "name a stream and its branch");
     r = silt_connect(silt, 0);

@@ -105,6 +105,21 @@ int silt_option(struct silt *silt, const struct command *command, int option)
     }
 }
 
+int silt_options_json(struct silt *silt, const struct command *command, int argc, char **argv,
+                      bool *as_json)
+{
+    static const struct option longs[] = {{"json", no_argument, NULL, 'j'}, SILT_OPTIONS};
+    int option, r = -1;
+
+    while (r < 0 && (option = getopt_long(argc, argv, "c:h", longs, NULL)) != -1) {
+        if (option == 'j')
+            *as_json = true;
+        else
+            r = silt_option(silt, command, option);
+    }
+    return r;
+}
+
 int silt_number(const struct silt *silt, const char *option, const char *text, uint64_t least,
                 uint64_t most, uint64_t *out)
 {

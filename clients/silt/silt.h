@@ -58,6 +58,9 @@ enum { OPTION_SERVER_KEY = 0x1000, OPTION_CLIENT_KEY };
     }
 /* Takes an option that is every command's: -1 when there is nothing to exit for, else the code. */
 int silt_option(struct silt *silt, const struct command *command, int option);
+/* All options of a command that has but --json of its own; returns as silt_option. */
+int silt_options_json(struct silt *silt, const struct command *command, int argc, char **argv,
+                      bool *as_json);
 /* "silt NAME: sentence. Try silt NAME --help" */
 int silt_usage(const struct silt *silt, const char *format, ...)
     __attribute__((format(printf, 2, 3)));

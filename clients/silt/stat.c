@@ -322,19 +322,11 @@ static int stat_process(struct silt *silt, bool json)
 
 static int run(struct silt *silt, int argc, char **argv)
 {
-    static const struct option longs[] = {{"json", no_argument, NULL, 'j'}, SILT_OPTIONS};
     bool json = false;
-    int option, r;
+    int r = silt_options_json(silt, &command_stat, argc, argv, &json);
 
-    while ((option = getopt_long(argc, argv, "c:h", longs, NULL)) != -1) {
-        if (option == 'j') {
-            json = true;
-            continue;
-        }
-        r = silt_option(silt, &command_stat, option);
-        if (r >= 0)
-            return r;
-    }
+    if (r >= 0)
+        return r;
     if (argc - optind > 1)
         return silt_usage(silt, "name one stream, or none for the daemon");
     r = silt_connect(silt, 0);
