@@ -10,12 +10,12 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <glob.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -278,28 +278,22 @@ static int rotated_add(struct rotated *list, int count, const char *path)
 
 int source_rotated(const char *path, int *fds)
 {
-    static const char endings[] = "[.-][0-9]*";
     struct rotated list[SOURCE_ROTATED_MAX];
-    char pattern[PATH_MAX];
-    size_t n = 0;
+    char name[PATH_MAX], day[16];
+    int64_t now = time(NULL);
     int count = 0;
-    glob_t found = {0};
 
-    /* The name itself is no pattern. */
-    for (const char *c = path; *c && n < sizeof pattern - sizeof endings - 2; c++) {
-        if (strchr("*?[\\", *c))
-            pattern[n++] = '\\';
-        pattern[n++] = *c;
+    /* Names are tried, not listed: a folder may hold tens of thousands that are followed. */
+    for (int i = 0; i < SOURCE_ROTATED_MAX; i++) {
+        time_t then = now - (int64_t)i * 86400;
+        struct tm local;
+
+        snprintf(name, sizeof name, "%s.%d", path, i + 1);
+        count = rotated_add(list, count, name);
+        strftime(day, sizeof day, "%Y%m%d", localtime_r(&then, &local));
+        snprintf(name, sizeof name, "%s-%s", path, day);
+        count = rotated_add(list, count, name);
     }
-    memcpy(pattern + n, endings, sizeof endings);
-    if (!glob(pattern, GLOB_NOSORT, NULL, &found))
-        for (size_t i = 0; i < found.gl_pathc; i++) {
-            const char *ending = found.gl_pathv[i] + strlen(path);
-
-            if (!ending[strspn(ending, "0123456789.-_")])
-                count = rotated_add(list, count, found.gl_pathv[i]);
-        }
-    globfree(&found);
     for (int i = 0; i < count; i++)
         fds[i] = list[i].fd;
     return count;

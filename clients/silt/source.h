@@ -56,9 +56,9 @@ struct source {
 int source_open(struct source *source, const struct intake *intake, const char *path, int fd);
 /* An open file for it, or the exit code negated less one after saying so. */
 int source_file(const char *path, const char *stream);
-/* Opens what rotation has most likely made of a file, PATH.1 or PATH-20261122: the newest of them,
- * oldest first; what is packed or empty is left out. Returns how many of fds [SOURCE_ROTATED_MAX].
- */
+/* Opens what rotation has most likely made of a file: PATH.1 to PATH.8, PATH-20261122 of the last
+ * eight days, oldest first; what is packed or empty is left out, and the oldest of too many.
+ * Returns how many of fds [SOURCE_ROTATED_MAX]. */
 int source_rotated(const char *path, int *fds);
 void source_close(struct source *source);
 /* Sends one piece if there is one and credit for it. `end`: mark the end of input with the last

@@ -233,12 +233,12 @@ def test_follow_goes_on_in_what_was_rotated_away():
     append(path, b"two\n")
     os.rename(path, f"{path}.1")
     path.write_bytes(b"three\n")
-    os.rename(f"{path}.1", f"{path}.2")  # twice
+    os.rename(f"{path}.1", path.with_name(time.strftime("log-%Y%m%d")))  # twice, by number and day
     os.rename(path, f"{path}.1")
     path.write_bytes(b"four\n")
     (mock.home / "log.3").write_bytes(b"of before anybody read this name\n")
     os.utime(mock.home / "log.3", (1e9, 1e9))
-    (mock.home / "log.2.old").write_bytes(b"of another making\n")
+    (mock.home / "log.old").write_bytes(b"of another making\n")
     (mock.home / "log.4.gz").write_bytes(b"\x1f\x8b packed")
     (mock.home / "log-book").write_bytes(b"something else\n")
     follow = Follow(mock, path)
