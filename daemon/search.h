@@ -43,6 +43,7 @@ struct search_text {
     uint64_t time_us, time_to_us; /* of its first and last text */
     uint32_t bytes;
     uint32_t focus_from, focus_to; /* bytes of text: what of it is put before the question */
+    bool about;                    /* it has two of the question's words in one place, or more */
     char text[SEARCH_TEXT_MAX];    /* whole UTF-8 characters, terminated */
 };
 

@@ -22,6 +22,8 @@ enum {
     PLACE_TOKENS = 32,
     FOCUS_TOKENS = 16, /* of the line that is put before a question */
     CLOSE_SHARE = 4,
+    ABOUT_WORDS = 2, /* of the question in one place, where it has what is asked for */
+    PLACE_MASK = 0xffffff,
 };
 
 /* By BM25 (FIND) or by closeness (FIND_CLOSE), each with its expression. */
@@ -146,9 +148,10 @@ static uint32_t form_tokens(struct search *s, const uint8_t *text, size_t bytes_
 
 /* Bytes of a chunk's text. */
 struct span {
-    bool found;
+    bool found, about;
     uint32_t from, to;
 };
+_Static_assert((int)CHUNK_TEXT_MAX <= (int)PLACE_MASK, "place() has room for a chunk's bytes");
 
 /* Where the texts have the question's words. */
 static void find_places(struct search *s, struct word_table *t, const struct search_job *job,
@@ -171,7 +174,9 @@ static void find_places(struct search *s, struct word_table *t, const struct sea
 
         for (uint32_t i = 0; i < job->text_count && place >= 0; i++)
             if (job->text[i].chunk == chunk)
-                out[i] = (struct span){true, (uint32_t)(place >> 32), (uint32_t)place};
+                out[i] = (struct span){true, place >> 48 >= ABOUT_WORDS,
+                                       (uint32_t)(place >> 24 & PLACE_MASK),
+                                       (uint32_t)(place & PLACE_MASK)};
     }
     sqlite3_reset(get);
 }
@@ -196,7 +201,7 @@ static struct span nearest_place(const struct search *s, const uint8_t *table, u
     first += nearest_window(table, s->tokens + first, size, FOCUS_TOKENS, &score);
     first = first + FOCUS_TOKENS / 2 < count ? first + FOCUS_TOKENS / 2 : count - 1;
     first = (uint32_t)count_bytes(s, 0, first);
-    return (struct span){true, first, first};
+    return (struct span){true, false, first, first};
 }
 
 /* First of the EXCERPT_TOKENS around a byte of their text. */
@@ -250,6 +255,7 @@ static void excerpt_near(struct search *s, const uint8_t *table, struct span pla
     memcpy(out->text, text + from, out->bytes);
     out->text[out->bytes] = '\0';
     focus_on(out, (uint32_t)from, &place);
+    out->about = place.about;
 }
 
 static int get_text(struct search *s, struct word_table *t, const uint8_t *table, struct span place,
@@ -259,6 +265,7 @@ static int get_text(struct search *s, struct word_table *t, const uint8_t *table
     int code;
 
     out->bytes = out->focus_from = out->focus_to = 0;
+    out->about = false;
     out->text[0] = '\0';
     out->token_from = out->chunk * s->options.chunk_tokens;
     out->token_to = out->token_from + s->options.chunk_tokens;

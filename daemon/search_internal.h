@@ -91,7 +91,7 @@ bool search_rank_is_of(const struct search_rank *rank, const struct search_job *
  * a chunk has been ranked. */
 float search_rank_most(const struct search_rank *rank);
 /* In SQL closeness(words) is what a chunk has of the question in `rank`, and place(words)
- * where it has that, in bytes, from << 32 | to, or -1. */
+ * where it has that: words of the question << 48 | from << 24 | to, in bytes, or -1. */
 int search_rank_register(sqlite3 *db, struct search_rank *rank);
 
 /* search_find.c */

@@ -130,6 +130,7 @@ static int weigh(const Fts5ExtensionApi *api, Fts5Context *fts, struct search_ra
 /* Of a chunk's words: the densest window. */
 struct window {
     float score;
+    int words;    /* of the question's, that are there */
     int from, to; /* words of the chunk, both in it */
 };
 
@@ -153,8 +154,10 @@ static int score_window(const Fts5ExtensionApi *api, Fts5Context *fts, const str
             out->to = offset;
         }
     }
-    for (uint32_t g = 0; g < r->group_count; g++)
+    for (uint32_t g = 0; g < r->group_count; g++) {
         out->score += best[g];
+        out->words += best[g] > 0;
+    }
     return code;
 }
 
@@ -221,8 +224,8 @@ float search_rank_most(const struct search_rank *r)
     return sum;
 }
 
-/* place(words): the densest window's first byte << 32 | the one behind its last, or -1 where it has
- * little of the question. */
+/* place(words): the densest window's words of the question << 48 | its first byte << 24 | the one
+ * behind its last, or -1 where it has little of the question. */
 static void place_chunk(const Fts5ExtensionApi *api, Fts5Context *fts, sqlite3_context *out,
                         int value_count, sqlite3_value **values)
 {
@@ -244,7 +247,8 @@ static void place_chunk(const Fts5ExtensionApi *api, Fts5Context *fts, sqlite3_c
     if (code && code != SQLITE_DONE)
         sqlite3_result_error_code(out, code);
     else
-        sqlite3_result_int64(out, (sqlite3_int64)place.from << 32 | place.to);
+        sqlite3_result_int64(out, (sqlite3_int64)place.window.words << 48 |
+                                      (sqlite3_int64)place.from << 24 | place.to);
 }
 
 int search_rank_register(sqlite3 *db, struct search_rank *rank)

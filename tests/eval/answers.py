@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "clients/python"))
 import silt  # noqa: E402
 
 ANSWER_TOKENS, AROUND = 24, 300             # AROUND: bytes of text on both sides of a fact
-MEANS = ("recall", "around", "line")        # what an answer is from
+MEANS = ("recall", "around", "line", "best")  # what an answer is from; best: as siltd asks
 READY_SECONDS = 120
 
 
@@ -89,10 +89,11 @@ def ask_fact(daemon, stream, kind, text, fact):
     """-> {stream, distance, right by each of MEANS, what was said, place of the fact's chunk}."""
     around = text[max(0, fact["byte"] - AROUND):fact["byte"] + AROUND].decode(errors="ignore")
     said, sources = daemon.ask(stream, fact["question"], "text")
-    answers = [said]
-    for passage in (around, BEFORE[kind] + fact["text"]):
+    answers, line = [said], BEFORE[kind] + fact["text"]
+    again = f"\n\n{line}\n\nAnswer with a sentence of the text."
+    for passage, behind in ((around, ""), (line, ""), (line, again)):
         prompt = f"Use this text to answer the question.\n\n{passage}\n\n" \
-                 f"Question: {fact['question']}"
+                 f"Question: {fact['question']}{behind}"
         answers.append(daemon.ask(stream, prompt, "none")[0])
     place = next((i for i, chunk in enumerate(sources, 1) if chunk in fact["chunks"]), 0)
     return dict(stream=stream, byte=fact["byte"], distance=fact["distance"], kind=fact["kind"],
@@ -187,3 +188,4 @@ def print_answers(results):
               f"of them {100 * share(row['place'] == 1 for row in rows):.1f} %")
         print_ratio(rows, "around", f"the fact and {AROUND} bytes on both sides")
         print_ratio(rows, "line", "its line alone")
+        print_ratio(rows, "best", "its line alone as siltd puts what it finds")

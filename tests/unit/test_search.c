@@ -362,6 +362,10 @@ static void places_are_of_their_own_question(void **state)
     read_texts(p, &jobs[1]);
     expect_line(&jobs[0], first);
     expect_line(&jobs[1], second);
+    assert_true(jobs[0].text[0].about && jobs[1].text[0].about);
+    look(p, &jobs[0], "What is a boat about?"); /* one word of it says too little */
+    expect_line(&jobs[0], second);
+    assert_false(jobs[0].text[0].about);
     free(p->table);
     free(jobs);
     close_parts(p);
