@@ -20,10 +20,15 @@
 #include "daemon/serve.h"
 
 enum {
-    STAGING_SEGMENTS = 8,
+    /* Segments on their way to the disk, the more the smaller they are: half of them make a step.
+     */
+    STAGING_SEGMENTS_MIN = 8,
+    STAGING_SEGMENTS_MAX = 32,
+    STAGING_BYTES = 1 << 20,
     FETCHES = 2,               /* questions that read segments at the same time */
     ATTACH_PATIENCE_MS = 1000, /* a stream's first segments may come before the loop knows its id */
     EPOCH = 1,
+    KIND = 'A', /* of segments, with their type added, in segments/.kind: another for other files */
     COLD_PERIOD_US = 100000, /* the folder is measured so often, */
     COLD_SHARE = 50,         /* and for one part in so many of the time at most */
     SAY_PERIOD_US = 60000000,
@@ -34,11 +39,20 @@ enum {
     DISK_RESERVE_SHARE = 4,
 };
 
+static uint32_t staging_segments(const struct core *core)
+{
+    size_t count = STAGING_BYTES / spill_record_bytes(core->engine, core->config.segments);
+
+    if (count > STAGING_SEGMENTS_MAX)
+        return STAGING_SEGMENTS_MAX;
+    return count < STAGING_SEGMENTS_MIN ? STAGING_SEGMENTS_MIN : (uint32_t)count;
+}
+
 struct spill_options cold_options(const struct core *core, uint32_t streams_max)
 {
     return (struct spill_options){.folder = core->config.data,
                                   .streams_max = streams_max,
-                                  .staging_max = STAGING_SEGMENTS,
+                                  .staging_max = staging_segments(core),
                                   .fetches_max = FETCHES,
                                   .dtype = core->config.segments};
 }
@@ -214,12 +228,12 @@ static void remove_words(struct core *core, uint64_t stream_id)
     search_forget(core->search, stream_id);
 }
 
-/* Segments of another kind than the ones that are there cannot lie beside them: these go, and the
- * text of their chunks is still found. True: they are of another. */
+/* Segments of another kind than the ones that are there, or in files of another length, cannot lie
+ * beside them: these go, and the text of their chunks is still found. True: they are of another. */
 static bool kind_changed(const struct core *core)
 {
-    char path[PATH_BYTES_MAX + 24], kind = '0' + SEGMENT_F16;
-    char now = (char)('0' + core->config.segments);
+    char path[PATH_BYTES_MAX + 24], kind = 0;
+    char now = (char)(KIND + core->config.segments);
     int fd;
     bool changed;
 
@@ -229,12 +243,10 @@ static bool kind_changed(const struct core *core)
     fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
         return false;
-    if (read(fd, &kind, 1) != 1)
-        kind = '0' + SEGMENT_F16;
-    changed = kind != now;
-    if (changed)
-        say(SAY_WARN, "--segments is another than before: the cold segments so far go and are made "
-                      "again as questions need them");
+    changed = read(fd, &kind, 1) != 1 || kind != now;
+    if (changed && kind)
+        say(SAY_WARN, "--segments is another than before, or their files are of another length: "
+                      "the cold segments so far go and are made again as questions need them");
     if (pwrite(fd, &now, 1, 0) != 1)
         say(SAY_WARN, "%s cannot be written: %s", path, strerror(errno));
     close(fd);

@@ -104,12 +104,18 @@ static void uring_close(struct disk_engine *engine)
     io_uring_queue_exit(&u->ring);
 }
 
+static void uring_quiet(struct disk_engine *engine, bool quiet)
+{
+    struct uring *u = (struct uring *)engine;
+    (void)io_uring_cq_eventfd_toggle(&u->ring, !quiet); /* an old kernel goes on telling */
+}
+
 int disk_engine_uring(struct disk_engine **out, void *memory, void *registered,
                       size_t registered_bytes, int event_fd)
 {
     struct uring *u = memory;
     *u = (struct uring){
-        .engine = {"io_uring", uring_start, uring_reap, uring_file_set, uring_close}};
+        .engine = {"io_uring", uring_start, uring_reap, uring_file_set, uring_close, uring_quiet}};
     int code = io_uring_queue_init(DISK_DEPTH, &u->ring, 0);
     if (code < 0)
         return code;
@@ -183,7 +189,8 @@ static void plain_close(struct disk_engine *engine)
 int disk_engine_plain(struct disk_engine **out, void *memory)
 {
     struct plain *p = memory;
-    *p = (struct plain){.engine = {"pread", plain_start, plain_reap, plain_file_set, plain_close}};
+    *p = (struct plain){
+        .engine = {"pread", plain_start, plain_reap, plain_file_set, plain_close, NULL}};
     *out = &p->engine;
     return 0;
 }
@@ -303,6 +310,12 @@ uint32_t disk_reap(struct disk *disk, struct disk_op **out, uint32_t max, bool w
             break;
     }
     return count;
+}
+
+void disk_quiet(struct disk *disk, bool quiet)
+{
+    if (disk->engine->quiet)
+        disk->engine->quiet(disk->engine, quiet);
 }
 
 int disk_run(struct disk *disk, struct disk_op *op)

@@ -54,6 +54,8 @@ struct disk_engine {
     /* A file comes to a slot, or leaves it (fd -1). */
     int (*file_set)(struct disk_engine *engine, uint32_t slot, int fd);
     void (*close)(struct disk_engine *engine);
+    /* Whether its event_fd keeps still when an operation ends. NULL: it has none. */
+    void (*quiet)(struct disk_engine *engine, bool quiet);
 };
 
 /* Bytes of memory, 64-byte aligned, an engine lives in: the larger of both. */
@@ -86,6 +88,8 @@ static inline bool disk_idle(const struct disk *disk)
 {
     return !disk->flying && !disk->waiting;
 }
+/* While quiet, nobody is told that an operation ends: it is found by the next disk_reap. */
+void disk_quiet(struct disk *disk, bool quiet);
 /* Does one operation and waits for it. Only while the disk is idle. Its result. */
 int disk_run(struct disk *disk, struct disk_op *op);
 

@@ -45,6 +45,13 @@ static bool possible(const struct engine *engine, const struct spill_options *o)
            (o->dtype == SEGMENT_F16 || o->dtype == SEGMENT_INT8);
 }
 
+size_t spill_record_bytes(const struct engine *engine, enum segment_dtype dtype)
+{
+    struct segment_shape shape;
+    segment_shape_make(&shape, engine, dtype);
+    return shape.record_bytes;
+}
+
 size_t spill_bytes(const struct engine *engine, const struct spill_options *o)
 {
     struct segment_shape shape;
@@ -323,7 +330,10 @@ static void wait_for_room(struct spill *s)
 {
     struct timespec from, to;
     clock_gettime(CLOCK_MONOTONIC, &from);
+    s->waiting++;
+    ring_bell(s); /* what has been written may not have been looked at */
     pthread_cond_wait(&s->room, &s->lock);
+    s->waiting--;
     clock_gettime(CLOCK_MONOTONIC, &to);
     s->stat.wait_us +=
         (uint64_t)((to.tv_sec - from.tv_sec) * 1000000 + (to.tv_nsec - from.tv_nsec) / 1000);
@@ -369,7 +379,7 @@ void spill_staging_ready(struct spill *s, struct spill_io *io)
         free += s->staging[i].state == IO_FREE;
     }
     pthread_mutex_unlock(&s->lock);
-    if (ready >= SPILL_WRITE_BATCH || !free)
+    if (2 * ready >= s->options.staging_max || !free)
         ring_bell(s);
 }
 

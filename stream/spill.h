@@ -8,12 +8,10 @@
 #include "stream/segment.h"
 
 enum {
-    SPILL_FILE_RECORDS = 256, /* of one file */
-    SPILL_GROW_RECORDS = 16,  /* a file grows by as many at least: writes need no new extents */
-    SPILL_GROW_MERGED = 4,    /* the same of higher levels, which are written seldom */
-    SPILL_MERGE_BATCH = 8,    /* pairs merged for one sync */
-    SPILL_MERGE_PAIRS = 4,    /* read, and written, at once */
-    SPILL_WRITE_BATCH = 4,    /* segments put before the step thread is woken to write them */
+    SPILL_FILE_RECORDS = 16, /* of one file: of level 0 it has room for all from the first on */
+    SPILL_GROW_MERGED = 4,   /* files of higher levels grow by as many at least */
+    SPILL_MERGE_BATCH = SPILL_FILE_RECORDS,     /* pairs merged for one sync */
+    SPILL_MERGE_PAIRS = SPILL_FILE_RECORDS / 2, /* read, and written, at once */
     SPILL_PATH_MAX = 1024,
     SPILL_STREAMS_MAX = 65536,
     SPILL_STAGING_MAX = 64,
@@ -100,6 +98,7 @@ struct spill {
     void *engine_memory;
     pthread_mutex_t lock;         /* of streams, staging, fetches and stat */
     pthread_cond_t room;          /* in staging */
+    uint32_t waiting;             /* threads that wait for it */
     struct spill_stream *streams; /* [streams_max] */
     struct spill_io *staging;     /* [staging_max] */
     struct spill_fetch *fetches;  /* [fetches_max] */
@@ -123,14 +122,16 @@ int spill_folder_open(struct spill *spill, char *error, size_t error_bytes);
 int spill_file_get(struct spill *spill, const struct segment_place *place, bool write);
 void spill_files_drop(struct spill *spill, uint64_t stream_id);
 uint64_t spill_offset(const struct spill *spill, uint64_t number);
+/* Bytes that a record's file will grow by to hold it. */
+uint64_t spill_growth(struct spill *spill, const struct segment_place *place);
 /* Which records of a stream are there, from its folder. */
 int spill_scan(struct spill *spill, struct spill_stream *stream);
 /* Gives records [from, to) of a level, its oldest, back to the file system. */
 int spill_punch(struct spill *spill, struct spill_stream *stream, uint32_t level, uint64_t from,
                 uint64_t to);
-/* Gives back what files have grown by behind their last record. False: nothing. The disk must be
- * idle. */
-bool spill_shrink(struct spill *spill);
+/* Gives back what files have grown by and no record of their level lies in. The disk must be idle.
+ */
+void spill_shrink(struct spill *spill);
 
 /* spill_quota.c: merges and drops until `need` more bytes fit the limit; the disk must be idle. */
 void spill_make_room(struct spill *spill, uint64_t need);

@@ -2,7 +2,9 @@
  * Where records lie: folder/segments/STREAM/LEVEL-FILE.seg, each of SPILL_FILE_RECORDS records.
  *
  * What is there is found again by looking: the first and last records of each level that carry a
- * header of this stream. What is dropped is punched out, so numbers keep their places.
+ * header of this stream. What is dropped is punched out, so numbers keep their places. Files are
+ * short because ext4 lets all writes of a file end before it grows: one that has all its room
+ * before the first write never keeps the disk waiting, and mostly it goes as a whole.
  */
 #include "stream/spill.h"
 
@@ -181,30 +183,27 @@ static int open_file(struct spill *s, uint64_t stream_id, uint32_t level, uint64
     return slot;
 }
 
-/* Records to grow by. ext4 lets all writes of a file end before it grows, so a file doubles where
- * the quota leaves room: five times growing, not sixteen. */
-static uint64_t growth(const struct spill *s, const struct spill_file *f)
+/* How many records a file has room for when it has room for this one. */
+static uint64_t grown_for(uint32_t level, uint64_t record)
 {
-    uint64_t step = f->level ? SPILL_GROW_MERGED : SPILL_GROW_RECORDS;
-    while (!f->level && step < f->grown &&
-           (!s->limit ||
-            s->stat.bytes_disk + (2 * step + 4 * SPILL_GROW_RECORDS) * s->shape.record_bytes <=
-                s->limit))
-        step *= 2;
-    return step;
+    return level ? (record / SPILL_GROW_MERGED + 1) * SPILL_GROW_MERGED : SPILL_FILE_RECORDS;
 }
 
-/* Room for a record and some more behind it. */
+static bool has_room(const struct spill *s, uint64_t records)
+{
+    return !s->limit || s->stat.bytes_disk + records * s->shape.record_bytes <= s->limit;
+}
+
+/* Room for a record and, where the quota leaves it, some more behind it. */
 static int grow(struct spill *s, int slot, uint64_t record)
 {
     struct spill_file *f = &s->files[slot];
-    uint64_t from = f->grown, bytes = s->shape.record_bytes, step = growth(s, f);
-    uint64_t to = (record / step + 1) * step;
-    if (to > SPILL_FILE_RECORDS)
-        to = SPILL_FILE_RECORDS;
+    uint64_t from = f->grown, bytes = s->shape.record_bytes, to = grown_for(f->level, record);
     if (record < from)
         return 0;
-    if (s->limit && s->stat.bytes_disk + (to - from) * bytes > s->limit)
+    if (!has_room(s, to - from))
+        to = record + 1;
+    if (!has_room(s, to - from))
         return -EDQUOT;
     if (fallocate(s->disk.fd[slot], 0, (off_t)(from * bytes), (off_t)((to - from) * bytes)) &&
         errno != EOPNOTSUPP)
@@ -227,6 +226,14 @@ int spill_file_get(struct spill *s, const struct segment_place *place, bool writ
     return code ? code : slot;
 }
 
+uint64_t spill_growth(struct spill *s, const struct segment_place *place)
+{
+    int slot = spill_file_get(s, place, false);
+    uint64_t record = place->number % SPILL_FILE_RECORDS,
+             from = slot < 0 ? 0 : s->files[slot].grown;
+    return record < from ? 0 : (grown_for(place->level, record) - from) * s->shape.record_bytes;
+}
+
 void spill_files_drop(struct spill *s, uint64_t stream_id)
 {
     for (uint32_t i = 0; i < DISK_FILES_MAX; i++) {
@@ -244,15 +251,21 @@ struct found {
     struct spill_range file[SEGMENT_LEVELS]; /* from the first to one past the last */
 };
 
+/* False: it is none of ours. */
+static bool is_file(const char *name, uint32_t *level, uint64_t *number)
+{
+    char rest[8] = "";
+    return sscanf(name, "%" SCNu32 "-%8" SCNx64 "%7s", level, number, rest) == 3 &&
+           strcmp(rest, ".seg") == 0 && *level < SEGMENT_LEVELS;
+}
+
 static int find_files(void *user, int folder, const char *name)
 {
     struct found *found = user;
-    unsigned level;
+    uint32_t level;
     uint64_t number;
-    char rest[8] = "";
     add_blocks(&found->bytes, folder, name);
-    if (sscanf(name, "%u-%8" SCNx64 "%7s", &level, &number, rest) != 3 || strcmp(rest, ".seg") ||
-        level >= SEGMENT_LEVELS)
+    if (!is_file(name, &level, &number))
         return 0;
     struct spill_range *range = &found->file[level];
     if (range->from == range->to)
@@ -361,8 +374,9 @@ int spill_punch(struct spill *s, struct spill_stream *stream, uint32_t level, ui
     while (from < to && !code) {
         struct segment_place place = {.stream_id = stream->id, .number = from, .level = level};
         uint64_t record = from % SPILL_FILE_RECORDS, count = SPILL_FILE_RECORDS - record;
-        bool to_end = count <= to - from;
-        if (!to_end)
+        /* What lies before these may be the level's still. */
+        bool all = count <= to - from && (!record || from <= stream->level[level].from);
+        if (count > to - from)
             count = to - from;
         from += count;
         int slot = spill_file_get(s, &place, false);
@@ -370,7 +384,7 @@ int spill_punch(struct spill *s, struct spill_stream *stream, uint32_t level, ui
             continue;
         if (slot < 0)
             code = slot;
-        else if (to_end)
+        else if (all)
             code = unlink_file(s, slot);
         else
             code = punch_file(s, slot, record, count);
@@ -378,24 +392,52 @@ int spill_punch(struct spill *s, struct spill_stream *stream, uint32_t level, ui
     return code;
 }
 
-bool spill_shrink(struct spill *s)
+struct shrinking {
+    struct spill *spill;
+    struct spill_stream *stream;
+};
+
+/* A file grows over records that found no room, and were never of the level. */
+static int shrink_file(void *user, int folder, const char *name)
 {
-    uint64_t before = s->stat.bytes_disk;
-    for (uint32_t i = 0; i < s->options.streams_max; i++) {
-        struct spill_stream *stream = &s->streams[i];
-        for (uint32_t level = 0; stream->used && level < SEGMENT_LEVELS; level++) {
-            uint64_t first = stream->level[level].from;
-            /* A file grows over records that found no room, and were never of the level. */
-            (void)spill_punch(s, stream, level, first - first % SPILL_FILE_RECORDS, first);
-            struct segment_place place = {
-                .stream_id = stream->id, .number = stream->level[level].to, .level = level};
-            uint64_t record = place.number % SPILL_FILE_RECORDS;
-            int slot = spill_file_get(s, &place, false);
-            if (slot >= 0 && s->files[slot].grown > record)
-                punch_file(s, slot, record, s->files[slot].grown - record);
-        }
+    struct shrinking *shrinking = user;
+    struct spill *s = shrinking->spill;
+    uint32_t level;
+    uint64_t number;
+    (void)folder;
+    if (!is_file(name, &level, &number))
+        return 0;
+    struct spill_range range = shrinking->stream->level[level];
+    uint64_t first = number * SPILL_FILE_RECORDS, end = first + SPILL_FILE_RECORDS;
+    struct segment_place place = {
+        .stream_id = shrinking->stream->id, .number = first, .level = level};
+    if (range.from <= first && range.to >= end)
+        return 0;
+    int slot = spill_file_get(s, &place, false);
+    if (slot < 0)
+        return 0;
+    if (range.from == range.to || range.from >= end || range.to <= first) {
+        (void)unlink_file(s, slot);
+        return 0;
     }
-    return s->stat.bytes_disk < before;
+    if (range.from > first)
+        (void)punch_file(s, slot, 0, range.from - first);
+    if (range.to < first + s->files[slot].grown)
+        (void)punch_file(s, slot, range.to - first, first + s->files[slot].grown - range.to);
+    return 0;
+}
+
+void spill_shrink(struct spill *s)
+{
+    char name[NAME_MAX_BYTES];
+    for (uint32_t i = 0; i < s->options.streams_max; i++) {
+        if (!s->streams[i].used)
+            continue;
+        stream_name(s->streams[i].id, name);
+        int fd = open_folder(s->folder_fd, name);
+        if (fd >= 0)
+            (void)each_entry(fd, shrink_file, &(struct shrinking){s, &s->streams[i]});
+    }
 }
 
 /* ---- what must not be found again ---- */
@@ -450,12 +492,9 @@ static int erase_file(int folder, const char *name, off_t from, uint64_t *bytes)
 static int erase_entry(void *user, int folder, const char *name)
 {
     struct erasing *e = user;
-    unsigned level;
+    uint32_t level;
     uint64_t number, first = 0, to = 0;
-    char rest[8] = "";
-    bool record = sscanf(name, "%u-%8" SCNx64 "%7s", &level, &number, rest) == 3 &&
-                  strcmp(rest, ".seg") == 0 && level < SEGMENT_LEVELS;
-    if (record) {
+    if (is_file(name, &level, &number)) {
         first = number * SPILL_FILE_RECORDS;
         to = e->chunk >> level;
         if (to >= first + SPILL_FILE_RECORDS)

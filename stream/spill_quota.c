@@ -162,14 +162,27 @@ static int drop(struct spill *s, struct spill_stream *stream, uint32_t level, ui
     return code;
 }
 
-static int merge_some(struct spill *s, struct spill_stream *stream, uint32_t level)
+/* Pairs of a level that are merged together: the oldest half of it, as many as there is room for
+ * beside their halves, and what fills a file of the next level, at most. */
+static struct spill_range next_pairs(const struct spill *s, const struct spill_stream *stream,
+                                     uint32_t level)
 {
     struct spill_range range = stream->level[level];
-    uint64_t from = (range.from + 1) / 2, to = range.to / 2;
-    uint64_t end = from;
-    int code = 0;
-    if (to > from + SPILL_MERGE_BATCH)
-        to = from + SPILL_MERGE_BATCH;
+    uint64_t from = (range.from + 1) / 2, to = range.to / 2, most = held(stream, level) / 4;
+    uint64_t room = s->limit > s->stat.bytes_disk ? s->limit - s->stat.bytes_disk : 0;
+    uint64_t file = SPILL_MERGE_BATCH - from % SPILL_MERGE_BATCH;
+    most = most ? most : 1;
+    most = most < file ? most : file;
+    room /= s->shape.record_bytes;
+    most = most < room ? most : room;
+    return (struct spill_range){from, to < from + most ? to : from + most};
+}
+
+static int merge_some(struct spill *s, struct spill_stream *stream, uint32_t level)
+{
+    struct spill_range pairs = next_pairs(s, stream, level);
+    uint64_t from = pairs.from, to = pairs.to, end = from;
+    int code = from < to ? 0 : -EDQUOT;
     for (uint64_t n = from; n < to && !code; n = end) {
         end = (n / SPILL_MERGE_PAIRS + 1) * SPILL_MERGE_PAIRS; /* which no file ends within */
         end = end < to ? end : to;
@@ -192,34 +205,47 @@ static int merge_some(struct spill *s, struct spill_stream *stream, uint32_t lev
     return drop(s, stream, level, 2 * to);
 }
 
+/* The oldest records of all go: as many as one may be merged after. */
+static int drop_oldest(struct spill *s, struct spill_stream *stream)
+{
+    uint64_t disk = s->stat.bytes_disk, over = disk > s->limit ? disk - s->limit : 0;
+    uint64_t count = over / s->shape.record_bytes + 1;
+    uint32_t level = SEGMENT_LEVELS - 1;
+    while (!held(stream, level))
+        level--;
+    if (count > held(stream, level))
+        count = held(stream, level);
+    int code = drop(s, stream, level, stream->level[level].from + count);
+    pthread_mutex_lock(&s->lock);
+    s->stat.segments_dropped += count;
+    stream->dropped += count;
+    pthread_mutex_unlock(&s->lock);
+    return code;
+}
+
 void spill_make_room(struct spill *s, uint64_t need)
 {
     struct spill_stream *stream;
+    bool shrunk = false;
     int code = 0;
     while (s->stat.bytes_disk + need > s->limit && (stream = largest(s)) && !code) {
-        uint32_t level = 0, top = SEGMENT_LEVELS - 1;
+        uint32_t level = 0;
         for (uint32_t i = 1; i < SEGMENT_LEVELS; i++)
             if (held(stream, i) > held(stream, level))
                 level = i;
-        if (!held(stream, level)) {
-            if (spill_shrink(s))
-                continue;
-            break;
-        }
-        if (held(stream, level) > 2 && level < top &&
+        if (held(stream, level) > 2 && level < SEGMENT_LEVELS - 1 &&
             (code = merge_some(s, stream, level)) != -EDQUOT)
             continue;
         /* No room even to merge: the limit has come down. */
         code = 0;
-        if (spill_shrink(s) && s->stat.bytes_disk + need <= s->limit)
+        if (!shrunk) {
+            shrunk = true;
+            spill_shrink(s);
+            continue;
+        }
+        if (!held(stream, level))
             break;
-        for (level = top; !held(stream, level); level--)
-            ;
-        code = drop(s, stream, level, stream->level[level].from + 1);
-        pthread_mutex_lock(&s->lock);
-        s->stat.segments_dropped++;
-        stream->dropped++;
-        pthread_mutex_unlock(&s->lock);
+        code = drop_oldest(s, stream);
     }
     if (code) {
         pthread_mutex_lock(&s->lock);

@@ -121,17 +121,32 @@ static void put_back(struct spill *s, struct spill_io *io)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* Bytes that the segments waiting to be written will add. */
+static bool same_file(const struct segment_place *a, const struct segment_place *b)
+{
+    return a->stream_id == b->stream_id && a->level == b->level &&
+           a->number / SPILL_FILE_RECORDS == b->number / SPILL_FILE_RECORDS;
+}
+
+/* Bytes that files will grow by for the segments waiting to be written. */
 static uint64_t growth(struct spill *s)
 {
+    struct segment_place place[SPILL_STAGING_MAX];
+    uint32_t count = 0;
     uint64_t bytes = 0;
     pthread_mutex_lock(&s->lock);
-    for (uint32_t i = 0; i < s->options.staging_max; i++)
-        if (s->staging[i].state == IO_READY)
-            bytes += s->shape.record_bytes;
+    for (uint32_t i = 0; i < s->options.staging_max; i++) {
+        const struct spill_io *io = &s->staging[i];
+        uint32_t j = 0;
+        while (j < count && !same_file(&place[j], &io->place))
+            j++;
+        if (io->state == IO_READY && j == count)
+            place[count++] = io->place;
+    }
     pthread_mutex_unlock(&s->lock);
-    /* A file of this level and one of the next may each grow ahead. */
-    return bytes ? bytes + 2 * SPILL_GROW_RECORDS * s->shape.record_bytes : 0;
+    for (uint32_t i = 0; i < count; i++)
+        bytes += spill_growth(s, &place[i]);
+    /* Merging takes room before it gives some back. */
+    return bytes ? bytes + (SPILL_MERGE_BATCH + SPILL_GROW_MERGED) * s->shape.record_bytes : 0;
 }
 
 /* Starts one record. False: nothing waits, or no file slot is free. */
@@ -172,13 +187,41 @@ static uint32_t reap_some(struct spill *s, bool wait, bool *ready)
     return count;
 }
 
-uint32_t spill_step(struct spill *s, bool wait)
+static uint32_t turn_over(struct spill *s, bool wait, bool *ready)
 {
     uint32_t ended = 0, n;
+    do {
+        while (start_one(s, true, &ended, ready))
+            ;
+        n = reap_some(s, wait && !ended, ready);
+        ended += n;
+    } while (n);
+    return ended;
+}
+
+/* Whether somebody waits for what is under way. Writes nobody waits for: the next step, which the
+ * next segments bring, finds them ended. */
+static bool is_awaited(struct spill *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool awaited = s->waiting || s->disk.waiting;
+    for (uint32_t i = 0; i < s->options.staging_max; i++)
+        awaited |= s->staging[i].state == IO_READY;
+    for (uint32_t i = 0; i < s->options.fetches_max; i++)
+        awaited |= s->fetches[i].used && s->fetches[i].left;
+    pthread_mutex_unlock(&s->lock);
+    return awaited;
+}
+
+uint32_t spill_step(struct spill *s, bool wait)
+{
+    uint32_t ended = 0;
     bool ready = false;
-    uint64_t rung, need = growth(s);
+    uint64_t rung, need;
     if (read(s->event_fd, &rung, sizeof rung) < 0)
         assert(errno == EAGAIN || errno == EINTR);
+    disk_quiet(&s->disk, true);
+    need = s->limit ? growth(s) : 0;
     if (s->limit && s->stat.bytes_disk + need > s->limit) {
         /* Reads first: what they were promised may be merged away. */
         while (start_one(s, false, &ended, &ready))
@@ -187,12 +230,11 @@ uint32_t spill_step(struct spill *s, bool wait)
             ended += reap_some(s, true, &ready);
         spill_make_room(s, need);
     }
-    do {
-        while (start_one(s, true, &ended, &ready))
-            ;
-        n = reap_some(s, wait && !ended, &ready);
-        ended += n;
-    } while (n);
+    ended += turn_over(s, wait && !ended, &ready);
+    if (is_awaited(s)) {
+        disk_quiet(&s->disk, false);
+        ended += turn_over(s, false, &ready); /* what ended before it was told */
+    }
     if (ready && s->options.fetched)
         s->options.fetched(s->options.fetched_user);
     return ended;

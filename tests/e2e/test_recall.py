@@ -112,9 +112,9 @@ def test_wrong_segments_are_not_used_and_said():
         feed(siltd, "s", text(700, 20))
         place = found(ask(siltd, "s"))[0]["segment"]
         siltd.stop()
-        path = segment_files(siltd)[0]
+        path = segment_files(siltd)[place // 16]
         data = bytearray(path.read_bytes())
-        data[place * 20480 + 9000] ^= 1  # a bit of its rows
+        data[place % 16 * 20480 + 9000] ^= 1  # a bit of its rows
         path.write_bytes(data)
         siltd.start()
         lib.wait_until("the stream is back", lambda: done(siltd, "s"))
@@ -133,11 +133,11 @@ def test_removing_a_stream_leaves_nothing():
     with daemon() as siltd:
         feed(siltd, "s", text(700, 20))
         feed(siltd, "other", text(300, 10, seed=2).replace(b"Ottoline", b"Perpetua"))
-        assert len(segment_files(siltd)) == 2
+        assert len({path.parent for path in segment_files(siltd)}) == 2
         assert holders(siltd)
         assert len(list(pathlib.Path(siltd.data).glob("checkpoints/*/*"))) == 1
         lib.silt(siltd.endpoint, "rm", "s")
-        assert len(segment_files(siltd)) == 1
+        assert len({path.parent for path in segment_files(siltd)}) == 1
         assert not holders(siltd), holders(siltd)
         assert not list(pathlib.Path(siltd.data).glob("checkpoints/*/*"))
         assert any("Perpetua" in s["text"] for s in ask(siltd, "other")["sources"])
@@ -150,7 +150,7 @@ def test_removing_a_stream_leaves_nothing():
         left[1].write_bytes(b"x")
         siltd.start()
         assert not any(path.exists() for path in left)
-        assert len(segment_files(siltd)) == 1
+        assert len({path.parent for path in segment_files(siltd)}) == 1
 
 
 def test_a_disk_quota_holds():

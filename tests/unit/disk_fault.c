@@ -112,9 +112,16 @@ static void close_inner(struct disk_engine *engine)
     f->inner->close(f->inner);
 }
 
+static void quiet_inner(struct disk_engine *engine, bool quiet)
+{
+    struct disk_fault *f = (struct disk_fault *)engine;
+    if (f->inner->quiet)
+        f->inner->quiet(f->inner, quiet);
+}
+
 void disk_fault_init(struct disk_fault *f, struct disk *disk, size_t record_bytes)
 {
-    *f = (struct disk_fault){.engine = {"fault", start, reap, file_set, close_inner},
+    *f = (struct disk_fault){.engine = {"fault", start, reap, file_set, close_inner, quiet_inner},
                              .inner = disk->engine,
                              .record_bytes = record_bytes};
     disk->engine = &f->engine;

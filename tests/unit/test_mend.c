@@ -70,7 +70,7 @@ static void merged_as_it_was(enum segment_dtype dtype)
     uint32_t checked = 0;
     for (uint32_t level = 0; level < SEGMENT_LEVELS; level++) {
         struct spill_range range = h.spill->streams[0].level[level];
-        if (range.from == range.to || range.to > SPILL_FILE_RECORDS)
+        if (range.from == range.to)
             continue;
         uint64_t number = range.to - 1;
         record(&h, level, number, was, false);
@@ -105,17 +105,18 @@ static struct held make_means(uint64_t rotten)
     spill_rig_clear();
     struct held h = spill_rig_open(true, SEGMENT_F16);
     assert_true(h.spill->shape.record_bytes <= sizeof bytes);
-    spill_limit(h.spill, 120 * h.spill->shape.record_bytes);
+    /* The blocks in which a file system notes where holes lie come and go: twice the same means. */
+    spill_limit(h.spill, 120 * h.spill->shape.record_bytes + 16 * 4096);
     assert_int_equal(spill_attach(h.spill, 1, 1), 0);
-    if (rotten < MEANS) {
-        spill_rig_put_many(h.spill, 1, 0, rotten + 1);
+    for (uint64_t n = 0; n < MEANS; n++) {
+        spill_rig_put_many(h.spill, 1, n, n + 1);
         spill_drain(h.spill);
+        if (n != rotten)
+            continue;
         record(&h, 0, rotten, bytes, false);
         bytes[9000] ^= 4;
         record(&h, 0, rotten, bytes, true);
     }
-    spill_rig_put_many(h.spill, 1, rotten < MEANS ? rotten + 1 : 0, MEANS);
-    spill_drain(h.spill);
     return h;
 }
 

@@ -211,8 +211,8 @@ static void wrong_records_are_not_used(void **state)
     assert_int_equal(spill_rig_fetch(h.spill, 1, (uint64_t[]){2, 3, 4, 5, 6}, 5), 31);
     spill_detach(h.spill, 1);
     /* The file ends in a record, as when power went. */
-    snprintf(path, sizeof path, "%s/segments/%016llx/0-00000000.seg", spill_rig_folder, 1ull);
-    assert_int_equal(truncate(path, (off_t)(18 * record + 4096)), 0);
+    snprintf(path, sizeof path, "%s/segments/%016llx/0-00000001.seg", spill_rig_folder, 1ull);
+    assert_int_equal(truncate(path, (off_t)(2 * record + 4096)), 0);
     assert_int_equal(spill_attach(h.spill, 1, 1), 0);
     assert_int_equal(spill_rig_stat(h.spill, 1).chunks_to, 19); /* its header is whole */
     assert_int_equal(spill_rig_fetch(h.spill, 1, (uint64_t[]){17, 18}, 2), 1);
@@ -226,6 +226,7 @@ static void wrong_records_are_not_used(void **state)
     spill_detach(h.spill, 1);
     assert_int_equal(spill_attach(h.spill, 1, 2), 0);
     spill_files_drop(h.spill, 1);
+    snprintf(path, sizeof path, "%s/segments/%016llx/0-00000000.seg", spill_rig_folder, 1ull);
     assert_int_equal(unlink(path), 0);
     assert_int_equal(spill_rig_fetch(h.spill, 1, (uint64_t[]){1, 2}, 2), 0);
     assert_int_equal(spill_rig_faults(h.spill, SEGMENT_MISSING), 2);
@@ -379,6 +380,34 @@ static void a_quota_holds(void **state)
     spill_rig_close(&h);
 }
 
+/* Records of a level that begins anew far behind its last one: what files had grown by between the
+ * two, over the end of a file too, is given back. */
+static void a_gap_is_given_back(void **state)
+{
+    (void)state;
+    spill_rig_clear();
+    struct held h = spill_rig_open(false, SEGMENT_F16);
+    struct spill_range *level = h.spill->streams[0].level;
+    struct spill_stat stat;
+    uint64_t file = SPILL_FILE_RECORDS, bytes = h.spill->shape.record_bytes;
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    spill_rig_put_many(h.spill, 1, 0, file + 2);
+    spill_drain(h.spill);
+    level[0].from = level[0].to;
+    spill_rig_put_many(h.spill, 1, 3 * file + 1, 3 * file + 3);
+    spill_drain(h.spill);
+    assert_int_equal(level[0].from, 3 * file + 1);
+    spill_shrink(h.spill);
+    spill_stat(h.spill, &stat);
+    assert_in_range(stat.bytes_disk, 2 * bytes, 2 * bytes + 4 * 4096);
+    check_disk(stat.bytes_disk);
+    assert_int_equal(spill_rig_stat(h.spill, 1).bytes_disk, stat.bytes_disk);
+    assert_int_equal(spill_rig_fetch(h.spill, 1, (uint64_t[]){3 * file + 1, 3 * file + 2}, 2), 3);
+    spill_rig_put_many(h.spill, 1, 3 * file + 3, 4 * file + 1);
+    assert_int_equal(spill_rig_fetch(h.spill, 1, (uint64_t[]){3 * file + 1, 4 * file}, 2), 3);
+    spill_rig_close(&h);
+}
+
 /* Of a pair one was rotten when they became one record: that holds the other, and is not taken for
  * the lost one. */
 static void a_mean_is_none_of_what_it_lacks(void **state)
@@ -390,16 +419,17 @@ static void a_mean_is_none_of_what_it_lacks(void **state)
     spill_rig_clear();
     struct held h = spill_rig_open(false, SEGMENT_F16);
     assert_int_equal(spill_attach(h.spill, 1, 1), 0);
-    spill_rig_put_many(h.spill, 1, 0, 40);
+    spill_rig_put_many(h.spill, 1, 0, 2 * SPILL_FILE_RECORDS);
     spill_drain(h.spill);
     change_file(1, spill_offset(h.spill, 7) + SEGMENT_HEADER_BYTES, NULL, 100);
     spill_stat(h.spill, &stat);
     /* One record less than one more may need. */
-    spill_limit(h.spill, stat.bytes_disk + 2 * SPILL_GROW_RECORDS * h.spill->shape.record_bytes);
-    spill_rig_put_many(h.spill, 1, 40, 41);
+    spill_limit(h.spill, stat.bytes_disk + (2 * SPILL_FILE_RECORDS + SPILL_GROW_MERGED - 1) *
+                                               h.spill->shape.record_bytes);
+    spill_rig_put_many(h.spill, 1, 2 * SPILL_FILE_RECORDS, 2 * SPILL_FILE_RECORDS + 1);
     spill_drain(h.spill);
     spill_stat(h.spill, &stat);
-    assert_int_equal(stat.segments_merged, 16);
+    assert_int_equal(stat.segments_merged, SPILL_FILE_RECORDS);
     for (uint64_t n = 4; n < 8; n++) {
         assert_int_equal(spill_fetch(h.spill, 1, &n, 1, &f), 0);
         while (!spill_fetched(f))
@@ -472,6 +502,7 @@ int main(void)
         cmocka_unit_test(a_quota_holds),
         cmocka_unit_test(a_mean_is_none_of_what_it_lacks),
         cmocka_unit_test(a_limit_comes_down),
+        cmocka_unit_test(a_gap_is_given_back),
         cmocka_unit_test(a_stream_spills),
     };
     return cmocka_run_group_tests_name("spill", tests, spill_rig_set_up, spill_rig_tear_down);
