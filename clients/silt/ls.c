@@ -22,6 +22,7 @@ static int list_one(void *user, const struct client_stream_stat *stat)
 {
     struct listing *listing = user;
     char acked[TEXT_BYTES], lag[TEXT_BYTES], used[TEXT_BYTES], plan[TEXT_BYTES], disk[TEXT_BYTES];
+    char ratio[TEXT_BYTES] = "-";
 
     if (silt_stop)
         return EXIT_STOPPED;
@@ -32,9 +33,12 @@ static int list_one(void *user, const struct client_stream_stat *stat)
     if (!listing->count++)
         printf("%-24s %14s %10s %6s %10s %10s %10s\n", "stream", "tokens", "lag", "ratio", "memory",
                "plan", "disk");
-    printf("%-24s %14s %10s %5.1fx %10s %10s %10s%s\n", stat->stream,
-           text_count(acked, stat->tokens_acked), text_count(lag, stat->lag_tokens),
-           stat->dmc_ratio, text_bytes(used, stat->bytes_used), text_bytes(plan, stat->bytes_plan),
+    /* Of a branch that nobody has fed or asked there is no ratio yet. */
+    if (stat->dmc_ratio > 0)
+        snprintf(ratio, sizeof ratio, "%.1fx", stat->dmc_ratio);
+    printf("%-24s %14s %10s %6s %10s %10s %10s%s\n", stat->stream,
+           text_count(acked, stat->tokens_acked), text_count(lag, stat->lag_tokens), ratio,
+           text_bytes(used, stat->bytes_used), text_bytes(plan, stat->bytes_plan),
            text_bytes(disk, stat->bytes_disk), stat->degraded_count ? "  degraded" : "");
     return 0;
 }

@@ -122,7 +122,7 @@ static const char *cell(const struct row *row, enum column column, char *out)
     case LAG:
         return count_fit(out, row->lag, width);
     case RATIO:
-        snprintf(out, TEXT_BYTES, "%.1fx", row->ratio);
+        snprintf(out, TEXT_BYTES, row->ratio > 0 ? "%.1fx" : "-", row->ratio);
         return out;
     case MEMORY:
         return text_bytes(out, row->used);
