@@ -354,7 +354,7 @@ int daemon_open(struct daemon **out, const struct config *config, char *error, s
         snprintf(error, error_bytes, "no memory");
         return -ENOMEM;
     }
-    say_when_aborted();
+    say_ends();
     core->config = *config;
     core->lock_fd = core->journal_bell.fd = core->compute_bell.fd = -1;
     core->loop_bell.fd = core->stop_bell.fd = core->keeper.bell.fd = -1;

@@ -85,27 +85,35 @@ void say(enum say_level level, const char *format, ...)
         return;
 }
 
-static struct sigaction abort_before;
+enum { ENDS = 2 };
+static const int end_signal[ENDS] = {SIGABRT, SIGSEGV};
+static struct sigaction end_before[ENDS];
 
-/* In whatever thread it is, at whatever it was at: no more than write(2). */
-static void say_aborted(int number)
+/* In whatever thread it is, at whatever it was at: no more than write(2). A fault comes again when
+ * this returns, as it was; what was sent does not. */
+static void say_end(int number, siginfo_t *info, void *context)
 {
     static const char text[] =
         "siltd: ended by itself or by a library, as libzmq does where it is refused memory (what "
         "it said stands above); nothing that was acked is lost: start it again\n";
 
+    (void)context;
     if (write(STDERR_FILENO, text, sizeof text - 1) < 0) {
         /* Nothing can be done about that either. */
     }
-    sigaction(number, &abort_before, NULL);
-    raise(number);
+    for (int i = 0; i < ENDS; i++)
+        if (end_signal[i] == number)
+            sigaction(number, &end_before[i], NULL);
+    if (info->si_code <= 0)
+        raise(number);
 }
 
-void say_when_aborted(void)
+void say_ends(void)
 {
-    struct sigaction action = {.sa_handler = say_aborted};
+    struct sigaction action = {.sa_sigaction = say_end, .sa_flags = SA_SIGINFO}, before;
 
     sigemptyset(&action.sa_mask);
-    if (sigaction(SIGABRT, &action, &abort_before) != 0 || abort_before.sa_handler == say_aborted)
-        abort_before = (struct sigaction){.sa_handler = SIG_DFL};
+    for (int i = 0; i < ENDS; i++)
+        if (sigaction(end_signal[i], &action, &before) == 0 && before.sa_sigaction != say_end)
+            end_before[i] = before;
 }

@@ -7,8 +7,8 @@ enum say_level { SAY_DEBUG, SAY_INFO, SAY_WARN, SAY_ERROR };
 
 void say_level_set(enum say_level level); /* below it nothing is written; SAY_INFO at start */
 void say(enum say_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* From then on abort() comes with a sentence; it still ends the process as it did. libzmq and the
- * C++ library below it call it where they get no memory: no C can catch that. */
-void say_when_aborted(void);
+/* From then on abort() and a fault come with a sentence; they still end the process as they did.
+ * libzmq and the libraries below it do so where they get no memory: no C can catch that. */
+void say_ends(void);
 
 #endif

@@ -3,7 +3,7 @@
  * start that asks for fewer. Each time it ends by itself with a sentence, or starts all the same;
  * what is in its folder stays.
  *
- * libzmq, and the C++ library below it, end the process where they get no memory, which no C can
+ * libzmq, and the libraries below it, end the process where they get no memory, which no C can
  * catch: that comes with siltd's sentence too, is counted apart, and said which.
  * SILT_STRIDE=1: every one of them; else as many as fit a minute of a core. SILT_FROM=2
  * SILT_STRIDE=8: the second of eight shares.
