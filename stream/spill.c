@@ -129,6 +129,10 @@ int spill_open(struct spill **out, const struct engine *engine, const struct spi
     uint8_t *at = (uint8_t *)memory + buffers_bytes(o, &shape);
     struct spill *s = (void *)at;
     *s = (struct spill){.shape = shape, .options = *o, .event_fd = -1};
+    s->file_records = SPILL_FILE_RECORDS;
+    while (s->file_records < SPILL_FILE_RECORDS_MAX &&
+           2 * s->file_records * shape.record_bytes <= SPILL_FILE_BYTES)
+        s->file_records *= 2;
     s->folder_fd = -1;
     at += up(sizeof *s, 64);
     s->engine_memory = at;

@@ -8,9 +8,11 @@
 #include "stream/segment.h"
 
 enum {
-    SPILL_FILE_RECORDS = 16, /* of one file: of level 0 it has room for all from the first on */
-    SPILL_GROW_MERGED = 4,   /* files of higher levels grow by as many at least */
-    SPILL_MERGE_BATCH = SPILL_FILE_RECORDS,     /* pairs merged for one sync */
+    SPILL_FILE_RECORDS = 16,     /* of one file at least: of level 0 it grows by so many, */
+    SPILL_FILE_RECORDS_MAX = 64, /* and holds more where they are small */
+    SPILL_FILE_BYTES = 2 << 20,
+    SPILL_GROW_MERGED = 4,                  /* files of higher levels grow by as many at least */
+    SPILL_MERGE_BATCH = SPILL_FILE_RECORDS, /* pairs merged for one sync */
     SPILL_MERGE_PAIRS = SPILL_FILE_RECORDS / 2, /* read, and written, at once */
     SPILL_PATH_MAX = 1024,
     SPILL_STREAMS_MAX = 65536,
@@ -90,6 +92,7 @@ struct spill_mend {
 
 struct spill {
     struct segment_shape shape;
+    uint32_t file_records; /* SPILL_FILE_RECORDS to SPILL_FILE_RECORDS_MAX, a power of two */
     struct spill_options options;
     char folder[SPILL_PATH_MAX];
     int folder_fd, event_fd;

@@ -1,10 +1,10 @@
 /*
- * Where records lie: folder/segments/STREAM/LEVEL-FILE.seg, each of SPILL_FILE_RECORDS records.
+ * Where records lie: folder/segments/STREAM/LEVEL-FILE.seg, each of file_records records.
  *
  * What is there is found again by looking: the first and last records of each level that carry a
  * header of this stream. What is dropped is punched out, so numbers keep their places. Files are
- * short because ext4 lets all writes of a file end before it grows: one that has all its room
- * before the first write never keeps the disk waiting, and mostly it goes as a whole.
+ * short because ext4 lets all writes of a file end before it grows: one of large records has all
+ * its room before the first write and never keeps the disk waiting. Mostly it goes as a whole.
  */
 #include "stream/spill.h"
 
@@ -31,7 +31,7 @@ static void file_name(uint64_t stream_id, uint32_t level, uint64_t number, char 
 
 uint64_t spill_offset(const struct spill *s, uint64_t number)
 {
-    return number % SPILL_FILE_RECORDS * s->shape.record_bytes;
+    return number % s->file_records * s->shape.record_bytes;
 }
 
 /* Calls each(user, folder, name) for what is in a folder, closes it. 0 or negative errno. */
@@ -186,7 +186,8 @@ static int open_file(struct spill *s, uint64_t stream_id, uint32_t level, uint64
 /* How many records a file has room for when it has room for this one. */
 static uint64_t grown_for(uint32_t level, uint64_t record)
 {
-    return level ? (record / SPILL_GROW_MERGED + 1) * SPILL_GROW_MERGED : SPILL_FILE_RECORDS;
+    uint64_t step = level ? SPILL_GROW_MERGED : SPILL_FILE_RECORDS;
+    return (record / step + 1) * step;
 }
 
 static bool has_room(const struct spill *s, uint64_t records)
@@ -215,22 +216,21 @@ static int grow(struct spill *s, int slot, uint64_t record)
 
 int spill_file_get(struct spill *s, const struct segment_place *place, bool write)
 {
-    uint64_t number = place->number / SPILL_FILE_RECORDS;
+    uint64_t number = place->number / s->file_records;
     int slot = find_file(s, place->stream_id, place->level, number);
     if (slot < 0)
         slot = open_file(s, place->stream_id, place->level, number, write);
     if (slot < 0)
         return slot;
     s->files[slot].touched = ++s->uses;
-    int code = write ? grow(s, slot, place->number % SPILL_FILE_RECORDS) : 0;
+    int code = write ? grow(s, slot, place->number % s->file_records) : 0;
     return code ? code : slot;
 }
 
 uint64_t spill_growth(struct spill *s, const struct segment_place *place)
 {
     int slot = spill_file_get(s, place, false);
-    uint64_t record = place->number % SPILL_FILE_RECORDS,
-             from = slot < 0 ? 0 : s->files[slot].grown;
+    uint64_t record = place->number % s->file_records, from = slot < 0 ? 0 : s->files[slot].grown;
     return record < from ? 0 : (grown_for(place->level, record) - from) * s->shape.record_bytes;
 }
 
@@ -308,7 +308,7 @@ static void scan_level(struct spill *s, struct spill_stream *stream, uint32_t le
                        struct spill_range files)
 {
     struct spill_range *range = &stream->level[level];
-    uint64_t from = files.from * SPILL_FILE_RECORDS, to = files.to * SPILL_FILE_RECORDS;
+    uint64_t from = files.from * s->file_records, to = files.to * s->file_records;
     while (from < to && !is_there(s, stream, level, from))
         from++;
     while (to > from && !is_there(s, stream, level, to - 1))
@@ -373,7 +373,7 @@ int spill_punch(struct spill *s, struct spill_stream *stream, uint32_t level, ui
     int code = 0;
     while (from < to && !code) {
         struct segment_place place = {.stream_id = stream->id, .number = from, .level = level};
-        uint64_t record = from % SPILL_FILE_RECORDS, count = SPILL_FILE_RECORDS - record;
+        uint64_t record = from % s->file_records, count = s->file_records - record;
         /* What lies before these may be the level's still. */
         bool all = count <= to - from && (!record || from <= stream->level[level].from);
         if (count > to - from)
@@ -408,7 +408,7 @@ static int shrink_file(void *user, int folder, const char *name)
     if (!is_file(name, &level, &number))
         return 0;
     struct spill_range range = shrinking->stream->level[level];
-    uint64_t first = number * SPILL_FILE_RECORDS, end = first + SPILL_FILE_RECORDS;
+    uint64_t first = number * s->file_records, end = first + s->file_records;
     struct segment_place place = {
         .stream_id = shrinking->stream->id, .number = first, .level = level};
     if (range.from <= first && range.to >= end)
@@ -495,9 +495,9 @@ static int erase_entry(void *user, int folder, const char *name)
     uint32_t level;
     uint64_t number, first = 0, to = 0;
     if (is_file(name, &level, &number)) {
-        first = number * SPILL_FILE_RECORDS;
+        first = number * e->spill->file_records;
         to = e->chunk >> level;
-        if (to >= first + SPILL_FILE_RECORDS)
+        if (to >= first + e->spill->file_records)
             return 0;
         to = to > first ? to : first;
         if (to << level < e->first)

@@ -142,8 +142,8 @@ static int sync_level(struct spill *s, const struct spill_stream *stream, uint32
                       uint64_t from, uint64_t to)
 {
     int code = 0;
-    for (uint64_t file = from / SPILL_FILE_RECORDS; file <= (to - 1) / SPILL_FILE_RECORDS; file++) {
-        struct segment_place place = place_of(s, stream, level, file * SPILL_FILE_RECORDS);
+    for (uint64_t file = from / s->file_records; file <= (to - 1) / s->file_records; file++) {
+        struct segment_place place = place_of(s, stream, level, file * s->file_records);
         int slot = spill_file_get(s, &place, false);
         struct disk_op op = {.kind = DISK_SYNC, .file = (uint32_t)slot};
         if (slot >= 0 && !code)

@@ -121,10 +121,11 @@ static void put_back(struct spill *s, struct spill_io *io)
     pthread_mutex_unlock(&s->lock);
 }
 
-static bool same_file(const struct segment_place *a, const struct segment_place *b)
+static bool same_file(const struct spill *s, const struct segment_place *a,
+                      const struct segment_place *b)
 {
     return a->stream_id == b->stream_id && a->level == b->level &&
-           a->number / SPILL_FILE_RECORDS == b->number / SPILL_FILE_RECORDS;
+           a->number / s->file_records == b->number / s->file_records;
 }
 
 /* Bytes that files will grow by for the segments waiting to be written. */
@@ -137,10 +138,14 @@ static uint64_t growth(struct spill *s)
     for (uint32_t i = 0; i < s->options.staging_max; i++) {
         const struct spill_io *io = &s->staging[i];
         uint32_t j = 0;
-        while (j < count && !same_file(&place[j], &io->place))
+        if (io->state != IO_READY)
+            continue;
+        while (j < count && !same_file(s, &place[j], &io->place))
             j++;
-        if (io->state == IO_READY && j == count)
+        if (j == count)
             place[count++] = io->place;
+        else if (place[j].number < io->place.number)
+            place[j].number = io->place.number;
     }
     pthread_mutex_unlock(&s->lock);
     for (uint32_t i = 0; i < count; i++)

@@ -7,7 +7,7 @@ import shutil
 import lib
 from test_recall import F16_RECORD, ask, daemon, done, feed, found, segment_files, text
 
-FILE_RECORDS = 16
+FILE_RECORDS = 64
 
 
 def spoilt(siltd, spoil, fault, how="repaired"):

@@ -19,10 +19,11 @@
 
 enum { CHUNKS = 24, RING = 4, WARM = 2 };
 
-static void file_of(uint32_t level, uint64_t number, char *out, size_t out_bytes)
+static void file_of(const struct held *h, uint32_t level, uint64_t number, char *out,
+                    size_t out_bytes)
 {
     snprintf(out, out_bytes, "%s/segments/%016llx/%u-%08llx.seg", spill_rig_folder, 1ull, level,
-             (unsigned long long)number / SPILL_FILE_RECORDS);
+             (unsigned long long)number / h->spill->file_records);
 }
 
 /* A record's bytes, or others in its place. */
@@ -32,10 +33,10 @@ static void record(struct held *h, uint32_t level, uint64_t number, uint8_t *byt
     char path[160];
     FILE *file;
 
-    file_of(level, number, path, sizeof path);
+    file_of(h, level, number, path, sizeof path);
     file = fopen(path, write ? "r+" : "r");
     assert_non_null(file);
-    assert_int_equal(fseek(file, (long)(number % SPILL_FILE_RECORDS * size), SEEK_SET), 0);
+    assert_int_equal(fseek(file, (long)(number % h->spill->file_records * size), SEEK_SET), 0);
     assert_int_equal(write ? fwrite(bytes, size, 1, file) : fread(bytes, size, 1, file), 1);
     fclose(file);
 }
