@@ -1,7 +1,9 @@
 /*
  * One database a stream; a batch of chunks is one transaction, so a crash leaves whole chunks.
  *
- * The lock is held over each round: who forgets a stream waits for at most one batch.
+ * The lock is held over each batch and each job: who forgets a stream waits for one of them. Jobs
+ * are handed over under a lock of their own, for no compute thread waits for this one's disk; a job
+ * waits for the batch under way.
  */
 #include "daemon/search_internal.h"
 
@@ -318,22 +320,50 @@ void search_catch_up(struct search *s, const struct search_job *job)
 
 /* ---- the thread ---- */
 
+static void run_jobs(struct search *s)
+{
+    struct search_job *jobs[SEARCH_JOBS_MAX];
+    uint32_t count;
+
+    pthread_mutex_lock(&s->jobs_lock);
+    count = s->job_count;
+    memcpy(jobs, s->jobs, count * sizeof *jobs);
+    s->job_count = 0;
+    pthread_mutex_unlock(&s->jobs_lock);
+    if (!count)
+        return;
+    pthread_mutex_lock(&s->lock);
+    for (uint32_t i = 0; i < count; i++)
+        search_run_job(s, jobs[i]);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static bool has_jobs(struct search *s)
+{
+    bool has;
+
+    pthread_mutex_lock(&s->jobs_lock);
+    has = s->job_count > 0;
+    pthread_mutex_unlock(&s->jobs_lock);
+    return has;
+}
+
 bool search_step(struct search *s)
 {
     bool more = false;
+    uint32_t from = s->slot_next;
 
-    pthread_mutex_lock(&s->lock);
-    for (uint32_t i = 0; i < s->job_count; i++)
-        search_run_job(s, s->jobs[i]);
-    s->job_count = 0;
+    run_jobs(s);
     for (uint32_t i = 0; i < s->options.slot_count && !more; i++) {
-        uint32_t slot = (s->slot_next + i) % s->options.slot_count;
+        uint32_t slot = (from + i) % s->options.slot_count;
 
+        pthread_mutex_lock(&s->lock);
         more = index_slot(s, slot);
+        pthread_mutex_unlock(&s->lock);
+        more = has_jobs(s) || more;
         if (more)
             s->slot_next = (slot + 1) % s->options.slot_count;
     }
-    pthread_mutex_unlock(&s->lock);
     return more;
 }
 
@@ -358,12 +388,12 @@ int search_submit(struct search *s, struct search_job *job)
     int result = -EAGAIN;
 
     atomic_store(&job->done, false);
-    pthread_mutex_lock(&s->lock);
+    pthread_mutex_lock(&s->jobs_lock);
     if (s->job_count < SEARCH_JOBS_MAX) {
         s->jobs[s->job_count++] = job;
         result = 0;
     }
-    pthread_mutex_unlock(&s->lock);
+    pthread_mutex_unlock(&s->jobs_lock);
     doorbell_ring(&s->bell);
     return result;
 }
@@ -463,6 +493,7 @@ int search_open(struct search **out, const struct search_options *options, void 
         return result;
     }
     pthread_mutex_init(&s->lock, NULL);
+    pthread_mutex_init(&s->jobs_lock, NULL);
     *out = s;
     return 0;
 }
@@ -478,6 +509,7 @@ void search_close(struct search **search)
     recall_keys_close(&s->keys);
     reader_close(&s->reader);
     doorbell_close(&s->bell);
+    pthread_mutex_destroy(&s->jobs_lock);
     pthread_mutex_destroy(&s->lock);
     *search = NULL;
 }

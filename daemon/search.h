@@ -93,7 +93,8 @@ int search_open(struct search **out, const struct search_options *options, void 
                 char *error, size_t error_bytes);
 void search_close(struct search **search);
 void *search_main(void *search);
-/* One round: all jobs, one batch of chunks. True: there is more to index. */
+/* One round: all jobs, then a batch of chunks of each slot until one has more or a job comes. True:
+ * there is more to do. */
 bool search_step(struct search *search);
 void search_wake(struct search *search);
 /* -EAGAIN: too many jobs. Any thread. */

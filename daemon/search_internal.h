@@ -54,13 +54,14 @@ struct search_rank {
 struct search {
     struct search_options options;
     char folder[PATH_BYTES_MAX + 8];
-    pthread_mutex_t lock; /* of all below */
+    pthread_mutex_t lock;      /* of all below but jobs; held over a batch or some jobs */
+    pthread_mutex_t jobs_lock; /* of jobs and their count; never held for long */
     struct doorbell bell;
     struct reader *reader;
     struct recall_keys *keys; /* NULL: the adapter has none */
     struct word_table tables[SEARCH_OPEN_MAX];
     struct search_job *jobs[SEARCH_JOBS_MAX];
-    uint32_t job_count, slot_next;
+    uint32_t job_count, slot_next; /* slot_next: of the search thread alone */
     uint64_t uses;
     char expression[EXPRESSION_BYTES];
     struct search_rank rank;

@@ -80,6 +80,7 @@ struct parts {
     void *memory;
     _Atomic bool stopping;
     uint8_t *table; /* what is asked for by meaning; NULL: nothing */
+    struct search_job *amid;
 };
 
 static void open_search(struct parts *p)
@@ -464,6 +465,60 @@ static void keys_find_what_words_do_not(void **state)
     close_parts(p);
 }
 
+/* A question comes amid a batch, whose lock is held. */
+static int ask_amid(void *user)
+{
+    struct parts *p = user;
+
+    assert_int_equal(search_submit(p->search, p->amid), 0);
+    p->amid = NULL;
+    return 0;
+}
+
+static void a_question_waits_for_one_batch(void **state)
+{
+    struct parts *p = open_parts();
+    struct search_job *job = calloc(1, sizeof *job);
+    struct slot *slots = p->rig.slots;
+    const char *question = "Which river?";
+    char text[4 * CHUNK + 1];
+
+    (void)state;
+    rig_stream(&p->rig, 1, "t", 4);
+    rig_settle(&p->rig);
+    for (uint64_t sequence = 1; sequence <= 2; sequence++) {
+        for (uint32_t i = 0; i < 2; i++) {
+            filler(text, i, sizeof text);
+            rig_text(&p->rig, i, "p", sequence, text, strlen(text));
+            rig_settle(&p->rig);
+        }
+        if (sequence == 1)
+            index_all(p);
+    }
+    uint64_t before[] = {atomic_load(&slots[0].indexed_to), atomic_load(&slots[1].indexed_to)};
+    assert_true(before[0] && before[1]);
+    job->stream_id = atomic_load(&slots[0].stream_id);
+    job->question = (const uint8_t *)question;
+    job->question_bytes = (uint32_t)strlen(question);
+    job->chunk_end = UINT32_MAX;
+    p->amid = job;
+    struct word_table *first = search_table(p->search, job->stream_id);
+    sqlite3_commit_hook(first->db, ask_amid, p);
+
+    assert_true(search_step(p->search));
+    assert_null(p->amid);
+    assert_true(atomic_load(&slots[0].indexed_to) > before[0]);
+    assert_int_equal(atomic_load(&slots[1].indexed_to), before[1]); /* the round ends for it */
+    assert_false(atomic_load(&job->done));
+    sqlite3_commit_hook(first->db, NULL, NULL);
+    search_step(p->search);
+    assert_true(atomic_load(&job->done));
+    assert_true(job->hit_count > 0);
+    assert_true(atomic_load(&slots[1].indexed_to) > before[1]); /* whose turn it was */
+    free(job);
+    close_parts(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -476,6 +531,7 @@ int main(void)
         cmocka_unit_test(words_near_in_meaning),
         cmocka_unit_test(other_words_are_found_in_one_place),
         cmocka_unit_test(places_are_of_their_own_question),
+        cmocka_unit_test(a_question_waits_for_one_batch),
     };
 
     return cmocka_run_group_tests_name("search", tests, NULL, NULL);
