@@ -10,7 +10,8 @@
  * while others wait. A question that comes waits for the pass of ingest under way, of at most
  * engine_info.batch_tokens; from then on ingest takes passes of a SCHED_ASKED_SHARE-th of that, one
  * after ASK_SLICES of the questions' own. So its first token, after n slices of prompt and recall,
- * comes behind one whole pass of ingest and n / ASK_SLICES small ones, however much text waits.
+ * comes behind one whole pass of ingest and n / ASK_SLICES small ones, however much text waits; and
+ * behind what the search thread has under way, of one stream, where it looks for text.
  */
 #ifndef SILT_DAEMON_SCHED_H
 #define SILT_DAEMON_SCHED_H

@@ -4,8 +4,9 @@
     tests/bench/gpu_siltd.py --model GGUF --adapter GGUF [--device cuda] [--streams 200]
 
 Every stream is fed the same text through `silt feed`. Questions are asked first of an idle siltd,
-then while all streams are read; CSV rows: seconds from question to first token, and tokens read a
-second by the daemon's own count, a second apart.
+then one after the other while all streams are read, until they are or ten times as many are
+answered; CSV rows: seconds from question to first token and how many, and tokens read a second by
+the daemon's own count.
 """
 
 import argparse
@@ -30,6 +31,12 @@ def first_token(endpoint, stream):
 
 def computed(endpoint):
     return json.loads(lib.silt(endpoint, "stat", "--json").out)["tokens_computed"]
+
+
+def lag(endpoint):
+    """Tokens that are acked and wait to be read."""
+    lines = lib.silt(endpoint, "ls", "--json").out.decode().splitlines()
+    return sum(json.loads(line)["lag_tokens"] for line in lines)
 
 
 def row(name, streams, value, unit):
@@ -61,7 +68,8 @@ def main():
         for thread in feeders:
             thread.start()
         busy, rates = [], []
-        while any(thread.is_alive() for thread in feeders) and len(busy) < 10 * options.questions:
+        while len(busy) < 10 * options.questions and (
+                any(thread.is_alive() for thread in feeders) or lag(endpoint)):
             busy.append(first_token(endpoint, "asked"))
             now, at = computed(endpoint), time.monotonic()
             rates.append((now - before) / (at - start))
@@ -72,6 +80,7 @@ def main():
         if busy:
             row("first-token-beside-ingest", streams, statistics.median(busy), "s")
             row("first-token-beside-ingest-most", streams, max(busy), "s")
+            row("first-token-questions", streams, len(busy), "1")
             row("ingest-siltd", streams, rates[-1], "tokens/s")
         daemon.stop(seconds=120)
 
