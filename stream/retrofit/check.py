@@ -166,13 +166,22 @@ def check_evaluation(folder):
                     "--out", os.path.join(out, "all.json")], check=True)
     figures_found = figures.merge(out)
     figures.write_grid(figures_found["grid"], out)
+    figures.write_foreign(figures_found["grid"], out)
+    figures.write_answers(figures_found["answers"], out)
     figures.draw(figures_found, out)
     book = figures_found["grid"]["book"]
     same = abs(book["1x ccm"]["nll"] - book["full"]["nll"])
     print("evaluation: %s; ccm within %.2f of full" % (", ".join(sorted(figures_found)), same))
     return sorted(figures_found) == sorted(evaluate.PARTS) and same < 0.5 \
         and len(figures_found["answers"]) == 2 \
+        and [line_count(os.path.join(out, name)) for name in ("foreign.csv", "answers.csv")] \
+        == [3, 4] \
         and os.path.getsize(os.path.join(out, "heads.svg")) > 500
+
+
+def line_count(path):
+    with open(path) as file:
+        return len(file.readlines())
 
 
 def write_shards(folder):

@@ -3,7 +3,7 @@
     python3 figures.py --figures FOLDER --model BASE.gguf --results ../../tests/eval/results
 
 FOLDER holds evaluate.py's JSON files, of any parts and kinds.  Markdown tables go to standard
-output; pytorch.csv, evict.csv and the plots to the results folder.
+output; pytorch.csv, foreign.csv, evict.csv, answers.csv and the plots to the results folder.
 """
 import argparse
 import csv
@@ -203,8 +203,51 @@ def write_grid(grid, path):
             for ratio in ratios_of(grid[kind]):
                 entry, own = grid[kind], grid[kind]["%dx ccm" % ratio]
                 writer.writerow([kind, ratio] + entry["streams"] + [entry["full"]["nll"]] + [
-                    entry["%dx %s" % (ratio, name)]["nll"]
+                    entry.get("%dx %s" % (ratio, name), {}).get("nll")
                     for name in ("window", "ccm", "swap", "none")] + [own["rows"], own["ratio"]])
+
+
+def write_foreign(grid, path):
+    """foreign.csv: what memory of quite other documents costs, of what full has before window."""
+    lines = []
+    for kind in (kind for kind in KINDS if kind in grid):
+        for ratio in ratios_of(grid[kind]):
+            full, own, other, window = (grid[kind].get(name, {}) for name in (
+                "full", "%dx ccm" % ratio, "%dx foreign" % ratio, "%dx window" % ratio))
+            if other and window:
+                lost = window["nll"] - full["nll"]
+                share = "%.2f" % ((other["nll"] - own["nll"]) / lost) if abs(lost) > 1e-4 else ""
+                lines.append([kind, ratio, full["nll"], window["nll"], own["nll"], other["nll"],
+                              own["rows"], own["ratio"], share])
+    if lines:
+        with open(os.path.join(path, "foreign.csv"), "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["text", "dmc", "full", "window", "ccm", "foreign", "rows", "ratio",
+                             "share"])
+            writer.writerows(lines)
+
+
+def write_answers(records, path):
+    """answers.csv: of all questions, loss and its gain by a passage, for every memory."""
+    memories = []
+    for key in records[0]["loss"]:
+        if key.split()[0] not in memories:
+            memories.append(key.split()[0])
+    with open(os.path.join(path, "answers.csv"), "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["questions", "of them", "memory", "loss without the passage", "with it",
+                         "gain", "standard error"])
+        for group, sources in GROUPS.items():
+            mine = [record["loss"] for record in records if record["source"] in sources]
+            for memory in memories if len(mine) > 1 else ():
+                pairs = [(loss[memory + " none"], loss[memory + " passage"]) for loss in mine]
+                gains = [none - passage for none, passage in pairs]
+                mean = sum(gains) / len(gains)
+                error = (sum((gain - mean) ** 2 for gain in gains)
+                         / (len(gains) - 1) / len(gains)) ** 0.5
+                writer.writerow([group, len(mine), memory] + [
+                    "%.4f" % value for value in (*(sum(part) / len(part) for part in zip(*pairs)),
+                                                 mean, error)])
 
 
 def draw(found, path):
@@ -229,6 +272,7 @@ def main():
         print_grid(found["grid"])
         print_places(found["grid"])
         write_grid(found["grid"], options.results)
+        write_foreign(found["grid"], options.results)
     if "evict" in found:
         print_evict(found["evict"], options.results)
     for part, show in (("rings", print_rings), ("drift", print_drift), ("tasks", print_tasks)):
@@ -236,6 +280,7 @@ def main():
             show(found[part])
     if "answers" in found:
         print_answers(found["answers"], data.Tokenizer(options.model))
+        write_answers(found["answers"], options.results)
     if "precision" in found:
         print("TF32 − fp32, one stream a kind: %s" % json.dumps(found["precision"]))
     draw(found, options.results)
