@@ -8,6 +8,7 @@ import random
 import lib
 import raw
 import texts
+from test_recall import done
 
 pb = raw.pb
 
@@ -112,6 +113,7 @@ def test_what_is_common_is_there_once():
         wire.open("a")
         wire.feed_all("a", "p", [text])
         wire.settled("a")
+        lib.wait_until("its text is indexed", lambda: done(siltd, "a"), 60)
         before = on_disk(siltd)
         for i in range(5):
             wire.call(fork=pb.Fork(stream="a", branch=f"b{i}"))
