@@ -30,43 +30,21 @@ static int print(const struct client_tier *tiers, size_t count, uint64_t plan, u
         json_pack("{s:I, s:o}", "bytes_plan", (json_int_t)plan, "bytes_plan_by_tier", by_tier));
 }
 
-static int plan_stream(struct silt *silt, const char *stream, bool as_json)
+static int show_stream(const struct client_stream_stat *stat, bool json)
 {
-    struct client_stream_stat stat;
-    int r;
-
-    if (client_stat(silt->client, stream, &stat, &silt->error))
-        return silt_fail(silt);
-    r = print(stat.tiers, stat.tier_count, stat.bytes_plan, stat.bytes_used, as_json);
-    client_stat_free(&stat);
-    return r;
+    return print(stat->tiers, stat->tier_count, stat->bytes_plan, stat->bytes_used, json);
 }
 
-static int plan_process(struct silt *silt, bool as_json)
+static int show_process(const struct client_process_stat *stat, bool json)
 {
-    struct client_process_stat stat;
-    int r;
-
-    if (client_process_stat(silt->client, &stat, &silt->error))
-        return silt_fail(silt);
-    r = print(stat.tiers, stat.tier_count, stat.bytes_plan, stat.bytes_used, as_json);
-    client_process_stat_free(&stat);
-    return r;
+    return print(stat->tiers, stat->tier_count, stat->bytes_plan, stat->bytes_used, json);
 }
 
 static int run(struct silt *silt, int argc, char **argv)
 {
-    bool as_json = false;
-    int r = silt_options_json(silt, &command_plan, argc, argv, &as_json);
+    static const struct stat_views views = {show_stream, show_process};
 
-    if (r >= 0)
-        return r;
-    if (argc - optind > 1)
-        return silt_usage(silt, "name one stream, or none for the daemon");
-    r = silt_connect(silt, 0);
-    if (r)
-        return r;
-    return optind < argc ? plan_stream(silt, argv[optind], as_json) : plan_process(silt, as_json);
+    return silt_stat(silt, &command_plan, argc, argv, &views);
 }
 
 const struct command command_plan = {

@@ -61,6 +61,14 @@ int silt_option(struct silt *silt, const struct command *command, int option);
 /* All options of a command that has but --json of its own; returns as silt_option. */
 int silt_options_json(struct silt *silt, const struct command *command, int argc, char **argv,
                       bool *as_json);
+/* How a command shows what siltd says of a stream, or of itself: the exit code. */
+struct stat_views {
+    int (*stream)(const struct client_stream_stat *stat, bool as_json);
+    int (*process)(const struct client_process_stat *stat, bool as_json);
+};
+/* All of a command of [STREAM] [--json]: the exit code. */
+int silt_stat(struct silt *silt, const struct command *command, int argc, char **argv,
+              const struct stat_views *views);
 /* "silt NAME: sentence. Try silt NAME --help" */
 int silt_usage(const struct silt *silt, const char *format, ...)
     __attribute__((format(printf, 2, 3)));

@@ -290,40 +290,52 @@ static void print_process(const struct client_process_stat *stat)
     text_tiers(stat->tiers, stat->tier_count, stat->bytes_plan, stat->bytes_used);
 }
 
-static int stat_one(struct silt *silt, const char *stream, bool json)
+static int show_stream(const struct client_stream_stat *stat, bool json)
+{
+    if (json)
+        return text_json_print(stat_json(stat));
+    print_stream(stat);
+    return EXIT_DONE;
+}
+
+static int show_process(const struct client_process_stat *stat, bool json)
+{
+    if (json)
+        return text_json_print(process_json(stat));
+    print_process(stat);
+    return EXIT_DONE;
+}
+
+static int of_stream(struct silt *silt, const char *stream, const struct stat_views *views,
+                     bool json)
 {
     struct client_stream_stat stat;
-    int r = EXIT_DONE;
+    int r;
 
     if (client_stat(silt->client, stream, &stat, &silt->error))
         return silt_fail(silt);
-    if (json)
-        r = text_json_print(stat_json(&stat));
-    else
-        print_stream(&stat);
+    r = views->stream(&stat, json);
     client_stat_free(&stat);
     return r;
 }
 
-static int stat_process(struct silt *silt, bool json)
+static int of_process(struct silt *silt, const struct stat_views *views, bool json)
 {
     struct client_process_stat stat;
-    int r = EXIT_DONE;
+    int r;
 
     if (client_process_stat(silt->client, &stat, &silt->error))
         return silt_fail(silt);
-    if (json)
-        r = text_json_print(process_json(&stat));
-    else
-        print_process(&stat);
+    r = views->process(&stat, json);
     client_process_stat_free(&stat);
     return r;
 }
 
-static int run(struct silt *silt, int argc, char **argv)
+int silt_stat(struct silt *silt, const struct command *command, int argc, char **argv,
+              const struct stat_views *views)
 {
     bool json = false;
-    int r = silt_options_json(silt, &command_stat, argc, argv, &json);
+    int r = silt_options_json(silt, command, argc, argv, &json);
 
     if (r >= 0)
         return r;
@@ -332,7 +344,15 @@ static int run(struct silt *silt, int argc, char **argv)
     r = silt_connect(silt, 0);
     if (r)
         return r;
-    return optind < argc ? stat_one(silt, argv[optind], json) : stat_process(silt, json);
+    return optind < argc ? of_stream(silt, argv[optind], views, json)
+                         : of_process(silt, views, json);
+}
+
+static int run(struct silt *silt, int argc, char **argv)
+{
+    static const struct stat_views views = {show_stream, show_process};
+
+    return silt_stat(silt, &command_stat, argc, argv, &views);
 }
 
 const struct command command_stat = {
