@@ -14,9 +14,10 @@ and with nothing recalled but the fact's surroundings, or its line alone, in the
 to each with a paired bootstrap interval.
 With --qmsum FILE the marked spans of its meetings' questions are looked for, too.
 FOLDER keeps streams and figures: run again, it goes on where it stopped; streams that it has need
-no TRAIN.  Constants of the search are chosen with `--seed 3` and the meetings of training, `--qmsum
-TRAIN/meeting.jsonl.zst --meetings 200`; figures are told of the default seed and of meetings that
-no choice has seen.
+no TRAIN.  Of several seeds, `--seed 2,4,5`, each has a folder in it, and figures are of all facts
+together.  What looking costs eval-find says on stderr.  Constants of the search are chosen with
+`--seed 3` and the meetings of training, `--qmsum TRAIN/meeting.jsonl.zst --meetings 200`; figures
+are told of other seeds and of meetings that no choice has seen.
 On a GPU: `--siltd '--device cuda --forks-max 48' --at-once 48 --answers 420 --answers-far`.
 """
 import argparse
@@ -61,8 +62,9 @@ def ask_hits(options, streams, folder, length, results):
         found = find_chunks(options, text, options.data / folder / kind,
                             [(end, fact["question"]) for end, fact in zip(at, facts)])
         for fact, (chunks, excerpt) in zip(facts, found):
-            row = dict(stream=kind, distance=fact["distance"], degree=fact["degree"],
-                       kind=fact["kind"], excerpt=is_right(fact["answer"], excerpt))
+            row = dict(stream=kind, seed=options.seed, distance=fact["distance"],
+                       degree=fact["degree"], kind=fact["kind"],
+                       excerpt=is_right(fact["answer"], excerpt))
             for name in SIGNALS:
                 row[name] = next((rank for rank, chunk in enumerate(chunks[name][:FOUND_MAX], 1)
                                   if chunk in fact["chunks"]), 0)
@@ -105,6 +107,7 @@ def print_hits(hits):
     print(f"{'':34}{'facts':>6}" + "".join(f"{s:>8}" for s in SIGNALS * 2)
           + f"{'excerpt':>9}")
     groups = [("distance", lambda h: f"{h['distance']:,} tokens"),
+              ("seed", lambda h: f"{h['distance']:,}, seed {h['seed']}"),
               ("question", lambda h: f"{h['distance']:,}, {h['degree']}"),
               ("stream", lambda h: f"{h['distance']:,}, {h['stream']}"),
               ("kind", lambda h: f"{h['distance']:,}, {h['kind']}")]
@@ -143,13 +146,30 @@ def run(options, results, save):
         answers.ask_answers(options, streams, results["answers"], save)
 
 
+def figures_of(options):
+    """Of one seed, from where an earlier run stopped."""
+    options.data.mkdir(parents=True, exist_ok=True)
+    state = options.data / "figures.json"
+    results = {"hits": [], "answers": [], "qmsum": []}
+    if state.exists():
+        results = json.loads(state.read_text())
+
+    def save():
+        fresh = state.with_suffix(".new")
+        fresh.write_text(json.dumps(results))
+        fresh.replace(state)
+
+    run(options, results, save)
+    return results
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--text", type=pathlib.Path, help="folder of KIND.jsonl[.zst]")
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--adapter", help="default: the shipped one")
-    parser.add_argument("--seed", type=int, default=2,
-                        help="of facts and streams; constants were chosen with 3")
+    parser.add_argument("--seed", default="2",
+                        help="of facts and streams, or several: 2,4,5; 3 chose the constants")
     parser.add_argument("--facts", type=int, default=280, help="of a stream, both distances")
     parser.add_argument("--length", type=int, default=120000,
                         help="of a stream, tokens; below 104,000 all its facts are near")
@@ -169,18 +189,15 @@ def main():
     parser.add_argument("--meetings", type=int, default=35)
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
-    options.data.mkdir(parents=True, exist_ok=True)
-    state = options.data / "figures.json"
+    seeds = [int(seed) for seed in options.seed.split(",")]
     results = {"hits": [], "answers": [], "qmsum": []}
-    if state.exists():
-        results = json.loads(state.read_text())
-
-    def save():
-        fresh = state.with_suffix(".new")
-        fresh.write_text(json.dumps(results))
-        fresh.replace(state)
-
-    run(options, results, save)
+    for seed in seeds:
+        one = argparse.Namespace(**dict(vars(options), seed=seed))
+        if len(seeds) > 1:
+            one.data = options.data / f"seed-{seed}"
+        one.qmsum = options.qmsum if seed == seeds[0] else None
+        for name, rows in figures_of(one).items():
+            results[name] += rows
     if results["hits"]:
         print_hits(results["hits"])
     if results["qmsum"]:
