@@ -45,7 +45,9 @@ struct cuda_state {
     cudaEvent_t queued, copied[OUT_EVENTS];
     uint32_t out_begun, out_done; /* copies out, later */
     cudaEvent_t start;
-    int error; /* the first, sticky */
+    void **taken; /* [taken_max]: memory, given back at close at the latest */
+    uint32_t taken_count, taken_max;
+    int error;                                  /* the first, sticky */
     struct graph graph[GRAPHS_MAX], *recording; /* NULL: nothing is being recorded */
     uint64_t passes;
     bool unrecordable; /* something queued while recording was refused */

@@ -30,19 +30,43 @@ void cuda_note(struct cuda *c, cudaError_t error, const char *what)
 
 /* ---- memory ---- */
 
+/* Room for one more in the list of what is taken. */
+static bool room_to_take(struct cuda_state *s)
+{
+    if (s->taken_count < s->taken_max)
+        return true;
+    uint32_t max = s->taken_max ? 2 * s->taken_max : 64;
+    void **taken = (void **)realloc(s->taken, max * sizeof *taken);
+    if (!taken)
+        return false;
+    s->taken = taken;
+    s->taken_max = max;
+    return true;
+}
+
 static void *take(struct cuda *c, size_t bytes)
 {
+    struct cuda_state *s = c->state;
     void *memory = NULL;
+    if (!room_to_take(s))
+        return NULL;
     if (cudaMalloc(&memory, bytes ? bytes : 1) != cudaSuccess) {
         (void)cudaGetLastError(); /* a full device is the caller's to judge */
         return NULL;
     }
-    cuda_note(c, cudaMemsetAsync(memory, 0, bytes, c->state->stream), "clear");
+    s->taken[s->taken_count++] = memory;
+    cuda_note(c, cudaMemsetAsync(memory, 0, bytes, s->stream), "clear");
     return memory;
 }
 
 static void give(struct cuda *c, void *memory)
 {
+    struct cuda_state *s = c->state;
+    for (uint32_t i = s->taken_count; memory && i-- > 0;)
+        if (s->taken[i] == memory) {
+            s->taken[i] = s->taken[--s->taken_count];
+            break;
+        }
     cuda_note(c, cudaFree(memory), "free");
 }
 
@@ -236,6 +260,9 @@ void cuda_close(struct cuda **handle)
     for (int i = 0; i < OUT_EVENTS; i++)
         if (s->copied[i])
             (void)cudaEventDestroy(s->copied[i]);
+    for (uint32_t i = 0; i < s->taken_count; i++)
+        (void)cudaFree(s->taken[i]);
+    free(s->taken);
     if (s->start)
         (void)cudaEventDestroy(s->start);
     if (s->queued)
