@@ -208,7 +208,8 @@ struct cuda {
     bool (*graph_again)(struct cuda *c);
 
     /* ---- weights ---- */
-    /* out = bf16(rows of a file's tensor + sum of b a). source: device copy of the file's bytes. */
+    /* out = bf16(rows of a file's tensor + sum of b a). source: device copy of the file's bytes, at
+     * an even address; a at a multiple of 16. */
     void (*weight_make)(struct cuda *c, struct cuda_weight *out, const void *source,
                         enum tensor_type type, const struct cuda_lora *lora, uint32_t lora_count);
     /* out (rows x w.rows, row stride out_stride) = x w^T; x bf16 [rows][w.cols] */
@@ -255,6 +256,7 @@ struct cuda {
 /* Opens the first device. -ENOTSUP: built without CUDA; -ENODEV: no usable device, driver or
  * cuBLASLt; -ENOMEM; each said in error. */
 int cuda_open(struct cuda **out, char *error, size_t error_bytes);
+/* Gives back all memory of the device that was taken; pinned memory is the taker's. */
 void cuda_close(struct cuda **c);
 
 #ifdef __cplusplus

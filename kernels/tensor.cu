@@ -38,6 +38,10 @@ static __device__ float value_at(const uint8_t *row, uint32_t type, uint32_t col
     }
 }
 
+/* ---- weights ---- */
+
+enum { EIGHT = 8, TOGETHER = 4 /* rows of a thread: what it reads of an update serves them all */ };
+
 struct weight_job {
     bf16 *out;
     const uint8_t *source;
@@ -46,21 +50,102 @@ struct weight_job {
     struct cuda_lora lora[CUDA_LORAS_MAX];
 };
 
-/* A low-rank update is added before the rounding: it costs no products later. */
+/* Two bytes; blocks and rows begin at even addresses, and no more than that. */
+static __device__ __forceinline__ uint32_t pair_at(const uint8_t *bytes)
+{
+    return *(const uint16_t *)bytes;
+}
+
+/* Eight values of a block of 4-bit codes, from `codes` on: those of a quarter are the lower or the
+ * upper halves of eight bytes. */
+static __device__ __forceinline__ void nibbles_at(float out[EIGHT], const uint8_t *codes,
+                                                  uint32_t quarter, float d, float m)
+{
+    codes += quarter % 2 * EIGHT;
+#pragma unroll
+    for (int i = 0; i < EIGHT; i += 2) {
+        uint32_t two = pair_at(codes + i) >> (quarter / 2 * 4);
+        out[i] = d * (float)(two & 15u) + m;
+        out[i + 1] = d * (float)(two >> 8 & 15u) + m;
+    }
+}
+
+/* Values 8 eighth .. 8 eighth + 7 of a row, as value_at gives each. */
+static __device__ __forceinline__ void eight_at(float out[EIGHT], const uint8_t *row, uint32_t type,
+                                                uint32_t eighth)
+{
+    uint32_t block = eighth / 4, quarter = eighth % 4;
+    const uint8_t *at;
+    switch (type) {
+    case TENSOR_Q4_0: {
+        at = row + (size_t)block * Q4_0_BYTES;
+        float d = half_to_float((f16)pair_at(at));
+        nibbles_at(out, at + 2, quarter, d, -8.0f * d);
+        return;
+    }
+    case TENSOR_Q4_1:
+        at = row + (size_t)block * Q4_1_BYTES;
+        nibbles_at(out, at + 4, quarter, half_to_float((f16)pair_at(at)),
+                   half_to_float((f16)pair_at(at + 2)));
+        return;
+    case TENSOR_Q8_0: {
+        at = row + (size_t)block * Q8_0_BYTES;
+        float d = half_to_float((f16)pair_at(at));
+        at += 2 + quarter * EIGHT;
+#pragma unroll
+        for (int i = 0; i < EIGHT; i += 2) {
+            uint32_t two = pair_at(at + i);
+            out[i] = d * (float)(int8_t)(two & 255u);
+            out[i + 1] = d * (float)(int8_t)(two >> 8);
+        }
+        return;
+    }
+    default:
+#pragma unroll
+        for (int i = 0; i < EIGHT; i++)
+            out[i] = value_at(row, type, eighth * EIGHT + i);
+    }
+}
+
+static __device__ __forceinline__ void add_lora(float value[TOGETHER][EIGHT],
+                                                const struct cuda_lora &lora, uint32_t row,
+                                                uint32_t rows, uint32_t col, uint32_t cols)
+{
+    for (uint32_t r = 0; r < lora.rank; r++) {
+        const uint4 *from = (const uint4 *)(lora.a + (size_t)r * cols + col);
+        uint4 low = from[0], high = from[1];
+        const uint32_t a[EIGHT] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int n = 0; n < TOGETHER; n++) {
+            float b = row + n < rows ? lora.b[(size_t)(row + n) * lora.rank + r] : 0.0f;
+#pragma unroll
+            for (int i = 0; i < EIGHT; i++)
+                value[n][i] += b * __uint_as_float(a[i]);
+        }
+    }
+}
+
+/* Each thread eight columns of some rows. A low-rank update is added before the rounding: it costs
+ * no products later. */
 static __global__ void weight_kernel(struct weight_job job)
 {
-    uint32_t row = blockIdx.x;
-    const uint8_t *from = job.source + row * job.row_bytes;
-    for (uint32_t col = threadIdx.x; col < job.cols; col += THREADS) {
-        float value = value_at(from, job.type, col);
-        for (int l = 0; l < CUDA_LORAS_MAX; l++) {
-            const struct cuda_lora *lora = &job.lora[l];
-            for (uint32_t r = 0; r < lora->rank; r++)
-                value += lora->b[(size_t)row * lora->rank + r] *
-                         lora->a[(size_t)r * job.cols + col];
-        }
-        job.out[(size_t)row * job.cols + col] = bf16_from_float(value);
-    }
+    uint32_t eighths = job.cols / EIGHT, at = blockIdx.x * THREADS + threadIdx.x;
+    uint32_t row = at / eighths * TOGETHER, eighth = at % eighths, col = eighth * EIGHT;
+    float value[TOGETHER][EIGHT];
+    if (row >= job.rows)
+        return;
+#pragma unroll
+    for (int n = 0; n < TOGETHER; n++) /* the last row again where there are no more */
+        eight_at(value[n], job.source + min(row + n, job.rows - 1) * job.row_bytes, job.type,
+                 eighth);
+    for (int l = 0; l < CUDA_LORAS_MAX; l++)
+        add_lora(value, job.lora[l], row, job.rows, col, job.cols);
+#pragma unroll
+    for (int n = 0; n < TOGETHER; n++)
+        if (row + n < job.rows)
+            *(uint4 *)(job.out + (size_t)(row + n) * job.cols + col) = make_uint4(
+                bf16_pair(value[n][0], value[n][1]), bf16_pair(value[n][2], value[n][3]),
+                bf16_pair(value[n][4], value[n][5]), bf16_pair(value[n][6], value[n][7]));
 }
 
 static size_t row_bytes_of(enum tensor_type type, uint32_t cols)
@@ -93,7 +178,8 @@ static void weight_make(struct cuda *c, struct cuda_weight *out, const void *sou
     job.cols = out->cols;
     for (uint32_t i = 0; i < lora_count; i++)
         job.lora[i] = lora[i];
-    LAUNCH(c, weight_kernel, dim3(out->rows), dim3(THREADS), job);
+    uint32_t threads = (out->rows + TOGETHER - 1) / TOGETHER * (out->cols / EIGHT);
+    LAUNCH(c, weight_kernel, dim3((threads + THREADS - 1) / THREADS), dim3(THREADS), job);
 }
 
 static __global__ void embed_kernel(float *x, const int32_t *token, const uint8_t *table,

@@ -176,16 +176,30 @@ static int plan_arena(struct gpu *g, const struct engine_options *options, char 
     return 0;
 }
 
+/* Whether quantised weights stay as they are: asked for, or bf16 leaves nothing for a stream. */
+static bool keeps_weights(const struct gpu *g, const struct engine *e,
+                          const struct engine_options *options)
+{
+    struct stream_options defaults = {0};
+    size_t most = g->cuda->memory_free_bytes, asked = options->device_bytes;
+    size_t least = gpu_weights_bytes(e, false) + g->work_bytes + stream_device_bytes(e, &defaults);
+    most = most > ARENA_LEFT ? most - ARENA_LEFT : 0;
+    if (options->device_weights != WEIGHTS_AUTO)
+        return options->device_weights == WEIGHTS_FILE;
+    return least > (asked && asked < most ? asked : most);
+}
+
 int gpu_open(struct engine *e, const struct engine_options *options, char *error,
              size_t error_bytes)
 {
     struct gpu *g = e->gpu;
     struct cuda *c = g->cuda;
     plan(g, e, options);
+    g->work_bytes = carve_batch(g, e, NULL);
+    g->keep = keeps_weights(g, e, options);
     int code = gpu_load_weights(e, error, error_bytes);
     if (code)
         return code;
-    g->work_bytes = carve_batch(g, e, NULL);
     char *work = c->take(c, g->work_bytes);
     if (!work)
         return fail_with(error, error_bytes, -ENOMEM,
@@ -224,7 +238,7 @@ void gpu_close(struct engine *e)
         c->give_host(c, g->hidden);
     }
     e->pin_tail.k = NULL; /* the device's */
-    cuda_close(&g->cuda); /* what was taken on the device goes with its context's owner */
+    cuda_close(&g->cuda);
     free(g);
     e->gpu = NULL;
 }

@@ -24,10 +24,27 @@ enum {
 /* Rows that use the same weights lie together in a batch, in this order. */
 enum gpu_kind { GPU_BASE, GPU_DMC, GPU_COMP, GPU_COMP_DMC, GPU_KINDS };
 
+/* Rows [from, from + rows) of a matrix, as they are in the file, and what is added to them. */
+struct gpu_part {
+    const void *source; /* on the device */
+    enum tensor_type type;
+    uint32_t from, rows;
+    struct cuda_lora lora[CUDA_LORAS_MAX];
+    uint32_t loras;
+};
+
+/* A projection's matrix: bf16; or its parts, which are made bf16 in a scratch that all such
+ * matrices share, before each product. */
+struct gpu_weight {
+    struct cuda_weight made;
+    struct gpu_part part[PROJECTION_PARTS_MAX];
+    uint32_t parts; /* 0: made is the matrix itself */
+};
+
 struct gpu_layer {
     float *attn_norm, *ffn_norm; /* [dim] */
     float *decide, *decide_bias; /* [2 kv_heads][dim], [2 kv_heads]; NULL without DMC */
-    struct cuda_weight qkv[GPU_KINDS], o[GPU_KINDS], gate_up, down;
+    struct gpu_weight qkv[GPU_KINDS], o[GPU_KINDS], gate_up, down;
 };
 
 struct gpu_region {
@@ -76,11 +93,14 @@ struct gpu {
     uint32_t rows_max, items_max, lanes_max, leave_max;
     uint32_t turns; /* rows turned at a chunk's end: [comp join | sinks | comp summary | pins] */
     struct gpu_layer layer[LAYERS_MAX];
-    struct cuda_weight head;
+    struct gpu_weight head;
+    bool keep;     /* quantised matrices stay as in the file */
+    bf16 *scratch; /* where one of them is made; NULL: there are none */
+    size_t scratch_bytes;
     void *embedding; /* rows as in the file */
     float *comp_embedding, *output_norm, *ratio_bias;
     double *inverse_frequency;
-    size_t weights_bytes, work_bytes; /* on the device */
+    size_t weights_bytes, work_bytes; /* on the device; the scratch is of the weights */
     size_t host_bytes;                /* pinned, and tables */
     struct cuda_batch batch;          /* activations; one pass at a time computes */
     char *in;                         /* on the device: the slot's in */
@@ -118,7 +138,10 @@ void gpu_give(struct gpu *g, void *memory);
 
 /* gpu_weights.c */
 int gpu_load_weights(struct engine *engine, char *error, size_t error_bytes);
-void gpu_free_weights(struct gpu *g);
+/* What that takes of the device, but for small things; keep: as gpu.keep. */
+size_t gpu_weights_bytes(const struct engine *engine, bool keep);
+/* The matrix for the products queued next, until another is asked for. */
+const struct cuda_weight *gpu_weight(struct gpu *g, const struct gpu_weight *w);
 
 /* gpu_feed.c: a pass is begun; gpu_pass.c: filled kind by kind, and queued. */
 struct gpu_slot *gpu_pass_begin(struct engine *e); /* waits for what its slot still holds */

@@ -159,13 +159,15 @@ static struct cuda_batch batch_of(const struct gpu *g, const struct gpu_slot *p)
 }
 
 static void project_kinds(struct gpu *g, const struct gpu_slot *p, void *out, enum cuda_out kind,
-                          const struct cuda_weight *w, const bf16 *x)
+                          const struct gpu_weight *weight, const bf16 *x)
 {
     for (int k = 0; k < GPU_KINDS; k++) {
         size_t from = p->kind_rows[k], rows = p->kind_rows[k + 1] - from;
-        if (rows)
-            g->cuda->matmul(g->cuda, (float *)out + from * w[k].rows, kind, w[k].rows, &w[k],
-                            x + from * w[k].cols, (uint32_t)rows);
+        if (!rows)
+            continue;
+        const struct cuda_weight *w = gpu_weight(g, &weight[k]);
+        g->cuda->matmul(g->cuda, (float *)out + from * w->rows, kind, w->rows, w,
+                        x + from * w->cols, (uint32_t)rows);
     }
 }
 
@@ -208,8 +210,8 @@ static void run_layers(struct engine *e, const struct gpu_slot *p, uint32_t laye
         c->attend(c, &b, n);
         project_kinds(g, p, b.x, CUDA_OUT_F32_ADD, l->o, b.att);
         c->norm(c, &b, l->ffn_norm, NULL, 0, 0);
-        c->gate(c, &b, &l->gate_up);
-        c->matmul(c, b.x, CUDA_OUT_F32_ADD, l->down.rows, &l->down, b.act, b.rows);
+        c->gate(c, &b, gpu_weight(g, &l->gate_up));
+        c->matmul(c, b.x, CUDA_OUT_F32_ADD, e->shape.dim, gpu_weight(g, &l->down), b.act, b.rows);
     }
 }
 
@@ -259,7 +261,7 @@ void gpu_logits(struct engine *e, const uint32_t *row, uint32_t rows)
     b.rows = rows;
     b.x = g->x_last;
     c->norm(c, &b, g->output_norm, NULL, 0, 0);
-    c->matmul(c, g->logits, CUDA_OUT_F32, e->shape.vocab, &g->head, b.h, rows);
+    c->matmul(c, g->logits, CUDA_OUT_F32, e->shape.vocab, gpu_weight(g, &g->head), b.h, rows);
 }
 
 int gpu_pass_score(struct engine *e, struct gpu_slot *p, const int32_t *targets, uint32_t rows,

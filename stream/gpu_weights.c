@@ -1,8 +1,12 @@
 /*
- * Weights on the device: bf16, q, k, v and gate, up fused, low-rank updates added before rounding.
+ * Weights on the device: q, k, v and gate, up fused, low-rank updates added before rounding to
+ * bf16.
  *
  * Rows of four kinds of timelines use different q, k, v and o: base, with DMC's update, with
- * COMP's, with both. Each kind gets matrices of its own, so that a pass computes no update at all.
+ * COMP's, with both. Either each kind has bf16 matrices of its own, made here once, so that a pass
+ * computes no update at all; or, where they would not fit, the file's rows stay as they are with
+ * the updates beside them, and a matrix is made before each of its products, in the same place and
+ * by the same op: the same bits, for some time and a fraction of the bytes.
  */
 #include "stream/gpu.h"
 
@@ -10,15 +14,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* One load: a place on the device for a file's rows, and for a low-rank update. */
+enum { O_PART = 3, LORA_PARTS = 4, LORA_ALIGN = 64 /* floats */ };
+enum { BASE_ALONE = 1 << GPU_BASE };
+
+/* One load: a place on the device for a file's rows, and for a layer's low-rank updates. */
 struct upload {
     struct engine *e;
     struct gpu *g;
     char *source;
     size_t source_bytes;
-    float *lora[CUDA_LORAS_MAX]; /* [rank][cols] then [rows][rank] */
-    size_t lora_bytes;
-    float *host; /* of lora_bytes */
+    float *lora_memory; /* [lora_count] */
+    size_t lora_count, lora_used;
+    float *host;                                       /* [lora_count] */
+    struct cuda_lora lora[CUDA_LORAS_MAX][LORA_PARTS]; /* the layer's: DMC, COMP; q, k, v, o */
+    uint32_t kinds;                                    /* bits */
     bool failed;
 };
 
@@ -43,6 +52,99 @@ static float *send_floats(struct upload *u, const float *host, size_t count)
     return host ? send(u, host, count * sizeof *host) : NULL;
 }
 
+/* ---- sizes ---- */
+
+static size_t file_bytes(const struct projection *p)
+{
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < p->count; i++)
+        bytes += p->part[i].rows *
+                 tensor_row_bytes((enum tensor_type)p->part[i].layout, p->part[i].cols);
+    return bytes;
+}
+
+static size_t bf16_bytes(const struct projection *p)
+{
+    size_t rows = 0;
+    for (uint32_t i = 0; i < p->count; i++)
+        rows += p->part[i].rows;
+    return rows * p->part[0].cols * sizeof(bf16);
+}
+
+/* Of 16 bits and more a value, bf16 is no larger and takes no time. */
+static bool worth_keeping(const struct projection *p)
+{
+    return file_bytes(p) < bf16_bytes(p);
+}
+
+/* Floats of an update of a part: A [rank][cols], B [rows][rank]. */
+static size_t lora_floats(const struct shape *s, const struct lora *l, int part)
+{
+    size_t in = part == O_PART ? (size_t)s->heads * s->head_dim : s->dim;
+    size_t out = part == O_PART ? s->dim : part ? s->kv_dim : s->heads * s->head_dim;
+    size_t count = l->rank[part] * (in + out);
+    return (count + LORA_ALIGN - 1) / LORA_ALIGN * LORA_ALIGN;
+}
+
+static size_t layer_lora_floats(const struct shape *s, const struct layer *layer)
+{
+    size_t count = 0;
+    for (int part = 0; part < LORA_PARTS; part++)
+        count += lora_floats(s, &layer->dmc, part) + lora_floats(s, &layer->comp, part);
+    return count;
+}
+
+static uint32_t kinds_of(const struct engine *e)
+{
+    bool dmc = e->info.ratio_count > 1, comp = e->shape.comp > 0;
+    return BASE_ALONE | (dmc ? 1 << GPU_DMC : 0) | (comp ? 1 << GPU_COMP : 0) |
+           (dmc && comp ? 1 << GPU_COMP_DMC : 0);
+}
+
+struct sizes {
+    size_t weights, scratch; /* on the device */
+    size_t part;             /* a part's rows in the file, the largest */
+    size_t lora;             /* floats of a layer's updates, the most */
+};
+
+static void add_projection(struct sizes *s, const struct projection *p, uint32_t kinds, bool keep)
+{
+    keep = keep && worth_keeping(p);
+    s->weights += keep ? file_bytes(p) : bf16_bytes(p) * (size_t)__builtin_popcount(kinds);
+    if (keep && bf16_bytes(p) > s->scratch)
+        s->scratch = bf16_bytes(p);
+    for (uint32_t i = 0; i < p->count; i++) {
+        struct projection one = {.part = {p->part[i]}, .count = 1};
+        s->part = file_bytes(&one) > s->part ? file_bytes(&one) : s->part;
+    }
+}
+
+static struct sizes sizes_of(const struct engine *e, bool keep)
+{
+    struct sizes s = {.weights = e->embedding->data_bytes};
+    uint32_t kinds = kinds_of(e);
+    add_projection(&s, &e->head, BASE_ALONE, keep);
+    for (uint32_t n = 0; n < e->shape.layers; n++) {
+        const struct layer *l = &e->layer[n];
+        size_t lora = layer_lora_floats(&e->shape, l);
+        add_projection(&s, &l->qkv, kinds, keep);
+        add_projection(&s, &l->o, kinds, keep);
+        add_projection(&s, &l->gate_up, BASE_ALONE, keep);
+        add_projection(&s, &l->down, BASE_ALONE, keep);
+        s.lora = lora > s.lora ? lora : s.lora;
+        s.weights += keep ? lora * sizeof(float) : 0;
+    }
+    return s;
+}
+
+size_t gpu_weights_bytes(const struct engine *e, bool keep)
+{
+    struct sizes s = sizes_of(e, keep);
+    return s.weights + s.scratch;
+}
+
+/* ---- low-rank updates ---- */
+
 /* A matrix's rows as fp32 on the host. */
 static void floats_of(float *out, const struct weight *w)
 {
@@ -52,86 +154,109 @@ static void floats_of(float *out, const struct weight *w)
                    (enum tensor_type)w->layout, w->cols);
 }
 
-/* A (rank x cols) and B (rows x rank) to the device. */
-static struct cuda_lora send_lora(struct upload *u, int which, const float *a,
-                                  const struct weight *b, uint32_t cols)
+/* A (rank x cols) and B (rows x rank) to the device, one behind the other. */
+static struct cuda_lora send_lora(struct upload *u, const struct lora *l, int part)
 {
-    struct cuda *c = u->g->cuda;
-    struct cuda_lora lora = {.rank = b->cols};
-    float *to = u->lora[which];
-    size_t a_count = (size_t)b->cols * cols;
-    floats_of(u->host, b);
-    c->copy_in(c, to, a, a_count * sizeof *a);
-    c->copy_in(c, to + a_count, u->host, (size_t)b->rows * b->cols * sizeof *a);
-    lora.a = to;
-    lora.b = to + a_count;
-    return lora;
+    const struct shape *s = &u->e->shape;
+    const struct weight *b = part == O_PART ? &l->o_b : &l->b[part];
+    size_t count = lora_floats(s, l, part), a_count, a_from = 0;
+    if (!count)
+        return (struct cuda_lora){0};
+    float *to = u->g->keep ? take(u, count * sizeof *to) : u->lora_memory + u->lora_used;
+    if (!to)
+        return (struct cuda_lora){0};
+    if (part == O_PART) {
+        a_count = (size_t)l->o_a.rows * l->o_a.cols;
+        floats_of(u->host, &l->o_a);
+    } else {
+        a_count = (size_t)l->rank[part] * s->dim;
+        for (int p = 0; p < part; p++)
+            a_from += l->rank[p];
+        memcpy(u->host, (const float *)l->in.data + a_from * s->dim, a_count * sizeof *to);
+    }
+    floats_of(u->host + a_count, b);
+    u->g->cuda->copy_in(u->g->cuda, to, u->host,
+                        (a_count + (size_t)b->rows * b->cols) * sizeof *to);
+    u->lora_used += count;
+    return (struct cuda_lora){.a = to, .b = to + a_count, .rank = b->cols};
 }
 
-/* The low-rank updates of part `part` (q, k, v; 3: o) of a kind. */
-static uint32_t loras_of(struct upload *u, const struct layer *layer, enum gpu_kind kind, int part,
-                         uint32_t cols, struct cuda_lora *out, float *o_a)
+static void send_loras(struct upload *u, const struct layer *layer)
 {
-    const struct lora *from[2] = {
-        kind == GPU_DMC || kind == GPU_COMP_DMC ? &layer->dmc : NULL,
-        kind == GPU_COMP || kind == GPU_COMP_DMC ? &layer->comp : NULL,
-    };
-    uint32_t count = 0;
-    for (int i = 0; i < 2; i++) {
-        const struct lora *l = from[i];
-        if (!l || !l->rank[part])
-            continue;
-        if (part == 3) {
-            floats_of(o_a, &l->o_a);
-            out[count] = send_lora(u, (int)count, o_a, &l->o_b, cols);
-        } else {
-            uint32_t at = 0;
-            for (int p = 0; p < part; p++)
-                at += l->rank[p];
-            const float *a = (const float *)l->in.data + (size_t)at * cols;
-            out[count] = send_lora(u, (int)count, a, &l->b[part], cols);
+    u->lora_used = 0;
+    for (int part = 0; part < LORA_PARTS; part++) {
+        u->lora[0][part] = send_lora(u, &layer->dmc, part);
+        u->lora[1][part] = send_lora(u, &layer->comp, part);
+    }
+}
+
+/* Those of part `part` that a kind adds. */
+static void add_loras(struct upload *u, struct gpu_part *out, enum gpu_kind kind, int part)
+{
+    bool adds[CUDA_LORAS_MAX] = {kind == GPU_DMC || kind == GPU_COMP_DMC,
+                                 kind == GPU_COMP || kind == GPU_COMP_DMC};
+    for (int i = 0; i < CUDA_LORAS_MAX; i++)
+        if (adds[i] && u->lora[i][part].rank)
+            out->lora[out->loras++] = u->lora[i][part];
+}
+
+/* ---- matrices ---- */
+
+static void make_part(struct gpu *g, const struct cuda_weight *w, const struct gpu_part *p)
+{
+    struct cuda_weight to = {w->data + (size_t)p->from * w->cols, p->rows, w->cols};
+    g->cuda->weight_make(g->cuda, &to, p->source, p->type, p->lora, p->loras);
+}
+
+const struct cuda_weight *gpu_weight(struct gpu *g, const struct gpu_weight *w)
+{
+    for (uint32_t i = 0; i < w->parts; i++)
+        make_part(g, &w->made, &w->part[i]);
+    return &w->made;
+}
+
+/* A part's rows as the file has them: to stay, or until the next part comes. */
+static const void *send_rows(struct upload *u, const struct weight *part, bool keep)
+{
+    size_t bytes = part->rows * tensor_row_bytes((enum tensor_type)part->layout, part->cols);
+    if (keep)
+        return part->data == u->e->embedding->data ? u->g->embedding : send(u, part->data, bytes);
+    u->g->cuda->copy_in(u->g->cuda, u->source, part->data, bytes);
+    return u->source;
+}
+
+/* out [GPU_KINDS], of which `kinds` are wanted. first_part: of q, k, v, o, whose updates are added;
+ * -1: none are. */
+static void load_projection(struct upload *u, struct gpu_weight *out, uint32_t kinds,
+                            const struct projection *p, int first_part)
+{
+    bool keep = u->g->keep && worth_keeping(p);
+    size_t bytes = bf16_bytes(p);
+    uint32_t cols = p->part[0].cols, rows = (uint32_t)(bytes / sizeof(bf16) / cols);
+    for (enum gpu_kind k = 0; kinds >> k; k++)
+        if (kinds >> k & 1)
+            out[k].made = (struct cuda_weight){keep ? u->g->scratch : take(u, bytes), rows, cols};
+    for (uint32_t i = 0; i < p->count && !u->failed; i++) {
+        const struct weight *from = &p->part[i];
+        const void *source = send_rows(u, from, keep);
+        for (enum gpu_kind k = 0; kinds >> k && source; k++) {
+            struct gpu_part part = {.source = source,
+                                    .type = (enum tensor_type)from->layout,
+                                    .from = p->column[i],
+                                    .rows = from->rows};
+            if (!(kinds >> k & 1))
+                continue;
+            if (first_part >= 0)
+                add_loras(u, &part, k, first_part + (int)i);
+            if (keep)
+                out[k].part[out[k].parts++] = part;
+            else
+                make_part(u->g, &out[k].made, &part);
         }
-        count++;
     }
-    return count;
 }
 
-/* Rows [row, row + part's) of out; all of the part's file rows go over once. */
-static void make_part(struct upload *u, const struct cuda_weight *out, uint32_t row,
-                      const struct weight *part, const struct cuda_lora *lora, uint32_t loras)
-{
-    struct cuda *c = u->g->cuda;
-    enum tensor_type type = (enum tensor_type)part->layout;
-    struct cuda_weight to = {out->data + (size_t)row * out->cols, part->rows, part->cols};
-    c->copy_in(c, u->source, part->data, part->rows * tensor_row_bytes(type, part->cols));
-    c->weight_make(c, &to, u->source, type, lora, loras);
-}
-
-static struct cuda_weight make_projection(struct upload *u, const struct projection *p,
-                                          const struct layer *layer, enum gpu_kind kind,
-                                          int first_part, float *o_a)
-{
-    struct cuda_weight out = {.cols = p->part[0].cols};
-    for (uint32_t i = 0; i < p->count; i++)
-        out.rows += p->part[i].rows;
-    out.data = take(u, (size_t)out.rows * out.cols * sizeof(bf16));
-    for (uint32_t i = 0; out.data && i < p->count; i++) {
-        struct cuda_lora lora[CUDA_LORAS_MAX];
-        uint32_t loras =
-            first_part < 0 ? 0 : loras_of(u, layer, kind, first_part + (int)i, out.cols, lora, o_a);
-        make_part(u, &out, p->column[i], &p->part[i], lora, loras);
-    }
-    return out;
-}
-
-static bool has_kind(const struct engine *e, enum gpu_kind kind)
-{
-    bool dmc = e->info.ratio_count > 1, comp = e->shape.comp > 0;
-    return kind == GPU_BASE || (kind == GPU_DMC && dmc) || (kind == GPU_COMP && comp) ||
-           (kind == GPU_COMP_DMC && dmc && comp);
-}
-
-static void load_layer(struct upload *u, uint32_t n, float *o_a)
+static void load_layer(struct upload *u, uint32_t n)
 {
     const struct engine *e = u->e;
     const struct shape *s = &e->shape;
@@ -145,48 +270,11 @@ static void load_layer(struct upload *u, uint32_t n, float *o_a)
         to->decide = send_floats(u, rows, (size_t)2 * s->kv_heads * s->dim);
         to->decide_bias = send_floats(u, from->dmc.decide_bias, 2 * s->kv_heads);
     }
-    for (enum gpu_kind kind = 0; kind < GPU_KINDS; kind++) {
-        if (!has_kind(e, kind))
-            continue;
-        to->qkv[kind] = make_projection(u, &from->qkv, from, kind, 0, o_a);
-        to->o[kind] = make_projection(u, &from->o, from, kind, 3, o_a);
-    }
-    to->gate_up = make_projection(u, &from->gate_up, from, GPU_BASE, -1, o_a);
-    to->down = make_projection(u, &from->down, from, GPU_BASE, -1, o_a);
-}
-
-static void widest(struct upload *u, const struct projection *p)
-{
-    for (uint32_t i = 0; i < p->count; i++) {
-        size_t bytes = p->part[i].rows *
-                       tensor_row_bytes((enum tensor_type)p->part[i].layout, p->part[i].cols);
-        u->source_bytes = bytes > u->source_bytes ? bytes : u->source_bytes;
-    }
-}
-
-static void widest_lora(struct upload *u, const struct lora *l)
-{
-    const struct shape *s = &u->e->shape;
-    size_t wide = s->heads * s->head_dim > s->dim ? s->heads * s->head_dim : s->dim;
-    for (int i = 0; i < 4; i++) {
-        size_t bytes = 2 * wide * l->rank[i] * sizeof(float);
-        u->lora_bytes = bytes > u->lora_bytes ? bytes : u->lora_bytes;
-    }
-}
-
-static void measure(struct upload *u)
-{
-    const struct engine *e = u->e;
-    widest(u, &e->head);
-    for (uint32_t n = 0; n < e->shape.layers; n++) {
-        const struct layer *l = &e->layer[n];
-        widest(u, &l->qkv);
-        widest(u, &l->o);
-        widest(u, &l->gate_up);
-        widest(u, &l->down);
-        widest_lora(u, &l->comp);
-        widest_lora(u, &l->dmc);
-    }
+    send_loras(u, from);
+    load_projection(u, to->qkv, u->kinds, &from->qkv, 0);
+    load_projection(u, to->o, u->kinds, &from->o, O_PART);
+    load_projection(u, &to->gate_up, BASE_ALONE, &from->gate_up, -1);
+    load_projection(u, &to->down, BASE_ALONE, &from->down, -1);
 }
 
 static void load_shared(struct upload *u)
@@ -194,8 +282,8 @@ static void load_shared(struct upload *u)
     struct engine *e = u->e;
     struct gpu *g = u->g;
     const struct shape *s = &e->shape;
-    g->head = make_projection(u, &e->head, NULL, GPU_BASE, -1, NULL);
     g->embedding = send(u, e->embedding->data, e->embedding->data_bytes);
+    load_projection(u, &g->head, BASE_ALONE, &e->head, -1);
     g->output_norm = send_floats(u, e->output_norm, s->dim);
     g->comp_embedding = send_floats(u, e->comp_embedding, (size_t)s->comp * s->dim);
     g->ratio_bias = send_floats(u, e->ratio_bias, (size_t)(e->info.ratio_count - 1) * g->heads);
@@ -206,29 +294,23 @@ int gpu_load_weights(struct engine *e, char *error, size_t error_bytes)
 {
     struct gpu *g = e->gpu;
     struct cuda *c = g->cuda;
-    struct upload u = {.e = e, .g = g};
-    measure(&u);
-    float *o_a = NULL;
-    u.source = c->take(c, u.source_bytes);
-    u.failed = !u.source;
-    if (u.lora_bytes) {
-        u.host = malloc(u.lora_bytes);
-        o_a = malloc(u.lora_bytes);
-        for (int i = 0; i < CUDA_LORAS_MAX; i++) {
-            u.lora[i] = c->take(c, u.lora_bytes);
-            u.failed = u.failed || !u.lora[i] || !u.host || !o_a;
-        }
-    }
+    struct sizes sizes = sizes_of(e, g->keep);
+    struct upload u = {.e = e, .g = g, .lora_count = sizes.lora, .kinds = kinds_of(e)};
+    g->keep = sizes.scratch > 0;
+    g->scratch_bytes = sizes.scratch;
+    g->scratch = sizes.scratch ? take(&u, sizes.scratch) : NULL;
+    u.source = c->take(c, sizes.part);
+    u.lora_memory = c->take(c, sizes.lora * sizeof(float));
+    u.host = malloc(sizes.lora * sizeof(float) + 1);
+    u.failed = u.failed || !u.source || !u.lora_memory || !u.host;
     if (!u.failed)
         load_shared(&u);
     for (uint32_t n = 0; n < e->shape.layers && !u.failed; n++)
-        load_layer(&u, n, o_a);
+        load_layer(&u, n);
     int code = c->sync(c);
     c->give(c, u.source);
-    for (int i = 0; i < CUDA_LORAS_MAX; i++)
-        c->give(c, u.lora[i]);
+    c->give(c, u.lora_memory);
     free(u.host);
-    free(o_a);
     if (u.failed && !code)
         return fail_with(error, error_bytes, -ENOMEM,
                          "%s: no room for the weights, %zu MB of %zu MB free so far", c->name,

@@ -41,6 +41,14 @@ enum {
 
 /* ---- engine: weights and adapter, shared, read-only ---- */
 
+/* Weights on a GPU: bf16, or quantised ones as they are in the file, each matrix made bf16 before
+ * its products: the same results, less memory, more time. */
+enum device_weights {
+    WEIGHTS_AUTO, /* bf16 where there is room for a stream beside them */
+    WEIGHTS_BF16,
+    WEIGHTS_FILE
+};
+
 struct engine_options {
     const char *model_path; /* GGUF of a Llama-family model */
     const char
@@ -53,6 +61,7 @@ struct engine_options {
     /* DEVICE_CUDA alone */
     size_t device_bytes; /* of the device's memory, weights and all; 0: what is free */
     uint32_t batch_rows; /* computed together at most; 0: a default */
+    enum device_weights device_weights;
 };
 
 struct engine_info {
@@ -71,6 +80,8 @@ struct engine_info {
     size_t work_bytes;    /* activations and scratch */
     /* On a GPU, else 0: weights, activations, and the arena of streams and forks. */
     size_t device_weights_bytes, device_work_bytes, device_arena_bytes;
+    size_t device_scratch_bytes; /* of the weights: where quantised ones are made bf16; 0: all are
+                                  * bf16 */
     /* Tokens that are computed together fastest: a block, or what a device takes in one pass. */
     uint32_t batch_tokens;
 };

@@ -144,13 +144,12 @@ static double bench_projections(struct bench *b, uint32_t rows)
         double start = c->seconds(c);
         for (uint32_t n = 0; n < b->info.layer_count; n++) {
             const struct gpu_layer *l = &g->layer[n];
-            c->matmul(c, g->batch.qkv, CUDA_OUT_F32, l->qkv[kind].rows, &l->qkv[kind], g->batch.h,
-                      rows);
-            c->matmul(c, g->batch.x, CUDA_OUT_F32_ADD, l->o[kind].rows, &l->o[kind], g->batch.att,
-                      rows);
-            c->matmul(c, g->batch.gate_up, CUDA_OUT_BF16, l->gate_up.rows, &l->gate_up, g->batch.h,
-                      rows);
-            c->matmul(c, g->batch.x, CUDA_OUT_F32_ADD, l->down.rows, &l->down, g->batch.act, rows);
+            const struct cuda_weight *qkv = &l->qkv[kind].made, *o = &l->o[kind].made;
+            const struct cuda_weight *gate_up = &l->gate_up.made, *down = &l->down.made;
+            c->matmul(c, g->batch.qkv, CUDA_OUT_F32, qkv->rows, qkv, g->batch.h, rows);
+            c->matmul(c, g->batch.x, CUDA_OUT_F32_ADD, o->rows, o, g->batch.att, rows);
+            c->matmul(c, g->batch.gate_up, CUDA_OUT_BF16, gate_up->rows, gate_up, g->batch.h, rows);
+            c->matmul(c, g->batch.x, CUDA_OUT_F32_ADD, down->rows, down, g->batch.act, rows);
         }
         if (r)
             rate[r - 1] = rows / (c->seconds(c) - start);
@@ -163,6 +162,7 @@ static double bench_projections(struct bench *b, uint32_t rows)
 
 enum op {
     OP_NORM,
+    OP_WEIGHTS, /* made bf16 */
     OP_QKV,
     OP_ROWS,
     OP_ATTEND,
@@ -193,6 +193,12 @@ static void timed_norm(struct cuda *c, const struct cuda_batch *b, const float *
                        const float *decide, uint32_t from, uint32_t to)
 {
     TIMED(c, OP_NORM, norm(c, b, weight, decide, from, to));
+}
+
+static void timed_weight_make(struct cuda *c, struct cuda_weight *out, const void *source,
+                              enum tensor_type type, const struct cuda_lora *lora, uint32_t loras)
+{
+    TIMED(c, OP_WEIGHTS, weight_make(c, out, source, type, lora, loras));
 }
 
 static void timed_rows(struct cuda *c, const struct cuda_batch *b, uint32_t layer,
@@ -254,14 +260,15 @@ static void timed_rotations(struct cuda *c, float *out, const int64_t *position,
 /* A chunk of every stream, op by op. */
 static void bench_ops(struct bench *b, struct held *h, uint32_t streams)
 {
-    static const char *const names[] = {"op-norms", "op-qkv",     "op-entries", "op-attend",
-                                        "op-o",     "op-gate-up", "op-swiglu",  "op-down",
-                                        "op-slide", "op-other"};
+    static const char *const names[] = {"op-norms",  "op-weights", "op-qkv",     "op-entries",
+                                        "op-attend", "op-o",       "op-gate-up", "op-swiglu",
+                                        "op-down",   "op-slide",   "op-other"};
     struct cuda *c = b->engine->gpu->cuda;
     double rows = (double)streams * b->info.chunk_tokens * rows_per_token(b);
     timed.was = *c;
     timed.gpu = b->engine->gpu;
     c->norm = timed_norm;
+    c->weight_make = timed_weight_make;
     c->make_rows = timed_rows;
     c->attend = timed_attend;
     c->gate = timed_gate;
@@ -272,6 +279,7 @@ static void bench_ops(struct bench *b, struct held *h, uint32_t streams)
     c->rotations = timed_rotations;
     feed_all(b, h, streams, b->info.chunk_tokens);
     c->norm = timed.was.norm;
+    c->weight_make = timed.was.weight_make;
     c->make_rows = timed.was.make_rows;
     c->attend = timed.was.attend;
     c->gate = timed.was.gate;
@@ -372,17 +380,26 @@ static void bench_attend_ingest(struct bench *b, struct held *h, uint32_t stream
     bench_attend(b, "attend-ingest", keys, half / STREAM_BLOCK_TOKENS);
 }
 
-static size_t weights_read(const struct bench *b)
+/* Of a step: bf16 ones are read; kept ones are read as they are, written as bf16 and read. */
+static size_t weight_moved(const struct gpu_weight *w)
+{
+    size_t made = (size_t)w->made.rows * w->made.cols * sizeof(bf16);
+    size_t kept = 0;
+    for (uint32_t i = 0; i < w->parts; i++)
+        kept += w->part[i].rows * tensor_row_bytes(w->part[i].type, w->made.cols);
+    return kept ? kept + 2 * made : made;
+}
+
+static size_t weights_moved(const struct bench *b)
 {
     const struct gpu *g = b->engine->gpu;
-    size_t values = (size_t)g->head.rows * g->head.cols;
+    size_t bytes = weight_moved(&g->head);
     for (uint32_t n = 0; n < b->info.layer_count; n++) {
-        const struct cuda_weight *w[] = {&g->layer[n].qkv[GPU_BASE], &g->layer[n].o[GPU_BASE],
-                                         &g->layer[n].gate_up, &g->layer[n].down};
-        for (int i = 0; i < 4; i++)
-            values += (size_t)w[i]->rows * w[i]->cols;
+        const struct gpu_layer *l = &g->layer[n];
+        bytes += weight_moved(&l->qkv[GPU_BASE]) + weight_moved(&l->o[GPU_BASE]) +
+                 weight_moved(&l->gate_up) + weight_moved(&l->down);
     }
-    return values * sizeof(bf16);
+    return bytes;
 }
 
 /* One greedy token of every fork a step. */
@@ -409,7 +426,7 @@ static void decode_steps(struct bench *b, struct fork_work *work, int32_t *token
     /* Of the four kinds of q, k, v and o one is read a step; what a stream's fork holds counts
      * whole. */
     figure(b, "decode-bytes", count,
-           median(rate, ROUNDS) / count * (row_bytes + (double)weights_read(b)), "bytes/s");
+           median(rate, ROUNDS) / count * (row_bytes + (double)weights_moved(b)), "bytes/s");
 }
 
 static void bench_decode(struct bench *b, struct held *h, uint32_t count)
@@ -511,7 +528,7 @@ int main(int argc, char **argv)
     struct bench b = {.streams = 1000, .ratio = 2, .tail = 256, .chunks = 2, .commit = "unknown"};
     const char *text = "LICENSE", *only = "";
     uint32_t depth = 8192;
-    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:r:c:k:o:x:M:g")) != -1;) {
+    for (int c; (c = getopt(argc, argv, "m:a:t:n:d:r:c:k:o:x:M:w:g")) != -1;) {
         unsigned long n = optarg ? strtoul(optarg, NULL, 0) : 0;
         if (c == 'm')
             options.model_path = optarg;
@@ -527,6 +544,8 @@ int main(int argc, char **argv)
             options.batch_rows = (uint32_t)n;
         else if (c == 'M')
             options.device_bytes = n;
+        else if (c == 'w')
+            options.device_weights = strcmp(optarg, "file") == 0 ? WEIGHTS_FILE : WEIGHTS_BF16;
         else if (c == 'c')
             b.chunks = (uint32_t)n;
         else if (c == 'k')
@@ -539,7 +558,7 @@ int main(int argc, char **argv)
             b.apart = true;
         else
             die("-m GGUF -a ADAPTER -t TEXT -n STREAMS -d RATIO -r ROWS -c CHUNKS -k COMMIT -o "
-                "ingest|decode|full -x DEPTH -M DEVICE_BYTES -g");
+                "ingest|decode|full -x DEPTH -M DEVICE_BYTES -w bf16|file -g");
     }
     char error[512];
     if (engine_open(&b.engine, &options, error, sizeof error))
@@ -548,6 +567,8 @@ int main(int argc, char **argv)
     noted.attend = b.engine->gpu->cuda->attend;
     b.engine->gpu->cuda->attend = note_attend;
     b.engine->gpu->cuda->apart = b.apart;
+    figure(&b, b.info.device_scratch_bytes ? "weights-kept" : "weights-bf16", 0,
+           (double)b.info.device_weights_bytes, "bytes");
     read_text(&b, text);
     static struct held h[STREAMS_MAX];
     if (!*only || strstr(only, "ingest"))

@@ -323,43 +323,47 @@ static void check_matmuls(struct on_device *d)
                     matmul_case(d, shapes[i][0], shapes[i][1], rows[r], kind, few);
 }
 
-static void weight_case(struct on_device *d, enum tensor_type type, uint32_t loras)
+/* Without an update to the bit: scale times code is exact, and all else is one rounding. */
+static void weight_case(struct on_device *d, enum tensor_type type, uint32_t rows, uint32_t cols,
+                        uint32_t loras)
 {
-    enum { ROWS = 9, COLS = 96, RANK = 3 };
+    enum { RANK = 3 };
     struct check *c = d->c;
-    size_t row = tensor_row_bytes(type, COLS), values = ROWS * COLS;
-    case_begin(c, "weight_make, type %d, %u low-rank", (int)type, loras);
-    uint8_t *source = case_buffer(c, ROWS * row);
-    float *plain = case_floats(c, values), *a = case_floats(c, (size_t)RANK * COLS);
-    float *bs = case_floats(c, (size_t)ROWS * RANK);
+    size_t row = tensor_row_bytes(type, cols), values = (size_t)rows * cols;
+    case_begin(c, "weight_make, type %d, %u x %u, %u low-rank", (int)type, rows, cols, loras);
+    uint8_t *source = case_buffer(c, rows * row);
+    float *plain = case_floats(c, values), *a = case_floats(c, (size_t)RANK * cols);
+    float *bs = case_floats(c, (size_t)rows * RANK);
     bf16 *got = case_buffer(c, values * sizeof *got);
     double *want = case_buffer(c, values * sizeof *want);
     double *slack = case_buffer(c, values * sizeof *slack);
-    for (size_t i = 0; i < ROWS * row; i++)
+    for (size_t i = 0; i < rows * row; i++)
         source[i] = (uint8_t)random_u32(c);
-    for (size_t i = 0; i < ROWS * row; i++) /* no infinities among scales and values */
+    for (size_t i = 0; i < rows * row; i++) /* no infinities among scales and values */
         source[i] &= i % 2 ? (type == TENSOR_F32 || type == TENSOR_BF16 ? 0xbf : 0xbb) : 0xff;
-    for (uint32_t r = 0; r < ROWS; r++)
-        tensor_row(plain + (size_t)r * COLS, source + r * row, type, COLS);
-    fill_floats(c, a, (size_t)RANK * COLS, FILL_NORMAL);
-    fill_floats(c, bs, (size_t)ROWS * RANK, FILL_NORMAL);
+    for (uint32_t r = 0; r < rows; r++)
+        tensor_row(plain + (size_t)r * cols, source + r * row, type, cols);
+    fill_floats(c, a, (size_t)RANK * cols, FILL_NORMAL);
+    fill_floats(c, bs, (size_t)rows * RANK, FILL_NORMAL);
     struct cuda_lora lora[2] = {
-        {device_put(d, a, RANK * COLS * sizeof *a), device_put(d, bs, ROWS * RANK * sizeof *bs),
+        {device_put(d, a, RANK * cols * sizeof *a), device_put(d, bs, rows * RANK * sizeof *bs),
          RANK},
     };
     lora[1] = lora[0];
-    struct cuda_weight out = {device_put(d, NULL, values * sizeof *got), ROWS, COLS};
-    d->cuda->weight_make(d->cuda, &out, device_put(d, source, ROWS * row), type, lora, loras);
+    struct cuda_weight out = {device_put(d, NULL, values * sizeof *got), rows, cols};
+    d->cuda->weight_make(d->cuda, &out, device_put(d, source, rows * row), type, lora, loras);
     device_get(d, got, out.data, values * sizeof *got);
     for (size_t at = 0; at < values; at++) {
         double low = 0, terms = 0;
         for (uint32_t k = 0; k < RANK; k++) {
-            double term = (double)bs[at / COLS * RANK + k] * (double)a[k * COLS + at % COLS];
+            double term = (double)bs[at / cols * RANK + k] * (double)a[k * cols + at % cols];
             low += loras * term;
             terms += loras * fabs(term);
         }
         want[at] = (double)plain[at] + low;
         slack[at] = (terms + fabs((double)plain[at])) * 16 * EPSILON + 1e-38;
+        if (!loras && got[at] != bf16_of(plain[at]))
+            case_fail(c, "out[%zu] is %04x, not %04x", at, got[at], bf16_of(plain[at]));
     }
     bf16_near(d, "out", got, want, slack, values);
     device_end(d);
@@ -369,9 +373,11 @@ static void check_weights(struct on_device *d)
 {
     static const enum tensor_type types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_BF16,
                                              TENSOR_Q8_0, TENSOR_Q4_0, TENSOR_Q4_1};
+    static const uint32_t shapes[][2] = {{9, 96}, {1, 32}, {4, 2080}, {131, 576}};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-        for (uint32_t loras = 0; loras <= 2; loras++)
-            weight_case(d, types[i], loras);
+        for (size_t s = 0; s < (d->small ? 3 : 4); s++)
+            for (uint32_t loras = 0; loras <= 2; loras++)
+                weight_case(d, types[i], shapes[s][0], shapes[s][1], loras);
 }
 
 /* ---- logits ---- */

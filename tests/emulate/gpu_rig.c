@@ -38,6 +38,14 @@ uint64_t hash_of(const struct held *h)
     return stat.memory_hash;
 }
 
+static struct engine *open_engine(const struct engine_options *options, char *error,
+                                  size_t error_bytes, int *code)
+{
+    struct engine *e = NULL;
+    *code = engine_open(&e, options, error, error_bytes);
+    return e;
+}
+
 struct engine *engine_on(enum device device, char *error, size_t error_bytes, int *code)
 {
     struct engine_options options = {.model_path = model_path,
@@ -48,8 +56,28 @@ struct engine *engine_on(enum device device, char *error, size_t error_bytes, in
                                      .pin_tokens_max = RIG_PINS,
                                      .device_bytes = 96 << 20,
                                      .batch_rows = 1024};
-    struct engine *e = NULL;
-    *code = engine_open(&e, &options, error, error_bytes);
+    return open_engine(&options, error, error_bytes, code);
+}
+
+struct engine *engine_of(const struct tiny_options *model, enum device_weights weights,
+                         size_t device_bytes, char *error, size_t error_bytes, int *code)
+{
+    char paths[2][80];
+    struct engine_options options = {.model_path = paths[0],
+                                     .adapter_path = paths[1],
+                                     .device = DEVICE_CUDA,
+                                     .threads = 1,
+                                     .feature_mask = UINT32_MAX,
+                                     .device_bytes = device_bytes,
+                                     .device_weights = weights,
+                                     .batch_rows = 1024};
+    snprintf(paths[0], sizeof paths[0], "%s.other", model_path);
+    snprintf(paths[1], sizeof paths[1], "%s.other", adapter_path);
+    assert_int_equal(tiny_model_write(paths[0], model), 0);
+    assert_int_equal(tiny_adapter_write(paths[1], paths[0], model), 0);
+    struct engine *e = open_engine(&options, error, error_bytes, code);
+    unlink(paths[0]);
+    unlink(paths[1]);
     return e;
 }
 

@@ -24,6 +24,9 @@ void drop(struct held *h);
 uint64_t hash_of(const struct held *h);
 /* With the rig's model; NULL: code and error say why. */
 struct engine *engine_on(enum device device, char *error, size_t error_bytes, int *code);
+/* With a model and an adapter of its own, written for it; NULL: code and error say why. */
+struct engine *engine_of(const struct tiny_options *model, enum device_weights weights,
+                         size_t device_bytes, char *error, size_t error_bytes, int *code);
 struct fork *fork_of(const struct held *h, void **memory);
 /* Their largest difference, as a share of the largest logit. */
 double logits_apart(struct fork *a, struct fork *b);

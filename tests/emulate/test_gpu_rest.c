@@ -16,7 +16,11 @@
 
 #include "tests/emulate/gpu_rig.h"
 
-enum { RING = 2, VALUES = TINY_LAYERS * TINY_KV_HEADS * TINY_COMP * 2 * TINY_HEAD_DIM };
+enum {
+    RING = 2,
+    ROOM = 96 << 20,
+    VALUES = TINY_LAYERS * TINY_KV_HEADS * TINY_COMP * 2 * TINY_HEAD_DIM
+};
 
 /* [from, to) of tokens behind the stream's first ones. text: [TINY_SINKS + RIG_PINS] */
 static struct stream_pin pin_of(uint32_t from, uint32_t to, int32_t *text)
@@ -346,6 +350,88 @@ static void graphs_change_nothing(void **state)
     free(without);
 }
 
+/* Quantised weights made bf16 before each product, of all four kinds of rows. */
+static void kept_weights_give_the_same_bits(void **state)
+{
+    (void)state;
+    static const struct {
+        enum tensor_type weights, embeddings;
+        bool untied;
+    } models[] = {{TENSOR_Q4_1, TENSOR_Q8_0, false},
+                  {TENSOR_Q4_0, TENSOR_F16, true},
+                  {TENSOR_Q8_0, TENSOR_Q4_0, true}};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        struct tiny_options model = TINY_DEFAULTS;
+        uint64_t hash[2];
+        float *logits[2];
+        size_t weights[2];
+        model.weight_type = models[i].weights;
+        model.embed_type = models[i].embeddings;
+        model.untied = models[i].untied;
+        for (int kept = 0; kept < 2; kept++) {
+            char error[256] = "";
+            int code;
+            struct engine *e = engine_of(&model, kept ? WEIGHTS_FILE : WEIGHTS_BF16, ROOM, error,
+                                         sizeof error, &code);
+            if (!e)
+                fail_msg("%d: %s", code, error);
+            assert_int_equal(e->info.device_scratch_bytes > 0, kept);
+            weights[kept] = e->info.device_weights_bytes;
+            logits[kept] = malloc(e->shape.vocab * sizeof(float));
+            hash[kept] = read_and_answer(e, logits[kept]);
+            assert_true(e->gpu->cuda->graphs > 2);
+            if (kept) {
+                assert_memory_equal(logits[0], logits[1], e->shape.vocab * sizeof(float));
+                printf("%zu bytes of weights as bf16, %zu kept, %zu of them for one made bf16\n",
+                       weights[0], weights[1], e->info.device_scratch_bytes);
+            }
+            engine_close(&e);
+        }
+        assert_true(hash[0] == hash[1] && weights[1] < weights[0]);
+        free(logits[0]);
+        free(logits[1]);
+    }
+}
+
+/* bf16 while it fits, what the file holds where that alone does, and a sentence where neither. */
+static void weights_are_kept_where_memory_is_short(void **state)
+{
+    (void)state;
+    struct tiny_options model = TINY_DEFAULTS, plain = TINY_DEFAULTS;
+    struct engine_info as[2];
+    char error[256] = "";
+    int code;
+    for (int kept = 0; kept < 2; kept++) {
+        struct engine *e =
+            engine_of(&model, kept ? WEIGHTS_FILE : WEIGHTS_BF16, ROOM, error, sizeof error, &code);
+        assert_non_null(e);
+        as[kept] = e->info;
+        engine_close(&e);
+    }
+    size_t least[2];
+    for (int kept = 0; kept < 2; kept++)
+        least[kept] = as[kept].device_weights_bytes + as[kept].device_work_bytes;
+    struct engine *e =
+        engine_of(&model, WEIGHTS_AUTO, least[0] + (8 << 20), error, sizeof error, &code);
+    assert_non_null(e);
+    assert_int_equal(e->info.device_scratch_bytes, 0);
+    engine_close(&e);
+    assert_null(engine_of(&model, WEIGHTS_BF16, least[0], error, sizeof error, &code));
+    assert_int_equal(code, -ENOMEM);
+    e = engine_of(&model, WEIGHTS_AUTO, least[0], error, sizeof error, &code);
+    assert_non_null(e);
+    assert_int_equal(e->info.device_scratch_bytes, as[1].device_scratch_bytes);
+    engine_close(&e);
+    assert_null(engine_of(&model, WEIGHTS_AUTO, least[1], error, sizeof error, &code));
+    assert_int_equal(code, -ENOMEM);
+    assert_non_null(strstr(error, "no room for"));
+    plain.weight_type = plain.embed_type = TENSOR_F16; /* nothing to keep */
+    e = engine_of(&plain, WEIGHTS_FILE, ROOM, error, sizeof error, &code);
+    assert_non_null(e);
+    assert_int_equal(e->info.device_scratch_bytes, 0);
+    engine_close(&e);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1)
@@ -359,6 +445,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(scored_as_it_is_fed),
         cmocka_unit_test(windows_are_the_cpus),
         cmocka_unit_test(graphs_change_nothing),
+        cmocka_unit_test(kept_weights_give_the_same_bits),
+        cmocka_unit_test(weights_are_kept_where_memory_is_short),
     };
     return cmocka_run_group_tests_name("gpu, emulated, the rest", tests, rig_set_up, rig_tear_down);
 }

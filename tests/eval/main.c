@@ -51,6 +51,8 @@ static const char help[] =
     "  --block N          independent blocks of N tokens, the second half of each scored, as\n"
     "                     llama.cpp's perplexity tool does\n"
     "  --device cpu|cuda  --threads N\n"
+    "  --device-weights bf16|file  with --device cuda: as siltd's option (default: bf16 where it "
+    "fits)\n"
     "  --features MASK    instruction sets the kernels may use, 0: the reference (default: all)\n"
     "  --exact            fp32 weights and activations, slow: what the int8 of ingest is measured "
     "by\n"
@@ -95,6 +97,7 @@ enum {
     OPTION_EXACT,
     OPTION_BLOCK,
     OPTION_DEVICE,
+    OPTION_DEVICE_WEIGHTS,
     OPTION_THREADS,
     OPTION_FEATURES,
     OPTION_JSON,
@@ -168,6 +171,9 @@ static bool set_word(struct eval_options *o, int option, const char *text)
     case OPTION_DEVICE:
         o->engine.device = strcmp(text, "cuda") == 0 ? DEVICE_CUDA : DEVICE_CPU;
         return o->engine.device == DEVICE_CUDA || strcmp(text, "cpu") == 0;
+    case OPTION_DEVICE_WEIGHTS:
+        o->engine.device_weights = strcmp(text, "file") == 0 ? WEIGHTS_FILE : WEIGHTS_BF16;
+        return o->engine.device_weights == WEIGHTS_FILE || strcmp(text, "bf16") == 0;
     default:
         return false;
     }
@@ -194,6 +200,7 @@ static int parse(struct eval_options *o, int argc, char **argv)
         {"exact", 0, NULL, OPTION_EXACT},
         {"block", 1, NULL, OPTION_BLOCK},
         {"device", 1, NULL, OPTION_DEVICE},
+        {"device-weights", 1, NULL, OPTION_DEVICE_WEIGHTS},
         {"threads", 1, NULL, OPTION_THREADS},
         {"features", 1, NULL, OPTION_FEATURES},
         {"json", 0, NULL, OPTION_JSON},
