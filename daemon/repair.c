@@ -91,11 +91,13 @@ static int restore_near(struct repair *r, uint64_t position)
     return state ? stream_restore(r->stream, state, bytes) : -EIO;
 }
 
-/* Begins near the segment; -EINVAL: it is too near the stream's start for that. */
+/* Begins near the segment; -EINVAL: it is too near the start of the stream's text for that. */
 static int begin_near(struct repair *r)
 {
     uint64_t chunk = r->damage.chunk_from;
-    int result = chunk < REPAIR_WARM_CHUNKS ? -EINVAL : 0;
+    bool warm = chunk >= REPAIR_WARM_CHUNKS &&
+                (chunk - REPAIR_WARM_CHUNKS) * r->chunk_tokens >= r->text_from;
+    int result = warm ? 0 : -EINVAL;
 
     if (!result)
         result = restore_near(r, chunk * r->chunk_tokens);
@@ -124,13 +126,15 @@ static bool begin(struct repair *r)
         return true;
     }
     first = r->damage.chunk_from * r->chunk_tokens;
+    if (reader_first(r->reader, r->damage.stream_id, &r->text_from))
+        return give_up(r, "its text cannot be read");
     bytes = stream_bytes(r->engine, &r->slot->options, NULL, 0);
     if (!bytes || bytes > r->memory_bytes)
         return give_up(r, "the stream's ring is larger than the plan's");
     if (stream_open(&r->stream, r->engine, &r->slot->options, r->memory, bytes))
         return give_up(r, "no stream can be opened for it");
     checkpoint = r->keeper ? keeper_restore(r->keeper, r->damage.stream_id, r->stream, first) : 0;
-    if (first - checkpoint > r->tokens_max) {
+    if (first - checkpoint > r->tokens_max || checkpoint < r->text_from) {
         if (begin_near(r) == 0)
             return true;
         stream_close(&r->stream); /* restoring from afar has changed it */
@@ -138,6 +142,8 @@ static bool begin(struct repair *r)
             return give_up(r, "no stream can be opened for it");
         checkpoint = 0;
     }
+    if (checkpoint < r->text_from)
+        return give_up(r, "its text was trimmed away");
     if (read_from(r, checkpoint))
         return give_up(r, "its text cannot be read");
     return true;

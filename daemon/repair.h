@@ -5,6 +5,7 @@
  * comes out is the same to the bit. Where that is farther than tokens_max, the stream is begun near
  * the segment instead: its ring from cold segments, summary and sinks from the nearest checkpoint,
  * two chunks of warm-up; then it is near what it was (`approximate`). Live memory is not touched.
+ * Where the text for either was trimmed away, the segment stays away.
  * It is the compute thread's, block by block when little else is to do.
  */
 #ifndef SILT_DAEMON_REPAIR_H
@@ -32,6 +33,7 @@ struct repair {
     const struct slot *slot; /* of the stream that has it */
     struct stream *stream;
     bool approximate;
+    uint64_t text_from;       /* the first token whose text is left */
     uint64_t position;        /* tokens the stream has */
     uint64_t seeded, seed_to; /* chunks of the ring */
     struct spill_fetch *fetch;

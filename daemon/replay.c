@@ -191,6 +191,11 @@ static int replay_gap(struct ingest *ingest, struct slot *slot, const struct jou
 
     if (item->item.bytes_count == sizeof count)
         memcpy(&count, item->item.bytes, sizeof count);
+    if (!replay->offset && count > atomic_load(&slot->ring.tail))
+        say(SAY_WARN,
+            "stream %llu is read again with no checkpoint behind token %llu, before which its text "
+            "was trimmed away: its memory holds nothing of that text",
+            (unsigned long long)slot->ingest.stream_id, (unsigned long long)count);
     count -= replay->offset;
     room = room < ingest->scratch_max ? room : ingest->scratch_max;
     room = count < room ? (uint32_t)count : room;

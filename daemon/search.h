@@ -146,6 +146,9 @@ void reader_close(struct reader **reader);
 /* To the item in which a token begins; tokens before it come again and are to be skipped. */
 int reader_seek(struct reader *reader, struct reader_place *place, uint64_t stream_id,
                 uint64_t token);
+/* The first token whose text is left: what comes before was trimmed away, and GAP_TOKENs stand in
+ * its place. 0 where all of it is there. */
+int reader_first(struct reader *reader, uint64_t stream_id, uint64_t *token);
 /* The next tokens, some of one item, valid until the next call; time_us is the item's. 0: none yet.
  */
 int reader_next(struct reader *reader, struct reader_place *place, const int32_t **tokens,

@@ -200,15 +200,34 @@ static int take_other(struct reader *r, struct reader_place *place, sqlite3_stmt
     return (int)count;
 }
 
+/* Tokens that an item stands for whose text was trimmed away. */
+static uint64_t gap_tokens(sqlite3_stmt *s)
+{
+    uint64_t count = 0;
+
+    if (sqlite3_column_int(s, 0) == ITEM_GAP && sqlite3_column_bytes(s, 3) == (int)sizeof count)
+        memcpy(&count, sqlite3_column_blob(s, 3), sizeof count);
+    return count;
+}
+
+int reader_first(struct reader *r, uint64_t stream_id, uint64_t *token)
+{
+    sqlite3_stmt *s = r->statement[GET_ITEM];
+    int result;
+
+    bind_item(s, stream_id, 0);
+    result = step(s);
+    *token = result > 0 ? gap_tokens(s) : 0;
+    sqlite3_reset(s);
+    return result < 0 ? result : 0;
+}
+
 /* Some of what was trimmed away. */
 static int take_gap(struct reader *r, struct reader_place *place, sqlite3_stmt *s)
 {
-    uint64_t count = 0;
+    uint64_t count = gap_tokens(s) - place->offset;
     uint32_t n = r->tokens_max;
 
-    if (sqlite3_column_bytes(s, 3) == (int)sizeof count)
-        memcpy(&count, sqlite3_column_blob(s, 3), sizeof count);
-    count -= place->offset;
     n = count < n ? (uint32_t)count : n;
     for (uint32_t i = 0; i < n; i++)
         r->tokens[i] = GAP_TOKEN;
@@ -238,6 +257,7 @@ static int take_text(struct reader *r, struct reader_place *place, sqlite3_stmt 
     }
     return (int)count;
 }
+
 int reader_next(struct reader *r, struct reader_place *place, const int32_t **tokens,
                 uint64_t *time_us)
 {

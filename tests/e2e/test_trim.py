@@ -71,6 +71,7 @@ def test_the_oldest_text_is_trimmed():
         siltd.start()  # nothing to begin from: it is read again with a gap where the text was
         again = lib.wait_until("the stream is back", lambda: done(siltd, "s"), 120)
         assert again["tokens_acked"] >= stat["tokens_acked"]
+        assert "its memory holds nothing of that text" in siltd.log_text()
 
 
 def test_a_checkpoint_has_its_room_before_it_comes():
