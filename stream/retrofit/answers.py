@@ -14,10 +14,25 @@ import fork as fork_file
 TURN_END = 2
 
 
-def view_of(evaluator, tokens, memory):
+def view_of(evaluator, tokens, memory, recalled=None):
     """memory: 0 is the base model with everything in context, else the DMC ratio."""
     return fork_file.read_full(evaluator.base, tokens) if memory == 0 \
-        else fork_file.read_memory(evaluator, tokens, memory)
+        else fork_file.read_memory(evaluator, tokens, memory, recalled)
+
+
+def oracle(streams, n, ring, count, seed=3):
+    """streams [Q, 2, N]: with a passage, without -> for every question `count` of the segments that
+    have left the ring (fewer if there are not so many and one): as many of the passage's as lie
+    there, the newest first, and any others, all oldest first."""
+    random, found = np.random.RandomState(seed), []
+    cold = streams.shape[2] // n - ring
+    for one in streams:
+        own = np.unique(np.flatnonzero(one[0] != one[1]) // n)
+        own = own[own < cold][::-1][:count]
+        others = np.setdiff1d(random.permutation(cold), own, assume_unique=True)
+        room = max(0, min(count, cold - 1) - len(own))
+        found.append(sorted([*own, *others[:room]]))
+    return found
 
 
 def log_probabilities(base, hidden):
@@ -54,17 +69,22 @@ def ask(evaluator, view, items, length_max):
     return losses, [[word for word in line if word >= 0] for line in said]
 
 
-def questions(evaluator, streams, items, memories, batch, decode, save):
+def questions(evaluator, streams, items, memories, batch, decode, save, recall=0):
     """One record a question: its source and, per condition, loss and the ids that were said.
-    streams [Q, 2, N]: with passage, without.  Conditions are (memory, which)."""
+    streams [Q, 2, N]: with passage, without.  Conditions are (memory, which); with `recall` so many
+    segments behind the ring are recalled in each, the same with the passage and without."""
+    c = evaluator.constants
+    recalled = oracle(streams, c["n"], c["ring"], recall) if recall else None
     records = [{"source": item["source"], "text": item["text"], "loss": {}, "said": {}}
                for item in items]
     for memory in memories:
         for which, name in enumerate(("passage", "none")):
-            key = "%s %s" % ("full" if memory == 0 else "%dx" % memory, name)
+            key = "%s %s" % ("full" if memory == 0 else "%dx" % memory
+                             + ("+%d" % recall if recall else ""), name)
             for at in range(0, len(items), batch):
                 part = items[at:at + batch]
-                view = view_of(evaluator, streams[at:at + batch, which], memory)
+                view = view_of(evaluator, streams[at:at + batch, which], memory,
+                               recalled and recalled[at:at + batch])
                 length = max(decode.get(item["source"], decode[""]) for item in part)
                 losses, said = ask(evaluator, view, part, length)
                 for record, loss, ids in zip(records[at:at + batch], losses, said):

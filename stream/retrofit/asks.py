@@ -3,7 +3,7 @@
 In a row of text with questions (data.py) an answer is one token in a hundred, and what a memory
 would have to hold is next to nothing of the loss.  Here a row is dense in things said and asked for
 again, always further back than the window reaches, and its weights (which sum to one) lie on the
-answers alone.  Six sorts:
+answers alone.  Seven sorts:
 
     facts     made-up statements, alone and in groups, asked for in other words
     pairs     lists of random words, one for another, asked for one by one
@@ -20,15 +20,16 @@ import numpy as np
 
 import data
 
-SORTS = {"facts": 0.22, "pairs": 0.08, "labels": 0.24, "passages": 0.22, "excerpts": 0.08,
-         "restated": 0.16}
+SORTS = {"facts": 0.21, "pairs": 0.06, "labels": 0.22, "passages": 0.23, "excerpts": 0.04,
+         "restated": 0.06, "prompted": 0.18}
 NEAREST = 520                       # tokens between what is said and what is asked, at least
-BEYOND, BEHIND = 0.12, 1500         # share asked from behind the ring, up to so many tokens
+BEYOND, BEHIND = 0.30, 3500         # share asked from behind the ring, up to so many tokens
 EASY, HARD_FROM = 0.2, 0.4          # share of the ring's reach at first; when all of it is asked
 PASSAGE = 1200                      # tokens of one, at most
 OWN_NAMES = 0.7                     # of label sets with a meaning: the share that keeps its names
 FEW = 0.25                          # of those: the share that shows examples of some labels only
 CUE = 6                             # tokens of a restated stretch that carry no loss
+AROUND = 75                         # tokens on either side of a fact that is found in its text
 
 
 class AskMaker:
@@ -40,22 +41,27 @@ class AskMaker:
         self.singles = np.load(os.path.join(folder, "singles.npy"))
         with open(os.path.join(folder, "labels.json")) as file:
             found = json.load(file)
+        self.spaced = np.load(os.path.join(folder, "spaced.npy"))
         self.sets, self.forms, self.styles = found["sets"], found["forms"], found["styles"]
 
     def sort(self):
         return self.random.choice(list(SORTS), p=list(SORTS.values()))
 
     def row(self, sort, reach, progress=1.0):
-        """tokens int64, weight f32 (sum one), raw bool: all [length].  reach: tokens that the row's
-        ring reaches back; progress of the training, 0 to 1: near things are asked for first."""
+        """tokens int64, weight f32 (sum one), raw bool, link int32: all [length].  reach: tokens
+        that the row's ring reaches back; progress of the training, 0 to 1: near things are asked
+        for first.  link: k > 0 where something is said, -k where it is asked for, 0 in text."""
         self.reach = max(reach, NEAREST + 200)
         self.share = min(1.0, EASY + (1 - EASY) * progress / HARD_FROM)
         while True:
-            events = getattr(self, "_" + sort)()
+            events = [(place, parts + (np.full(len(parts[0]), link, np.int32),))
+                      for place, parts, link in getattr(self, "_" + sort)()]
+            if not events:
+                continue
             kind = self.random.choice(self.maker.names, p=self.maker.shares)
-            tokens, weight, raw = self.maker.laid_over(kind, events, 0.0)
+            tokens, weight, raw, link = self.maker.laid_over(kind, events, 0.0)
             if weight.sum() > 0:
-                return tokens, weight / weight.sum(), raw
+                return tokens, weight / weight.sum(), raw, link
 
     def _scaled(self, count):
         """Of rows that are shorter than training's, for checks, distances are shorter too."""
@@ -83,21 +89,21 @@ class AskMaker:
         weight = np.concatenate([np.full(len(part), value, np.float32) for part, value in parts])
         return tokens, weight, np.full(len(tokens), raw)
 
-    def _turn(self, question, answer):
-        tokens, weight, raw = self.maker.turns(question, answer)
+    def _turn(self, question, answer, chat=False):
+        tokens, weight, raw = self.maker.turns(question, answer, chat)
         weight[weight > 0] = 1 / np.sqrt(len(answer))       # a long answer is not worth its length
         return tokens, weight, raw
 
     def _facts(self):
         events, newline = [], self.words["newline"]
-        for _ in range(self.random.randint(14, 36)):
+        for link in range(1, self.random.randint(15, 37)):
             group = self.random.choice((1, 1, 2, 3, 5))
             at, gap = self._spot()
             items = [self.maker.item("facts") for _ in range(group)]
             events.append((at, self._said(newline, *[part for statement, _, _ in items
-                                                     for part in (statement, newline)])))
+                                                     for part in (statement, newline)]), link))
             for _, question, answer in items:
-                events.append((at + 16 * group + gap, self._turn(question, answer)))
+                events.append((at + 16 * group + gap, self._turn(question, answer), -link))
                 gap = self._gap()
         return events
 
@@ -112,20 +118,20 @@ class AskMaker:
 
     def _pairs(self):
         events = []
-        for _ in range(self.random.randint(6, 13)):
+        for link in range(1, self.random.randint(7, 14)):
             mark, end = self.styles[self.random.randint(len(self.styles))]
             names = self._word(self.random.randint(8, 33))
             pairs = [([name], self._value()) for name in dict.fromkeys(names)]
             at, gap = self._spot()
             said = [part for name, value in pairs for part in (name, mark, value, end)]
-            events.append((at, self._said(self.words["blank"], *said)))
+            events.append((at, self._said(self.words["blank"], *said), link))
             for _ in range(self.random.randint(1, 4)):
                 self.random.shuffle(pairs)
                 asked = [(self.words["blank"], 0)]
                 for name, value in pairs[:self.random.randint(4, 17)]:
                     asked += [(name + mark, 0), (value, 1), (end, 0)]
                 events.append((at + 5 * len(pairs) + gap,
-                               self._asked(asked, self.random.rand() < 0.4)))
+                               self._asked(asked, self.random.rand() < 0.4), -link))
                 gap = self._gap()
         return events
 
@@ -164,7 +170,7 @@ class AskMaker:
 
     def _labels(self):
         events = []
-        for _ in range(self.random.randint(5, 9)):
+        for link in range(1, self.random.randint(6, 10)):
             groups, named = self._groups(self.random.choice((2, 3, 4, 4, 4, 5, 6)))
             if len(groups) < 2:
                 continue
@@ -177,51 +183,105 @@ class AskMaker:
                 shown = shown[:self.random.randint(1, len(shown) + 1)]
             said = [part for text, label in shown for part in (head, text, mark, label, end)]
             at, gap = self._spot()
-            events.append((at, self._said(self.words["blank"], *said)))
+            events.append((at, self._said(self.words["blank"], *said), link))
             later = at + sum(map(len, said)) + gap
             asked = [(text, label) for label, texts in groups for text in texts[shots:][:3]]
             self.random.shuffle(asked)
             raw = self.random.rand() < 0.5
             for text, label in asked[:6]:       # apart: few are examples for the next
                 events.append((later, self._asked([(self.words["blank"], 0), (head + text + mark, 0),
-                                                   (label, 1), (end[:1], 1), (end[1:], 0)], raw)))
+                                                   (label, 1), (end[:1], 1), (end[1:], 0)], raw),
+                               -link))
                 later += self._scaled(self.random.randint(250, NEAREST))
         return events
 
     def _passages(self):
         events, blank = [], self.words["blank"]
-        for _ in range(self.random.randint(8, 17)):
+        for link in range(1, self.random.randint(9, 18)):
             passage, question, answer = self.maker.item()
             if len(passage) > min(PASSAGE, self.length // 4):
                 continue
             at, gap = self._spot()
-            events.append((at, self._said(blank, passage, blank)))
-            events.append((at + len(passage) + gap, self._turn(question, answer[:100])))
+            events.append((at, self._said(blank, passage, blank), link))
+            events.append((at + len(passage) + gap, self._turn(question, answer[:100]), -link))
         return events
 
     def _excerpts(self):
         """Nothing but events: stretches of text, each of which comes back in parts."""
         events, blank = [], self.words["blank"]
-        for _ in range(self.random.randint(6, 12)):
+        for link in range(1, self.random.randint(7, 13)):
             kind = self.random.choice(self.maker.names, p=self.maker.shares)
             size = min(self.random.randint(120, 500), self.length // 8)
             text, (at, gap) = self.maker.text(kind, size), self._spot()
-            events.append((at, self._said(blank, text, blank)))
+            events.append((at, self._said(blank, text, blank), link))
             for _ in range(self.random.randint(1, 4)):
                 count, cue = self.random.randint(24, 100), self.random.randint(5, 11)
                 start = self.random.randint(0, max(1, size - count))
                 part = text[start:start + count]
                 events.append((at + size + gap, self._asked(
-                    [(blank, 0), (part[:cue], 0), (part[cue:], 1), (blank, 0)])))
+                    [(blank, 0), (part[:cue], 0), (part[cue:], 1), (blank, 0)]), -link))
                 gap = self._gap()
         return events
 
     def _restated(self):
-        events, count = [], 0
+        events, count, link = [], 0, 0
         while count < self.length:
+            link += 1
             kind = self.random.choice(self.maker.names, p=self.maker.shares)
             text = self.maker.text(kind, self._scaled(self.random.randint(NEAREST, 900)))
-            events += [(count, self._said(text)),
-                       (count, self._asked([(text[:CUE], 0), (text[CUE:], 1)]))]
+            events += [(count, self._said(text), link),
+                       (count, self._asked([(text[:CUE], 0), (text[CUE:], 1)]), -link)]
             count += 2 * len(text)
+        return events
+
+    def _sentence(self, passage, answer):
+        """The sentence of a passage that has the answer in it, or None."""
+        for head in (answer[0], self.spaced[answer[0]]):
+            for at in np.flatnonzero(passage[:len(passage) - len(answer) + 1] == head):
+                if np.array_equal(passage[at + 1:at + len(answer)], answer[1:]):
+                    ends = np.flatnonzero(np.isin(passage, self.words["sentence_ends"]))
+                    first, last = np.searchsorted(ends, (at, at + len(answer) - 1))
+                    return passage[ends[first - 1] + 1 if first else 0:
+                                   ends[last] + 1 if last < len(ends) else len(passage)]
+        return None
+
+    def _told(self):
+        """-> (what is said in the stream, the sentence that tells, question, answer)."""
+        if self.random.rand() < 0.4:
+            passage, question, answer = self.maker.item()
+            sentence = self._sentence(passage, answer) if len(passage) <= PASSAGE else None
+            if sentence is not None and len(answer) < 60 and len(sentence) < 100:
+                return passage, sentence, question, answer
+        statement, question, answer = self.maker.item("facts")
+        return statement, statement, question, answer
+
+    def _found(self, text, question, again):
+        """siltd's turn: the text before the question and, again, behind it (ask_recall.c)."""
+        words = self.words
+        first = np.concatenate([self.spaced[question[:1]], question[1:]])
+        parts = [words["use"], text, words["asks"], first]
+        if again:
+            parts += [words["apart"], text, words["wish"]]
+        return np.concatenate([np.asarray(part, np.int64) for part in parts])
+
+    def _prompted(self):
+        """Half of the answers are in the text before the question and again behind it, which wishes
+        for a sentence of it; some are in a longer text, once; some are not in the text found."""
+        events, newline = [], np.array(self.words["newline"], np.int64)
+        told = [self._told() for _ in range(self.random.randint(12, 28))]
+        for link, (said, sentence, question, answer) in enumerate(told, 1):
+            at, gap = self._spot()
+            draw, found, again = self.random.rand(), sentence, self.random.rand() < 0.8
+            if draw < 0.2:
+                kind = self.random.choice(self.maker.names, p=self.maker.shares)
+                text = self.maker.text(kind, 2 * AROUND)
+                found = np.concatenate([text[:AROUND], newline, sentence, newline, text[AROUND:]])
+                said, again = found, self.random.rand() < 0.2
+            elif draw < 0.45:
+                found = told[self.random.randint(len(told))][1]
+                again = self.random.rand() < 0.5
+            prompt = self._found(found, question, again)
+            events.append((at, self._said(newline, said, newline), link))
+            events.append((at + len(said) + gap,
+                           self._turn(prompt, sentence if again else answer, True), -link))
         return events

@@ -90,9 +90,14 @@ def check_gradients():
     direct = ((0.5 * ce + 0.5 * kl) * mass).sum() / mass.sum().clamp(min=1)
     direct.backward()
     error = (mine - hidden.grad).abs().max().item()
-    print("loss without logits: value within %.1e, gradient within %.1e"
-          % (abs(loss.item() - direct.item()), error))
-    return error < 1e-5 and abs(loss.item() - direct.item()) < 1e-4
+    places, weights = torch.tensor([3, 7, 30, 0]), torch.tensor([0.5, 0.3, 0.2, 0.0])
+    asked, seen = loss_file.asked_loss(hidden[0], head, tokens[0], places, weights,
+                                       teacher=teacher[0], kl_share=0.4)
+    wanted = ((0.6 * ce + 0.4 * kl)[0, places] * weights).sum()
+    value = max(abs(loss.item() - direct.item()), abs(asked.item() - wanted.item()),
+                abs(seen.item() - (ce[0, places] * weights).sum().item()))
+    print("loss without logits: value within %.1e, gradient within %.1e" % (value, error))
+    return error < 1e-5 and value < 1e-4
 
 
 def check_window(folder):
@@ -111,9 +116,9 @@ def check_window(folder):
     return error < 1e-3
 
 
-def check_fork(folder, ratio):
-    """A fork behind a stream scores what raw rows in the parallel forward score, and branches side
-    by side what each scores alone."""
+def check_fork(folder, ratio, recalled=None):
+    """A fork behind a stream scores what raw rows in the parallel forward score, segments recalled
+    or not, and branches side by side what each scores alone."""
     base_path = os.path.join(folder, "tiny.gguf")
     evaluator = evaluate.open_evaluator(base_path, os.path.join(folder, "tiny.adapter.gguf"), "cpu")
     n, silt = evaluator.constants["n"], evaluator.silt
@@ -121,11 +126,13 @@ def check_fork(folder, ratio):
     ids = torch.from_numpy(tokens)
     raw = torch.zeros_like(ids, dtype=torch.bool)
     raw[:, 6 * n:] = True
-    _, tables = evaluator.tables(1, 7, evaluator.constants["ring"])
+    ring = evaluator.constants["ring"] = 2
+    _, tables = evaluator.tables(1, 7, ring, ring + len(recalled or ()),
+                                 recall={(0, 6): recalled} if recalled else None)
     with torch.no_grad():
         whole = silt.forward(ids, raw, tables, ratio)[0]
     want = score_file.nll(whole, evaluator.base.head, ids)[0, 6 * n + 1:6 * n + 21]
-    view = fork.read_memory(evaluator, tokens[:, :6 * n], ratio)
+    view = fork.read_memory(evaluator, tokens[:, :6 * n], ratio, [recalled] if recalled else None)
     tail = tokens[0, 6 * n:6 * n + 21].tolist()
     items = [{"tail": tail[:1], "gold": tail[1:]}]
     loss = answers.ask(evaluator, view, items, 1)[0][0]
@@ -135,9 +142,22 @@ def check_fork(folder, ratio):
     alone = [[answers.choose(evaluator, view, [{"tails": [a], "options": [b]}])[0][0][0]
               for b in options] for a in tails]
     error = max(error, np.abs(np.array(both) - alone).max())
-    print("fork == raw rows of the parallel forward, branches == alone, ratio %d: within %.1e"
-          % (ratio, error))
+    print("fork == raw rows of the parallel forward, branches == alone, ratio %d%s: within %.1e"
+          % (ratio, ", %d recalled" % len(recalled) if recalled else "", error))
     return error < 2e-3
+
+
+def check_oracle():
+    """Of a passage's segments those behind the ring, the newest first, and others beside them."""
+    streams = np.zeros((2, 2, 12 * 64), np.uint16)
+    streams[0, 0, 3 * 64 + 5:6 * 64 + 1] = 1        # segments 3 to 6, of which 8 have left
+    streams[1, 0, 9 * 64:10 * 64] = 1
+    found = answers.oracle(streams, 64, 4, 3), answers.oracle(streams, 64, 4, 9)
+    good = found[0][0] == [4, 5, 6] and all(
+        len(part) == 7 and max(part) < 8 and part == sorted(set(part)) for part in found[1]) \
+        and {3, 4, 5, 6} <= set(found[1][0])
+    print("oracle: %s" % ("a passage's segments and others" if good else "WRONG"))
+    return good
 
 
 def check_evaluation(folder):
@@ -164,6 +184,11 @@ def check_evaluation(folder):
                     os.path.join(folder, "tiny.adapter.gguf"), "--set", found, "--kinds", "book",
                     "--ratios", "1,4", "--device", "cpu", "--parts", ",".join(evaluate.PARTS),
                     "--out", os.path.join(out, "all.json")], check=True)
+    subprocess.run([sys.executable, os.path.join(here, "evaluate.py"), "--model",
+                    os.path.join(folder, "tiny.gguf"), "--adapter",
+                    os.path.join(folder, "tiny.adapter.gguf"), "--set", found, "--no-full", "--ring",
+                    "1", "--ratios", "4", "--device", "cpu", "--parts", "answers", "--recall", "2",
+                    "--out", os.path.join(out, "recalled.json")], check=True)
     figures_found = figures.merge(out)
     figures.write_grid(figures_found["grid"], out)
     figures.write_foreign(figures_found["grid"], out)
@@ -175,7 +200,7 @@ def check_evaluation(folder):
     return sorted(figures_found) == sorted(evaluate.PARTS) and same < 0.5 \
         and len(figures_found["answers"]) == 2 \
         and [line_count(os.path.join(out, name)) for name in ("foreign.csv", "answers.csv")] \
-        == [3, 4] \
+        == [3, 5] \
         and os.path.getsize(os.path.join(out, "heads.svg")) > 500
 
 
@@ -203,10 +228,12 @@ def write_shards(folder):
     with open(os.path.join(folder, "labels.json"), "w") as file:
         json.dump({"sets": [[[7 * i, 7 * i + 1, 6] for i in range(40)]] * 3,
                    "forms": [[[13], [14], [15]]], "styles": [[[14], [15]]]}, file)
+    np.save(os.path.join(folder, "spaced.npy"), np.roll(np.arange(512, dtype=np.uint16), -1))
     with open(os.path.join(folder, "words.json"), "w") as file:
-        json.dump(dict({name: [13] for name in ("user", "assistant", "newline", "question",
-                                                "answer", "blank", "line_ends")},
-                       space=16, digits=list(range(20, 30))), file)
+        json.dump(dict({name: [13] for name in (
+            "user", "assistant", "newline", "question", "answer", "blank", "line_ends", "use",
+            "asks", "apart", "wish")}, sentence_ends=[13, 35, 49], space=16,
+                       digits=list(range(20, 30))), file)
 
 
 def check_rows(folder):
@@ -216,13 +243,55 @@ def check_rows(folder):
     maker = asks.AskMaker(data.RowMaker(folder, 2048, 5), folder)
     for sort in asks.SORTS:
         for _ in range(4):
-            tokens, weight, raw = maker.row(sort, 3840, 0.1 * maker.random.randint(11))
-            if {len(tokens), len(weight), len(raw)} != {2048} or abs(weight.sum() - 1) > 1e-4 \
-                    or (weight > 0).mean() > 0.5:
+            row = maker.row(sort, 3840, 0.1 * maker.random.randint(11))
+            tokens, weight, _, link = row
+            # What is scored is asked for, and what is asked for was said before.
+            asked = [(np.flatnonzero(link == -i), np.flatnonzero(link == i))
+                     for i in np.unique(-link[weight > 0])]
+            if {len(part) for part in row} != {2048} or abs(weight.sum() - 1) > 1e-4 \
+                    or (weight > 0).mean() > 0.5 \
+                    or not all(len(said) and said[0] < where[0] for where, said in asked):
                 print("rows that ask: %s is not as it should be" % sort)
                 return False
     print("rows that ask: %s" % ", ".join(asks.SORTS))
-    return True
+    return check_found(maker) and check_recall(folder)
+
+
+def check_found(maker):
+    """siltd's turn holds the sentence twice with the question between, and a passage's sentence is
+    the one with the answer."""
+    passage, ends = np.arange(30, 60), set(maker.words["sentence_ends"])
+    sentence = maker._sentence(passage, np.array([41, 42]))
+    turn = maker._found(sentence, np.array([90, 91]), True).tolist()
+    begins = [i for i in range(len(turn)) if turn[i:i + len(sentence)] == sentence.tolist()]
+    good = sentence[-1] in ends and not ends & set(sentence[:-1]) and {41, 42} <= set(sentence) \
+        and len(begins) == 2 and begins[0] < turn.index(maker.spaced[90]) < begins[1] \
+        and maker._sentence(passage, np.array([42, 41])) is None
+    print("found text: %s" % ("before and behind its question" if good else "WRONG"))
+    return good
+
+
+def check_recall(folder):
+    """Where something is asked for that has left the ring, most rows recall its segments."""
+    options = argparse.Namespace(n=64, chunks=32)
+    random, hits = np.random.RandomState(3), []
+    maker = asks.AskMaker(data.RowMaker(folder, 2048, 6), folder)
+    for _ in range(20):
+        link = maker.row("facts", 4 * 64)[3]
+        found = train.draw_recall(random, options, 4, link, 12)
+        for chunk, segments in found.items():
+            if len(segments) > 8 or max(segments) >= chunk - 4 or segments != sorted(set(segments)):
+                print("recall: %s for chunk %d" % (segments, chunk))
+                return False
+        for chunk in range(6, 32):
+            asked = -link[64 * chunk:64 * chunk + 64]
+            told = np.unique(np.flatnonzero(np.isin(link, asked[asked > 0])) // 64)
+            told = told[told < chunk - 4]
+            if 0 < len(told) <= min(8, chunk - 5):
+                hits.append(set(told) <= set(found.get(chunk, ())))
+    print("recall: %d of %d of what has left the ring is recalled where it is asked for"
+          % (sum(hits), len(hits)))
+    return len(hits) > 50 and sum(hits) > 0.6 * len(hits)
 
 
 def check_widened(folder):
@@ -270,6 +339,7 @@ def check_training(folder):
     subprocess.run(more + ["4", "--from", begun, "--rows", "2", "--ask-rows", "1", "--ring-max",
                            "3", "--ramp", "0", "--noise", "0.3,0.2", "--comp-rank", "6", "--lr-dmc",
                            "4e-4", "--fall", "0.5", "--average", "0.9", "--small-rings", "0.3",
+                           "--ask-kl", "0.5", "--recall", "2",
                            "--save-minutes", "0", "--export", written], check=True)
     if train.load_checkpoint(asking, base)[2]["constants"]["ring"] != 2 \
             or silt_adapter.read(written)["blk.0.comp_q.a"].shape[0] != 6:
@@ -311,6 +381,7 @@ def main():
     passed = [check_gradients(), check_window(options.folder)]
     passed += [check_parallel(options.folder, ratio, chunks=5) for ratio in (1, 4)]
     passed += [check_fork(options.folder, ratio) for ratio in (1, 4)]
+    passed += [check_fork(options.folder, 4, [0, 2]), check_oracle()]
     passed.append(check_evaluation(options.folder))
     passed.append(check_widened(options.folder))
     passed.append(check_rows(os.path.join(options.folder, "shards")))

@@ -24,7 +24,7 @@ import labels
 
 # Shares of the rows' text.  Logs and dialogue had the widest gap to full context, meetings have the
 # least content in their memory.
-SHARES = {"dialogue": 0.26, "log": 0.24, "book": 0.16, "meeting": 0.21, "agent": 0.05,
+SHARES = {"dialogue": 0.24, "log": 0.20, "book": 0.20, "meeting": 0.23, "agent": 0.05,
           "docs": 0.05, "qa": 0.03}
 HELD_OUT = 0.02         # the end of every kind's tokens: calibration, never trained on
 USER, TURN_END = 1, 2   # <|im_start|>, <|im_end|>
@@ -154,6 +154,15 @@ def prepare(model_path, text_folder, out, seed=0):
         flat = tokenizer.encode_many([text for item in group for text in item])
         np.save(os.path.join(out, name + ".npy"), np.concatenate(flat))
         np.save(os.path.join(out, name + "_ends.npy"), np.cumsum([len(part) for part in flat]))
+    prepare_words(tokenizer, out)
+    print("%d passages with a question" % len(items), flush=True)
+    prepare_labels(tokenizer, documents_of(text_folder, "qa"), documents_of(text_folder, "docs"),
+                   out, random)
+
+
+def prepare_words(tokenizer, out):
+    """words.json: what rows are put together with; spaced.npy: for every token the one that has a
+    space in front, itself where there is none."""
     words = {name: tokenizer.encode(text).tolist() for name, text in
              (("user", "user\n"), ("assistant", "assistant\n"), ("newline", "\n"),
               ("question", "\n\nQuestion: "), ("answer", "\nAnswer: "), ("blank", "\n\n"))}
@@ -161,11 +170,22 @@ def prepare(model_path, text_folder, out, seed=0):
                           if tokenizer.decode([token]).endswith("\n")]
     words["space"] = tokenizer.encode(" ").tolist()[0]
     words["digits"] = [tokenizer.encode(str(digit)).tolist()[0] for digit in range(10)]
+    # siltd's turn around found text, daemon/ask_recall.c; as one text, ends are not tokens of
+    # their own.
+    use = "Use this text to answer the question."
+    wish = "Answer with a sentence of the text."
+    words["use"] = tokenizer.encode(use + "\n\nA").tolist()[:-1]
+    words["asks"] = tokenizer.encode("\n\nQuestion:").tolist()
+    words["apart"] = tokenizer.encode("A\n\nA").tolist()[1:-1]
+    words["wish"] = tokenizer.encode("\n\n" + wish).tolist()
+    texts = [tokenizer.decode([token]) for token in range(tokenizer.size)]
+    words["sentence_ends"] = [token for token, text in enumerate(texts)
+                              if re.search(r"[.?!]$|\n$", text)]
+    order = {text: token for token, text in enumerate(texts)}
+    spaced = [order.get(" " + text, token) for token, text in enumerate(texts)]
+    np.save(os.path.join(out, "spaced.npy"), np.array(spaced, np.uint16))
     with open(os.path.join(out, "words.json"), "w") as file:
         json.dump(words, file)
-    print("%d passages with a question" % len(items), flush=True)
-    prepare_labels(tokenizer, documents_of(text_folder, "qa"), documents_of(text_folder, "docs"),
-                   out, random)
 
 
 def prepare_labels(tokenizer, qa, docs, out, random):
@@ -268,10 +288,10 @@ class RowMaker:
         starts = [0 if index == 0 else ends[index - 1], ends[index], ends[index + 1]]
         return [items[a:b].astype(np.int64) for a, b in zip(starts, ends[index:index + 3])]
 
-    def turns(self, question, answer):
+    def turns(self, question, answer, chat=False):
         """Question and answer as the engine asks (chat template, raw rows) or as plain text."""
         words = self.words
-        if self.random.rand() < 0.6:
+        if chat or self.random.rand() < 0.6:
             head = [USER] + words["user"] + list(question) + [TURN_END] + words["newline"] \
                 + [USER] + words["assistant"]
             tail, raw = [TURN_END] + words["newline"], True
@@ -312,18 +332,21 @@ class RowMaker:
         return self.laid_over(kind, events)
 
     def laid_over(self, kind, events, weight=1.0):
-        """Text of a kind, of this weight, interrupted by (place, parts) events."""
+        """Text of a kind, of this weight, interrupted by (place, parts) events.  Parts are tokens,
+        weight, raw and what else the caller marks tokens with, which for the text is nothing."""
         events.sort(key=lambda event: event[0])
         text, used, count, parts = self.text(kind, self.length), 0, 0, []
+        marks = len(events[0][1]) - 3 if events else 0
         for place, event in events + [(self.length, None)]:
             gap = max(0, min(place, self.length) - count)
             parts.append((text[used:used + gap], np.full(gap, weight, np.float32),
-                          np.zeros(gap, bool)))
+                          np.zeros(gap, bool)) + (np.zeros(gap, np.int32),) * marks)
             used, count = used + gap, count + gap
             if event is not None:
                 parts.append(event)
                 count += len(event[0])
-        return tuple(np.concatenate([part[i] for part in parts])[:self.length] for i in range(3))
+        return tuple(np.concatenate([part[i] for part in parts])[:self.length]
+                     for i in range(3 + marks))
 
 
 def main():

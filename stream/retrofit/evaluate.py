@@ -59,10 +59,10 @@ class Evaluator:
     def ids(self, tokens):
         return torch.from_numpy(np.asarray(tokens).astype(np.int64)).to(self.device)
 
-    def tables(self, rows, chunks, ring, slots=None, row_of=None, hide=False):
+    def tables(self, rows, chunks, ring, slots=None, row_of=None, hide=False, recall=None):
         c = self.constants
         plan = plan_file.MemoryPlan([ring] * rows, chunks, slots or max(ring, 1), c["n"], c["m"],
-                                    c["sinks"], c["alpha_min"], hide_memory=hide)
+                                    c["sinks"], c["alpha_min"], recall, hide)
         return plan, model_file.make_tables(self.base, plan, c["n"], c["m"], self.device,
                                             self.dtype, row_of)
 
@@ -276,6 +276,9 @@ def parse():
     parser.add_argument("--rings", default=",".join(map(str, RINGS)), help="of the part rings")
     parser.add_argument("--no-full", action="store_true",
                         help="answers, tasks: not the base model, which no adapter changes")
+    parser.add_argument("--recall", type=int, default=0,
+                        help="answers: so many segments from behind the ring are recalled with every"
+                        " question, those of its passage, as an oracle knows them, and others")
     parser.add_argument("--items", type=int, default=9999, help="questions, episodes: at most")
     parser.add_argument("--batch", type=int, default=0,
                         help="streams side by side in answers and tasks; 0: 16 on a GPU, 2 else."
@@ -311,7 +314,7 @@ def run_part(evaluator, part, options, ratios, save):
                   if not options.sources or item["source"] in options.sources.split(",")]
         picked = picked[:options.items]
         return answers.questions(evaluator, streams[picked], [items[i] for i in picked], memories,
-                                 batch, DECODE, save)
+                                 batch, DECODE, save, options.recall)
     if part == "tasks":
         out = {}
         for path in sorted(glob.glob(os.path.join(options.set, "task_*.npz"))):

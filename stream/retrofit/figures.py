@@ -26,7 +26,12 @@ def added(out, found):
         if isinstance(value, dict):
             added(out.setdefault(key, {}), value)
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            out.setdefault(key, []).extend(value)
+            have = out.setdefault(key, [])
+            if [item["text"] for item in have] == [item["text"] for item in value]:
+                for one, other in zip(have, value):     # more memories' answers to the same
+                    added(one, other)
+            else:
+                have.extend(value)
         else:
             out[key] = value
 

@@ -26,8 +26,9 @@ class View(NamedTuple):
 
 
 @torch.no_grad()
-def read_memory(evaluator, tokens, ratio):
-    """tokens [B, whole chunks] -> the View of a fork opened behind them."""
+def read_memory(evaluator, tokens, ratio, recalled=None):
+    """tokens [B, whole chunks] -> the View of a fork opened behind them; recalled: for each of B
+    the segments from behind its ring, oldest first, that it sees too."""
     c, kept, rows = evaluator.constants, [], len(tokens)
     plain = model_file.attention_function
 
@@ -40,7 +41,11 @@ def read_memory(evaluator, tokens, ratio):
         return plain(q, keys, values, column, n, entries)
 
     ids = F.pad(torch.from_numpy(tokens.astype("int64")).to(evaluator.device), (0, c["n"]))
-    _, tables = evaluator.tables(rows, ids.shape[1] // c["n"], c["ring"])
+    chunks, recall, slots = ids.shape[1] // c["n"], None, None
+    if recalled is not None:
+        recall = {(row, chunks - 1): segments for row, segments in enumerate(recalled)}
+        slots = c["ring"] + max(map(len, recalled))
+    _, tables = evaluator.tables(rows, chunks, c["ring"], slots, recall=recall)
     model_file.attention_function = capture
     try:
         evaluator.silt.forward(ids, torch.zeros_like(ids, dtype=torch.bool), tables, ratio)

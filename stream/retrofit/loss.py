@@ -84,11 +84,15 @@ def head_loss(hidden, teacher, head, tokens, weight, kl_share, function=head_chu
     return loss, sums[1], sums[2]
 
 
-def asked_loss(hidden, head, tokens, places, weights, function=head_chunk):
-    """One row's loss at some places: hidden [N, d], tokens [N]; the token behind each of places [P]
-    counts with its weight [P]."""
-    return HeadLoss.apply(hidden.index_select(0, places), None, head, tokens[places + 1], weights, 0.0,
-                          len(places), function, None)[0]
+def asked_loss(hidden, head, tokens, places, weights, function=head_chunk, teacher=None,
+               kl_share=0.0):
+    """One row's loss at some places: hidden, teacher [N, d], tokens [N]; the token behind each of
+    places [P] counts with its weight [P].  -> the loss, and the detached mean of CE."""
+    loss, sums = HeadLoss.apply(
+        hidden.index_select(0, places),
+        None if teacher is None else teacher.index_select(0, places), head, tokens[places + 1],
+        weights, kl_share, len(places), function, None)
+    return loss, sums[1]
 
 
 @torch.no_grad()

@@ -41,8 +41,12 @@ def parse():
     parser.add_argument("--steps", type=int, default=0, help="stop after so many steps, for tests")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--ask-rows", type=int, default=0,
-                        help="so many of the rows ask their memory (asks.py); no teacher for them")
+                        help="so many of the rows ask their memory (asks.py)")
     parser.add_argument("--ask-share", type=float, default=0.5, help="of the loss that is theirs")
+    parser.add_argument("--ask-kl", type=float, default=0.0,
+                        help="share of KL, to the base model that has the whole row before it, in"
+                        " what is asked; with it the text between what is asked is text like other"
+                        " rows'.  0: no teacher for rows that ask")
     parser.add_argument("--chunks", type=int, default=32)
     parser.add_argument("--chunk-tokens", dest="n", type=int, default=256)
     parser.add_argument("--comp-tokens", dest="m", type=int, default=16)
@@ -50,6 +54,9 @@ def parse():
     parser.add_argument("--ring-max", type=int, default=0, help="that rows train; 0: the ring")
     parser.add_argument("--small-rings", type=float, default=0.0,
                         help="share of rows with a ring of 2 to 6: there the summary has to serve")
+    parser.add_argument("--recall", type=int, default=0,
+                        help="segments that may be recalled behind the longest ring; 0: as many as"
+                        " a row's ring leaves room for")
     parser.add_argument("--sinks", type=int, default=8)
     parser.add_argument("--alpha-min", type=float, default=1 / 32)
     parser.add_argument("--comp-rank", type=int, default=32,
@@ -105,9 +112,32 @@ def draw_ring(random, options, sort=None):
     return options.ring if draw < small + 0.4 else random.randint(2, longest + 1)
 
 
+def draw_recall(random, options, ring, link, slots):
+    """{chunk: cold segments that are recalled for it} of one row.  Where something is asked for
+    that has left the ring (link: asks.py, or None), mostly its segments, among others."""
+    out, n = {}, options.n
+    for chunk in range(options.chunks):
+        cold = chunk - ring
+        most = min(8, slots - ring, cold - 1)
+        if most < 1:
+            continue
+        wanted = np.zeros(0, np.int64)
+        if link is not None:
+            asked = -link[chunk * n:(chunk + 1) * n]
+            told = np.isin(link[:cold * n], asked[asked > 0])
+            wanted = random.permutation(np.unique(np.flatnonzero(told) // n))[:most]
+        if len(wanted) and random.rand() < 0.8:
+            others = np.setdiff1d(random.choice(cold, most, replace=False), wanted)
+            count = random.randint(0, most - len(wanted) + 1)
+            out[chunk] = sorted([*wanted, *random.permutation(others)[:count]])
+        elif random.rand() < 0.2:
+            out[chunk] = sorted(random.choice(cold, random.randint(1, most + 1), replace=False))
+    return out
+
+
 def make_batch(maker, asker, random, options, progress=1.0):
-    """-> tokens, weight, raw, plan; for the rows that ask, which are the last: where what is scored
-    is predicted, each one's weight, and their sorts."""
+    """-> tokens, weight as text, raw, plan; for the rows that ask, which are the last: where what
+    is scored is predicted, each one's weight, and their sorts."""
     text = options.rows - options.ask_rows
     # Beside rows that ask, text is text.
     rows = [maker.row("plain" if options.ask_rows and random.rand() < 0.85 else None)
@@ -116,22 +146,19 @@ def make_batch(maker, asker, random, options, progress=1.0):
     longest = options.ring_max or options.ring
     rings = [draw_ring(random, options, sort) for sort in [None] * text + sorts]
     asking = [asker.row(sort, ring * options.n, progress) for sort, ring in zip(sorts, rings[text:])]
-    rows += asking
-    recall = {}
-    for row, ring in enumerate(rings):
-        for chunk in range(options.chunks):
-            cold, room = chunk - ring, min(8, longest - ring)
-            if cold > 1 and room > 0 and random.rand() < 0.2:
-                count = random.randint(1, min(room, cold - 1) + 1)
-                recall[row, chunk] = sorted(random.choice(cold, count, replace=False))
-    plan = plan_file.MemoryPlan(rings, options.chunks, longest, options.n, options.m,
+    links = [None] * text + [row[3] for row in asking]
+    rows += [(tokens, (link == 0).astype(np.float32), raw) for tokens, _, raw, link in asking]
+    slots = longest + options.recall
+    recall = {(row, chunk): segments for row, ring in enumerate(rings) for chunk, segments in
+              draw_recall(random, options, ring, links[row], slots).items()}
+    plan = plan_file.MemoryPlan(rings, options.chunks, slots, options.n, options.m,
                                 options.sinks, options.alpha_min, recall)
     batch = [np.stack([row[i] for row in rows]) for i in range(3)] + [plan]
     if asking:
         size = min(ASKED, options.chunks * options.n)
         places = np.zeros((len(asking), size), np.int64)
         weights = np.zeros((len(asking), size), np.float32)
-        for row, (_, weight, _) in enumerate(asking):
+        for row, (_, weight, _, _) in enumerate(asking):
             scored = np.flatnonzero(weight[1:])
             if len(scored) > size:
                 scored = np.sort(random.choice(scored, size, replace=False))
@@ -306,23 +333,27 @@ def run_step(silt, teacher, functions, batch, ratio, goal, width, options, shift
                            for part in batch[:3])
     tables = model_file.make_tables(base, batch[3], options.n, options.m, device, dtype)
     text = options.rows - options.ask_rows
-    target = teacher.forward(tokens[:text]) if options.kl > 0 else None
+    read = options.rows if options.ask_kl else text         # rows whose text counts as text
+    target = teacher.forward(tokens[:read]) if options.kl > 0 else None
     short = None
     if options.long and options.kl > 0:
-        short = loss_file.short_losses(teacher, base.head, tokens[:text], options.long,
+        short = loss_file.short_losses(teacher, base.head, tokens[:read], options.long,
                                        options.long // 4, shift, functions[1], options.loss_chunk)
     hidden, seen = silt.forward(tokens, raw, tables, ratio, width)
-    loss, ce, kl = loss_file.head_loss(hidden[:text], target, base.head, tokens[:text],
-                                       weight[:text], options.kl, functions[0],
+    loss, ce, kl = loss_file.head_loss(hidden[:read], target, base.head, tokens[:read],
+                                       weight[:read], options.kl, functions[0],
                                        options.loss_chunk, short)
     asked = []
     if options.ask_rows:
         places, weights = (torch.from_numpy(part).to(device, non_blocking=True)
                            for part in batch[4:6])
-        asked = [loss_file.asked_loss(hidden[text + i], base.head, tokens[text + i], places[i],
-                                      weights[i], functions[2])
+        found = [loss_file.asked_loss(hidden[text + i], base.head, tokens[text + i], places[i],
+                                      weights[i], functions[2],
+                                      target[text + i] if options.ask_kl else None, options.ask_kl)
                  for i in range(options.ask_rows)]
-        loss = (1 - options.ask_share) * loss + options.ask_share * sum(asked) / len(asked)
+        loss = (1 - options.ask_share) * loss \
+            + options.ask_share * sum(part for part, _ in found) / len(found)
+        asked = [ce for _, ce in found]
     rate = torch.zeros((), device=device)
     if ratio > 1:
         rate = seen["rate"].mean()
@@ -331,7 +362,7 @@ def run_step(silt, teacher, functions, batch, ratio, goal, width, options, shift
         miss = seen["rate"] - (1 - 1 / goal)
         loss = loss + options.hinge * (miss.abs().mean() / 3 + miss.mean().abs() * 2 / 3)
     loss.backward()
-    return (ce.detach(), kl.detach(), rate.detach()), [part.detach() for part in asked]
+    return (ce.detach(), kl.detach(), rate.detach()), asked
 
 
 def begin(options, base, ratios):
@@ -361,6 +392,8 @@ class Trainer:
 
     def __init__(self, options, ranks, queue, far):
         self.options, self.ranks, self.queue, self.far = options, ranks, queue, far
+        if options.ask_kl and not options.kl:
+            raise SystemExit("--ask-kl: there is no teacher without --kl")
         self.device, self.ratios = options.device, [int(x) for x in options.ratios.split(",")]
         self.base = model_file.BaseModel(options.model, self.device,
                                          torch.float32 if self.device == "cpu" else torch.bfloat16)
