@@ -4,9 +4,9 @@
     tests/bench/shape.py 8b build/models/random-8b.gguf [--base GGUF]
 
 Writes the model and, beside it, NAME.adapter.gguf. The tokenizer is the base model's (so the
-vocabulary is too, smaller than that of the models whose shapes these are); weights are Q4_0 blocks
-from one pool of random bytes, so that 8 billion of them take half a minute. The adapter has all
-parts but recall keys, its decisions merging about half of the tokens at 2x. Nothing here can answer
+vocabulary is too, smaller than that of the models whose shapes these are); weights are blocks of
+--type, of one pool of random bytes, so that 8 billion of them take half a minute. The adapter has
+all parts but recall keys, its decisions merging about half of the tokens at 2x. Nothing here can answer
 a question: only bytes and time are real.
 """
 
@@ -21,8 +21,10 @@ SHAPES = {  # layers, dim, heads, KV heads, head dim, ff
     "1b": (16, 2048, 32, 8, 64, 8192),
     "8b": (32, 4096, 32, 8, 128, 14336),
 }
-F32, F16, Q4_0 = 0, 1, 2
-ROW_BYTES = {F32: (4, 1), F16: (2, 1), Q4_0: (18, 32)}  # bytes of a block, its values
+F32, F16, Q4_0, Q4_1, Q8_0 = 0, 1, 2, 3, 8
+TYPES = {"f16": F16, "q4_0": Q4_0, "q4_1": Q4_1, "q8_0": Q8_0}
+ROW_BYTES = {F32: (4, 1), F16: (2, 1), Q4_0: (18, 32), Q4_1: (20, 32),
+             Q8_0: (34, 32)}  # bytes of a block, its values
 U32, FLOAT, STRING, ARRAY, U64 = 4, 6, 8, 9, 10
 SCALAR = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 POOL = 1 << 20  # blocks
@@ -91,9 +93,11 @@ class Filler:
     def pool(self, kind, scale):
         if (kind, scale) not in self.pools:
             draw = self.random
-            if kind == Q4_0:  # 4-bit codes around 8, times the scale
-                head = struct.pack("<e", scale / 4)
-                blocks = (head + draw.randbytes(16) for _ in range(POOL))
+            if kind in (Q4_0, Q4_1, Q8_0):  # codes around 0, times the scale
+                head = struct.pack("<e", scale / (64 if kind == Q8_0 else 4))
+                head += struct.pack("<e", -2 * scale) if kind == Q4_1 else b""
+                blocks = (head + draw.randbytes(ROW_BYTES[kind][0] - len(head))
+                          for _ in range(POOL))
             else:
                 form = "<e" if kind == F16 else "<f"
                 blocks = (struct.pack(form, draw.gauss(0, scale)) for _ in range(POOL))
@@ -134,7 +138,7 @@ def floats(value, count):
     return struct.pack("<f", value) * count
 
 
-def model(path, shape, base, filler):
+def model(path, shape, base, kind, filler):
     layers, dim, heads, kv_heads, head_dim, ff = shape
     keys, vocab = tokenizer_keys(base)
     numbers = {"block_count": layers, "context_length": 8192, "embedding_length": dim,
@@ -147,7 +151,7 @@ def model(path, shape, base, filler):
             key("llama.attention.layer_norm_rms_epsilon", FLOAT, 1e-5),
             key("llama.rope.freq_base", FLOAT, 100000.0),
             *(key(f"llama.{name}", U32, value) for name, value in numbers.items()), *keys]
-    tensors = [("token_embd.weight", Q4_0, vocab, dim, 1 / dim**0.5),
+    tensors = [("token_embd.weight", kind, vocab, dim, 1 / dim**0.5),
                ("output_norm.weight", F32, 1, dim, floats(1.0, dim))]
     for n in range(layers):
         rows = {"attn_q": (heads * head_dim, dim), "attn_k": (kv_heads * head_dim, dim),
@@ -156,7 +160,7 @@ def model(path, shape, base, filler):
         for norm in ("attn_norm", "ffn_norm"):
             tensors.append((f"blk.{n}.{norm}.weight", F32, 1, dim, floats(1.0, dim)))
         for name, (out, cols) in rows.items():
-            tensors.append((f"blk.{n}.{name}.weight", Q4_0, out, cols, 1 / cols**0.5))
+            tensors.append((f"blk.{n}.{name}.weight", kind, out, cols, 1 / cols**0.5))
     write_file(path, keys, tensors, filler)
 
 
@@ -207,11 +211,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("path")
+    parser.add_argument("--type", choices=TYPES, default="q4_0", help="of its weights")
     parser.add_argument("--base", default="build/models/smollm2-135m-instruct-q4_1.gguf",
                         help="whose tokenizer it has")
     options = parser.parse_args()
     filler = Filler(options.shape)
-    model(options.path, SHAPES[options.shape], options.base, filler)
+    model(options.path, SHAPES[options.shape], options.base, TYPES[options.type], filler)
     beside = os.path.splitext(options.path)[0] + ".adapter.gguf"
     adapter(beside, options.path, SHAPES[options.shape], filler)
     for path in (options.path, beside):
