@@ -6,8 +6,8 @@
 Writes the model and, beside it, NAME.adapter.gguf. The tokenizer is the base model's (so the
 vocabulary is too, smaller than that of the models whose shapes these are); weights are blocks of
 --type, of one pool of random bytes, so that 8 billion of them take half a minute. The adapter has
-all parts but recall keys, its decisions merging about half of the tokens at 2x. Nothing here can answer
-a question: only bytes and time are real.
+all parts but recall keys, its decisions merging about half of the tokens at 2x. Nothing here can
+answer a question: only bytes and time are real.
 """
 
 import argparse
