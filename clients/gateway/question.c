@@ -116,6 +116,12 @@ static int fault(struct question *q, int code, const char *what)
 
 /* ---- what is new ---- */
 
+/* The link broke in the middle: nobody knows. */
+static bool unknown(int code)
+{
+    return code == -ECONNRESET || code == -ECONNREFUSED || code == -ETIMEDOUT || code == -EINTR;
+}
+
 /* A request that never ended: siltd's count of tokens says if anything of it arrived. */
 static int settle_doubt(struct question *q, struct chain *chain,
                         const struct client_stream_stat *stat)
@@ -175,38 +181,67 @@ static int find_known(struct question *q, struct chain *chain)
     return -ESTALE;
 }
 
+/* The turns of the next message to siltd, at least one. Returns how many. */
+static size_t fill_items(const struct chat *chat, size_t at, size_t to, struct client_item *items)
+{
+    size_t count = 0, bytes = 0;
+
+    for (; at < to && count < ITEMS_PER_MESSAGE && bytes < TURN_BYTES_MAX; at++, count++) {
+        const struct message *message = &chat->messages[at];
+
+        items[count] = (struct client_item){.kind = ITEM_TURN,
+                                            .role = message->role,
+                                            .bytes = (const uint8_t *)message->content,
+                                            .bytes_count = strlen(message->content)};
+        if (count && bytes + items[count].bytes_count > TURN_BYTES_MAX)
+            break;
+        bytes += items[count].bytes_count;
+    }
+    return count;
+}
+
+/* How far siltd has them: the chain knows these turns, whatever becomes of those behind them. */
+static int note_acked(struct question *q, struct chain *chain, size_t from, size_t to,
+                      uint64_t messages_acked)
+{
+    struct client_item items[ITEMS_PER_MESSAGE];
+    int r = 0;
+
+    for (; messages_acked && from < to && !r; messages_acked--) {
+        size_t count = fill_items(&q->chat, from, to, items);
+
+        for (; count && !r; count--, from++)
+            r = chain_append(chain, q->chat.messages[from].role, q->chat.messages[from].content);
+    }
+    return r ? fault(q, r, "cannot be written") : 0;
+}
+
 static int feed_turns(struct question *q, struct client *client, struct chain *chain, size_t from,
                       size_t to)
 {
+    struct client_item items[ITEMS_PER_MESSAGE];
+    struct producer_status before = {0}, after = {0};
     struct producer *producer = NULL;
-    int r = producer_open(&producer, client, q->chat.stream, producer_name, &q->error);
+    struct client_error why;
+    int r = producer_open(&producer, client, q->chat.stream, producer_name, &q->error), drained;
 
+    if (r)
+        return r;
+    producer_status(producer, &before);
     for (size_t at = from; at < to && !r;) {
-        struct client_item items[ITEMS_PER_MESSAGE];
-        size_t count = 0, bytes = 0;
+        size_t count = fill_items(&q->chat, at, to, items);
 
-        for (; at < to && count < ITEMS_PER_MESSAGE && bytes < TURN_BYTES_MAX; at++, count++) {
-            const struct message *message = &q->chat.messages[at];
-
-            items[count] = (struct client_item){.kind = ITEM_TURN,
-                                                .role = message->role,
-                                                .bytes = (const uint8_t *)message->content,
-                                                .bytes_count = strlen(message->content)};
-            if (count && bytes + items[count].bytes_count > TURN_BYTES_MAX)
-                break;
-            bytes += items[count].bytes_count;
-        }
         r = producer_send(producer, items, count, 0, &q->error);
+        at += count;
     }
-    if (!r)
-        r = producer_drain(producer, DRAIN_MS, &q->error);
+    drained = producer_drain(producer, DRAIN_MS, r ? &why : &q->error);
+    producer_status(producer, &after);
     producer_close(&producer);
-    for (size_t i = from; i < to && !r; i++) {
-        r = chain_append(chain, q->chat.messages[i].role, q->chat.messages[i].content);
-        if (r)
-            fault(q, r, "cannot be written");
-    }
-    return r;
+    if (r && unknown(drained))
+        q->error = why;
+    r = r && !unknown(drained) ? r : drained;
+    drained = note_acked(q, chain, from, to, after.sequence_acked - before.sequence_sent);
+    return drained ? drained : r;
 }
 
 /* ---- asking ---- */
@@ -229,12 +264,6 @@ static int ask(struct question *q, struct client *client)
                  q->gateway->options.answer_seconds);
     }
     return r;
-}
-
-/* The link broke in the middle: nobody knows. */
-static bool unknown(int code)
-{
-    return code == -ECONNRESET || code == -ECONNREFUSED || code == -ETIMEDOUT || code == -EINTR;
 }
 
 static int converse(struct question *q, struct client *client, struct chain *chain)
