@@ -149,6 +149,21 @@ static void events_fill(struct question *q, bool news)
         text_addf(&q->out, ": still at it\n\n");
 }
 
+/* As question_wait, and no longer than the question may take: then siltd is told to stop, and it
+ * ends. */
+static bool wait_in_time(struct question *q, size_t seen, int milliseconds)
+{
+    uint64_t most_us = (uint64_t)q->gateway->options.answer_seconds * 1000000;
+    uint64_t took_us = now_us() - q->begun_us;
+    uint64_t left_ms = took_us < most_us ? (most_us - took_us) / 1000 + 1 : PLAIN_WAIT_MS;
+    bool news =
+        question_wait(q, seen, left_ms < (uint64_t)milliseconds ? (int)left_ms : milliseconds);
+
+    if (!q->ended && q->pooled && now_us() - q->begun_us > most_us)
+        q->pooled->interrupted = 1;
+    return news;
+}
+
 static ssize_t on_read(void *user, uint64_t position, char *buffer, size_t room)
 {
     struct question *q = user;
@@ -160,7 +175,7 @@ static ssize_t on_read(void *user, uint64_t position, char *buffer, size_t room)
 
         if (q->step == 2)
             return MHD_CONTENT_READER_END_OF_STREAM;
-        news = question_wait(q, q->sent, HEARTBEAT_MS);
+        news = wait_in_time(q, q->sent, HEARTBEAT_MS);
         events_fill(q, news);
         pthread_mutex_unlock(&q->lock);
         if (q->out.failed)
@@ -199,7 +214,6 @@ static enum MHD_Result reply_whole(struct question *q, struct MHD_Connection *co
 static enum MHD_Result answer(struct question *q, struct MHD_Connection *connection)
 {
     struct gateway *gateway = q->gateway;
-    uint64_t most_us = (uint64_t)gateway->options.answer_seconds * 1000000;
     struct MHD_Response *response;
     enum MHD_Result r;
     bool ended, news;
@@ -208,11 +222,9 @@ static enum MHD_Result answer(struct question *q, struct MHD_Connection *connect
     MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT,
                               (unsigned)gateway->options.answer_seconds + 60);
     do {
-        news = question_wait(q, q->chat.streamed ? 0 : ANSWER_TEXT_MAX * 2,
-                             q->chat.streamed ? FIRST_MS : PLAIN_WAIT_MS);
+        news = wait_in_time(q, q->chat.streamed ? 0 : ANSWER_TEXT_MAX * 2,
+                            q->chat.streamed ? FIRST_MS : PLAIN_WAIT_MS);
         ended = q->ended;
-        if (!ended && now_us() - q->begun_us > most_us && q->pooled)
-            q->pooled->interrupted = 1; /* siltd is told to stop, then it ends */
         pthread_mutex_unlock(&q->lock);
     } while (!news && !q->chat.streamed);
     if (ended && q->error.code) {
