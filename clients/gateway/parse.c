@@ -1,6 +1,7 @@
 /* A chat request's JSON, read strictly: what would be ignored silently is refused instead. */
 #include <ctype.h>
 #include <errno.h>
+#include <float.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -159,6 +160,9 @@ static int sampling_of(struct chat *chat, struct client_error *error)
     given |= r;
     if (r < 0)
         return r;
+    /* The likeliest token alone; to siltd 0 would be no limit. */
+    if (sampling->top_p == 0)
+        sampling->top_p = FLT_MIN;
     if (json_is_integer(seed)) {
         sampling->seed = (uint64_t)json_integer_value(seed);
         given = 1;

@@ -12,6 +12,7 @@ import urllib.parse
 
 import lib
 import texts
+from mock import Mock
 
 GATEWAY = lib.BUILD / "silt-gateway"
 
@@ -174,6 +175,39 @@ def test_cut_off_request_is_known():
         chain.write_bytes(data)
         refused(gateway.chat(history), 409, "not known")
         words(gateway.chat(history, headers={"X-Silt-History": "adopt"}))
+
+
+def test_what_a_refused_request_fed_is_known():
+    """Turns that siltd had acked before one was too large are in the stream, and not sent again."""
+    with Gateway() as gateway:
+        old = [(("user", "assistant")[i % 2], f"Turn {i}.") for i in range(70)]
+        large = [*old, ("user", "x" * 600_000), ("assistant", "Yes."), ("user", "And?")]
+        refused(gateway.chat(large), 413, "at most")
+        answer = gateway.chat([*old, ("user", "And?")])
+        assert words(answer) and answer[1]["silt"]["messages_known"] == 70, answer[1]["silt"]
+        plain = gateway.chat([*old, ("user", "And?")], "plain")
+        assert gateway.tokens() - answer[1]["usage"]["completion_tokens"] == (
+            gateway.tokens("plain") - plain[1]["usage"]["completion_tokens"])
+
+
+def test_top_p_of_nothing_is_the_likeliest():
+    with Gateway() as gateway:
+        hot = [words(gateway.chat([("user", "Hi")], f"p{seed}", temperature=2, top_p=0, seed=seed))
+               for seed in (1, 2, 3)]
+        cold = words(gateway.chat([("user", "Hi")], "cold", temperature=0))
+        assert set(hot) == {cold}, (hot, cold)
+
+
+def test_an_answer_has_its_time():
+    """Also one that is read as it comes, and stops coming."""
+    siltd = Mock()
+    with Gateway("--answer-seconds", "1", endpoint=siltd.endpoint) as gateway:
+        siltd.streams["s"] = [bytearray(), {}]
+        status, text, _ = gateway.call("POST", "/api/ask", {"stream": "s", "question": "endless"},
+                                       raw=True)
+        assert status == 200 and "It was" in text, text
+        assert "took longer than 1 s" in events(text)[-1]["error"]["message"], text
+    siltd.kill()
 
 
 def events(text):
