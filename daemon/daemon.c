@@ -27,9 +27,10 @@ enum { THREAD_STACK_BYTES = 1 << 20 };
 enum {
     THREAD_COUNT = 4,                /* beside the loop: journal, compute, keeper, search */
     LIBRARY_MARGIN_BYTES = 16 << 20, /* what libzmq, the C library and stacks grow by */
-    /* What a GPU's driver takes here later: for kernels, loaded when they are first used (180 MB
-     * on an H200), and recorded passes (at most 64, of 1.7 MB). */
+    /* What a GPU's driver takes here beside the engine: for kernels (180 MB on an H200), and
+     * recorded passes (at most 64, of 1.7 MB). */
     GPU_DRIVER_BYTES = 320 << 20,
+    WARM_SAID_US = 1000000, /* a start that takes as long is told why */
 };
 
 struct daemon {
@@ -206,6 +207,7 @@ static int open_plan(struct core *core, char *error, size_t error_bytes)
 {
     struct plan_costs costs;
     int result = measure(core, &costs, error, error_bytes);
+    uint64_t start;
 
     if (!result)
         result = plan_make(&core->plan, &core->config, &costs, error, error_bytes);
@@ -217,8 +219,13 @@ static int open_plan(struct core *core, char *error, size_t error_bytes)
                                     core->plan.device_bytes - core->info.device_weights_bytes -
                                         core->info.device_work_bytes,
                                     error, error_bytes);
+    start = clock_us();
+    if (!result)
+        result = engine_warm(core->engine, error, error_bytes);
     if (result)
         return result;
+    if (clock_us() - start > WARM_SAID_US)
+        say(SAY_INFO, "the GPU took %.1f s to get ready", 1e-6 * (double)(clock_us() - start));
     result = arena_open(&core->arena, core->plan.arena_bytes);
     if (result) {
         snprintf(error, error_bytes, "the plan's memory cannot be had: %s; lower --memory",

@@ -175,9 +175,10 @@ struct cuda {
     size_t memory_bytes, memory_free_bytes; /* at open */
     uint32_t processors;
     uint32_t graphs; /* recorded so far */
-    bool few;        /* products of single tokens: another algorithm, as fixed as the first */
-    bool simple;     /* attention by the plain kernel that the fast ones are checked against */
-    bool apart;      /* SwiGLU apart from its projection, as it is where they cannot be one */
+    bool ahead;  /* passes are recorded, not computed, and those that have been stay as they are */
+    bool few;    /* products of single tokens: another algorithm, as fixed as the first */
+    bool simple; /* attention by the plain kernel that the fast ones are checked against */
+    bool apart;  /* SwiGLU apart from its projection, as it is where they cannot be one */
     struct cuda_state *state;
 
     /* ---- memory, copies, order ---- */

@@ -1,7 +1,8 @@
 /*
  * Passes that come again, as graphs: a pass of few rows is some hundred launches of little work,
  * and a graph queues them in one call. A pass is recorded when it comes for the second time: ragged
- * ones, which never do, cost nothing, and by then all that it calls has been loaded.
+ * ones, which never do, cost nothing, and by then all that it calls has been loaded. Passes that
+ * will surely come are recorded ahead of time, without being computed.
  */
 #include "kernels/cuda.cuh"
 
@@ -28,20 +29,21 @@ static bool graph_begin(struct cuda *c, const void *key, size_t key_bytes)
 {
     struct cuda_state *s = c->state;
     if (s->graphs_off || key_bytes > GRAPH_KEY_MAX)
-        return false;
+        return c->ahead;
     struct graph *g = find(s, key, key_bytes);
-    bool again = g->used > 0;
+    bool again = g->used > 0 || c->ahead;
     g->used = ++s->passes;
     if (g->ready) {
-        cuda_note(c, cudaGraphLaunch(g->ready, s->stream), "graph");
+        if (!c->ahead)
+            cuda_note(c, cudaGraphLaunch(g->ready, s->stream), "graph");
         return true;
     }
-    if (again && cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal) ==
-                     cudaSuccess) {
+    if (again &&
+        cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
         s->recording = g;
         s->unrecordable = false;
     }
-    return false;
+    return c->ahead && !s->recording;
 }
 
 static bool graph_again(struct cuda *c)
@@ -59,11 +61,14 @@ static bool graph_again(struct cuda *c)
     if (!fine) { /* a library that cannot be recorded: launched one by one from now on */
         (void)cudaGetLastError();
         g->ready = NULL;
-        s->graphs_off = true;
-        return true;
+        s->graphs_off = !c->ahead; /* ahead of time: it is tried again when it comes */
+        return !c->ahead;
     }
     c->graphs++;
-    cuda_note(c, cudaGraphLaunch(g->ready, s->stream), "graph");
+    if (c->ahead) /* its memory on the device too */
+        cuda_note(c, cudaGraphUpload(g->ready, s->stream), "graph");
+    else
+        cuda_note(c, cudaGraphLaunch(g->ready, s->stream), "graph");
     return false;
 }
 

@@ -113,6 +113,13 @@ const char *engine_failure(const struct engine *engine)
     return engine->gpu && *engine->gpu->cuda->error_text ? engine->gpu->cuda->error_text : NULL;
 }
 
+int engine_warm(struct engine *engine, char *error, size_t error_bytes)
+{
+    int code = engine->gpu ? gpu_warm(engine) : 0;
+    const char *why = engine_failure(engine);
+    return code ? fail_with(error, error_bytes, code, "%s", why ? why : strerror(-code)) : 0;
+}
+
 const struct tokenizer *engine_tokenizer(const struct engine *engine)
 {
     return engine->tokenizer;

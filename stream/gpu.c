@@ -90,7 +90,7 @@ static size_t carve_in(const struct gpu *g, struct gpu_slot *p, char *memory)
     return c.used;
 }
 
-static int open_slots(struct gpu *g)
+static int open_slots(struct gpu *g, const struct engine *e)
 {
     struct cuda *c = g->cuda;
     for (int i = 0; i < GPU_SLOTS; i++) {
@@ -105,8 +105,10 @@ static int open_slots(struct gpu *g)
         if (!in || !p->counts || !p->digest || !p->leaving || !p->lane)
             return -ENOMEM;
     }
+    size_t recall_bytes = 2 * gpu_recall_values(e) * sizeof *g->recall_host;
     g->segment_host = c->take_host(c, 2 * g->segment_bytes);
-    return g->segment_host ? 0 : -ENOMEM;
+    g->recall_host = recall_bytes ? c->take_host(c, recall_bytes) : NULL;
+    return g->segment_host && (g->recall_host || !recall_bytes) ? 0 : -ENOMEM;
 }
 
 /* Keys are looked through on the CPU, and the question's hidden states come there. */
@@ -155,7 +157,8 @@ static void plan(struct gpu *g, struct engine *e, const struct engine_options *o
     g->host_bytes = GPU_SLOTS * (g->in_bytes + g->leave_max * g->segment_bytes +
                                  g->lanes_max * (g->count_words * sizeof(uint32_t) +
                                                  sizeof(uint64_t) + sizeof(struct gpu_lane))) +
-                    GPU_REGIONS_MAX * sizeof *g->region + 2 * g->segment_bytes;
+                    GPU_REGIONS_MAX * sizeof *g->region + 2 * g->segment_bytes +
+                    2 * gpu_recall_values(e) * sizeof *g->recall_host;
 }
 
 static int plan_arena(struct gpu *g, const struct engine_options *options, char *error,
@@ -207,7 +210,7 @@ int gpu_open(struct engine *e, const struct engine_options *options, char *error
                          g->work_bytes >> 20, g->weights_bytes >> 20);
     carve_batch(g, e, work);
     g->batch.shape = g->shape;
-    if (open_slots(g) || open_recall(g, e))
+    if (open_slots(g, e) || open_recall(g, e))
         return fail_with(error, error_bytes, -ENOMEM, "no pinned memory for the device's work");
     code = plan_arena(g, options, error, error_bytes);
     if (!code && (code = c->sync(c)))
@@ -235,6 +238,7 @@ void gpu_close(struct engine *e)
     if (c) {
         c->give_host(c, g->state_host);
         c->give_host(c, g->segment_host);
+        c->give_host(c, g->recall_host);
         c->give_host(c, g->hidden);
     }
     e->pin_tail.k = NULL; /* the device's */

@@ -19,6 +19,9 @@ enum {
     GPU_ROWS_DEFAULT = 32768, /* of a pass */
     GPU_LOGIT_ROWS = 512,
     GPU_REGIONS_MAX = 16384, /* pieces of the arena */
+    /* Keys that queries see are counted in such steps, so that passes repeat: attention of few rows
+     * splits keys in them, whatever their bound, and whole blocks do not ask for it. */
+    GPU_KEYS_STEP = 1024,
 };
 
 /* Rows that use the same weights lie together in a batch, in this order. */
@@ -120,8 +123,10 @@ struct gpu {
     char *state_host; /* for stream_state: a whole state */
     size_t state_host_bytes;
     f16 *segment_host; /* pinned [2][segment]: one to look at, and its rows on the way */
-    float *hidden;     /* pinned [STREAM_BLOCK_TOKENS][dim]; NULL without recall keys */
-    float *near;       /* [STREAM_BLOCK_TOKENS][vocab], and activations quantised, for the same */
+    f16 *
+        recall_host; /* pinned [2][recall rows] on their way to a fork; NULL: nothing is recalled */
+    float *hidden;   /* pinned [STREAM_BLOCK_TOKENS][dim]; NULL without recall keys */
+    float *near;     /* [STREAM_BLOCK_TOKENS][vocab], and activations quantised, for the same */
     void *quantized;
 };
 
@@ -153,6 +158,9 @@ void gpu_item_stream(const struct stream *s, struct cuda_item *item);
 void gpu_item_tail(const struct tail *t, struct cuda_item *item);
 void gpu_pass_run(struct engine *e, struct gpu_slot *p);
 void gpu_pass_layers(struct engine *e, struct gpu_slot *p, uint32_t layers); /* the first ones */
+/* Records the pass for later, by its numbers of rows and items alone, and computes nothing. Kernels
+ * that it calls have been used before. */
+void gpu_pass_record(struct engine *e, struct gpu_slot *p, uint32_t layers);
 /* Queues the copy of a part of the slot's pinned memory; where it will be on the device. */
 void *gpu_sent(struct gpu *g, const struct gpu_slot *p, const void *part, size_t bytes);
 /* Logits of `rows` rows (places in the batch), at most GPU_LOGIT_ROWS, into g->logits. */
@@ -181,7 +189,11 @@ int gpu_tail_open(struct fork *f, struct engine *e, uint32_t capacity);
 void gpu_fork_close(struct fork *f);
 int gpu_forks_feed(struct fork_work *work, uint32_t count);
 int gpu_fork_recall(struct fork *f, const struct cold_segment *segments, uint32_t count);
+size_t gpu_recall_values(const struct engine *e); /* of a fork's recalled keys, or values */
 size_t gpu_fork_bytes(const struct engine *e, const struct layout *l); /* of the arena */
+
+/* gpu_warm.c: see engine_warm */
+int gpu_warm(struct engine *e);
 
 /* gpu_rows.c: raw rows on the device, and rows that move or turn there. */
 /* Rows join a tail that no stream stands before, computed by the first layers. first [rows]: where

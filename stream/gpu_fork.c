@@ -74,7 +74,7 @@ int gpu_stream_restore(struct stream *s, const void *state)
 
 /* ---- forks ---- */
 
-static size_t recall_values(const struct engine *e)
+size_t gpu_recall_values(const struct engine *e)
 {
     return (size_t)e->gpu->heads * STREAM_RECALL_MAX * e->shape.comp * e->shape.head_dim;
 }
@@ -94,6 +94,7 @@ static int compute_pending(struct fork *f)
     gpu_item_stream(s, item);
     gpu_item_tail(&f->tail, item);
     p->keys_max = e->shape.context;
+    p->ragged = true; /* even of one token: too rare to be recorded */
     gpu_pass_run(e, p);
     f->tail.count = f->pending = rows;
     return e->gpu->cuda->sync(e->gpu->cuda);
@@ -110,7 +111,7 @@ int gpu_tail_open(struct fork *f, struct engine *e, uint32_t capacity)
 
 size_t gpu_fork_bytes(const struct engine *e, const struct layout *l)
 {
-    return gpu_aligned(l->bytes) + gpu_aligned(2 * recall_values(e) * sizeof(f16)) +
+    return gpu_aligned(l->bytes) + gpu_aligned(2 * gpu_recall_values(e) * sizeof(f16)) +
            gpu_aligned(2 * gpu_tail_bytes(e, FORK_TOKENS_MAX + BLOCK));
 }
 
@@ -132,12 +133,13 @@ int gpu_fork_open(struct fork *f, const struct stream *from, uint32_t capacity)
     struct gpu *g = e->gpu;
     struct stream *s = &f->stream;
     s->device = gpu_take(g, s->layout.bytes);
-    s->recall_k = recall_values(e) ? gpu_take(g, 2 * recall_values(e) * sizeof(f16)) : NULL;
-    if (!s->device || (recall_values(e) && !s->recall_k) || gpu_tail_open(f, e, capacity + BLOCK)) {
+    s->recall_k = gpu_recall_values(e) ? gpu_take(g, 2 * gpu_recall_values(e) * sizeof(f16)) : NULL;
+    if (!s->device || (gpu_recall_values(e) && !s->recall_k) ||
+        gpu_tail_open(f, e, capacity + BLOCK)) {
         gpu_fork_close(f);
         return -ENOMEM;
     }
-    s->recall_v = s->recall_k ? s->recall_k + recall_values(e) : NULL;
+    s->recall_v = s->recall_k ? s->recall_k + gpu_recall_values(e) : NULL;
     s->window_most = window_most(s);
     g->cuda->copy(g->cuda, s->device, from->device, s->layout.bytes);
     return compute_pending(f);
@@ -162,10 +164,10 @@ int gpu_fork_recall(struct fork *f, const struct cold_segment *segments, uint32_
     struct gpu *g = e->gpu;
     struct cuda *c = g->cuda;
     uint32_t comp = e->shape.comp, rows = count * comp, stride = STREAM_RECALL_MAX * comp;
-    size_t dim = e->shape.head_dim, half = recall_values(e);
-    f16 *host = c->take_host(c, 2 * half * sizeof *host);
+    size_t dim = e->shape.head_dim, half = gpu_recall_values(e);
+    f16 *host = g->recall_host;
     if (!host)
-        return -ENOMEM;
+        return count ? -EINVAL : 0;
     memset(host, 0, 2 * half * sizeof *host);
     struct gpu_slot *p = gpu_pass_begin(e);
     int64_t start = ccm_ring_start(e, s->state) - (int64_t)count * e->shape.chunk;
@@ -187,7 +189,6 @@ int gpu_fork_recall(struct fork *f, const struct cold_segment *segments, uint32_
     c->rotate(c, s->recall_k, stride, s->recall_k, stride, g->batch.rotation, rows, g->heads,
               (uint32_t)dim);
     int code = c->sync(c);
-    c->give_host(c, host);
     s->recall_rows = rows;
     gpu_place_old_rows(s, count);
     return code;

@@ -10,9 +10,8 @@
 #include <string.h>
 
 /* Larger passes compute for longer than they take to launch; ragged ones (the end of a question)
- * would each leave a graph of some megabytes that is never launched. Keys that queries see are
- * counted in steps (attention splits them in such steps, whatever their bound). */
-enum { GRAPH_ROWS_MAX = 2048, KEYS_STEP = 1024 };
+ * would each leave a graph of some megabytes that is never launched. */
+enum { GRAPH_ROWS_MAX = 2048 };
 
 struct cuda_item *gpu_pass_item(struct engine *e, struct gpu_slot *p, enum gpu_kind kind,
                                 const int32_t *tokens, uint32_t rows, int64_t position, bool joins)
@@ -215,36 +214,50 @@ static void run_layers(struct engine *e, const struct gpu_slot *p, uint32_t laye
     }
 }
 
-void gpu_pass_layers(struct engine *e, struct gpu_slot *p, uint32_t layers)
+static void queue_layers(struct engine *e, struct gpu_slot *p, uint32_t layers)
 {
-    struct gpu *g = e->gpu;
-    struct cuda *c = g->cuda;
+    struct cuda *c = e->gpu->cuda;
     struct pass_key key;
-    p->keys_max = (p->keys_max + KEYS_STEP - 1) / KEYS_STEP * KEYS_STEP; /* so that passes repeat */
     memset(&key, 0, sizeof key);
     key = (struct pass_key){.rows = p->rows,
                             .items = p->items,
                             .runs = p->runs,
                             .rows_most = p->rows_most,
                             .items_most = p->items_most,
-                            .keys_max = p->keys_max,
+                            .keys_max = p->rows_most == CUDA_ITEM_ROWS ? 0 : p->keys_max,
                             .layers = layers,
                             .simple = c->simple};
     memcpy(key.kind_rows, p->kind_rows, sizeof key.kind_rows);
-    c->few = p->rows_most == 1;
-    send(g, p, p->item, p->items * sizeof *p->item);
-    send(g, p, p->run, p->runs * sizeof *p->run);
-    send(g, p, p->token, p->rows * sizeof *p->token);
-    send(g, p, p->position, p->rows * sizeof *p->position);
-    if (p->rows > GRAPH_ROWS_MAX || p->ragged) {
-        run_layers(e, p, layers);
-        return;
-    }
     if (c->graph_begin(c, &key, sizeof key))
         return;
     do
         run_layers(e, p, layers);
     while (c->graph_again(c));
+}
+
+void gpu_pass_layers(struct engine *e, struct gpu_slot *p, uint32_t layers)
+{
+    struct gpu *g = e->gpu;
+    struct cuda *c = g->cuda;
+    p->keys_max = (p->keys_max + GPU_KEYS_STEP - 1) / GPU_KEYS_STEP * GPU_KEYS_STEP;
+    c->few = p->rows_most == 1;
+    send(g, p, p->item, p->items * sizeof *p->item);
+    send(g, p, p->run, p->runs * sizeof *p->run);
+    send(g, p, p->token, p->rows * sizeof *p->token);
+    send(g, p, p->position, p->rows * sizeof *p->position);
+    if (p->rows > GRAPH_ROWS_MAX || p->ragged)
+        run_layers(e, p, layers);
+    else
+        queue_layers(e, p, layers);
+}
+
+void gpu_pass_record(struct engine *e, struct gpu_slot *p, uint32_t layers)
+{
+    struct cuda *c = e->gpu->cuda;
+    c->few = p->rows_most == 1;
+    c->ahead = true;
+    queue_layers(e, p, layers);
+    c->ahead = false;
 }
 
 void gpu_logits(struct engine *e, const uint32_t *row, uint32_t rows)

@@ -164,6 +164,10 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsign
     *out = new std::vector<std::function<void()>>(*graph);
     return state();
 }
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t)
+{
+    return state();
+}
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t)
 {
     for (const auto &work : *graph)

@@ -432,6 +432,29 @@ static void weights_are_kept_where_memory_is_short(void **state)
     engine_close(&e);
 }
 
+/* What one stream and its question do was recorded before, and is what it would be. */
+static void passes_are_recorded_ahead(void **state)
+{
+    (void)state;
+    char error[256];
+    int code;
+    size_t bytes = gpu->shape.vocab * sizeof(float);
+    float *ahead = malloc(bytes), *as_it_comes = malloc(bytes);
+    struct engine *e = engine_on(DEVICE_CUDA, error, sizeof error, &code);
+    assert_int_equal(engine_warm(e, error, sizeof error), 0);
+    uint32_t graphs = e->gpu->cuda->graphs, regions = e->gpu->regions;
+    printf("%u graphs\n", graphs);
+    assert_true(graphs > TINY_CHUNK / STREAM_BLOCK_TOKENS);
+    assert_int_equal(regions, 0);
+    assert_true(read_and_answer(e, ahead) == read_and_answer(gpu, as_it_comes));
+    assert_memory_equal(ahead, as_it_comes, bytes);
+    assert_int_equal(e->gpu->cuda->graphs, graphs);
+    assert_int_equal(e->gpu->cuda->sync(e->gpu->cuda), 0);
+    engine_close(&e);
+    free(ahead);
+    free(as_it_comes);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1)
@@ -447,6 +470,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(graphs_change_nothing),
         cmocka_unit_test(kept_weights_give_the_same_bits),
         cmocka_unit_test(weights_are_kept_where_memory_is_short),
+        cmocka_unit_test(passes_are_recorded_ahead),
     };
     return cmocka_run_group_tests_name("gpu, emulated, the rest", tests, rig_set_up, rig_tear_down);
 }
