@@ -96,8 +96,8 @@ void engine_info(const struct engine *engine, struct engine_info *out);
  * sentence: another process has it by now. */
 int engine_device_take(struct engine *engine, size_t bytes, char *error, size_t error_bytes);
 /* On a GPU, with its memory and before any stream: does once, on nothing, all that a stream and a
- * question make it do, so that what is loaded, recorded and touched then does not come later, one by
- * one. 0, or what the device failed with, said in error. */
+ * question make it do, so that what is loaded, recorded and touched then does not come later. 0, or
+ * what the device failed with, said in error. */
 int engine_warm(struct engine *engine, char *error, size_t error_bytes);
 
 /* ---- text ---- */
