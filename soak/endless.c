@@ -1,7 +1,8 @@
 /*
  * endless: one stream without end. Feeds text for as many tokens or minutes as asked and watches
  * that memory, bytes in use and the time a chunk takes stay what they were, and that facts planted
- * on the way are found again at any distance.
+ * on the way are found again at any distance. It is fed on while it is asked, as a stream is by who
+ * knows nothing of questions.
  *
  * Samples become rows of CSV, a thousand at most however long it runs; the last lines say what was
  * seen and whether it held. Exit status 0: it did.
@@ -9,6 +10,8 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +53,18 @@ struct sample {
     double nll, loss; /* of the loss meter, nats a token; 0: nothing scored yet */
 };
 
+/* A question on its way, in a thread and by a client of its own; the probe is the thread's then. */
+struct question {
+    struct client *client;
+    struct probe *probe;
+    pthread_t thread;
+    bool asked;
+    atomic_bool answered;
+    uint64_t before;
+    int result;
+    struct client_error error;
+};
+
 struct soak {
     struct siltd siltd;
     struct client *client;
@@ -67,6 +82,8 @@ struct soak {
     double start;
     uint64_t plan, plant_at, ask_at;
     struct probe probe;
+    struct question question;
+    uint32_t asked, found, answered; /* of the probe, by questions that have come back */
 };
 
 static double now(void)
@@ -135,9 +152,9 @@ static int look(struct soak *s, struct sample *out)
                            .used = stat.bytes_used,
                            .disk = stat.bytes_disk,
                            .segments_cold = stat.segments_cold,
-                           .asked = s->probe.asked,
-                           .found = s->probe.found,
-                           .answered = s->probe.answered,
+                           .asked = s->asked,
+                           .found = s->found,
+                           .answered = s->answered,
                            .nll = stat.loss.with_memory,
                            .loss = stat.loss.difference};
     s->plan = stat.bytes_plan;
@@ -183,11 +200,45 @@ static int plant(struct soak *s)
     return 0;
 }
 
+static void *ask(void *question)
+{
+    struct question *q = question;
+    q->result = probe_ask(q->probe, q->client, "endless", q->before, &q->error);
+    atomic_store(&q->answered, true);
+    return NULL;
+}
+
+/* Waits for the question that is on its way, where there is one. */
+static int take_answer(struct soak *s)
+{
+    struct question *q = &s->question;
+    if (!q->asked)
+        return 0;
+    pthread_join(q->thread, NULL);
+    q->asked = false;
+    s->asked = s->probe.asked;
+    s->found = s->probe.found;
+    s->answered = s->probe.answered;
+    return q->result ? complain("ask", &q->error) : 0;
+}
+
+static int begin_question(struct soak *s, uint64_t before)
+{
+    struct question *q = &s->question;
+    q->probe = &s->probe;
+    q->before = before;
+    atomic_store(&q->answered, false);
+    q->asked = pthread_create(&q->thread, NULL, ask, q) == 0;
+    return q->asked ? 0 : -EAGAIN;
+}
+
 static int probe(struct soak *s, const struct sample *last)
 {
-    struct client_error error;
     int code = 0;
-    if (last->acked >= s->plant_at) {
+    if (s->question.asked && !atomic_load(&s->question.answered))
+        return 0;
+    code = take_answer(s);
+    if (!code && last->acked >= s->plant_at) {
         s->plant_at = last->acked + probe_distance(s, last->acked);
         code = plant(s);
     }
@@ -197,8 +248,7 @@ static int probe(struct soak *s, const struct sample *last)
         uint64_t before = last->indexed < last->tokens ? last->indexed : last->tokens;
         before = before > 2 * CHUNK_TOKENS ? before - 2 * CHUNK_TOKENS : 0;
         s->ask_at = last->tokens + probe_distance(s, last->tokens);
-        if (probe_ask(&s->probe, s->client, "endless", before, &error))
-            return complain("ask", &error);
+        code = begin_question(s, before);
     }
     return code;
 }
@@ -243,9 +293,10 @@ static int feed(struct soak *s)
             return code;
     }
     record(s, &last); /* the end too: a sample may be some seconds old */
+    int code = take_answer(s);
     if (isatty(STDERR_FILENO))
         fputc('\n', stderr);
-    return 0;
+    return code;
 }
 
 static void write_csv(const struct soak *s, FILE *f)
@@ -343,6 +394,7 @@ static int run(struct soak *s)
     struct client_options options = {.endpoint = s->siltd.endpoint};
     struct client_open_options open_options = {.dmc_ratio = s->ratio};
     if ((code = client_open(&s->client, &options, &error)) ||
+        (code = client_open(&s->question.client, &options, &error)) ||
         (code = client_stream_open(s->client, "endless", &open_options, &opened, &error)) ||
         (code = producer_open(&s->producer, s->client, "endless", "soak", &error)))
         return complain("open", &error);
@@ -452,7 +504,9 @@ int main(int argc, char **argv)
     code = s.samples ? read_text(&s, argv + optind, argc - optind) : -ENOMEM;
     if (!code)
         code = run(&s);
+    (void)take_answer(&s);
     producer_close(&s.producer);
+    client_close(&s.question.client);
     client_close(&s.client);
     if (s.siltd.pid && siltd_stop(&s.siltd)) {
         fprintf(stderr, "soak: siltd did not end cleanly\n");
