@@ -54,6 +54,7 @@ struct ask {
     uint8_t text[ANSWER_BYTES_MAX]; /* the answer; what is behind sent_bytes waits for the client */
     uint32_t record;
     uint64_t stuck_us; /* since when the client takes nothing, 0: it does */
+    uint64_t keep_us;  /* since when question and answer are to go to the journal, 0: not yet */
     bool ended;
     struct ask_end end;
 

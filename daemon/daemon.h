@@ -61,6 +61,7 @@ enum {
 
     BUSY_RETRY_US = 200000,
     SEND_PATIENCE_US = 30000000, /* a client that takes no answer for so long loses its question */
+    KEEP_PATIENCE_US = 30000000, /* nor is an answer kept whose stream has no room for so long */
     TICK_MS = 100,
 };
 

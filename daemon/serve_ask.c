@@ -120,7 +120,7 @@ void serve_ask(struct core *core, const struct wire_client *client,
     ask->client = *client;
     ask->request_id = request->id;
     ask->text_bytes = ask->sent_bytes = 0;
-    ask->stuck_us = 0;
+    ask->stuck_us = ask->keep_us = 0;
     ask->ended = false;
     atomic_store(&ask->cancelled, false);
     out.index = ask->index;
@@ -307,9 +307,29 @@ static void try_keep(struct core *core, struct ask *ask)
 _Static_assert(REQUEST_BYTES_MAX > QUESTION_BYTES_MAX + ANSWER_BYTES_MAX + 4096,
                "question and answer fit a request");
 
-static bool to_be_kept(const struct ask *ask)
+/* Question and answer are to go to the journal now. What cannot be kept any more ends as that: it
+ * holds a fork, and whoever asked waits for it. */
+static bool to_be_kept(struct core *core, struct ask *ask)
 {
-    return ask->keep && !ask->end.error && ask->end.finish != SILT__V1__DONE__FINISH__CANCELLED;
+    bool live = core->table.records[ask->record].state == RECORD_LIVE;
+    uint64_t now = clock_us();
+
+    if (!ask->keep || ask->end.error || ask->end.finish == SILT__V1__DONE__FINISH__CANCELLED)
+        return false;
+    if (atomic_load(&ask->cancelled)) {
+        ask->end.finish = SILT__V1__DONE__FINISH__CANCELLED;
+        return false;
+    }
+    if (!ask->keep_us)
+        ask->keep_us = now;
+    if (live && now - ask->keep_us < KEEP_PATIENCE_US)
+        return true;
+    ask->end.error = 1 + SILT__V1__ERROR__CODE__BUSY;
+    snprintf(ask->end.message, sizeof ask->end.message, "the answer is not kept: %s",
+             live ? "the stream had no room for it in 30 s, as it is far behind or --disk is full: "
+                    "ask again when it has"
+                  : "the stream left its place meanwhile: ask again");
+    return false;
 }
 
 /* As far as it goes: text, journal, last reply. */
@@ -318,7 +338,7 @@ static void advance(struct core *core, struct ask *ask)
     if (!send_text(core, ask) || !ask->ended || ask->stage == ASK_KEEPING)
         return;
     ask->stage = ASK_ENDING;
-    if (to_be_kept(ask) && core->table.records[ask->record].state == RECORD_LIVE)
+    if (to_be_kept(core, ask))
         try_keep(core, ask);
     else if (send_done(core, ask))
         release(core, ask);

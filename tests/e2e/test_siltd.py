@@ -230,6 +230,25 @@ def test_cancel_frees_the_place():
         lib.wait_until("the place is free", free, 60)
 
 
+def test_an_answer_that_cannot_be_kept_ends():
+    """Nothing of the stream can be trimmed for it: its place is another's once it is cancelled, or
+    after half a minute."""
+    with daemon("--forks-max", 1, "--disk", "1M", "--when-full", "trim") as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("s")
+        lib.wait_until("the disk is full", lambda: "--disk is full" in siltd.log_text())
+        asked = wire.send(ask=pb.Ask(stream="s", question="Go on.", tokens_max=8, keep=True))
+        while (reply := wire.reply(2)) is not None:  # all of the answer, and no end
+            assert reply.WhichOneof("body") == "token", reply
+        wire.send(cancel=pb.Cancel(ask_id=asked))
+        reply = wire.reply(10)
+        assert reply and reply.id == asked and reply.done.finish == pb.Done.CANCELLED, reply
+        raw.refused(pb.Error.BUSY, "the answer is not kept: the stream had no room", wire.ask, "s",
+                    "Go on.", tokens_max=8, keep=True)
+        wire.ask("s", "And now?", tokens_max=4)
+        assert wire.stat("s").tokens_acked == 0
+
+
 def test_producers_do_not_outrun_the_lag():
     limit = 4096
     with daemon("--lag-tokens-max", limit) as siltd:
