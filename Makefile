@@ -83,7 +83,7 @@ $(O)/bench-wire: $(O)/obj/tests/bench/wire.c.o $(CLIENT) $(PROTO) $(call objects
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # The hot paths under callgrind (tests/bench/hot.c).
-$(O)/bench-hot: $(O)/obj/tests/bench/hot.c.o $(O)/parts.a
+$(O)/bench-hot: $(call objects,tests/bench/hot.c tests/bench/hot_search.c) $(O)/parts.a
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 

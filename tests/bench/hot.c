@@ -16,6 +16,7 @@
 #include "daemon/journal.h"
 #include "stream/internal.h"
 #include "stream/token.h"
+#include "tests/bench/hot.h"
 
 enum {
     BLOCK = STREAM_BLOCK_TOKENS,
@@ -36,7 +37,7 @@ struct hot {
     uint32_t count, piece_tokens;
 };
 
-static void check(bool right, const char *what)
+void hot_check(bool right, const char *what)
 {
     if (right)
         return;
@@ -44,13 +45,13 @@ static void check(bool right, const char *what)
     exit(1);
 }
 
-static void begin(void)
+void hot_begin(void)
 {
     CALLGRIND_START_INSTRUMENTATION;
     CALLGRIND_ZERO_STATS;
 }
 
-static void end(const char *figure, double units)
+void hot_end(const char *figure, double units)
 {
     CALLGRIND_DUMP_STATS;
     CALLGRIND_STOP_INSTRUMENTATION;
@@ -58,10 +59,10 @@ static void end(const char *figure, double units)
     fflush(stdout);
 }
 
-static void *memory_of(size_t bytes)
+void *hot_memory(size_t bytes)
 {
     void *memory = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
-    check(memory, "no memory");
+    hot_check(memory, "no memory");
     return memory;
 }
 
@@ -72,15 +73,15 @@ static void hot_answer(struct hot *h, const struct stream *stream,
                        const struct stream_options *options)
 {
     size_t bytes = fork_bytes(h->engine, options);
-    void *memory = memory_of(bytes);
+    void *memory = hot_memory(bytes);
     struct fork *fork;
-    check(fork_open(&fork, stream, memory, bytes) == 0, "fork");
-    begin();
-    check(fork_feed(fork, h->tokens, BLOCK) == 0, "question");
-    end("question-token", BLOCK);
-    begin();
-    check(fork_feed(fork, h->tokens, 1) == 0 && fork_logits(fork), "answer");
-    end("answer-token", 1);
+    hot_check(fork_open(&fork, stream, memory, bytes) == 0, "fork");
+    hot_begin();
+    hot_check(fork_feed(fork, h->tokens, BLOCK) == 0, "question");
+    hot_end("question-token", BLOCK);
+    hot_begin();
+    hot_check(fork_feed(fork, h->tokens, 1) == 0 && fork_logits(fork), "answer");
+    hot_end("answer-token", 1);
     fork_close(&fork);
     free(memory);
 }
@@ -96,20 +97,20 @@ static void hot_stream(struct hot *h)
     for (uint32_t i = 0; i < h->count; i++)
         h->tokens[i] %= (int32_t)info.vocab_count;
     size_t bytes = stream_bytes(h->engine, &options, error, sizeof error);
-    check(bytes, error);
-    void *memory = memory_of(bytes);
+    hot_check(bytes, error);
+    void *memory = hot_memory(bytes);
     uint32_t chunk = info.chunk_tokens;
     struct stream *stream;
-    check(stream_open(&stream, h->engine, &options, memory, bytes) == 0, "stream");
-    check(h->count > 3 * chunk, "too little text");
+    hot_check(stream_open(&stream, h->engine, &options, memory, bytes) == 0, "stream");
+    hot_check(h->count > 3 * chunk, "too little text");
     stream_feed(stream, h->tokens, 2 * chunk + chunk / 2);
-    begin();
+    hot_begin();
     stream_feed(stream, h->tokens + 2 * chunk + chunk / 2, BLOCK);
-    end("ingest-token", BLOCK);
+    hot_end("ingest-token", BLOCK);
     stream_feed(stream, h->tokens + 2 * chunk + chunk / 2 + BLOCK, chunk / 2 - 2 * BLOCK);
-    begin();
+    hot_begin();
     stream_feed(stream, h->tokens + 3 * chunk - BLOCK, BLOCK);
-    end("chunk-end-with-block", 1);
+    hot_end("chunk-end-with-block", 1);
     hot_answer(h, stream, &options);
     stream_close(&stream);
     free(memory);
@@ -141,9 +142,9 @@ static void hot_merge(struct hot *h)
                                      .k_out = out[j][0],
                                      .v_out = out[j][1],
                                      .rows = BLOCK};
-    begin();
+    hot_begin();
     k->merge(k, jobs, MERGE_JOBS, DIM);
-    end("merge-row", MERGE_JOBS * BLOCK);
+    hot_end("merge-row", MERGE_JOBS * BLOCK);
 }
 
 /* ---- text, wire, journal ---- */
@@ -151,9 +152,9 @@ static void hot_merge(struct hot *h)
 static void hot_tokenizer(struct hot *h)
 {
     struct token_text state = {0};
-    begin();
+    hot_begin();
     h->count = (uint32_t)token_feed(h->tokenizer, &state, h->text, TEXT_BYTES, h->tokens);
-    end("tokenizer-token", h->count);
+    hot_end("tokenizer-token", h->count);
     state = (struct token_text){0};
     h->piece_tokens =
         (uint32_t)token_feed(h->tokenizer, &state, h->text, PIECE_BYTES, (int32_t[PIECE_BYTES]){0});
@@ -183,21 +184,21 @@ static size_t pack_feed(const struct hot *h, bool ids, uint8_t *frame)
     }
     request.body_case = SILT__V1__REQUEST__BODY_FEED;
     request.feed = &feed;
-    check(silt__v1__request__get_packed_size(&request) <= FRAME_BYTES, "frame");
+    hot_check(silt__v1__request__get_packed_size(&request) <= FRAME_BYTES, "frame");
     return silt__v1__request__pack(&request, frame);
 }
 
 static void hot_decode(const struct hot *h, bool ids, const char *figure)
 {
-    struct bump bump = {.bytes = memory_of(UNPACK_BYTES_MAX), .capacity = UNPACK_BYTES_MAX};
-    uint8_t *frame = memory_of(FRAME_BYTES);
+    struct bump bump = {.bytes = hot_memory(UNPACK_BYTES_MAX), .capacity = UNPACK_BYTES_MAX};
+    uint8_t *frame = hot_memory(FRAME_BYTES);
     size_t bytes = pack_feed(h, ids, frame);
     struct wire_request request;
     struct wire_fault fault;
-    begin();
+    hot_begin();
     int result = wire_parse(&bump, frame, bytes, INT32_MAX, &request, &fault);
-    end(figure, h->piece_tokens);
-    check(result == 0 && request.item_count == 1, "wire_parse");
+    hot_end(figure, h->piece_tokens);
+    hot_check(result == 0 && request.item_count == 1, "wire_parse");
     free(frame);
     free(bump.bytes);
 }
@@ -214,13 +215,13 @@ static void hot_encode(void)
     ack.tokens_acked = ack.bytes_acked = 1000000;
     reply.body_case = SILT__V1__REPLY__BODY_ACK;
     reply.ack = &ack;
-    begin();
+    hot_begin();
     for (uint64_t i = 0; i < ACKS; i++) {
         reply.id = ack.sequence = i;
         bytes = wire_pack(&reply, frame, sizeof frame);
     }
-    end("wire-ack", ACKS);
-    check(bytes > 0, "wire_pack");
+    hot_end("wire-ack", ACKS);
+    hot_check(bytes > 0, "wire_pack");
 }
 
 /* What one message costs the journal when it is a batch of its own: begin, item, producer, commit.
@@ -232,11 +233,11 @@ static void hot_journal(const struct hot *h)
     struct journal_item item = {.item = {ITEM_TEXT, 0, h->text, PIECE_BYTES}};
     struct journal *journal;
     char error[256];
-    check(journal_open(&journal, &options, error, sizeof error) == 0, error);
+    hot_check(journal_open(&journal, &options, error, sizeof error) == 0, error);
     for (uint64_t i = 0; i < 2; i++) {
         int result;
         if (i)
-            begin();
+            hot_begin();
         result = journal_begin(journal);
         if (!i)
             result = result ? result : journal_stream_create(journal, &stream);
@@ -245,8 +246,8 @@ static void hot_journal(const struct hot *h)
         result = result ? result : journal_stream_update(journal, &stream);
         result = result ? result : journal_commit(journal);
         if (i)
-            end("journal-token", h->piece_tokens);
-        check(result == 0, "journal");
+            hot_end("journal-token", h->piece_tokens);
+        hot_check(result == 0, "journal");
     }
     journal_close(&journal);
 }
@@ -260,7 +261,7 @@ static void read_text(struct hot *h)
     while (bytes < TEXT_BYTES)
         for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
             FILE *file = fopen(paths[i], "rb");
-            check(file, "run it from the top of the repository");
+            hot_check(file, "run it from the top of the repository");
             bytes += fread(h->text + bytes, 1, TEXT_BYTES - bytes, file);
             fclose(file);
         }
@@ -275,9 +276,9 @@ static void open_all(struct hot *h, char **argv)
     struct gguf *gguf = NULL;
     char error[512] = "";
     h->folder = argv[1];
-    check(engine_open(&h->engine, &options, error, sizeof error) == 0, error);
-    check(gguf_open(&gguf, argv[5], error, sizeof error) == 0, error);
-    check(tokenizer_open(&h->tokenizer, gguf, error, sizeof error) == 0, error);
+    hot_check(engine_open(&h->engine, &options, error, sizeof error) == 0, error);
+    hot_check(gguf_open(&gguf, argv[5], error, sizeof error) == 0, error);
+    hot_check(tokenizer_open(&h->tokenizer, gguf, error, sizeof error) == 0, error);
     gguf_close(&gguf);
     printf("# %s\n", h->engine->kernels->name);
 }
@@ -285,6 +286,7 @@ static void open_all(struct hot *h, char **argv)
 int main(int argc, char **argv)
 {
     static struct hot h;
+    char asked[4096];
     if (argc != 6) {
         fprintf(stderr, "usage: bench-hot FOLDER MODEL ADAPTER MASK VOCAB, under callgrind\n");
         return 2;
@@ -297,6 +299,8 @@ int main(int argc, char **argv)
         hot_decode(&h, true, "wire-ids-token");
         hot_encode();
         hot_journal(&h);
+        snprintf(asked, sizeof asked, "%s/asked", h.folder);
+        hot_search(asked, h.engine, h.tokenizer, h.text, TEXT_BYTES);
     }
     hot_merge(&h);
     hot_stream(&h);
