@@ -485,8 +485,8 @@ void config_help(void)
     }
     printf("  %-24s options from FILE, one `key = value` a line, # comments\n", "--config FILE");
     printf("  %-24s\n  %-24s\n\n", "--version", "--help");
-    printf(
-        "Start it, then in another terminal:\n"
-        "  silt feed log /var/log/dpkg.log --wait && silt ask log \"What was installed last?\"\n\n"
-        "SIGTERM and SIGINT end it cleanly: what was acked is on disk, a restart goes on.\n");
+    printf("Start it, then in another terminal:\n"
+           "  silt feed log /var/log/dpkg.log --wait\n"
+           "  silt ask log \"When was libssl3 installed?\"\n\n"
+           "SIGTERM and SIGINT end it cleanly: what was acked is on disk, a restart goes on.\n");
 }
