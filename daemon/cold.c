@@ -23,7 +23,7 @@ enum {
     /* Segments on their way to the disk, the more the smaller they are: half of them make a step.
      */
     STAGING_SEGMENTS_MIN = 8,
-    STAGING_SEGMENTS_MAX = 32,
+    STAGING_SEGMENTS_MAX = 64,
     STAGING_BYTES = 1 << 20,
     FETCHES = 2,               /* questions that read segments at the same time */
     ATTACH_PATIENCE_MS = 1000, /* a stream's first segments may come before the loop knows its id */

@@ -22,12 +22,21 @@ static size_t up(size_t bytes, size_t align)
 
 /* ---- open and close ---- */
 
+static uint32_t file_records(const struct segment_shape *shape)
+{
+    uint32_t records = SPILL_FILE_RECORDS;
+    while (records < SPILL_FILE_RECORDS_MAX &&
+           2 * records * shape->record_bytes <= SPILL_FILE_BYTES)
+        records *= 2;
+    return records;
+}
+
 /* Record buffers come first: they are page-aligned and what the kernel registers. */
 static size_t buffers_bytes(const struct spill_options *o, const struct segment_shape *shape)
 {
     size_t records = o->staging_max + (size_t)o->fetches_max * STREAM_RECALL_MAX + 2;
     return DISK_ALIGN + records * segment_buffer_bytes(shape) +
-           2 * SPILL_MERGE_PAIRS * shape->record_bytes;
+           file_records(shape) * shape->record_bytes;
 }
 
 /* Means on their way to a record that is made again, and a record to round them in. */
@@ -73,7 +82,7 @@ static void carve(struct spill *s, uint8_t *buffers, uint8_t *at)
     for (int i = 0; i < 2; i++, buffers += record)
         s->merge[i] = buffers;
     s->batch = buffers;
-    buffers += 2 * SPILL_MERGE_PAIRS * s->shape.record_bytes;
+    buffers += s->file_records * s->shape.record_bytes;
     s->streams = (void *)at;
     at += up(o->streams_max * sizeof *s->streams, 64);
     s->staging = (void *)at;
@@ -128,12 +137,11 @@ int spill_open(struct spill **out, const struct engine *engine, const struct spi
     segment_shape_make(&shape, engine, o->dtype);
     uint8_t *at = (uint8_t *)memory + buffers_bytes(o, &shape);
     struct spill *s = (void *)at;
-    *s = (struct spill){.shape = shape, .options = *o, .event_fd = -1};
-    s->file_records = SPILL_FILE_RECORDS;
-    while (s->file_records < SPILL_FILE_RECORDS_MAX &&
-           2 * s->file_records * shape.record_bytes <= SPILL_FILE_BYTES)
-        s->file_records *= 2;
-    s->folder_fd = -1;
+    *s = (struct spill){.shape = shape,
+                        .file_records = file_records(&shape),
+                        .options = *o,
+                        .event_fd = -1,
+                        .folder_fd = -1};
     at += up(sizeof *s, 64);
     s->engine_memory = at;
     carve(s, memory, at + disk_engine_bytes());
@@ -237,6 +245,7 @@ int spill_attach(struct spill *s, uint64_t stream_id, uint64_t epoch)
     pthread_mutex_lock(&s->lock);
     if (!code)
         s->streams[place] = stream;
+    s->attached += !code;
     pthread_mutex_unlock(&s->lock);
     return code;
 }
@@ -250,6 +259,7 @@ void spill_detach(struct spill *s, uint64_t stream_id)
     spill_files_drop(s, stream_id);
     pthread_mutex_lock(&s->lock);
     stream->used = false;
+    s->attached--;
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -287,13 +297,17 @@ int spill_stream_stat(struct spill *s, uint64_t stream_id, struct spill_stream_s
 
 struct spill_io *spill_staging_take(struct spill *s)
 {
-    for (uint32_t i = 0; i < s->options.staging_max; i++) {
-        struct spill_io *io = &s->staging[i];
+    uint32_t most = s->options.staging_max;
+    for (uint32_t i = 0; i < most; i++) {
+        uint32_t at = (s->staging_next + i) % most;
+        struct spill_io *io = &s->staging[at];
         if (io->state != IO_FREE)
             continue;
+        s->staging_next = (at + 1) % most; /* what is put one after the other lies so */
         io->state = IO_FILLING;
         io->kind = SPILL_WRITE;
         io->order = s->orders++;
+        io->promised = io->alone = false;
         io->mends = MENDS_NOTHING;
         return io;
     }
@@ -383,7 +397,7 @@ void spill_staging_ready(struct spill *s, struct spill_io *io)
         free += s->staging[i].state == IO_FREE;
     }
     pthread_mutex_unlock(&s->lock);
-    if (2 * ready >= s->options.staging_max || !free)
+    if (ready >= s->options.staging_max / 2 || !free)
         ring_bell(s);
 }
 

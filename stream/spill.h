@@ -8,12 +8,12 @@
 #include "stream/segment.h"
 
 enum {
-    SPILL_FILE_RECORDS = 16,     /* of one file at least: of level 0 it grows by so many, */
-    SPILL_FILE_RECORDS_MAX = 64, /* and holds more where they are small */
+    SPILL_FILE_RECORDS = 16,     /* of one file at least, */
+    SPILL_FILE_RECORDS_MAX = 64, /* and more where they are small */
     SPILL_FILE_BYTES = 2 << 20,
-    SPILL_GROW_MERGED = 4,                  /* files of higher levels grow by as many at least */
-    SPILL_MERGE_BATCH = SPILL_FILE_RECORDS, /* pairs merged for one sync */
-    SPILL_MERGE_PAIRS = SPILL_FILE_RECORDS / 2, /* read, and written, at once */
+    SPILL_UNIT_SHARE = 32, /* a stream's unit takes one part in so many of its quota at most */
+    SPILL_RUN_BYTES = 512 << 10, /* of neighbours that are written as one, at most */
+    SPILL_GROW_MERGED = 4, /* files of higher levels grow by as many at least */
     SPILL_PATH_MAX = 1024,
     SPILL_STREAMS_MAX = 65536,
     SPILL_STAGING_MAX = 64,
@@ -61,6 +61,9 @@ struct spill_io {
     uint32_t stream; /* index in streams */
     uint64_t order;  /* in which it was put */
     uint8_t *record; /* [segment_buffer_bytes] */
+    bool promised;   /* a write that the quota has room for */
+    bool alone;      /* a write that failed beside others */
+    uint32_t run;    /* places of staging, from this one on, that are one write */
     enum spill_mends mends;
     struct spill_fetch *fetch;
     enum segment_fault fault;
@@ -103,13 +106,15 @@ struct spill {
     pthread_cond_t room;          /* in staging */
     uint32_t waiting;             /* threads that wait for it */
     struct spill_stream *streams; /* [streams_max] */
+    uint32_t attached;            /* of them in use */
     struct spill_io *staging;     /* [staging_max] */
     struct spill_fetch *fetches;  /* [fetches_max] */
     uint8_t *page;                /* [DISK_ALIGN] for headers alone */
     uint8_t *merge[2];            /* [segment_buffer_bytes]: two halves, as f16 */
-    uint8_t *batch;               /* [2 * SPILL_MERGE_PAIRS][record_bytes] halves, then means */
+    uint8_t *batch;               /* [file_records][record_bytes] halves, then means */
     struct spill_file files[DISK_FILES_MAX];
     uint64_t uses, orders;
+    uint32_t staging_next; /* place to be taken, if it is free */
     uint64_t limit;
     struct spill_stat stat;
     struct segment_place damage[SPILL_DAMAGE_MAX]; /* oldest first; the first is being mended */
@@ -125,6 +130,10 @@ int spill_folder_open(struct spill *spill, char *error, size_t error_bytes);
 int spill_file_get(struct spill *spill, const struct segment_place *place, bool write);
 void spill_files_drop(struct spill *spill, uint64_t stream_id);
 uint64_t spill_offset(const struct spill *spill, uint64_t number);
+/* Records that files of level 0 grow by, and pairs merged for one sync: the more the less each of
+ * them costs, and the more of the quota stands empty. A power of two from SPILL_FILE_RECORDS to
+ * file_records. */
+uint32_t spill_unit(const struct spill *spill);
 /* Bytes that a record's file will grow by to hold it. */
 uint64_t spill_growth(struct spill *spill, const struct segment_place *place);
 /* Which records of a stream are there, from its folder. */

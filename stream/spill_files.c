@@ -183,10 +183,19 @@ static int open_file(struct spill *s, uint64_t stream_id, uint32_t level, uint64
     return slot;
 }
 
-/* How many records a file has room for when it has room for this one. */
-static uint64_t grown_for(uint32_t level, uint64_t record)
+uint32_t spill_unit(const struct spill *s)
 {
-    uint64_t step = level ? SPILL_GROW_MERGED : SPILL_FILE_RECORDS;
+    uint32_t unit = s->file_records;
+    uint64_t share = (uint64_t)SPILL_UNIT_SHARE * s->attached * s->shape.record_bytes;
+    while (s->limit && unit > SPILL_FILE_RECORDS && unit * share > s->limit)
+        unit /= 2;
+    return unit;
+}
+
+/* How many records a file has room for when it has room for this one. */
+static uint64_t grown_for(const struct spill *s, uint32_t level, uint64_t record)
+{
+    uint64_t step = level ? SPILL_GROW_MERGED : spill_unit(s);
     return (record / step + 1) * step;
 }
 
@@ -199,7 +208,7 @@ static bool has_room(const struct spill *s, uint64_t records)
 static int grow(struct spill *s, int slot, uint64_t record)
 {
     struct spill_file *f = &s->files[slot];
-    uint64_t from = f->grown, bytes = s->shape.record_bytes, to = grown_for(f->level, record);
+    uint64_t from = f->grown, bytes = s->shape.record_bytes, to = grown_for(s, f->level, record);
     if (record < from)
         return 0;
     if (!has_room(s, to - from))
@@ -231,7 +240,7 @@ uint64_t spill_growth(struct spill *s, const struct segment_place *place)
 {
     int slot = spill_file_get(s, place, false);
     uint64_t record = place->number % s->file_records, from = slot < 0 ? 0 : s->files[slot].grown;
-    return record < from ? 0 : (grown_for(place->level, record) - from) * s->shape.record_bytes;
+    return record < from ? 0 : (grown_for(s, place->level, record) - from) * s->shape.record_bytes;
 }
 
 void spill_files_drop(struct spill *s, uint64_t stream_id)

@@ -125,7 +125,7 @@ static void average_pair(struct spill *s, uint32_t i, const bool *fit,
 static int merge_pairs(struct spill *s, struct spill_stream *stream, uint32_t level, uint64_t from,
                        uint64_t to)
 {
-    bool fit[2 * SPILL_MERGE_PAIRS];
+    bool fit[SPILL_FILE_RECORDS_MAX];
     struct segment_place place;
     int64_t code;
     read_batch(s, stream, level, 2 * from, (uint32_t)(2 * (to - from)), fit);
@@ -163,28 +163,29 @@ static int drop(struct spill *s, struct spill_stream *stream, uint32_t level, ui
 }
 
 /* Pairs of a level that are merged together: the oldest half of it, as many as there is room for
- * beside their halves, and what fills a file of the next level, at most. */
+ * beside their halves, and a unit, at most; they end where a file of halves does, if any ends. */
 static struct spill_range next_pairs(const struct spill *s, const struct spill_stream *stream,
                                      uint32_t level)
 {
     struct spill_range range = stream->level[level];
     uint64_t from = (range.from + 1) / 2, to = range.to / 2, most = held(stream, level) / 4;
     uint64_t room = s->limit > s->stat.bytes_disk ? s->limit - s->stat.bytes_disk : 0;
-    uint64_t file = SPILL_MERGE_BATCH - from % SPILL_MERGE_BATCH;
+    uint64_t unit = spill_unit(s), left = unit - from % unit, file = s->file_records / 2;
     most = most ? most : 1;
-    most = most < file ? most : file;
+    most = most < left ? most : left;
     room /= s->shape.record_bytes;
     most = most < room ? most : room;
-    return (struct spill_range){from, to < from + most ? to : from + most};
+    to = to < from + most ? to : from + most;
+    return (struct spill_range){from, to / file * file > from ? to / file * file : to};
 }
 
 static int merge_some(struct spill *s, struct spill_stream *stream, uint32_t level)
 {
-    struct spill_range pairs = next_pairs(s, stream, level);
-    uint64_t from = pairs.from, to = pairs.to, end = from;
+    struct spill_range range = next_pairs(s, stream, level);
+    uint64_t from = range.from, to = range.to, end = from, pairs = spill_unit(s) / 2;
     int code = from < to ? 0 : -EDQUOT;
     for (uint64_t n = from; n < to && !code; n = end) {
-        end = (n / SPILL_MERGE_PAIRS + 1) * SPILL_MERGE_PAIRS; /* which no file ends within */
+        end = (n / pairs + 1) * pairs; /* which no file ends within */
         end = end < to ? end : to;
         code = merge_pairs(s, stream, level, n, end);
     }

@@ -61,6 +61,19 @@ static bool end_read(struct spill *s, struct spill_io *io, enum segment_fault fa
     return true;
 }
 
+/* Of neighbours written as one nobody knows which was refused: each is tried by itself. */
+static void end_writes(struct spill *s, struct spill_io *first, int result)
+{
+    for (uint32_t i = 0; i < first->run; i++) {
+        if (result && first->run > 1) {
+            first[i].alone = true;
+            first[i].state = IO_READY;
+        } else {
+            end_write(s, &first[i], result);
+        }
+    }
+}
+
 static bool end_io(struct spill *s, struct spill_io *io, int result)
 {
     bool ready = false;
@@ -70,7 +83,7 @@ static bool end_io(struct spill *s, struct spill_io *io, int result)
     if (io->kind == SPILL_READ)
         ready = end_read(s, io, fault);
     else
-        end_write(s, io, result);
+        end_writes(s, io, result);
     pthread_mutex_unlock(&s->lock);
     return ready;
 }
@@ -91,8 +104,41 @@ static bool is_read_now(const struct spill *s, const struct segment_place *place
     return false;
 }
 
-/* The oldest record that waits for the disk, marked FLYING; reads first, a question waits for
- * them. NULL: none. */
+static bool same_file(const struct spill *s, const struct segment_place *a,
+                      const struct segment_place *b)
+{
+    return a->stream_id == b->stream_id && a->level == b->level &&
+           a->number / s->file_records == b->number / s->file_records;
+}
+
+static bool may_write(const struct spill *s, const struct spill_io *io)
+{
+    return io->state == IO_READY && (!s->limit || io->promised) && !is_read_now(s, &io->place);
+}
+
+/* Places from this one on that follow each other in their file as they do in memory: one write,
+ * for which disk and file system are asked once. int8 records do not, their places being larger.
+ * Under the lock. */
+static uint32_t run_from(const struct spill *s, const struct spill_io *first)
+{
+    const struct spill_io *end = s->staging + s->options.staging_max, *io = first + 1;
+    size_t bytes = s->shape.record_bytes, most = SPILL_RUN_BYTES / bytes;
+    while (io < end && !first->alone && (size_t)(io - first) < most && !io->alone &&
+           io->place.number == io[-1].place.number + 1 && io->record == io[-1].record + bytes &&
+           same_file(s, &io->place, &first->place) && may_write(s, io))
+        io++;
+    return (uint32_t)(io - first);
+}
+
+static void set_run(struct spill_io *first, uint32_t count, enum spill_io_state state)
+{
+    for (uint32_t i = 0; i < count; i++)
+        first[i].state = state;
+    first->run = count;
+}
+
+/* The oldest record that waits for the disk, marked FLYING, with those that are written with it;
+ * reads first, a question waits for them. NULL: none. */
 static struct spill_io *next_io(struct spill *s, bool writes)
 {
     struct spill_io *next = NULL;
@@ -104,12 +150,11 @@ static struct spill_io *next_io(struct spill *s, bool writes)
     writes &= !next;
     for (uint32_t i = 0; i < s->options.staging_max && writes; i++) {
         struct spill_io *io = &s->staging[i];
-        if (io->state == IO_READY && (!next || io->order < next->order) &&
-            !is_read_now(s, &io->place))
+        if ((!next || io->order < next->order) && may_write(s, io))
             next = io;
     }
     if (next)
-        next->state = IO_FLYING;
+        set_run(next, next->kind == SPILL_WRITE ? run_from(s, next) : 1, IO_FLYING);
     pthread_mutex_unlock(&s->lock);
     return next;
 }
@@ -117,18 +162,12 @@ static struct spill_io *next_io(struct spill *s, bool writes)
 static void put_back(struct spill *s, struct spill_io *io)
 {
     pthread_mutex_lock(&s->lock);
-    io->state = IO_READY;
+    set_run(io, io->run, IO_READY);
     pthread_mutex_unlock(&s->lock);
 }
 
-static bool same_file(const struct spill *s, const struct segment_place *a,
-                      const struct segment_place *b)
-{
-    return a->stream_id == b->stream_id && a->level == b->level &&
-           a->number / s->file_records == b->number / s->file_records;
-}
-
-/* Bytes that files will grow by for the segments waiting to be written. */
+/* Bytes that files will grow by for the segments waiting to be written. What is put from now on is
+ * not among them, and waits for the next step. */
 static uint64_t growth(struct spill *s)
 {
     struct segment_place place[SPILL_STAGING_MAX];
@@ -136,10 +175,11 @@ static uint64_t growth(struct spill *s)
     uint64_t bytes = 0;
     pthread_mutex_lock(&s->lock);
     for (uint32_t i = 0; i < s->options.staging_max; i++) {
-        const struct spill_io *io = &s->staging[i];
+        struct spill_io *io = &s->staging[i];
         uint32_t j = 0;
         if (io->state != IO_READY)
             continue;
+        io->promised = true;
         while (j < count && !same_file(s, &place[j], &io->place))
             j++;
         if (j == count)
@@ -151,16 +191,17 @@ static uint64_t growth(struct spill *s)
     for (uint32_t i = 0; i < count; i++)
         bytes += spill_growth(s, &place[i]);
     /* Merging takes room before it gives some back. */
-    return bytes ? bytes + (SPILL_MERGE_BATCH + SPILL_GROW_MERGED) * s->shape.record_bytes : 0;
+    return bytes ? bytes + (spill_unit(s) + SPILL_GROW_MERGED) * s->shape.record_bytes : 0;
 }
 
-/* Starts one record. False: nothing waits, or no file slot is free. */
+/* Starts one record, or one run. False: nothing waits, or no file slot is free. */
 static bool start_one(struct spill *s, bool writes, uint32_t *ended, bool *ready)
 {
     struct spill_io *io = next_io(s, writes);
     if (!io)
         return false;
-    int slot = spill_file_get(s, &io->place, io->kind == SPILL_WRITE);
+    const struct spill_io *last = io + (io->run - 1);
+    int slot = spill_file_get(s, &last->place, io->kind == SPILL_WRITE);
     if (slot == -EMFILE && s->disk.flying) {
         put_back(s, io);
         return false;
@@ -173,7 +214,7 @@ static bool start_one(struct spill *s, bool writes, uint32_t *ended, bool *ready
     io->op = (struct disk_op){.kind = io->kind == SPILL_WRITE ? DISK_WRITE : DISK_READ,
                               .file = (uint32_t)slot,
                               .bytes = io->record,
-                              .count = s->shape.record_bytes,
+                              .count = io->run * s->shape.record_bytes,
                               .offset = io->place.offset,
                               .user = io};
     s->files[slot].users++;
