@@ -63,6 +63,7 @@ void cuda_fail(struct cuda *c, int code, const char *what, const char *why);
 /* Each puts its file's ops into the table. */
 int cuda_open_matmul(struct cuda *c, char *error, size_t error_bytes);
 void cuda_close_matmul(struct cuda *c);
+void cuda_table_matmul_file(struct cuda *c);
 void cuda_table_tensor(struct cuda *c);
 void cuda_table_norm(struct cuda *c);
 void cuda_table_gated(struct cuda *c);
@@ -128,6 +129,15 @@ static __device__ __forceinline__ void mma_16x8x16(float d[4], const uint32_t a[
                                                    uint32_t b1)
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+/* The same of bf16. */
+static __device__ __forceinline__ void mma_16x8x16_bf16(float d[4], const uint32_t a[4],
+                                                        uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
                  "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

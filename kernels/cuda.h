@@ -178,7 +178,8 @@ struct cuda {
     bool ahead;  /* passes are recorded, not computed, and those that have been stay as they are */
     bool few;    /* products of single tokens: another algorithm, as fixed as the first */
     bool simple; /* attention by the plain kernel that the fast ones are checked against */
-    bool apart;  /* SwiGLU apart from its projection, as it is where they cannot be one */
+    bool apart; /* SwiGLU apart from its projection, as it is where they cannot be one; weights made
+                 * apart from their product */
     struct cuda_state *state;
 
     /* ---- memory, copies, order ---- */
@@ -216,6 +217,13 @@ struct cuda {
     /* out (rows x w.rows, row stride out_stride) = x w^T; x bf16 [rows][w.cols] */
     void (*matmul)(struct cuda *c, void *out, enum cuda_out kind, size_t out_stride,
                    const struct cuda_weight *w, const bf16 *x, uint32_t rows);
+
+    /* The same with w_rows rows of a file's tensor, Q8_0, Q4_0 or Q4_1, as weight_make would make
+     * them: for few rows, for it reads the weight once for every 64 of them. cols: a multiple of
+     * 32; rows * cols under 2^32. */
+    void (*matmul_file)(struct cuda *c, void *out, enum cuda_out kind, size_t out_stride,
+                        const void *source, enum tensor_type type, uint32_t w_rows, uint32_t cols,
+                        const bf16 *x, uint32_t rows);
 
     /* ---- a pass ---- */
     void (*embed)(struct cuda *c, const struct cuda_batch *b, const void *table,

@@ -226,6 +226,7 @@ int cuda_open(struct cuda **out, char *error, size_t error_bytes)
     c->name = name;
     c->processors = (uint32_t)properties.multiProcessorCount;
     table_memory(c);
+    cuda_table_matmul_file(c);
     cuda_table_tensor(c);
     cuda_table_norm(c);
     cuda_table_gated(c);

@@ -31,6 +31,7 @@ enum gpu_kind { GPU_BASE, GPU_DMC, GPU_COMP, GPU_COMP_DMC, GPU_KINDS };
 struct gpu_part {
     const void *source; /* on the device */
     enum tensor_type type;
+    bool quantised;
     uint32_t from, rows;
     struct cuda_lora lora[CUDA_LORAS_MAX];
     uint32_t loras;

@@ -157,16 +157,49 @@ static struct cuda_batch batch_of(const struct gpu *g, const struct gpu_slot *p)
     return b;
 }
 
+/* Few rows with quantised weights that nothing is added to: they are read as they are. */
+static bool reads_file(const struct gpu *g, const struct gpu_weight *w)
+{
+    bool all = g->cuda->few && !g->cuda->apart && w->parts;
+    for (uint32_t i = 0; i < w->parts; i++)
+        all = all && w->part[i].quantised && !w->part[i].loras;
+    return all;
+}
+
+static void project(struct gpu *g, void *out, enum cuda_out kind, const struct gpu_weight *w,
+                    const bf16 *x, uint32_t rows)
+{
+    struct cuda *c = g->cuda;
+    size_t value_bytes = kind == CUDA_OUT_BF16 ? sizeof(bf16) : sizeof(float);
+    if (!reads_file(g, w)) {
+        c->matmul(c, out, kind, w->made.rows, gpu_weight(g, w), x, rows);
+        return;
+    }
+    for (uint32_t i = 0; i < w->parts; i++) {
+        const struct gpu_part *p = &w->part[i];
+        c->matmul_file(c, (char *)out + p->from * value_bytes, kind, w->made.rows, p->source,
+                       p->type, p->rows, w->made.cols, x, rows);
+    }
+}
+
+static void gate(struct gpu *g, const struct cuda_batch *b, const struct gpu_weight *w)
+{
+    if (!reads_file(g, w)) {
+        g->cuda->gate(g->cuda, b, gpu_weight(g, w));
+        return;
+    }
+    project(g, b->gate_up, CUDA_OUT_BF16, w, b->h, b->rows);
+    g->cuda->swiglu(g->cuda, b);
+}
+
 static void project_kinds(struct gpu *g, const struct gpu_slot *p, void *out, enum cuda_out kind,
                           const struct gpu_weight *weight, const bf16 *x)
 {
     for (int k = 0; k < GPU_KINDS; k++) {
         size_t from = p->kind_rows[k], rows = p->kind_rows[k + 1] - from;
-        if (!rows)
-            continue;
-        const struct cuda_weight *w = gpu_weight(g, &weight[k]);
-        g->cuda->matmul(g->cuda, (float *)out + from * w->rows, kind, w->rows, w,
-                        x + from * w->cols, (uint32_t)rows);
+        if (rows)
+            project(g, (float *)out + from * weight[k].made.rows, kind, &weight[k],
+                    x + from * weight[k].made.cols, (uint32_t)rows);
     }
 }
 
@@ -190,7 +223,7 @@ void gpu_pass_run(struct engine *e, struct gpu_slot *p)
 
 /* All that a pass's launches depend on, beside what lies on the device. */
 struct pass_key {
-    uint32_t rows, items, runs, rows_most, items_most, keys_max, layers, simple;
+    uint32_t rows, items, runs, rows_most, items_most, keys_max, layers, simple, apart;
     uint32_t kind_rows[GPU_KINDS + 1];
 };
 
@@ -209,8 +242,8 @@ static void run_layers(struct engine *e, const struct gpu_slot *p, uint32_t laye
         c->attend(c, &b, n);
         project_kinds(g, p, b.x, CUDA_OUT_F32_ADD, l->o, b.att);
         c->norm(c, &b, l->ffn_norm, NULL, 0, 0);
-        c->gate(c, &b, gpu_weight(g, &l->gate_up));
-        c->matmul(c, b.x, CUDA_OUT_F32_ADD, e->shape.dim, gpu_weight(g, &l->down), b.act, b.rows);
+        gate(g, &b, &l->gate_up);
+        project(g, b.x, CUDA_OUT_F32_ADD, &l->down, b.act, b.rows);
     }
 }
 
@@ -226,7 +259,8 @@ static void queue_layers(struct engine *e, struct gpu_slot *p, uint32_t layers)
                             .items_most = p->items_most,
                             .keys_max = p->rows_most == CUDA_ITEM_ROWS ? 0 : p->keys_max,
                             .layers = layers,
-                            .simple = c->simple};
+                            .simple = c->simple,
+                            .apart = c->apart};
     memcpy(key.kind_rows, p->kind_rows, sizeof key.kind_rows);
     if (c->graph_begin(c, &key, sizeof key))
         return;
@@ -274,7 +308,7 @@ void gpu_logits(struct engine *e, const uint32_t *row, uint32_t rows)
     b.rows = rows;
     b.x = g->x_last;
     c->norm(c, &b, g->output_norm, NULL, 0, 0);
-    c->matmul(c, g->logits, CUDA_OUT_F32, e->shape.vocab, gpu_weight(g, &g->head), b.h, rows);
+    project(g, g->logits, CUDA_OUT_F32, &g->head, b.h, rows);
 }
 
 int gpu_pass_score(struct engine *e, struct gpu_slot *p, const int32_t *targets, uint32_t rows,

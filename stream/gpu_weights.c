@@ -242,6 +242,9 @@ static void load_projection(struct upload *u, struct gpu_weight *out, uint32_t k
         for (enum gpu_kind k = 0; kinds >> k && source; k++) {
             struct gpu_part part = {.source = source,
                                     .type = (enum tensor_type)from->layout,
+                                    .quantised = from->layout == TENSOR_Q4_0 ||
+                                                 from->layout == TENSOR_Q4_1 ||
+                                                 from->layout == TENSOR_Q8_0,
                                     .from = p->column[i],
                                     .rows = from->rows};
             if (!(kinds >> k & 1))

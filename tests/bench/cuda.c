@@ -24,7 +24,7 @@ struct bench {
     int32_t *tokens; /* [count] */
     size_t count;
     uint32_t streams, ratio, tail;
-    bool apart;        /* SwiGLU in an op of its own */
+    bool apart;        /* SwiGLU in an op of its own, weights made apart from their product */
     uint32_t chunks;   /* of a stream, timed */
     uint64_t position; /* in each stream's text */
     uint64_t left;     /* segments */
@@ -380,24 +380,25 @@ static void bench_attend_ingest(struct bench *b, struct held *h, uint32_t stream
     bench_attend(b, "attend-ingest", keys, half / STREAM_BLOCK_TOKENS);
 }
 
-/* Of a step: bf16 ones are read; kept ones are read as they are, written as bf16 and read. */
-static size_t weight_moved(const struct gpu_weight *w)
+/* Of a step: bf16 ones are read; kept ones are read as they are and, where they are made apart from
+ * their product, written as bf16 and read. */
+static size_t weight_moved(const struct bench *b, const struct gpu_weight *w)
 {
     size_t made = (size_t)w->made.rows * w->made.cols * sizeof(bf16);
     size_t kept = 0;
     for (uint32_t i = 0; i < w->parts; i++)
         kept += w->part[i].rows * tensor_row_bytes(w->part[i].type, w->made.cols);
-    return kept ? kept + 2 * made : made;
+    return kept && b->apart ? kept + 2 * made : kept ? kept : made;
 }
 
 static size_t weights_moved(const struct bench *b)
 {
     const struct gpu *g = b->engine->gpu;
-    size_t bytes = weight_moved(&g->head);
+    size_t bytes = weight_moved(b, &g->head);
     for (uint32_t n = 0; n < b->info.layer_count; n++) {
         const struct gpu_layer *l = &g->layer[n];
-        bytes += weight_moved(&l->qkv[GPU_BASE]) + weight_moved(&l->o[GPU_BASE]) +
-                 weight_moved(&l->gate_up) + weight_moved(&l->down);
+        bytes += weight_moved(b, &l->qkv[GPU_BASE]) + weight_moved(b, &l->o[GPU_BASE]) +
+                 weight_moved(b, &l->gate_up) + weight_moved(b, &l->down);
     }
     return bytes;
 }

@@ -369,6 +369,68 @@ static void weight_case(struct on_device *d, enum tensor_type type, uint32_t row
     device_end(d);
 }
 
+/* Rows alone are rows of many; the weights are those that weight_make makes. */
+static void file_case(struct on_device *d, enum tensor_type type, uint32_t wide, uint32_t cols,
+                      uint32_t rows, enum cuda_out kind)
+{
+    struct check *c = d->c;
+    size_t row = tensor_row_bytes(type, cols), out = (size_t)rows * wide;
+    size_t size = kind == CUDA_OUT_BF16 ? sizeof(bf16) : sizeof(float);
+    case_begin(c, "matmul_file, type %d, %u rows by %u x %u, out %d", (int)type, rows, wide, cols,
+               kind);
+    uint8_t *source = case_buffer(c, wide * row);
+    float *w = case_floats(c, (size_t)wide * cols), *x = case_floats(c, (size_t)rows * cols);
+    bf16 *xs = case_buffer(c, (size_t)rows * cols * sizeof *xs);
+    float *before = case_floats(c, out), *got = case_floats(c, out), *one = case_floats(c, wide);
+    bf16 *got16 = case_buffer(c, out * sizeof *got16);
+    double *want = case_buffer(c, out * sizeof *want), *slack = case_buffer(c, out * sizeof *slack);
+    for (size_t i = 0; i < wide * row; i++) /* scales from 2^-15 up to 2 */
+        source[i] = (uint8_t)(random_u32(c) & (i % 2 ? 0xbf : 0xff));
+    for (uint32_t r = 0; r < wide; r++)
+        tensor_row(w + (size_t)r * cols, source + r * row, type, cols);
+    fill_bf16(c, x, xs, (size_t)rows * cols, 1);
+    fill_floats(c, before, out, FILL_NORMAL);
+    const uint8_t *from = device_put(d, source, wide * row);
+    bf16 *in = device_put(d, xs, (size_t)rows * cols * sizeof *xs);
+    void *to = device_put(d, kind == CUDA_OUT_F32_ADD ? before : NULL, out * size);
+    d->cuda->matmul_file(d->cuda, to, kind, wide, from, type, wide, cols, in, rows);
+    device_get(d, kind == CUDA_OUT_BF16 ? (void *)got16 : got, to, out * size);
+    for (size_t at = 0; at < out; at++) {
+        double sum = 0, terms = 0;
+        for (uint32_t k = 0; k < cols; k++) {
+            double weight = double_of_bf16(bf16_of(w[at % wide * cols + k]));
+            double term = (double)x[at / wide * cols + k] * weight;
+            sum += term;
+            terms += fabs(term);
+        }
+        want[at] = sum + (kind == CUDA_OUT_F32_ADD ? (double)before[at] : 0);
+        slack[at] = (terms + fabs(want[at])) * cols * EPSILON + 1e-30;
+    }
+    if (kind == CUDA_OUT_BF16)
+        bf16_near(d, "out", got16, want, slack, out);
+    else
+        case_near(c, "out", got, want, slack, out);
+    for (uint32_t r = 0; kind == CUDA_OUT_F32 && r < rows; r += rows / 3 + 1) {
+        d->cuda->matmul_file(d->cuda, to, kind, wide, from, type, wide, cols, in + (size_t)r * cols,
+                             1);
+        device_get(d, one, to, wide * sizeof *one);
+        case_same(c, "a row computed alone", one, got + (size_t)r * wide, wide * sizeof *one);
+    }
+    device_end(d);
+}
+
+static void check_files(struct on_device *d)
+{
+    static const enum tensor_type types[] = {TENSOR_Q8_0, TENSOR_Q4_0, TENSOR_Q4_1};
+    static const uint32_t shapes[][2] = {{1, 32}, {40, 96}, {33, 576}, {960, 576}, {576, 1536}};
+    static const uint32_t rows[] = {1, 8, 9, 31, 70};
+    for (size_t i = 0; i < 3; i++)
+        for (size_t s = 0; s < (d->small ? 3 : 5); s++)
+            for (size_t r = 0; r < 5; r++)
+                for (int kind = CUDA_OUT_F32; kind <= CUDA_OUT_BF16; kind++)
+                    file_case(d, types[i], shapes[s][0], shapes[s][1], rows[r], kind);
+}
+
 static void check_weights(struct on_device *d)
 {
     static const enum tensor_type types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_BF16,
@@ -485,9 +547,10 @@ static const struct {
     const char *name;
     void (*check)(struct on_device *d);
 } ops[] = {
-    {"norm", check_norms},     {"swiglu", check_swiglus},   {"matmul", check_matmuls},
-    {"gate", check_gates},     {"weight", check_weights},   {"logits", check_logits},
-    {"rotate", check_rotates}, {"rows", check_device_rows}, {"attend", check_device_attend},
+    {"norm", check_norms},           {"swiglu", check_swiglus}, {"matmul", check_matmuls},
+    {"gate", check_gates},           {"weight", check_weights}, {"file", check_files},
+    {"logits", check_logits},        {"rotate", check_rotates}, {"rows", check_device_rows},
+    {"attend", check_device_attend},
 };
 
 int check_device(struct check *c, bool small)

@@ -159,23 +159,40 @@ static const float *half_values(void)
     return values;
 }
 
-/* Register layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16". */
-void mma_16x8x16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+/* Register layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16". mine: the lane's 12 values. */
+static void multiply_fragments(float d[4], const float mine[12])
 {
-    const float *value = half_values();
-    uint32_t packed[6] = {a[0], a[1], a[2], a[3], b0, b1}, lane = simt_now->lane;
-    float mine[12];
-    for (int i = 0; i < 6; i++) {
-        mine[2 * i] = value[packed[i] & 0xffff];
-        mine[2 * i + 1] = value[packed[i] >> 16];
-    }
-    const float(*all)[16] = (const float(*)[16])simt_exchange(mine, sizeof mine);
+    uint32_t lane = simt_now->lane;
+    const float(*all)[16] = (const float(*)[16])simt_exchange(mine, 12 * sizeof *mine);
     for (uint32_t i = 0; i < 4; i++) {
         uint32_t row = lane / 4 + i / 2 * 8, col = lane % 4 * 2 + i % 2;
         for (uint32_t k = 0; k < 16; k++)
             d[i] += all[row % 8 * 4 + k % 8 / 2][(row / 8 + k / 8 * 2) * 2 + k % 2] *
                     all[col * 4 + k % 8 / 2][(4 + k / 8) * 2 + k % 2];
     }
+}
+
+void mma_16x8x16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    const float *value = half_values();
+    uint32_t packed[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    float mine[12];
+    for (int i = 0; i < 6; i++) {
+        mine[2 * i] = value[packed[i] & 0xffff];
+        mine[2 * i + 1] = value[packed[i] >> 16];
+    }
+    multiply_fragments(d, mine);
+}
+
+void mma_16x8x16_bf16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    uint32_t packed[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    float mine[12];
+    for (int i = 0; i < 6; i++) {
+        mine[2 * i] = __uint_as_float(packed[i] << 16);
+        mine[2 * i + 1] = __uint_as_float(packed[i] & 0xffff0000u);
+    }
+    multiply_fragments(d, mine);
 }
 
 void load_matrices(uint32_t out[4], const uint16_t *row, bool transpose)

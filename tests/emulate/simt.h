@@ -21,6 +21,7 @@
 
 #define __global__
 #define __device__
+#define __host__
 #define __forceinline__ inline
 #define __shared__      static
 #define __align__(n)    __attribute__((aligned(n)))
@@ -173,6 +174,7 @@ static inline void fetch_line(const void *)
 }
 
 void mma_16x8x16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1);
+void mma_16x8x16_bf16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1);
 void load_matrices(uint32_t out[4], const uint16_t *row, bool transpose);
 static inline void copy_begin(uint16_t *shared, const uint16_t *from)
 {
