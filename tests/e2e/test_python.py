@@ -262,6 +262,55 @@ def test_follow():
             break
 
 
+def test_follow_reads_what_was_rotated_away():
+    """What was written between the end and the rotation is not left behind, nor what a name had
+    between two looks: as `silt feed --follow`."""
+    mock = Mock()
+    path, days = mock.home / "log", time.strftime("log-%Y%m%d")
+
+    async def run(end):
+        async with silt.AsyncClient(mock.endpoint) as client:
+            await client.open("s")
+            async for _ in client.follow("s", path, poll=0.05):
+                if mock.text("s").endswith(end):
+                    return
+
+    def follow(end):
+        asyncio.run(asyncio.wait_for(run(end), 20 * lib.SLOW))
+
+    path.write_bytes(b"one\n")
+    follow(b"one\n")
+    with open(path, "ab") as file:
+        file.write(b"two\n")
+    os.rename(path, mock.home / days)                       # twice, by number and day
+    os.utime(mock.home / days, (1.5e9, 1.5e9))
+    path.write_bytes(b"three\n")
+    os.rename(path, f"{path}.1")
+    path.write_bytes(b"four\n")
+    (mock.home / "log.3").write_bytes(b"of before anybody read this name\n")
+    os.utime(mock.home / "log.3", (1e9, 1e9))
+    (mock.home / "log.old").write_bytes(b"of another making\n")
+    (mock.home / "log.4").write_bytes(b"\x1f\x8b packed\n")
+    follow(b"four\n")
+    assert mock.text("s") == b"one\ntwo\nthree\nfour\n", mock.text("s")
+
+    thread = threading.Thread(target=follow, args=(b"seven\n",))
+    thread.start()
+    with open(path, "ab") as file:
+        file.write(b"five\n")
+    lib.wait_until("it is followed", lambda: mock.text("s").endswith(b"five\n"))
+    os.rename(f"{path}.1", f"{path}.2")
+    os.rename(path, f"{path}.1")
+    path.write_bytes(b"six\n")                              # and gone before anybody looks
+    os.rename(f"{path}.2", f"{path}.5")
+    os.rename(f"{path}.1", f"{path}.2")
+    os.rename(path, f"{path}.1")
+    path.write_bytes(b"seven\n")
+    thread.join(20 * lib.SLOW)
+    assert not thread.is_alive()
+    assert mock.text("s") == b"one\ntwo\nthree\nfour\nfive\nsix\nseven\n", mock.text("s")
+
+
 def test_pins_as_from_c():
     """What one client pins, the other lists; waiting and not; a list says how much alone."""
     async def unpin(endpoint):

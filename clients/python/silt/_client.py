@@ -178,7 +178,8 @@ class AsyncClient:
     def follow(self, stream: str, path: Path, *, poll: float = 0.2) -> AsyncIterator[int]:
         """Feeds a file as it grows, over rotation and truncation, for as long as you iterate; the
         stream must exist. Yields how many bytes of the file siltd has on disk. A later call goes on
-        after the last acked byte."""
+        after the last acked byte, first in what was rotated away meanwhile: FILE.1 to FILE.8 or
+        FILE-20260531 of the last eight days, from the first that siltd knows; not packed ones."""
         return follow(self, check_name(stream), path, poll)
 
     def watch(self, stream: str, interval: float = 1.0) -> AsyncIterator[StreamStat]:

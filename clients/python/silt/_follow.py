@@ -1,4 +1,8 @@
-"""Follows a file that grows, and a stream's stat: iterators without an end."""
+"""Follows a file that grows, and a stream's stat: iterators without an end.
+
+A name may have gone to another file while nobody looked, or more than once between two looks: what
+rotation left of the files it had before is read first, from the first of them that siltd knows.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,15 @@ import asyncio
 import hashlib
 import os
 import time
-from typing import AsyncIterator, BinaryIO, Optional, Protocol, Union
+from typing import AsyncIterator, BinaryIO, List, Optional, Protocol, Union
 
 from ._feed import PIECE_BYTES, AsyncFeed
 from ._types import StreamStat
 
 HEAD_BYTES = 1024
 QUIET_SECONDS = 2.0  # a writer may still hold the old file for a moment
+ROTATED_MAX = 8  # FILE.1 to FILE.8, and FILE-20260531 of as many days
+PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -62,6 +68,53 @@ async def _attach(client: _Client, stream: str, file: BinaryIO, head: bytes) -> 
         generation += 1
 
 
+def _rotated(path: Path, now: BinaryIO) -> List[BinaryIO]:
+    """What is left of the files that the name had before, by names that rotation gives, oldest
+    first; packed ones cannot be read, and the one that has the name now is none of them."""
+    name, today = os.fspath(path), time.time()
+    files: List[BinaryIO] = []
+    for i in reversed(range(ROTATED_MAX)):  # of equals the higher number is older
+        day = time.strftime("%Y%m%d", time.localtime(today - i * 86400))
+        for old in (f"{name}.{i + 1}", f"{name}-{day}"):
+            file = _open(old) if os.path.isfile(old) else None
+            if file is None:
+                continue
+            if os.pread(file.fileno(), 8, 0).startswith(PACKED) or os.path.samestat(
+                    os.fstat(file.fileno()), os.fstat(now.fileno())):
+                file.close()
+            else:
+                files.append(file)
+    files.sort(key=lambda file: os.fstat(file.fileno()).st_mtime_ns)
+    for file in files[:-ROTATED_MAX]:
+        file.close()
+    return files[-ROTATED_MAX:]
+
+
+async def _behind(client: _Client, stream: str, path: Path, now: BinaryIO) -> AsyncIterator[int]:
+    """Feeds what siltd has not of the files that the name had before `now`."""
+    files, known = _rotated(path, now), False
+    try:
+        for file in files:
+            head = _head(file)
+            feed = await _attach(client, stream, file, head) if head else None
+            if feed is None:
+                continue
+            try:
+                at = feed.bytes_acked
+                known = known or at > 0
+                while known and (piece := os.pread(file.fileno(), PIECE_BYTES, at)):
+                    await feed.write(piece)
+                    at += len(piece)
+                if at > feed.bytes_acked:
+                    await feed.drain()
+                    yield feed.bytes_acked
+            finally:
+                await feed.close()
+    finally:
+        for file in files:
+            file.close()
+
+
 async def _one(feed: AsyncFeed, file: BinaryIO, head: bytes, path: Path,
                poll: float) -> AsyncIterator[int]:
     """Feeds one file until its name goes to another, or it is emptied."""
@@ -86,6 +139,7 @@ async def _one(feed: AsyncFeed, file: BinaryIO, head: bytes, path: Path,
 
 
 async def follow(client: _Client, stream: str, path: Path, poll: float) -> AsyncIterator[int]:
+    before = None  # device and inode of the file that was read last
     while True:
         file = _open(path)
         if file is None:
@@ -96,6 +150,11 @@ async def follow(client: _Client, stream: str, path: Path, poll: float) -> Async
             if not head:
                 await asyncio.sleep(poll)
                 continue
+            stat = os.fstat(file.fileno())
+            if before != (stat.st_dev, stat.st_ino):
+                async for acked in _behind(client, stream, path, file):
+                    yield acked
+            before = (stat.st_dev, stat.st_ino)
             feed = await _attach(client, stream, file, head)
             try:
                 async for acked in _one(feed, file, head, path, poll):
