@@ -13,7 +13,7 @@ enum {
     SPILL_FILE_BYTES = 2 << 20,
     SPILL_UNIT_SHARE = 32, /* a stream's unit takes one part in so many of its quota at most */
     SPILL_RUN_BYTES = 512 << 10, /* of neighbours that are written as one, at most */
-    SPILL_GROW_MERGED = 4, /* files of higher levels grow by as many at least */
+    SPILL_GROW_MERGED = 4,       /* files of higher levels grow by as many at least */
     SPILL_PATH_MAX = 1024,
     SPILL_STREAMS_MAX = 65536,
     SPILL_STAGING_MAX = 64,

@@ -416,7 +416,9 @@ static void what_comes_meanwhile_is_not_lost(void **state)
     struct held h = spill_rig_open(false, SEGMENT_F16);
     struct spill_stat stat;
     struct putting p = {{"putting", put_and_start, reap_inner, set_file_inner, NULL, NULL},
-                        h.spill->disk.engine, h.spill, 0};
+                        h.spill->disk.engine,
+                        h.spill,
+                        0};
     uint64_t limit = 100 * h.spill->shape.record_bytes;
     spill_limit(h.spill, limit);
     assert_int_equal(spill_attach(h.spill, 1, 1), 0);
