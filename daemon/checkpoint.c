@@ -346,6 +346,30 @@ int checkpoint_cut(const struct checkpoints *at, uint64_t stream_id, uint64_t to
     return files_sync_folder(at->files, at->folder);
 }
 
+/* What a crash left half written would lie there for ever: no name of it comes again. */
+static int drop_halves(const struct checkpoints *at, uint64_t stream_id)
+{
+    char folder[NAME_MAX_BYTES], path[2 * NAME_MAX_BYTES];
+    struct dirent *entry;
+    int result = 0;
+    DIR *list;
+
+    folder_of(at, stream_id, folder);
+    list = opendir(folder);
+    if (!list)
+        return -errno;
+    while (!result && (entry = readdir(list))) {
+        uint64_t tokens, origin;
+
+        if (entry->d_name[0] == '.' || parse_name(entry->d_name, stream_id, &tokens, &origin))
+            continue;
+        snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
+        result = erase_file(at->files, path);
+    }
+    closedir(list);
+    return result;
+}
+
 int checkpoint_sweep(const struct checkpoints *at, checkpoint_known_fn *known, void *user)
 {
     DIR *list = opendir(at->folder);
@@ -358,8 +382,10 @@ int checkpoint_sweep(const struct checkpoints *at, checkpoint_known_fn *known, v
         char *end;
         uint64_t stream_id = strtoull(entry->d_name, &end, 16);
 
-        if (strlen(entry->d_name) == 16 && !*end && !(known && known(user, stream_id)))
-            result = checkpoint_cut(at, stream_id, 0);
+        if (strlen(entry->d_name) != 16 || *end)
+            continue;
+        result = known && known(user, stream_id) ? drop_halves(at, stream_id)
+                                                 : checkpoint_cut(at, stream_id, 0);
     }
     closedir(list);
     return result;

@@ -46,7 +46,8 @@ void checkpoint_trim(const struct checkpoints *at, uint64_t stream_id, uint64_t 
 /* All of a stream past `tokens` go, overwritten; 0: all. The names are gone from disk when it
  * returns. */
 int checkpoint_cut(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens);
-/* Of every stream that `known` (NULL: none is) does not know. */
+/* At the start: all of every stream that `known` (NULL: none is) does not know go, and of the
+ * others what a crash left half written. */
 typedef bool checkpoint_known_fn(void *user, uint64_t stream_id);
 int checkpoint_sweep(const struct checkpoints *at, checkpoint_known_fn *known, void *user);
 

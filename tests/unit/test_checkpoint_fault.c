@@ -387,6 +387,43 @@ static void rot_is_seen(void **state)
     assert_int_equal(checkpoint_read(&at, 7, 200, read_bytes, STATE_BYTES, &bytes), -EBADMSG);
 }
 
+static bool is_seven(void *user, uint64_t stream_id)
+{
+    (void)user;
+    return stream_id == 7;
+}
+
+static bool is_there(const char *folder, const char *name)
+{
+    char path[PATH_BYTES_MAX + 64];
+
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    return access(path, F_OK) == 0;
+}
+
+static void what_a_crash_left_goes(void **state)
+{
+    struct checkpoints at = {.files = &files_real, .model_fingerprint = 1};
+    char half[PATH_BYTES_MAX + 64];
+
+    (void)state;
+    snprintf(at.folder, sizeof at.folder, "%s/checkpoints", rig_own_folder);
+    fill_state(100);
+    for (uint64_t stream = 7; stream < 9; stream++)
+        assert_int_equal(checkpoint_write(&at, stream, 100, state_bytes, STATE_BYTES), 0);
+    assert_int_equal(checkpoint_branch(&at, 8, 7, 100), 0);
+    for (int stream = 7; stream < 9; stream++) {
+        snprintf(half, sizeof half, "%s/%016x/%016x.new", at.folder, stream, 200);
+        close(open(half, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+    }
+    assert_int_equal(checkpoint_sweep(&at, is_seven, NULL), 0);
+    assert_false(is_there(at.folder, "0000000000000008"));
+    assert_false(is_there(at.folder, "0000000000000007/00000000000000c8.new"));
+    assert_true(is_there(at.folder, "0000000000000007/0000000000000064"));
+    assert_true(is_there(at.folder, "0000000000000007/0000000000000064.0000000000000008"));
+    assert_int_equal(newest_right(&at), 100);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -394,6 +431,7 @@ int main(int argc, char **argv)
         rig_folder_test(the_power_goes_at_a_checkpoint),
         rig_folder_test(old_ones_grow_rarer),
         rig_folder_test(rot_is_seen),
+        rig_folder_test(what_a_crash_left_goes),
     };
 
     seed_first = argc > 1 ? strtoull(argv[1], NULL, 10) : faults_number("SILT_SEED", seed_first);
