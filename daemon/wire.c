@@ -226,6 +226,8 @@ static int take_ask(const Silt__V1__Ask *ask, struct wire_request *out, struct w
     if (!wire_utf8_valid((const uint8_t *)ask->question, question) ||
         !wire_utf8_valid((const uint8_t *)ask->system, system))
         return invalid(fault, "question and system text must be UTF-8");
+    if ((unsigned)ask->recall > SILT__V1__ASK__RECALL__TEXT)
+        return invalid(fault, "recall is AUTO, NONE, SEGMENTS or TEXT");
     if (ask->n_stop > STOP_STRINGS_MAX)
         return invalid(fault, "at most 8 stop strings");
     for (size_t i = 0; i < ask->n_stop; i++)

@@ -201,6 +201,11 @@ static void questions(void **state)
     assert_int_equal(parse_ask(&ask), -EINVAL);
     longest[QUESTION_BYTES_MAX] = '\0';
     assert_int_equal(parse_ask(&ask), 0);
+    ask.recall = (Silt__V1__Ask__Recall)9;
+    assert_int_equal(parse_ask(&ask), -EINVAL);
+    assert_non_null(strstr(fault.message, "recall"));
+    ask.recall = SILT__V1__ASK__RECALL__TEXT;
+    assert_int_equal(parse_ask(&ask), 0);
     for (size_t i = 0; i <= STOP_STRINGS_MAX; i++)
         stops[i] = (char *)(uintptr_t) "stop";
     ask.stop = stops;
