@@ -350,35 +350,51 @@ static uint64_t trim_most(const struct core *core, const struct record *record)
     return head < indexed ? head : indexed;
 }
 
-/* The journal's log is folded; then the stream with the most text gives the oldest of it away. */
-static void trim_largest(struct core *core, uint64_t now)
+/* Nobody waits for anything of the record but in order: it is there as long as a request for it is
+ * in the journal's queue. */
+static bool is_settled(const struct record *record)
 {
-    struct ingest_request request = {
-        .kind = INGEST_TRIM, .slot = SLOT_NONE, .flight_bytes = sizeof request};
+    return (record->state == RECORD_LIVE || record->state == RECORD_PARKED) && !record->past &&
+           record->stream_id;
+}
+
+/* The stream with the most text that may lose some now; to fold the log, any. NULL: none. */
+static struct record *to_trim(struct core *core, uint64_t now)
+{
     struct record *most = NULL;
     uint64_t most_bytes = 0;
 
-    if (!core->table.count || core->trimming)
-        return;
-    for (uint32_t i = 0; core->log_folded && i < core->table.count; i++) {
+    for (uint32_t i = 0; i < core->table.count; i++) {
         struct record *record = &core->table.records[core->table.order[i]];
         uint64_t bytes = record->slot == SLOT_NONE
                              ? record->bytes_text
                              : atomic_load(&core->slots[record->slot].bytes_text);
 
-        if ((record->state == RECORD_LIVE || record->state == RECORD_PARKED) && !record->past &&
-            record->stream_id && record->trim_after_us <= now && bytes > most_bytes) {
+        if (!is_settled(record))
+            continue;
+        if (!core->log_folded)
+            return record;
+        if (record->trim_after_us <= now && bytes > most_bytes) {
             most = record;
             most_bytes = bytes;
         }
     }
-    if (!core->log_folded) /* which may be room enough */
-        most = &core->table.records[core->table.order[0]];
-    if (!most)
+    return most;
+}
+
+/* The journal's log is folded, which may be room enough; then the stream with the most text gives
+ * the oldest of it away. */
+static void trim_largest(struct core *core, uint64_t now)
+{
+    struct ingest_request request = {
+        .kind = INGEST_TRIM, .slot = SLOT_NONE, .flight_bytes = sizeof request};
+    struct record *record = core->trimming ? NULL : to_trim(core, now);
+
+    if (!record)
         return;
-    request.record = (uint32_t)(most - core->table.records);
-    request.stream_id = most->stream_id;
-    request.to = core->log_folded ? trim_most(core, most) : 0;
+    request.record = (uint32_t)(record - core->table.records);
+    request.stream_id = record->stream_id;
+    request.to = core->log_folded ? trim_most(core, record) : 0;
     core->trimming = serve_push(core, &request, sizeof request) == 0;
 }
 
