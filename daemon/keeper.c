@@ -100,7 +100,7 @@ uint64_t keeper_restore(struct keeper *keeper, uint64_t stream_id, struct stream
         say(SAY_WARN, "checkpoint of stream %llu at token %llu is not used: %s",
             (unsigned long long)stream_id, (unsigned long long)tokens[count],
             result == -EBADMSG || result == -EINVAL
-                ? "it is damaged, or of another model, adapter or version"
+                ? "it is damaged, or of another model, adapter, version or --pin-tokens-max"
                 : strerror(-result));
     }
     return 0;

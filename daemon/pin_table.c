@@ -33,13 +33,35 @@ static int load_one(void *user, const struct journal_pin *pin, const int32_t *to
     return 0;
 }
 
+static int count_one(void *user, const struct journal_pin *pin, const int32_t *tokens)
+{
+    (void)pin;
+    (void)tokens;
+    ++*(uint32_t *)user;
+    return 0;
+}
+
+/* What the stream was to attend to it does not, here. */
+static int say_lost(struct ingest *ingest, uint64_t stream_id)
+{
+    uint32_t count = 0;
+    int result = journal_pin_each(ingest->journal, stream_id, count_one, &count);
+
+    if (count)
+        say(SAY_WARN,
+            "this siltd keeps no room for the %u pinned ranges of stream %llu, which is computed "
+            "without them: start it with --pin-tokens-max (and the adapter) as before",
+            count, (unsigned long long)stream_id);
+    return result;
+}
+
 int pins_load(struct ingest *ingest, struct slot *slot, uint64_t stream_id)
 {
     slot->pins.used = 0;
     atomic_store(&slot->pins.count, 0);
     return ingest->pin_tokens_max
                ? journal_pin_each(ingest->journal, stream_id, load_one, &slot->pins)
-               : 0;
+               : say_lost(ingest, stream_id);
 }
 
 /* An entry that is there may have ended; one that is not there is new. */

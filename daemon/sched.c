@@ -2,6 +2,7 @@
 #include "daemon/sched.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 #include <time.h>
 
@@ -24,9 +25,11 @@ void sched_send(struct sched *sched, const struct sched_message *message, const 
 void sched_fail_stream(struct slot *slot, int error)
 {
     say(SAY_ERROR,
-        "stream in slot %u cannot be computed (%s): it stops here, its journal goes on; "
-        "restart siltd to compute it again",
-        slot->index, strerror(-error));
+        "stream in slot %u cannot be computed (%s): it stops here, its journal goes on; %s",
+        slot->index, strerror(-error),
+        error == -ENOSPC ? "its pins hold more tokens than --pin-tokens-max: start siltd with as "
+                           "many as before"
+                         : "restart siltd to compute it again");
     pthread_mutex_lock(&slot->stat_lock);
     slot->stat.failed = true;
     pthread_mutex_unlock(&slot->stat_lock);

@@ -200,8 +200,10 @@ int stream_pins(struct stream *stream, const struct stream_pin *pins, uint32_t c
         return -ENOSPC;
     for (uint32_t i = 0; i < count; i++) {
         uint64_t own = pins[i].to - pins[i].from;
-        if (pins[i].from >= pins[i].to || pins[i].before > s->sinks || own > s->pins)
+        if (pins[i].from >= pins[i].to || pins[i].before > s->sinks)
             return -EINVAL;
+        if (own > s->pins)
+            return -ENOSPC;
         for (uint64_t j = 0; j < pins[i].before + own; j++)
             if (pins[i].tokens[j] < 0 || (uint32_t)pins[i].tokens[j] >= s->vocab)
                 return -EINVAL;

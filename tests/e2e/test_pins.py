@@ -137,6 +137,28 @@ def comes_back(wire, stream="s"):
         return False
 
 
+def test_a_siltd_with_less_room_for_pins_says_so():
+    with daemon() as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("s")
+        fed(wire, "s", "a", texts.text(6000))
+        pins(wire, "s", pb.Pins.PIN, 100, 164)
+        before = fed(wire, "s", "b", texts.text(6000, seed=2)).memory_hash
+        command = siltd.command
+        for most, says in (("32", "its pins hold more tokens than --pin-tokens-max"),
+                           ("0", "keeps no room for the 1 pinned ranges of stream 1")):
+            siltd.stop()
+            siltd.command = [*command, "--pin-tokens-max", most]
+            siltd.start()
+            lib.wait_until("it says so", lambda says=says: says in siltd.log_text())
+        siltd.stop()
+        siltd.command = command
+        siltd.start()
+        wire = raw.Raw(siltd.endpoint)
+        lib.wait_until("it is awake", lambda: comes_back(wire))
+        assert wire.settled("s").memory_hash == before
+
+
 def test_branches_and_forgetting():
     with daemon() as siltd:
         wire = raw.Raw(siltd.endpoint)
