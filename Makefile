@@ -65,7 +65,7 @@ $(O)/silt-gateway: $(GATEWAY) $(CLIENT) $(PROTO)
 $(O)/silt-gateway: private LDLIBS += $(shell pkg-config --libs libmicrohttpd jansson 2>/dev/null)
 $(O)/obj/clients/gateway/page.c.o: $(wildcard clients/gateway/web/*)
 $(O)/silt-eval: $(EVAL) $(STREAM) $(KERNELS)
-$(O)/silt-eval: private LDLIBS += $(shell pkg-config --libs jansson libzstd 2>/dev/null)
+$(O)/silt-eval $(O)/emulated/silt-eval: private LDLIBS += $(shell pkg-config --libs jansson libzstd 2>/dev/null)
 $(O)/check: $(call objects,$(wildcard tests/check/*.c)) $(KERNELS)
 $(O)/bench-%: $(O)/obj/tests/bench/%.c.o $(STREAM) $(KERNELS)
 	$(call say,LINK,$@)
@@ -147,6 +147,12 @@ $(O)/tests/device-gpu $(O)/tests/device-gpu_rest: $(O)/tests/device-%: $(O)/obj/
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 
 $(O)/tests/check-emulated: $(call objects,$(wildcard tests/check/*.c)) $(EMULATED)
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lstdc++
+
+# silt-eval with that device behind --device cuda.
+$(O)/emulated/silt-eval: $(EVAL) $(STREAM) $(EMULATED)
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lstdc++

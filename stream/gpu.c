@@ -108,7 +108,8 @@ static int open_slots(struct gpu *g, const struct engine *e)
     size_t recall_bytes = 2 * gpu_recall_values(e) * sizeof *g->recall_host;
     g->segment_host = c->take_host(c, 2 * g->segment_bytes);
     g->recall_host = recall_bytes ? c->take_host(c, recall_bytes) : NULL;
-    return g->segment_host && (g->recall_host || !recall_bytes) ? 0 : -ENOMEM;
+    g->nll_host = c->take_host(c, g->rows_max * sizeof *g->nll_host);
+    return g->segment_host && g->nll_host && (g->recall_host || !recall_bytes) ? 0 : -ENOMEM;
 }
 
 /* Keys are looked through on the CPU, and the question's hidden states come there. */
@@ -158,7 +159,8 @@ static void plan(struct gpu *g, struct engine *e, const struct engine_options *o
                                  g->lanes_max * (g->count_words * sizeof(uint32_t) +
                                                  sizeof(uint64_t) + sizeof(struct gpu_lane))) +
                     GPU_REGIONS_MAX * sizeof *g->region + 2 * g->segment_bytes +
-                    2 * gpu_recall_values(e) * sizeof *g->recall_host;
+                    2 * gpu_recall_values(e) * sizeof *g->recall_host +
+                    g->rows_max * sizeof *g->nll_host;
 }
 
 static int plan_arena(struct gpu *g, const struct engine_options *options, char *error,
@@ -239,6 +241,7 @@ void gpu_close(struct engine *e)
         c->give_host(c, g->state_host);
         c->give_host(c, g->segment_host);
         c->give_host(c, g->recall_host);
+        c->give_host(c, g->nll_host);
         c->give_host(c, g->hidden);
     }
     e->pin_tail.k = NULL; /* the device's */

@@ -62,7 +62,10 @@ struct gpu_lane {
     bool closed;           /* the chunk ended */
     uint64_t chunk;        /* its number */
     double rows;           /* seen by its first token, for stream_rows_block */
-    bool leaves;           /* a segment is in the slot's leaving */
+    uint32_t work;         /* place in what was fed, */
+    uint32_t from, row;    /* its first token here, and that one's row in the pass */
+    uint32_t tokens;
+    bool leaves; /* a segment is in the slot's leaving */
     uint64_t leaving_number;
 };
 
@@ -82,7 +85,7 @@ struct gpu_slot {
     uint64_t *d_digest;
     f16 *d_leaving;
     struct gpu_lane *lane;
-    uint32_t rows, items, runs, lanes, slides, leaves, targets;
+    uint32_t rows, items, runs, lanes, slides, leaves;
     uint32_t kind_rows[GPU_KINDS + 1]; /* where a kind's rows begin */
     uint32_t rows_most, items_most, keys_max;
     bool ragged;         /* has a block of odd size, so that its like hardly comes again */
@@ -110,6 +113,7 @@ struct gpu {
     char *in;                         /* on the device: the slot's in */
     size_t in_bytes;
     float *slide_rotation, *x_last, *logits, *nll;
+    float *nll_host;             /* pinned: [rows] */
     const uint32_t **row_source; /* [logit rows] on the device */
     int32_t *best;
     uint32_t *scratch_count;
@@ -166,12 +170,13 @@ void gpu_pass_record(struct engine *e, struct gpu_slot *p, uint32_t layers);
 void *gpu_sent(struct gpu *g, const struct gpu_slot *p, const void *part, size_t bytes);
 /* Logits of `rows` rows (places in the batch), at most GPU_LOGIT_ROWS, into g->logits. */
 void gpu_logits(struct engine *e, const uint32_t *row, uint32_t rows);
-/* Losses of the batch's first rows, on the host once it returns. */
-int gpu_pass_score(struct engine *e, struct gpu_slot *p, const int32_t *targets, uint32_t rows,
-                   float *nll);
+/* Losses of the batch's first rows, whose targets are in the slot, to g->nll_host: there once it
+ * returns. */
+int gpu_pass_score(struct engine *e, struct gpu_slot *p, uint32_t rows);
 
 /* gpu_feed.c: stream.h's functions for streams on the device. */
-int gpu_streams_feed(struct stream_work *work, uint32_t count, const int32_t *targets, float *nll);
+/* score NULL: none is scored. */
+int gpu_streams_feed(struct stream_work *work, const struct stream_targets *score, uint32_t count);
 int gpu_stream_open(struct stream *s);
 void gpu_stream_send(struct stream *s); /* what the host keeps of it, to the device */
 void gpu_stream_close(struct stream *s);
@@ -199,7 +204,8 @@ int gpu_warm(struct engine *e);
 /* gpu_rows.c: raw rows on the device, and rows that move or turn there. */
 /* Rows join a tail that no stream stands before, computed by the first layers. first [rows]: where
  * in the tail each row's view begins, as struct tail says; NULL: where the tail's does. targets
- * NULL: not scored. */
+ * NULL: not scored. Of many tails in one pass: layers and LoRA as the first's, and no more than
+ * gpu_rows_most. */
 struct gpu_rows {
     struct tail *tail;
     const int32_t *tokens, *targets; /* [count] */
@@ -208,8 +214,10 @@ struct gpu_rows {
     uint32_t layers;
     int64_t position; /* of the first row */
     bool dmc_lora;
+    float *nll; /* out: [count], where there are targets */
 };
-int gpu_rows_run(struct engine *e, const struct gpu_rows *rows, float *nll);
+int gpu_rows_run(struct engine *e, const struct gpu_rows *rows, uint32_t count);
+uint32_t gpu_rows_most(const struct engine *e); /* blocks of tails in a pass */
 /* out rows [i] = in rows [i] of all heads, turned to step * (position + i); strides in rows. */
 void gpu_rows_turn(struct engine *e, f16 *out, uint32_t out_stride, const f16 *in,
                    uint32_t in_stride, int64_t position, int step, uint32_t count);

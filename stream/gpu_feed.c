@@ -77,7 +77,7 @@ struct gpu_slot *gpu_pass_begin(struct engine *e)
     if (g->queued - g->taken == GPU_SLOTS)
         (void)take_pass(e, &g->slot[g->taken++ % GPU_SLOTS]); /* an error stays in the device */
     struct gpu_slot *p = &g->slot[g->queued % GPU_SLOTS];
-    p->rows = p->items = p->runs = p->lanes = p->slides = p->leaves = p->targets = 0;
+    p->rows = p->items = p->runs = p->lanes = p->slides = p->leaves = 0;
     p->rows_most = p->items_most = p->keys_max = p->copies_out = 0;
     p->ragged = false;
     memset(p->kind_rows, 0, sizeof p->kind_rows);
@@ -150,8 +150,12 @@ static void add_blocks(struct engine *e, struct gpu_slot *p, struct stream_work 
     struct stream *s = w->stream;
     struct state *state = s->state;
     struct gpu_lane *lane = &p->lane[p->lanes];
-    *lane = (struct gpu_lane){.stream = s, .window = state->open, .chunk = state->chunks};
+    *lane = (struct gpu_lane){
+        .stream = s, .work = lane->work, .window = state->open, .chunk = state->chunks};
     lane->rows = stream_rows_now(s);
+    lane->from = s->fed;
+    lane->row = p->rows;
+    lane->tokens = blocks * BLOCK;
     p->source[p->lanes++] = STATE_AT(s->device, s->layout.count[0], uint32_t);
     for (uint32_t j = 0; j < blocks; j++) {
         int32_t block[BLOCK];
@@ -362,6 +366,7 @@ static void fill_kind(struct engine *e, struct gpu_slot *p, struct stream_work *
         if (!blocks || (blocks == to_end && s->leave && p->leaves == g->leave_max))
             continue;
         p->leaves += blocks == to_end && s->leave; /* so far: as many as may leave */
+        p->lane[p->lanes].work = i;
         add_blocks(e, p, &work[i], blocks);
     }
 }
@@ -396,7 +401,21 @@ static void keep_pending(struct stream_work *w)
     state->pending_count += left;
 }
 
-int gpu_streams_feed(struct stream_work *work, uint32_t count, const int32_t *targets, float *nll)
+/* The lanes' rows are the pass's first, one behind the other: COMP's kinds come after. */
+static int score_lanes(struct engine *e, struct gpu_slot *p, const struct stream_targets *score)
+{
+    const struct gpu_lane *lane = p->lane, *end = p->lane + p->lanes;
+    for (; lane < end; lane++)
+        memcpy(p->target + lane->row, score[lane->work].targets + lane->from,
+               lane->tokens * sizeof *p->target);
+    int code = gpu_pass_score(e, p, end[-1].row + end[-1].tokens);
+    for (lane = p->lane; !code && lane < end; lane++)
+        memcpy(score[lane->work].nll + lane->from, e->gpu->nll_host + lane->row,
+               lane->tokens * sizeof *e->gpu->nll_host);
+    return code;
+}
+
+int gpu_streams_feed(struct stream_work *work, const struct stream_targets *score, uint32_t count)
 {
     struct engine *e = work[0].stream->engine;
     int first = 0, code = 0;
@@ -406,14 +425,13 @@ int gpu_streams_feed(struct stream_work *work, uint32_t count, const int32_t *ta
     }
     for (bool more = true; more && !code;) {
         struct gpu_slot *p = gpu_pass_begin(e);
-        uint32_t from = work[0].stream->fed;
         fill_pass(e, p, work, count);
         more = p->lanes > 0;
         if (!more)
             break;
         gpu_pass_run(e, p);
-        if (nll)
-            code = gpu_pass_score(e, p, targets + from, work[0].stream->fed - from, nll + from);
+        if (score)
+            code = score_lanes(e, p, score);
         end_pass(e, p);
     }
     int settled = settle(e);

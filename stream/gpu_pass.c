@@ -81,7 +81,7 @@ static void add_spans(const struct stream *s, struct cuda_item *item)
     } else if (s->hide_memory) {
         add_fixed(item, s, view, comp, ring);
     } else {
-        add_fixed(item, s, view, 0, view[1]);
+        add_fixed(item, s, view, s->hide_summary ? comp : 0, view[1]);
     }
     add_span(item, STATE_AT(s->device, l->pin_k, f16), STATE_AT(s->device, l->pin_v, f16),
              l->pin_rows, 0, pin_rows(l, s->state));
@@ -311,12 +311,10 @@ void gpu_logits(struct engine *e, const uint32_t *row, uint32_t rows)
     project(g, g->logits, CUDA_OUT_F32, &g->head, b.h, rows);
 }
 
-int gpu_pass_score(struct engine *e, struct gpu_slot *p, const int32_t *targets, uint32_t rows,
-                   float *nll)
+int gpu_pass_score(struct engine *e, struct gpu_slot *p, uint32_t rows)
 {
     struct gpu *g = e->gpu;
     struct cuda *c = g->cuda;
-    memcpy(p->target, targets, rows * sizeof *targets);
     const int32_t *target = gpu_sent(g, p, p->target, rows * sizeof *p->target);
     for (uint32_t at = 0; at < rows; at += GPU_LOGIT_ROWS) {
         uint32_t row[GPU_LOGIT_ROWS], n = rows - at;
@@ -326,6 +324,6 @@ int gpu_pass_score(struct engine *e, struct gpu_slot *p, const int32_t *targets,
         gpu_logits(e, row, n);
         c->nll(c, g->nll + at, g->logits, target + at, n, e->shape.vocab);
     }
-    c->copy_out(c, nll, g->nll, rows * sizeof *nll);
+    c->copy_out(c, g->nll_host, g->nll, rows * sizeof *g->nll_host);
     return c->sync(c);
 }

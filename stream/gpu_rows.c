@@ -7,6 +7,7 @@
 #include "stream/gpu.h"
 
 #include <assert.h>
+#include <string.h>
 
 enum { BLOCK = STREAM_BLOCK_TOKENS };
 
@@ -18,12 +19,10 @@ size_t gpu_tail_bytes(const struct engine *e, uint32_t capacity)
 
 /* Rows whose views begin alike go in blocks, others one by one: a row sees those before it in the
  * tail, where the pass has put them before it attends. */
-int gpu_rows_run(struct engine *e, const struct gpu_rows *r, float *nll)
+static void add_rows(struct engine *e, struct gpu_slot *p, const struct gpu_rows *r)
 {
-    struct gpu *g = e->gpu;
     struct tail *t = r->tail;
-    uint32_t start = t->start, rows;
-    struct gpu_slot *p = gpu_pass_begin(e);
+    uint32_t start = t->start, row = p->rows, rows;
     assert(r->count <= (r->first ? BLOCK : e->shape.chunk) && r->count <= t->capacity - t->count);
     for (uint32_t at = 0; at < r->count; at += rows) {
         rows = r->first ? 1 : r->count - at < BLOCK ? r->count - at : BLOCK;
@@ -34,9 +33,35 @@ int gpu_rows_run(struct engine *e, const struct gpu_rows *r, float *nll)
         t->count += rows;
     }
     t->start = start;
-    p->keys_max = t->count - t->start + t->sinks;
+    uint32_t keys = t->count - t->start + t->sinks;
+    p->keys_max = keys > p->keys_max ? keys : p->keys_max;
+    if (r->targets)
+        memcpy(p->target + row, r->targets, r->count * sizeof *p->target);
+}
+
+uint32_t gpu_rows_most(const struct engine *e)
+{
+    const struct gpu *g = e->gpu;
+    uint32_t rows = g->rows_max < g->items_max ? g->rows_max : g->items_max; /* an item a row */
+    return rows / BLOCK ? rows / BLOCK : 1;
+}
+
+int gpu_rows_run(struct engine *e, const struct gpu_rows *r, uint32_t count)
+{
+    struct gpu *g = e->gpu;
+    struct gpu_slot *p = gpu_pass_begin(e);
+    bool scored = false;
+    for (uint32_t i = 0; i < count; i++) {
+        scored |= r[i].targets != NULL;
+        add_rows(e, p, &r[i]);
+    }
     gpu_pass_layers(e, p, r->layers);
-    return r->targets ? gpu_pass_score(e, p, r->targets, r->count, nll) : g->cuda->sync(g->cuda);
+    int code = scored ? gpu_pass_score(e, p, p->rows) : g->cuda->sync(g->cuda);
+    const float *nll = g->nll_host;
+    for (uint32_t i = 0; i < count && !code; nll += r[i].count, i++)
+        if (r[i].targets)
+            memcpy(r[i].nll, nll, r[i].count * sizeof *nll);
+    return code;
 }
 
 void gpu_rows_turn(struct engine *e, f16 *out, uint32_t out_stride, const f16 *in,

@@ -190,50 +190,110 @@ static void plan_block(struct history *h, const uint32_t *rows_visible, uint32_t
         move_to_front(h);
 }
 
-static int score_block(struct history *h, const int32_t *tokens, const int32_t *targets,
-                       uint32_t rows, float *nll)
+static bool alike(const uint32_t *first, uint32_t count)
+{
+    for (uint32_t i = 1; i < count; i++)
+        if (first[i] != first[0])
+            return false;
+    return !first[0];
+}
+
+static struct gpu_rows device_rows(struct history *h, const struct history_work *w)
+{
+    return (struct gpu_rows){.tail = &h->tail,
+                             .tokens = w->tokens,
+                             .targets = w->targets,
+                             .first = alike(h->first, w->count) ? NULL : h->first,
+                             .count = w->count,
+                             .layers = h->engine->shape.layers,
+                             .position = (int64_t)h->tokens,
+                             .dmc_lora = h->dmc_lora,
+                             .nll = w->nll};
+}
+
+static int score_block(struct history *h, const struct history_work *w)
 {
     struct engine *e = h->engine;
+    if (e->gpu) {
+        struct gpu_rows run = device_rows(h, w);
+        return gpu_rows_run(e, &run, 1);
+    }
     struct forward_item item = {.kind = FORWARD_RAW,
                                 .tail = &h->tail,
-                                .tokens = tokens,
-                                .rows = rows,
+                                .tokens = w->tokens,
+                                .rows = w->count,
                                 .position = (int64_t)h->tokens,
                                 .dmc_lora = h->dmc_lora};
-    struct gpu_rows run = {.tail = &h->tail,
-                           .tokens = tokens,
-                           .targets = targets,
-                           .first = h->tail.first,
-                           .count = rows,
-                           .layers = e->shape.layers,
-                           .position = (int64_t)h->tokens,
-                           .dmc_lora = h->dmc_lora};
-    if (e->gpu)
-        return gpu_rows_run(e, &run, nll);
     forward_run(e, &item, 1);
-    if (targets)
-        forward_nll(e, 0, rows, targets, nll);
+    if (w->targets)
+        forward_nll(e, 0, w->count, w->targets, w->nll);
     return 0;
+}
+
+static bool scorable(const struct history_work *w)
+{
+    const struct history *h = w->history;
+    const struct shape *s = &h->engine->shape;
+    for (uint32_t i = 0; i < w->count; i++) {
+        bool bad_target = w->targets && w->targets[i] >= 0 && (uint32_t)w->targets[i] >= s->vocab;
+        bool bad_rows =
+            w->rows_visible && (w->rows_visible[i] <= s->sinks || w->rows_visible[i] > h->rows_max);
+        if (w->tokens[i] < 0 || (uint32_t)w->tokens[i] >= s->vocab || bad_target || bad_rows)
+            return false;
+    }
+    return true;
+}
+
+/* The part of w from `at` on. */
+static struct history_work part_of(const struct history_work *w, uint32_t at, uint32_t count)
+{
+    return (struct history_work){.history = w->history,
+                                 .tokens = w->tokens + at,
+                                 .targets = w->targets ? w->targets + at : NULL,
+                                 .count = count,
+                                 .rows_visible = w->rows_visible ? w->rows_visible + at : NULL,
+                                 .nll = w->nll ? w->nll + at : NULL};
+}
+
+int histories_score(const struct history_work *work, uint32_t count)
+{
+    enum { TOGETHER = 64 };
+    struct gpu_rows run[TOGETHER];
+    int code = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (work[i].count > STREAM_BLOCK_TOKENS || !scorable(&work[i]))
+            return -EINVAL;
+    for (uint32_t at = 0, rows; at < count && !code; at += rows) {
+        struct engine *e = work[at].history->engine;
+        uint32_t most = e->gpu ? gpu_rows_most(e) : 1;
+        most = most < TOGETHER ? most : TOGETHER;
+        rows = count - at < most ? count - at : most;
+        for (uint32_t i = 0; i < rows; i++) {
+            plan_block(work[at + i].history, work[at + i].rows_visible, work[at + i].count);
+            run[i] = device_rows(work[at + i].history, &work[at + i]);
+        }
+        code = e->gpu ? gpu_rows_run(e, run, rows) : score_block(work[at].history, &work[at]);
+        for (uint32_t i = 0; i < rows && !code; i++)
+            work[at + i].history->tokens += work[at + i].count;
+    }
+    return code;
 }
 
 int history_score(struct history *h, const int32_t *tokens, const int32_t *targets, uint32_t count,
                   const uint32_t *rows_visible, float *nll)
 {
     struct engine *e = h->engine;
-    for (uint32_t i = 0; i < count; i++) {
-        bool bad_target = targets && targets[i] >= 0 && (uint32_t)targets[i] >= e->shape.vocab;
-        bool bad_rows =
-            rows_visible && (rows_visible[i] <= e->shape.sinks || rows_visible[i] > h->rows_max);
-        if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->shape.vocab || bad_target || bad_rows)
-            return -EINVAL;
-    }
+    struct history_work work = {h, tokens, targets, count, rows_visible, nll};
+    if (!scorable(&work))
+        return -EINVAL;
     for (uint32_t at = 0; at < count;) {
         /* where the window slides, the sinks are placed anew each block */
         bool whole = !e->gpu && !rows_visible && h->tokens + STREAM_PASS_TOKENS <= h->rows_max;
         uint32_t most = whole ? STREAM_PASS_TOKENS : STREAM_BLOCK_TOKENS;
         uint32_t rows = count - at < most ? count - at : most;
-        plan_block(h, rows_visible ? rows_visible + at : NULL, rows);
-        int code = score_block(h, tokens + at, targets ? targets + at : NULL, rows, nll + at);
+        struct history_work part = part_of(&work, at, rows);
+        plan_block(h, part.rows_visible, rows);
+        int code = score_block(h, &part);
         if (code)
             return code;
         h->tokens += rows;

@@ -213,7 +213,8 @@ struct stream {
     /* evaluation only */
     double rows_block[STREAM_BLOCK_TOKENS]; /* see stream_rows_block */
     uint32_t rows_block_count;
-    bool hide_memory;          /* ring, summary and sinks are not attended */
+    bool hide_memory; /* ring and summary are not attended */
+    bool hide_summary;
     const struct stream *swap; /* ring and summary are read from this one, at the same position */
 };
 
@@ -331,9 +332,20 @@ void history_reset(struct history *history);
  * targets NULL: not scored. */
 int history_score(struct history *history, const int32_t *tokens, const int32_t *targets,
                   uint32_t count, const uint32_t *rows_visible, float *nll);
+/* The same of many histories of one engine and one dmc_lora, at most a block each: together what a
+ * device computes together. Each appears once. */
+struct history_work {
+    struct history *history;
+    const int32_t *tokens, *targets; /* [count] */
+    uint32_t count;
+    const uint32_t *rows_visible; /* [count] */
+    float *nll;                   /* out: [count] */
+};
+int histories_score(const struct history_work *work, uint32_t count);
 
 /* Evaluation: ring and summary are not attended (the sinks are). */
 void stream_hide_memory(struct stream *stream, bool hide);
+void stream_hide_summary(struct stream *stream, bool hide); /* the ring is attended */
 /* Evaluation: ring and summary are read from other, which must be at the same position with the
  * same options: feed both in lockstep, a block each, other last (fed first, it has already slid at
  * a chunk's end). NULL: back to its own. */

@@ -137,7 +137,7 @@ static int compute_device(const struct stream *stream, const struct stream_pin *
                                .count = all - at < chunk ? all - at : chunk,
                                .layers = e->shape.layers,
                                .position = at};
-        code = gpu_rows_run(e, &run, NULL);
+        code = gpu_rows_run(e, &run, 1);
     }
     gpu_rows_turn(e, STATE_AT(stream->device, l->pin_raw, f16) + to, l->pin_rows, tail->k + from,
                   tail->capacity, pin->before, -1, rows);

@@ -77,8 +77,9 @@ int raw_score(struct raw *raw, const int32_t *tokens, const int32_t *targets, ui
                                .targets = targets,
                                .count = count,
                                .layers = e->shape.layers,
-                               .position = raw->tail.count};
-        return gpu_rows_run(e, &run, nll);
+                               .position = raw->tail.count,
+                               .nll = nll};
+        return gpu_rows_run(e, &run, 1);
     }
     struct forward_item item = {.kind = FORWARD_RAW,
                                 .tail = &raw->tail,

@@ -164,7 +164,7 @@ static const float *read_block(struct engine *e, struct tail *tail, const int32_
     struct gpu *g = e->gpu;
     if (!g)
         return forward_hidden(e, &item, e->recall.layer);
-    if (gpu_rows_run(e, &run, NULL))
+    if (gpu_rows_run(e, &run, 1))
         return NULL;
     g->cuda->copy_out(g->cuda, g->hidden, g->batch.x, (size_t)rows * e->shape.dim * sizeof(float));
     return g->cuda->sync(g->cuda) ? NULL : g->hidden;

@@ -229,7 +229,7 @@ static void add_memory(struct attend_job *job, const struct forward_item *item, 
     } else if (stream->hide_memory) {
         add_fixed(job, stream, index, &view, comp, sinks);
     } else {
-        add_fixed(job, stream, index, &view, 0, view.end);
+        add_fixed(job, stream, index, &view, stream->hide_summary ? comp : 0, view.end);
     }
     add_span(job, STATE_AT_CONST(state, l->pin_k, f16), STATE_AT_CONST(state, l->pin_v, f16),
              (size_t)index * l->pin_rows, pin_rows(l, state), l->head_dim);

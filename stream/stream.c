@@ -166,7 +166,7 @@ int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
         return -EINVAL;
     if (stream->device) {
         struct stream_work work = {stream, tokens, count, 0};
-        return gpu_streams_feed(&work, 1, NULL, NULL);
+        return gpu_streams_feed(&work, NULL, 1);
     }
     while (count) {
         int32_t pass[STREAM_PASS_TOKENS];
@@ -198,7 +198,7 @@ static int score_pending(struct stream *stream, const int32_t *targets, float *n
     }
     memcpy(block, stream->state->pending, sizeof block);
     stream->state->pending_count = 0;
-    return gpu_streams_feed(&work, 1, targets, nll);
+    return gpu_streams_feed(&work, &(struct stream_targets){targets, nll}, 1);
 }
 
 int stream_feed_scored(struct stream *stream, const int32_t *tokens, uint32_t count, double *nll,
@@ -232,7 +232,7 @@ int streams_feed(struct stream_work *work, uint32_t count)
     for (uint32_t i = 0; gpu && i < count; i++)
         work[i].result = known(work[i].stream->engine, work[i].tokens, work[i].count) ? 0 : -EINVAL;
     if (gpu)
-        return gpu_streams_feed(work, count, NULL, NULL);
+        return gpu_streams_feed(work, NULL, count);
     for (uint32_t i = 0; i < count; i++) {
         work[i].result = stream_feed(work[i].stream, work[i].tokens, work[i].count);
         first = first ? first : work[i].result;
@@ -240,24 +240,44 @@ int streams_feed(struct stream_work *work, uint32_t count)
     return first;
 }
 
+static bool scorable(const struct stream *stream, const int32_t *tokens, const int32_t *targets,
+                     uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (targets[i] >= 0 && (uint32_t)targets[i] >= stream->engine->shape.vocab)
+            return false;
+    return known(stream->engine, tokens, count) && !stream->state->pending_count &&
+           count % STREAM_BLOCK_TOKENS == 0;
+}
+
 int stream_score(struct stream *stream, const int32_t *tokens, const int32_t *targets,
                  uint32_t count, float *nll)
 {
-    struct state *state = stream->state;
-    if (!known(stream->engine, tokens, count) || state->pending_count ||
-        count % STREAM_BLOCK_TOKENS)
+    if (!scorable(stream, tokens, targets, count))
         return -EINVAL;
-    for (uint32_t i = 0; i < count; i++)
-        if (targets[i] >= 0 && (uint32_t)targets[i] >= stream->engine->shape.vocab)
-            return -EINVAL;
     if (stream->device) {
         struct stream_work work = {stream, tokens, count, 0};
-        return gpu_streams_feed(&work, 1, targets, nll);
+        return gpu_streams_feed(&work, &(struct stream_targets){targets, nll}, 1);
     }
     for (uint32_t i = 0; i < count; i += STREAM_BLOCK_TOKENS) {
         compute_blocks(stream, tokens + i, STREAM_BLOCK_TOKENS, targets + i, nll + i);
     }
     return 0;
+}
+
+int streams_score(struct stream_work *work, const struct stream_targets *score, uint32_t count)
+{
+    bool gpu = count && work[0].stream->device;
+    int first = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        struct stream_work *w = &work[i];
+        w->result = scorable(w->stream, w->tokens, score[i].targets, w->count) ? 0 : -EINVAL;
+        if (!gpu && !w->result)
+            w->result =
+                stream_score(w->stream, w->tokens, score[i].targets, w->count, score[i].nll);
+        first = first ? first : w->result;
+    }
+    return gpu ? gpu_streams_feed(work, score, count) : first;
 }
 
 double stream_rows_now(const struct stream *stream)
@@ -277,6 +297,11 @@ void stream_rows_block(const struct stream *stream, double *rows, uint32_t count
 void stream_hide_memory(struct stream *stream, bool hide)
 {
     stream->hide_memory = hide;
+}
+
+void stream_hide_summary(struct stream *stream, bool hide)
+{
+    stream->hide_summary = hide;
 }
 
 void stream_swap_memory(struct stream *stream, const struct stream *other)

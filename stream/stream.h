@@ -228,6 +228,12 @@ struct stream_work {
     int result; /* out: as of stream_feed */
 };
 int streams_feed(struct stream_work *work, uint32_t count);
+/* The same, and scores as stream_score does; work and score of a stream stand at one place. */
+struct stream_targets {
+    const int32_t *targets; /* [work's count] */
+    float *nll;             /* out: [work's count] */
+};
+int streams_score(struct stream_work *work, const struct stream_targets *score, uint32_t count);
 /* Bytes of the device's arena (engine_info.arena_bytes) that a stream or a fork takes; 0 on a CPU.
  */
 size_t stream_device_bytes(const struct engine *engine, const struct stream_options *options);

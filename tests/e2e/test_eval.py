@@ -134,6 +134,36 @@ def test_joined_and_packed_texts():
     assert "zstd" in trial.run(torn, "full", code=1)
 
 
+def test_tokens_in_place_of_text():
+    trial = Trial()
+    text = trial.write("text.jsonl", story(8, 60))
+    tokens = trial.run(text, "full")[0]["tokens"]
+    path = trial.home / "tokens.jsonl"
+    path.write_text(json.dumps({"id": "t", "tokens": [7] * tokens}) + "\n")
+    line = trial.run(path, "full", "--context", 100)[0]
+    assert (line["document"], line["tokens"]) == ("t", tokens)
+    path.write_text(json.dumps({"id": "t", "tokens": [7, 99999999]}) + "\n")
+    assert "Invalid argument" in trial.run(path, "full", code=1)
+
+
+def test_memory_of_others():
+    """Side by side or one by one; a document's own twin, next to it or half of them away."""
+    trial = Trial()
+    near_twins = trial.write("near.jsonl", story(1, 400), story(1, 400), story(2, 400),
+                             story(2, 400))
+    far_twins = trial.write("far.jsonl", story(1, 400), story(2, 400), story(1, 400),
+                            story(2, 400))
+    for lanes in (1, 3, 64):
+        more = ("--dmc", 2, "--lanes", lanes)
+        own = trial.run(near_twins, "ccm", *more)
+        near(trial.run(near_twins, "ccm-swap", *more)[0]["nll"], own[0]["nll"])
+        near(trial.run(far_twins, "ccm-foreign", *more)[1]["nll"], own[2]["nll"])
+        assert trial.run(far_twins, "ccm-swap", *more)[0]["nll"] != own[0]["nll"]
+        without = trial.run(near_twins, "no-summary", *more)
+        assert without[0]["nll"] != own[0]["nll"]
+        assert without[0]["kv_rows_mean"] < own[0]["kv_rows_mean"]
+
+
 def test_questions_behind_documents():
     trial = Trial()
     path = trial.home / "asked.jsonl"

@@ -13,7 +13,7 @@
 
 #include "stream/stream.h"
 
-enum { EVAL_QUARTERS = 4 };
+enum { EVAL_QUARTERS = 4, EVAL_LANES_MAX = 64 };
 
 enum policy {
     POLICY_FULL,        /* raw rows of the newest tokens, base weights */
@@ -21,7 +21,9 @@ enum policy {
     POLICY_WINDOW_LORA, /* the same with the DMC LoRA */
     POLICY_NONE,        /* ccm with ring and summary hidden */
     POLICY_CCM,         /* the whole of silt's memory */
-    POLICY_CCM_SWAP,    /* ccm with another document's ring and summary */
+    POLICY_NO_SUMMARY,  /* ccm with the summary hidden */
+    POLICY_CCM_SWAP,    /* ccm with the next document's ring and summary */
+    POLICY_CCM_FOREIGN, /* ccm with those of one half of the documents farther */
     POLICY_COUNT
 };
 
@@ -36,6 +38,7 @@ struct eval_options {
     uint64_t tokens_max;    /* of a document; 0: all */
     uint32_t documents_max; /* 0: all */
     uint32_t streams;       /* join: cut into so many of tokens_max each; 0: one */
+    uint32_t lanes;         /* documents side by side, at most EVAL_LANES_MAX; 0: one */
     bool segments_int8;     /* the ring's segments as --segments int8 would keep them cold */
     bool join, json;
     bool ask; /* each document's question, behind it */
@@ -58,6 +61,7 @@ struct documents {
 int documents_load(struct documents *out, const struct eval_options *options,
                    const struct tokenizer *tokenizer, char *error, size_t error_bytes);
 void documents_free(struct documents *documents);
+void document_free(struct document *document); /* what it holds */
 
 /* ---- policy.c ---- */
 
@@ -66,7 +70,7 @@ struct score {
     double nll[EVAL_QUARTERS]; /* nats, by quarter of the document */
     uint64_t scored[EVAL_QUARTERS];
     uint64_t tokens; /* read */
-    double rows;     /* sum over tokens of KV rows attended */
+    double rows;     /* sum over tokens of KV rows attended; not a number: not known */
     double entries;  /* tokens / dmc_ratio, summed, so that the total's ratio is by length */
     size_t kv_bytes_peak;
     double seconds;
@@ -75,13 +79,16 @@ struct score {
 typedef void progress_fn(void *user, size_t tokens);
 
 struct runner;
+/* Lanes for so many documents: on a device they are computed together. */
 int runner_open(struct runner **out, struct engine *engine, const struct eval_options *options,
-                char *error, size_t error_bytes);
+                size_t documents, char *error, size_t error_bytes);
 void runner_close(struct runner **runner);
-/* Scores a document; other is the one whose memory ccm-swap uses. 0 or what the engine said. */
-int runner_score(struct runner *runner, const struct document *document,
-                 const struct document *other, struct score *out, progress_fn *progress,
-                 void *user);
+uint32_t runner_lanes(const struct runner *runner);
+/* Scores documents, at most runner_lanes; others are those whose memory ccm-swap and ccm-foreign
+ * use. 0 or what the engine said. */
+int runner_score(struct runner *runner, const struct document *const *documents,
+                 const struct document *const *others, uint32_t count, struct score *out,
+                 progress_fn *progress, void *user);
 void score_add(struct score *total, const struct score *score);
 
 /* ---- ask.c ---- */

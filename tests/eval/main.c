@@ -28,8 +28,11 @@ static const char help[] =
     "  window+lora  the same with the DMC LoRA\n"
     "  ccm          silt's memory: window, ring, summary\n"
     "  none         ccm with ring and summary hidden: what they are worth is the difference\n"
-    "  ccm-swap     ccm with ring and summary of the next document in the file (of the first, for\n"
+    "  no-summary   ccm with the summary hidden\n"
+    "  ccm-swap     ccm with ring and summary of the next document of its kind (of the first, for\n"
     "               the last): what is content in them, and what any prompt would do\n"
+    "  ccm-foreign  the same with a document half of its kind's away: of joined ones, the next is\n"
+    "               often of the same source\n"
     "\n"
     "  --model GGUF       default: " MODEL_DEFAULT " (make model)\n"
     "  --adapter GGUF     default: " ADAPTER_DEFAULT " for the\n"
@@ -53,6 +56,9 @@ static const char help[] =
     "  --device cpu|cuda  --threads N\n"
     "  --device-weights bf16|file  with --device cuda: as siltd's option (default: bf16 where it "
     "fits)\n"
+    "  --lanes N          documents computed side by side, at most 64 (default: all on a GPU)\n"
+    "  --device-memory N  MB of the GPU's memory, so that several have room (default: what is "
+    "free)\n"
     "  --features MASK    instruction sets the kernels may use, 0: the reference (default: all)\n"
     "  --exact            fp32 weights and activations, slow: what the int8 of ingest is measured "
     "by\n"
@@ -99,6 +105,8 @@ enum {
     OPTION_DEVICE,
     OPTION_DEVICE_WEIGHTS,
     OPTION_THREADS,
+    OPTION_LANES,
+    OPTION_DEVICE_MEMORY,
     OPTION_FEATURES,
     OPTION_JSON,
 };
@@ -139,6 +147,12 @@ static bool set_number(struct eval_options *o, int option, const char *text)
         return value >= 4;
     case OPTION_THREADS:
         o->engine.threads = (uint32_t)value;
+        return true;
+    case OPTION_LANES:
+        o->lanes = (uint32_t)value;
+        return value <= EVAL_LANES_MAX;
+    case OPTION_DEVICE_MEMORY:
+        o->engine.device_bytes = (size_t)value << 20;
         return true;
     case OPTION_FEATURES:
         o->engine.feature_mask = (uint32_t)value;
@@ -202,6 +216,8 @@ static int parse(struct eval_options *o, int argc, char **argv)
         {"device", 1, NULL, OPTION_DEVICE},
         {"device-weights", 1, NULL, OPTION_DEVICE_WEIGHTS},
         {"threads", 1, NULL, OPTION_THREADS},
+        {"lanes", 1, NULL, OPTION_LANES},
+        {"device-memory", 1, NULL, OPTION_DEVICE_MEMORY},
         {"features", 1, NULL, OPTION_FEATURES},
         {"json", 0, NULL, OPTION_JSON},
         {"help", 0, NULL, 'h'},
@@ -276,34 +292,81 @@ static void show_progress(void *user, size_t tokens)
     report_progress(text);
 }
 
+/* The document whose memory document i is shown: the next of its kind, or one half of them away. */
+static const struct document *other_of(const struct documents *documents, size_t i, bool foreign)
+{
+    size_t kin = 0, place = 0;
+    const char *kind = documents->list[i].kind;
+    for (size_t j = 0; j < documents->count; j++) {
+        if (strcmp(documents->list[j].kind, kind) != 0)
+            continue;
+        place = j == i ? kin : place;
+        kin++;
+    }
+    size_t wanted = (place + (foreign && kin > 2 ? kin / 2 : 1)) % kin;
+    for (size_t j = 0;; j++)
+        if (strcmp(documents->list[j].kind, kind) == 0 && wanted-- == 0)
+            return &documents->list[j];
+}
+
+/* Scores as many documents as there are lanes, from the i-th on; how many, or what was wrong. */
+static int run_some(struct runner *runner, const struct eval_options *options,
+                    const struct documents *documents, size_t i, struct score *total,
+                    struct progress *progress)
+{
+    const struct document *some[EVAL_LANES_MAX], *others[EVAL_LANES_MAX];
+    struct score score[EVAL_LANES_MAX];
+    uint32_t count = runner_lanes(runner);
+    count = documents->count - i < count ? (uint32_t)(documents->count - i) : count;
+    for (uint32_t j = 0; j < count; j++) {
+        some[j] = &documents->list[i + j];
+        others[j] = other_of(documents, i + j, options->policy == POLICY_CCM_FOREIGN);
+    }
+    int result = runner_score(runner, some, others, count, score, show_progress, progress);
+    if (result) {
+        report_progress(NULL);
+        fprintf(stderr, "silt-eval: %s: %s\n", some[0]->id,
+                result == -ERANGE ? "the loss is not a number" : strerror(-result));
+        return result;
+    }
+    for (uint32_t j = 0; j < count; j++) {
+        progress->done += some[j]->count;
+        report_line(options, some[j], &score[j]);
+        score_add(total, &score[j]);
+    }
+    return (int)count;
+}
+
+/* Documents too short to have a score are left out. */
+static void leave_short(const struct eval_options *options, struct documents *documents)
+{
+    size_t kept = 0, least = options->block ? options->block : 2;
+    for (size_t i = 0; i < documents->count; i++) {
+        struct document document = documents->list[i];
+        if (document.count < least) {
+            fprintf(stderr, "silt-eval: %s: left out, %zu tokens are fewer than %zu\n", document.id,
+                    document.count, least);
+            document_free(&document);
+            continue;
+        }
+        documents->list[kept++] = document;
+    }
+    documents->count = kept;
+}
+
 static int run_documents(struct runner *runner, const struct eval_options *options,
                          const struct documents *documents)
 {
-    struct score total = {0}, score;
+    struct score total = {0};
     struct progress progress = {.documents = documents};
     for (size_t i = 0; i < documents->count; i++)
         progress.all += documents->list[i].count;
-    for (size_t i = 0; i < documents->count; i++) {
-        const struct document *document = &documents->list[i];
-        size_t least = options->block ? options->block : 2;
+    for (size_t i = 0; i < documents->count;) {
         progress.document = i;
-        if (document->count < least) {
-            report_progress(NULL);
-            fprintf(stderr, "silt-eval: %s: left out, %zu tokens are fewer than %zu\n",
-                    document->id, document->count, least);
-            continue;
-        }
-        int result = runner_score(runner, document, &documents->list[(i + 1) % documents->count],
-                                  &score, show_progress, &progress);
-        if (result) {
-            report_progress(NULL);
-            fprintf(stderr, "silt-eval: %s: %s\n", document->id,
-                    result == -ERANGE ? "the loss is not a number" : strerror(-result));
+        int done = run_some(runner, options, documents, i, &total, &progress);
+        if (done < 0)
             return 1;
-        }
-        progress.done += document->count;
-        report_line(options, document, &score);
-        score_add(&total, &score);
+        i += (size_t)done;
     }
     report_line(options, NULL, &total);
     return 0;
@@ -350,15 +413,20 @@ int main(int argc, char **argv)
     if (engine_open(&engine, &options.engine, error, sizeof error) ||
         documents_load(&documents, &options, engine_tokenizer(engine), error, sizeof error))
         goto end;
-    if (options.policy == POLICY_CCM_SWAP && documents.count < 2) {
-        snprintf(error, sizeof error, "ccm-swap needs a second document to take the memory from");
+    if (options.engine.device == DEVICE_CUDA && !options.lanes)
+        options.lanes = EVAL_LANES_MAX;
+    if ((options.policy == POLICY_CCM_SWAP || options.policy == POLICY_CCM_FOREIGN) &&
+        documents.count < 2) {
+        snprintf(error, sizeof error, "%s needs a second document to take the memory from",
+                 policy_name(options.policy));
         goto end;
     }
     if (options.ask) {
         status = run_questions(engine, &options, &documents);
         goto end;
     }
-    if (runner_open(&runner, engine, &options, error, sizeof error))
+    leave_short(&options, &documents);
+    if (runner_open(&runner, engine, &options, documents.count, error, sizeof error))
         goto end;
     engine_info(engine, &info);
     report_begin(&options, &info, &documents);

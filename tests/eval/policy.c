@@ -1,5 +1,6 @@
 /*
- * One document under one policy, in blocks of STREAM_BLOCK_TOKENS.
+ * Documents under one policy, in blocks of STREAM_BLOCK_TOKENS, some side by side in lanes on a
+ * device.
  *
  * The ccm kinds are a stream; full and window are a history of raw rows. A window that must hold as
  * many rows as ccm would asks a stream that reads the same tokens beside it, since how many rows
@@ -17,24 +18,7 @@
 #include "stream/token.h"
 #include "tests/eval/eval.h"
 
-enum { BLOCK = STREAM_BLOCK_TOKENS, PROGRESS_BLOCKS = 16 };
-
-struct runner {
-    const struct eval_options *options;
-    struct engine *engine;
-    struct engine_info info;
-    int32_t bos;
-    void *memory[2]; /* of the streams */
-    size_t memory_bytes;
-    struct stream *stream;     /* scored, or the one that a window takes its rows from */
-    struct stream *other;      /* ccm-swap: lends its memory */
-    struct segment_shape int8; /* segments_int8: how cold segments are kept, */
-    uint8_t *record;           /* room for one, NULL: not asked for, */
-    uint64_t rounded;          /* and the newest chunk whose segment went through it */
-    struct history *history;
-    uint32_t rows_max; /* of the history */
-    size_t row_bytes;  /* K and V of one row, all layers and heads */
-};
+enum { BLOCK = STREAM_BLOCK_TOKENS, STEP_MAX = 512, PROGRESS_STEPS = 16 };
 
 /* A run over consecutive tokens: a document, or one block of it. */
 struct span {
@@ -42,6 +26,39 @@ struct span {
     size_t count;
     size_t score_from;    /* first token whose loss counts, as a target */
     size_t offset, whole; /* place in the document and its length, for the quarters */
+};
+
+/* A span on its way, and what the step now done has of it. */
+struct lane {
+    struct span span;
+    const struct document *other;
+    struct score *out;
+    void *memory[2];       /* of the streams */
+    struct stream *stream; /* scored, or the one that a window takes its rows from */
+    struct stream *lender; /* ccm-swap and ccm-foreign: its memory is seen */
+    struct history *history;
+    uint64_t rounded; /* newest chunk whose segment went through int8 */
+    uint32_t count;   /* tokens of the step; padding follows to whole blocks */
+    int32_t tokens[STEP_MAX], targets[STEP_MAX], lent[STEP_MAX];
+    uint32_t visible[STEP_MAX];
+    float nll[STEP_MAX];
+    double rows[STEP_MAX];
+};
+
+struct runner {
+    const struct eval_options *options;
+    struct engine *engine;
+    struct engine_info info;
+    int32_t bos;
+    size_t memory_bytes;       /* of a stream */
+    struct segment_shape int8; /* segments_int8: how cold segments are kept, */
+    uint8_t *record;           /* room for one, NULL: not asked for */
+    uint32_t rows_max;         /* of a history */
+    size_t row_bytes;          /* K and V of one row, all layers and heads */
+    uint32_t step;             /* tokens of a lane at a time */
+    bool rows_known;
+    uint32_t lanes, running;
+    struct lane *lane[EVAL_LANES_MAX]; /* [lanes], the running ones first */
 };
 
 static double seconds(void)
@@ -61,25 +78,32 @@ static bool uses_stream(const struct eval_options *o)
     return !uses_history(o->policy) || (o->policy != POLICY_FULL && !o->kv_rows);
 }
 
-static int reset(struct runner *r)
+static bool borrows(enum policy policy)
 {
-    struct stream **streams[2] = {&r->stream, &r->other};
+    return policy == POLICY_CCM_SWAP || policy == POLICY_CCM_FOREIGN;
+}
+
+static int reset(const struct runner *r, struct lane *lane)
+{
+    struct stream **streams[2] = {&lane->stream, &lane->lender};
     for (int i = 0; i < 2; i++) {
-        if (!r->memory[i])
+        if (!lane->memory[i])
             continue;
         stream_close(streams[i]);
-        int result =
-            stream_open(streams[i], r->engine, &r->options->stream, r->memory[i], r->memory_bytes);
+        int result = stream_open(streams[i], r->engine, &r->options->stream, lane->memory[i],
+                                 r->memory_bytes);
         if (result)
             return result;
     }
-    r->rounded = UINT64_MAX;
+    lane->rounded = UINT64_MAX;
     if (r->options->policy == POLICY_NONE)
-        stream_hide_memory(r->stream, true);
-    if (r->options->policy == POLICY_CCM_SWAP)
-        stream_swap_memory(r->stream, r->other);
-    if (r->history)
-        history_reset(r->history);
+        stream_hide_memory(lane->stream, true);
+    if (r->options->policy == POLICY_NO_SUMMARY)
+        stream_hide_summary(lane->stream, true);
+    if (lane->lender)
+        stream_swap_memory(lane->stream, lane->lender);
+    if (lane->history)
+        history_reset(lane->history);
     return 0;
 }
 
@@ -108,16 +132,13 @@ static int check(const struct runner *r, char *error, size_t error_bytes)
     return what ? -EINVAL : 0;
 }
 
-static int open_streams(struct runner *r, char *error, size_t error_bytes)
+static int open_streams(struct runner *r, struct lane *lane, char *error, size_t error_bytes)
 {
-    size_t bytes = stream_bytes(r->engine, &r->options->stream, error, error_bytes);
-    if (!bytes)
-        return -EINVAL;
-    r->memory_bytes = (bytes + 63) & ~(size_t)63;
-    for (int i = 0; i < (r->options->policy == POLICY_CCM_SWAP ? 2 : 1); i++) {
-        r->memory[i] = aligned_alloc(64, r->memory_bytes);
-        if (!r->memory[i]) {
-            snprintf(error, error_bytes, "not enough memory for a stream of %zu bytes", bytes);
+    for (int i = 0; i < (borrows(r->options->policy) ? 2 : 1); i++) {
+        lane->memory[i] = aligned_alloc(64, r->memory_bytes);
+        if (!lane->memory[i]) {
+            snprintf(error, error_bytes, "not enough memory for a stream of %zu bytes",
+                     r->memory_bytes);
             return -ENOMEM;
         }
     }
@@ -131,7 +152,7 @@ static int open_record(struct runner *r)
     return r->record ? 0 : -ENOMEM;
 }
 
-static int open_history(struct runner *r, char *error, size_t error_bytes)
+static int open_history(struct runner *r, struct lane *lane, char *error, size_t error_bytes)
 {
     const struct eval_options *o = r->options;
     const struct engine_info *info = &r->info;
@@ -141,18 +162,66 @@ static int open_history(struct runner *r, char *error, size_t error_bytes)
         r->rows_max = o->context ? o->context : info->context_tokens;
     else if (o->kv_rows)
         r->rows_max = o->kv_rows;
-    int result = history_open(&r->history, r->engine, r->rows_max, o->policy == POLICY_WINDOW_LORA);
+    int result =
+        history_open(&lane->history, r->engine, r->rows_max, o->policy == POLICY_WINDOW_LORA);
     if (result)
         snprintf(error, error_bytes, "a history of %u rows cannot be opened: %s", r->rows_max,
                  strerror(-result));
     return result;
 }
 
+static void close_lane(struct lane *lane)
+{
+    history_close(&lane->history);
+    stream_close(&lane->stream);
+    stream_close(&lane->lender);
+    free(lane->memory[0]);
+    free(lane->memory[1]);
+    free(lane);
+}
+
+static int open_lane(struct runner *r, char *error, size_t error_bytes)
+{
+    struct lane *lane = calloc(1, sizeof *lane);
+    int result = lane ? 0 : -ENOMEM;
+    if (!result && uses_stream(r->options))
+        result = open_streams(r, lane, error, error_bytes);
+    if (!result && uses_history(r->options->policy))
+        result = open_history(r, lane, error, error_bytes);
+    if (!result)
+        result = reset(r, lane);
+    if (result && lane)
+        close_lane(lane);
+    if (!result)
+        r->lane[r->lanes++] = lane;
+    return result;
+}
+
+/* A device computes a chunk faster than its blocks; but how many rows a block sees of a chunk that
+ * DMC merges is known only where it ends with the step. */
+static void choose_step(struct runner *r)
+{
+    const struct eval_options *o = r->options;
+    struct stream_stat stat = {.dmc_ratio = 1};
+    bool device = o->engine.device == DEVICE_CUDA;
+    if (r->lane[0]->stream)
+        stream_stat(r->lane[0]->stream, &stat);
+    r->step = BLOCK;
+    r->rows_known = true;
+    bool counts = o->policy == POLICY_CCM || o->policy == POLICY_NO_SUMMARY;
+    if (!device || uses_history(o->policy) || o->segments_int8 || (stat.dmc_ratio > 1 && counts) ||
+        r->info.chunk_tokens > STEP_MAX)
+        return;
+    r->step = r->info.chunk_tokens;
+    r->rows_known = stat.dmc_ratio == 1;
+}
+
 int runner_open(struct runner **out, struct engine *engine, const struct eval_options *options,
-                char *error, size_t error_bytes)
+                size_t documents, char *error, size_t error_bytes)
 {
     struct runner *r = calloc(1, sizeof *r);
     int result = -ENOMEM;
+    size_t lanes = options->lanes && !options->block ? options->lanes : 1;
     *out = NULL;
     if (!r)
         goto error;
@@ -162,14 +231,19 @@ int runner_open(struct runner **out, struct engine *engine, const struct eval_op
     engine_info(engine, &r->info);
     r->row_bytes = 2 * sizeof(f16) * r->info.layer_count * r->info.kv_head_count * r->info.head_dim;
     result = check(r, error, error_bytes);
-    if (!result && uses_stream(options))
-        result = open_streams(r, error, error_bytes);
+    if (!result && uses_stream(options)) {
+        size_t bytes = stream_bytes(r->engine, &options->stream, error, error_bytes);
+        r->memory_bytes = (bytes + 63) & ~(size_t)63;
+        result = bytes ? 0 : -EINVAL;
+    }
     if (!result && options->segments_int8)
         result = open_record(r);
-    if (!result && uses_history(options->policy))
-        result = open_history(r, error, error_bytes);
+    lanes = lanes < documents ? lanes : documents;
+    for (size_t i = 0; i < (lanes ? lanes : 1) && !result; i++)
+        result = open_lane(r, error, error_bytes);
     if (result)
         goto error;
+    choose_step(r);
     *out = r;
     return 0;
 
@@ -183,186 +257,230 @@ void runner_close(struct runner **runner)
     struct runner *r = *runner;
     if (!r)
         return;
-    history_close(&r->history);
-    stream_close(&r->stream);
-    stream_close(&r->other);
+    for (uint32_t i = 0; i < r->lanes; i++)
+        close_lane(r->lane[i]);
     free(r->record);
-    free(r->memory[0]);
-    free(r->memory[1]);
     free(r);
     *runner = NULL;
 }
 
-/* A history's block: rows[i] gets the KV rows that token i attended. */
-static int history_block(struct runner *r, const int32_t *tokens, const int32_t *targets,
-                         uint32_t count, size_t at, float *nll, double *rows)
+uint32_t runner_lanes(const struct runner *runner)
 {
-    uint32_t visible[BLOCK];
-    for (uint32_t i = 0; i < count; i++) {
-        double wanted = r->stream ? rows[i] : (double)r->rows_max;
-        double least = (double)r->info.sink_tokens + 1.0;
-        wanted = fmin(fmax(round(wanted), least), (double)r->rows_max);
-        visible[i] = (uint32_t)wanted;
-        rows[i] = fmin(wanted, (double)(at + i + 1));
-    }
-    return history_score(r->history, tokens, targets, count, visible, nll);
+    return runner->lanes;
 }
 
 /* The newest segment, to disk as int8 and back, in the ring at once: more than recall would ever
  * bring back so, hence the most that it can cost. */
-static void round_segment(struct runner *r)
+static void round_segment(const struct runner *r, struct lane *lane)
 {
-    const struct state *state = r->stream->state;
+    const struct state *state = lane->stream->state;
     struct segment_view view;
 
-    if (!r->record || !stream_newest_segment(r->stream, &view) || view.number == r->rounded)
+    if (!r->record || !stream_newest_segment(lane->stream, &view) || view.number == lane->rounded)
         return;
-    r->rounded = view.number;
+    lane->rounded = view.number;
     segment_put_rows(&r->int8, r->record, view.rows);
-    ccm_set_ring(r->stream, (state->ring_first + state->ring_count - 1) % r->stream->layout.ring,
+    ccm_set_ring(lane->stream,
+                 (state->ring_first + state->ring_count - 1) % lane->stream->layout.ring,
                  view.number, segment_take_rows(&r->int8, r->record));
 }
 
-/* A stream's block; rows are counted as queries of this policy see them. */
-static int stream_block(struct runner *r, const int32_t *tokens, const int32_t *targets, float *nll,
-                        double *rows)
+/* Rows of a stream that queries of this policy do not see. */
+static double hidden_rows(const struct runner *r, const struct stream *stream)
 {
-    double hidden = 0.0;
-    uint32_t first;
-    if (r->options->policy == POLICY_NONE) {
-        uint32_t visible = ccm_visible(r->engine, &r->stream->layout, r->stream->state, &first);
-        bool sinks = first <= r->info.comp_tokens;
-        hidden = (double)(visible - (sinks ? r->info.sink_tokens : 0));
-    }
-    int result = targets ? stream_score(r->stream, tokens, targets, BLOCK, nll)
-                         : stream_feed(r->stream, tokens, BLOCK);
-    if (result)
-        return result;
-    round_segment(r);
-    stream_rows_block(r->stream, rows, BLOCK);
-    for (uint32_t i = 0; i < BLOCK; i++)
-        rows[i] -= hidden;
-    return 0;
+    enum policy policy = r->options->policy;
+    if (policy != POLICY_NONE && policy != POLICY_NO_SUMMARY)
+        return 0.0;
+    uint32_t first, comp = r->info.comp_tokens;
+    uint32_t visible = ccm_visible(r->engine, &stream->layout, stream->state, &first);
+    if (policy == POLICY_NO_SUMMARY)
+        return first < comp ? (double)(comp - first) : 0.0;
+    return (double)(visible - (first <= comp ? r->info.sink_tokens : 0));
 }
 
-/* The other document, from its beginning again where it is the shorter one. */
-static int feed_other(struct runner *r, const struct document *other, size_t at)
+static uint32_t whole_blocks(const struct lane *lane)
 {
-    int32_t tokens[BLOCK];
-    for (uint32_t i = 0; i < BLOCK; i++)
-        tokens[i] = other->tokens[(at + i) % other->count];
-    return stream_feed(r->other, tokens, BLOCK);
+    return (lane->count + BLOCK - 1) / BLOCK * BLOCK;
 }
 
-/* Tokens and targets of the block at a place; the rest of a last block is padding that nobody sees.
- */
-static uint32_t block_fill(const struct runner *r, const struct span *span, size_t at,
-                           int32_t *tokens, int32_t *targets)
+/* The step's tokens and targets; the rest of a last block is padding that nobody sees. */
+static void fill_lane(const struct runner *r, struct lane *lane, size_t at)
 {
-    uint32_t count = span->count - at < BLOCK ? (uint32_t)(span->count - at) : BLOCK;
-    for (uint32_t i = 0; i < BLOCK; i++) {
+    const struct span *span = &lane->span;
+    lane->count = span->count - at < r->step ? (uint32_t)(span->count - at) : r->step;
+    for (uint32_t i = 0; i < whole_blocks(lane); i++) {
         size_t next = at + i + 1;
-        tokens[i] = i < count ? span->tokens[at + i] : 0;
-        targets[i] = next < span->count && next >= span->score_from ? span->tokens[next] : -1;
+        lane->tokens[i] = i < lane->count ? span->tokens[at + i] : 0;
+        lane->targets[i] = next < span->count && next >= span->score_from ? span->tokens[next] : -1;
+        lane->rows[i] = 0.0;
+        if (lane->lender) /* from its beginning again where it is the shorter one */
+            lane->lent[i] = lane->other->tokens[(at + i) % lane->other->count];
     }
     if (at == 0 && r->options->block && r->bos >= 0)
-        tokens[0] = r->bos;
-    return count;
+        lane->tokens[0] = r->bos;
+    double rows = lane->stream ? stream_rows_now(lane->stream) - hidden_rows(r, lane->stream) : 0.0;
+    for (uint32_t i = 0; lane->stream && i < lane->count; i++)
+        lane->rows[i] = rows + i + 1;
 }
 
-static void score_block(const struct span *span, size_t at, uint32_t count, const int32_t *targets,
-                        const float *nll, const double *rows, struct score *out)
+/* Rows of a history: lane->rows gets what each token attended. */
+static void see_rows(const struct runner *r, struct lane *lane, size_t at)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        out->tokens++;
-        out->rows += rows[i];
-        if (targets[i] < 0)
-            continue;
-        size_t quarter = (span->offset + at + i + 1) * EVAL_QUARTERS / span->whole;
-        out->nll[quarter] += (double)nll[i];
-        out->scored[quarter]++;
+    for (uint32_t i = 0; i < lane->count; i++) {
+        double wanted = lane->stream ? lane->rows[i] : (double)r->rows_max;
+        double least = (double)r->info.sink_tokens + 1.0;
+        wanted = fmin(fmax(round(wanted), least), (double)r->rows_max);
+        lane->visible[i] = (uint32_t)wanted;
+        lane->rows[i] = fmin(wanted, (double)(at + i + 1));
     }
 }
 
-static void score_bytes(struct runner *r, const double *rows, uint32_t count, struct score *out)
+static void score_lane(const struct runner *r, struct lane *lane, size_t at, double elapsed)
 {
+    const struct span *span = &lane->span;
+    struct score *out = lane->out;
     size_t bytes = 0;
-    if (r->history) {
-        for (uint32_t i = 0; i < count; i++)
-            if (rows[i] * (double)r->row_bytes > (double)bytes)
-                bytes = (size_t)(rows[i] * (double)r->row_bytes);
-    } else {
+    for (uint32_t i = 0; i < lane->count; i++) {
+        out->tokens++;
+        out->rows += r->rows_known ? lane->rows[i] : NAN;
+        if (r->options->policy == POLICY_FULL || lane->history)
+            bytes = lane->rows[i] * (double)r->row_bytes > (double)bytes
+                        ? (size_t)(lane->rows[i] * (double)r->row_bytes)
+                        : bytes;
+        if (lane->targets[i] < 0)
+            continue;
+        size_t quarter = (span->offset + at + i + 1) * EVAL_QUARTERS / span->whole;
+        out->nll[quarter] += (double)lane->nll[i];
+        out->scored[quarter]++;
+    }
+    if (!lane->history) {
         struct stream_stat stat;
-        stream_stat(r->stream, &stat);
+        stream_stat(lane->stream, &stat);
         for (int i = 0; i < TIER_COUNT; i++)
             bytes += stat.tier_used_bytes[i];
     }
     out->kv_bytes_peak = bytes > out->kv_bytes_peak ? bytes : out->kv_bytes_peak;
+    out->seconds += elapsed / r->running;
 }
 
-static int run_block(struct runner *r, const struct span *span, const struct document *other,
-                     size_t at, struct score *out)
+/* The running lanes' streams, scored or only fed; lenders: those whose memory is lent. */
+static int run_streams(const struct runner *r, bool scored, bool lenders)
 {
-    int32_t tokens[BLOCK], targets[BLOCK];
-    float nll[BLOCK];
-    double rows[BLOCK] = {0};
-    uint32_t count = block_fill(r, span, at, tokens, targets);
+    struct stream_work work[EVAL_LANES_MAX];
+    struct stream_targets score[EVAL_LANES_MAX];
+    for (uint32_t i = 0; i < r->running; i++) {
+        struct lane *lane = r->lane[i];
+        work[i] = (struct stream_work){lenders ? lane->lender : lane->stream,
+                                       lenders ? lane->lent : lane->tokens, whole_blocks(lane), 0};
+        score[i] = (struct stream_targets){lane->targets, lane->nll};
+    }
+    return scored ? streams_score(work, score, r->running) : streams_feed(work, r->running);
+}
+
+static int run_histories(const struct runner *r, size_t at)
+{
+    struct history_work work[EVAL_LANES_MAX];
+    for (uint32_t i = 0; i < r->running; i++) {
+        struct lane *lane = r->lane[i];
+        see_rows(r, lane, at);
+        work[i] = (struct history_work){lane->history, lane->tokens,  lane->targets,
+                                        lane->count,   lane->visible, lane->nll};
+    }
+    return histories_score(work, r->running);
+}
+
+static int run_step(struct runner *r, size_t at)
+{
+    bool history = r->lane[0]->history != NULL;
     int result = 0;
-    if (r->history && r->stream)
-        result = stream_block(r, tokens, NULL, NULL, rows);
+    for (uint32_t i = 0; i < r->running; i++)
+        fill_lane(r, r->lane[i], at);
+    if (history && r->lane[0]->stream)
+        result = run_streams(r, false, false);
     double start = seconds();
     if (!result)
-        result = r->history ? history_block(r, tokens, targets, count, at, nll, rows)
-                            : stream_block(r, tokens, targets, nll, rows);
-    out->seconds += seconds() - start;
-    /* The other goes last: fed first, it would have slid at a chunk's end before the block that
-     * still sees its ring. */
-    if (!result && r->options->policy == POLICY_CCM_SWAP)
-        result = feed_other(r, other, at);
+        result = history ? run_histories(r, at) : run_streams(r, true, false);
+    double elapsed = seconds() - start;
+    for (uint32_t i = 0; i < r->running && !result && !history; i++)
+        round_segment(r, r->lane[i]);
+    /* Lenders go last: fed first, they would have slid at a chunk's end before the block that
+     * still sees their rings. */
+    if (!result && borrows(r->options->policy))
+        result = run_streams(r, false, true);
     if (result)
         return result;
-    for (uint32_t i = 0; i < count; i++)
-        if (targets[i] >= 0 && !isfinite(nll[i]))
-            return -ERANGE;
-    score_block(span, at, count, targets, nll, rows, out);
-    score_bytes(r, rows, count, out);
+    for (uint32_t i = 0; i < r->running; i++) {
+        struct lane *lane = r->lane[i];
+        for (uint32_t j = 0; j < lane->count; j++)
+            if (lane->targets[j] >= 0 && !isfinite(lane->nll[j]))
+                return -ERANGE;
+        score_lane(r, lane, at, elapsed);
+    }
     return 0;
 }
 
-static int run_span(struct runner *r, const struct span *span, const struct document *other,
-                    struct score *out, progress_fn *progress, void *user)
+/* Lanes whose span has ended make room for those that run on. */
+static void retire(struct runner *r, size_t at)
 {
-    int result = reset(r);
-    for (size_t at = 0; !result && at < span->count; at += BLOCK) {
-        result = run_block(r, span, other, at, out);
-        if (progress && at / BLOCK % PROGRESS_BLOCKS == 0)
-            progress(user, span->offset + at);
+    for (uint32_t i = 0; i < r->running;) {
+        struct lane *lane = r->lane[i];
+        struct stream_stat stat = {.ratio_realised = 1.0};
+        if (lane->span.count > at) {
+            i++;
+            continue;
+        }
+        if (lane->stream && !lane->history)
+            stream_stat(lane->stream, &stat);
+        lane->out->entries += (double)lane->span.count / stat.ratio_realised;
+        r->lane[i] = r->lane[--r->running];
+        r->lane[r->running] = lane;
+    }
+}
+
+/* The first `count` lanes' spans, from their beginnings. */
+static int run_spans(struct runner *r, uint32_t count, progress_fn *progress, void *user)
+{
+    int result = 0;
+    size_t done = 0;
+    r->running = count;
+    for (uint32_t i = 0; i < count && !result; i++)
+        result = reset(r, r->lane[i]);
+    for (size_t at = 0; !result && r->running; at += r->step) {
+        for (uint32_t i = 0; i < r->running; i++)
+            done += r->lane[i]->count;
+        result = run_step(r, at);
+        if (progress && at / r->step % PROGRESS_STEPS == 0)
+            progress(user, r->lane[0]->span.offset + done);
+        retire(r, at + r->step);
     }
     return result;
 }
 
-int runner_score(struct runner *r, const struct document *document, const struct document *other,
-                 struct score *out, progress_fn *progress, void *user)
+int runner_score(struct runner *r, const struct document *const *documents,
+                 const struct document *const *others, uint32_t count, struct score *out,
+                 progress_fn *progress, void *user)
 {
-    struct span span = {document->tokens, document->count, 1, 0, document->count};
-    struct stream_stat stat = {.ratio_realised = 1.0};
     int result = 0;
-    *out = (struct score){0};
-    if (!r->options->block) {
-        result = run_span(r, &span, other, out, progress, user);
-    } else {
-        /* As llama.cpp's perplexity tool: the last, unfull block is left out, a block's first half
-         * is context, and the token at the middle is not scored. */
-        span.count = r->options->block;
-        span.score_from = span.count / 2 + 1;
-        for (; !result && span.offset + span.count <= document->count; span.offset += span.count) {
-            span.tokens = document->tokens + span.offset;
-            result = run_span(r, &span, other, out, progress, user);
-        }
+    for (uint32_t i = 0; i < count; i++) {
+        const struct document *document = documents[i];
+        out[i] = (struct score){0};
+        r->lane[i]->span = (struct span){document->tokens, document->count, 1, 0, document->count};
+        r->lane[i]->other = others[i];
+        r->lane[i]->out = &out[i];
+        r->lane[i]->count = 0;
     }
-    if (!result && r->stream && !r->history)
-        stream_stat(r->stream, &stat);
-    out->entries = (double)out->tokens / stat.ratio_realised;
+    if (!r->options->block)
+        return run_spans(r, count, progress, user);
+    /* As llama.cpp's perplexity tool: the last, unfull block is left out, a block's first half is
+     * context, and the token at the middle is not scored. One lane. */
+    struct span *span = &r->lane[0]->span;
+    span->count = r->options->block;
+    span->score_from = span->count / 2 + 1;
+    for (; !result && span->offset + span->count <= documents[0]->count;
+         span->offset += span->count) {
+        span->tokens = documents[0]->tokens + span->offset;
+        result = run_spans(r, 1, progress, user);
+    }
     return result;
 }
 

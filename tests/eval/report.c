@@ -12,8 +12,8 @@ enum { ID_COLUMNS = 32 };
 
 const char *policy_name(enum policy policy)
 {
-    static const char *const names[POLICY_COUNT] = {"full", "window", "window+lora",
-                                                    "none", "ccm",    "ccm-swap"};
+    static const char *const names[POLICY_COUNT] = {
+        "full", "window", "window+lora", "none", "ccm", "no-summary", "ccm-swap", "ccm-foreign"};
     return policy < POLICY_COUNT ? names[policy] : NULL;
 }
 
@@ -70,7 +70,8 @@ static void report_json(const struct eval_options *options, const struct documen
     json_object_set_new(line, "perplexity", scored ? json_real(exp(nll)) : json_null());
     json_object_set_new(line, "tokens", json_integer((json_int_t)s->tokens));
     json_object_set_new(line, "tokens_scored", json_integer((json_int_t)scored));
-    json_object_set_new(line, "kv_rows_mean", json_real(mean(s->rows, s->tokens)));
+    json_object_set_new(line, "kv_rows_mean",
+                        isnan(s->rows) ? json_null() : json_real(mean(s->rows, s->tokens)));
     json_object_set_new(line, "kv_bytes_peak", json_integer((json_int_t)s->kv_bytes_peak));
     json_object_set_new(line, "dmc_ratio",
                         json_real(s->entries > 0.0 ? (double)s->tokens / s->entries : 1.0));

@@ -115,6 +115,21 @@ static int build_text(struct builder *b, const uint8_t *text, size_t bytes)
     return 0;
 }
 
+/* Tokens as they are; the engine refuses those that are not of its vocabulary. */
+static int build_tokens(struct builder *b, const json_t *tokens)
+{
+    size_t count = json_array_size(tokens);
+    if (buffer_reserve(&b->tokens, count * sizeof(int32_t)))
+        return -ENOMEM;
+    int32_t *to = (int32_t *)(void *)(b->tokens.data + b->tokens.bytes);
+    for (size_t i = 0; i < count; i++) {
+        json_int_t token = json_integer_value(json_array_get(tokens, i));
+        to[i] = token < 0 || token > INT32_MAX ? -1 : (int32_t)token;
+    }
+    b->tokens.bytes += count * sizeof *to;
+    return 0;
+}
+
 static int build_finish(struct builder *b, const char *id, const char *kind)
 {
     if (buffer_reserve(&b->tokens, token_count_max(&b->text, 1) * sizeof(int32_t)))
@@ -179,21 +194,23 @@ static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint
 {
     char name[32];
     json_t *object = json_loadb((const char *)line, bytes, 0, NULL);
-    json_t *text = json_object_get(object, "text");
+    json_t *text = json_object_get(object, "text"), *tokens = json_object_get(object, "tokens");
     const char *id = json_string_value(json_object_get(object, "id"));
     const char *kind = json_string_value(json_object_get(object, "kind"));
     json_t *question = json_object_get(object, "question");
     json_t *answer = json_object_get(object, "answer");
     int result = -EBADMSG;
-    if (!json_is_string(text) ||
+    if ((!json_is_string(text) && (!json_is_array(tokens) || b->options->join)) ||
         (b->options->ask && (!json_is_string(question) || !json_is_string(answer))))
         goto end;
     snprintf(name, sizeof name, "line %u", number);
     result = 0;
     if (b->options->join && number > 1)
         result = build_text(b, (const uint8_t *)"\n\n", 2);
-    if (!result)
+    if (!result && json_is_string(text))
         result = build_text(b, (const uint8_t *)json_string_value(text), json_string_length(text));
+    else if (!result)
+        result = build_tokens(b, tokens);
     if (!result && !b->options->join)
         result = build_finish(b, id ? id : name, kind ? kind : "");
     if (!result && b->options->ask) {
@@ -260,15 +277,19 @@ end:
     return result;
 }
 
+void document_free(struct document *document)
+{
+    free(document->id);
+    free(document->kind);
+    free(document->question);
+    free(document->answer);
+    free(document->tokens);
+}
+
 void documents_free(struct documents *documents)
 {
-    for (size_t i = 0; i < documents->count; i++) {
-        free(documents->list[i].id);
-        free(documents->list[i].kind);
-        free(documents->list[i].question);
-        free(documents->list[i].answer);
-        free(documents->list[i].tokens);
-    }
+    for (size_t i = 0; i < documents->count; i++)
+        document_free(&documents->list[i]);
     free(documents->list);
     *documents = (struct documents){0};
 }
