@@ -123,6 +123,9 @@ void weights_free(struct engine *engine);
  * fingerprint of the base must be the model's (-ESTALE). Each says in error what is wrong. */
 int metadata_read_model(struct engine *engine, char *error, size_t error_bytes);
 int metadata_read_adapter(struct engine *engine, const char *path, char *error, size_t error_bytes);
+/* The model's general.name, terminated, as a log, JSON and a terminal may have it: whole UTF-8
+ * characters that fit, "?" for what is none or would steer a terminal. Empty where it has none. */
+void metadata_model_name(const struct gguf *model, char *out, size_t out_bytes);
 /* lexicon.c: the adapter's, for free(); NULL: it has none. 0 or -ENOMEM. */
 int lexicon_open(struct lexicon **out, const struct gguf *adapter);
 /* Writes "file: what" into error and returns code. */

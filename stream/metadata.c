@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 
 enum { KEY_BYTES_MAX = 128 };
 
@@ -95,6 +96,28 @@ int metadata_read_model(struct engine *e, char *error, size_t error_bytes)
     (void)gguf_f64(e->model, "llama.attention.layer_norm_rms_epsilon", &eps);
     s->norm_eps = (float)eps;
     return read_rope(e);
+}
+
+void metadata_model_name(const struct gguf *model, char *out, size_t out_bytes)
+{
+    struct gguf_string name = {0};
+    size_t used = 0;
+    (void)gguf_string(model, "general.name", &name);
+    while (name.bytes) {
+        utf8proc_int32_t code;
+        utf8proc_ssize_t n =
+            utf8proc_iterate((const uint8_t *)name.text, (utf8proc_ssize_t)name.bytes, &code);
+        bool shown = n > 0 && utf8proc_category(code) != UTF8PROC_CATEGORY_CC &&
+                     utf8proc_category(code) != UTF8PROC_CATEGORY_CF;
+        size_t bytes = n > 0 ? (size_t)n : 1;
+        if (used + (shown ? bytes : 1) >= out_bytes)
+            break;
+        memcpy(out + used, shown ? name.text : "?", shown ? bytes : 1);
+        used += shown ? bytes : 1;
+        name.text += bytes;
+        name.bytes -= bytes;
+    }
+    out[used] = '\0';
 }
 
 static int adapter_u32(struct engine *e, const char *key, uint32_t *out, uint32_t least,

@@ -469,10 +469,7 @@ static void fill_info(struct engine *e)
 {
     struct engine_info *i = &e->info;
     const struct shape *s = &e->shape;
-    struct gguf_string name = {0};
-    if (gguf_string(e->model, "general.name", &name))
-        snprintf(i->model_name, sizeof i->model_name, "%.*s",
-                 (int)(name.bytes < 127 ? name.bytes : 127), name.text);
+    metadata_model_name(e->model, i->model_name, sizeof i->model_name);
     i->layer_count = s->layers;
     i->head_count = s->heads;
     i->kv_head_count = s->kv_heads;

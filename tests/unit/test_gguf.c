@@ -13,7 +13,7 @@
 
 #include <cmocka.h>
 
-#include "stream/gguf.h"
+#include "stream/internal.h"
 #include "tests/unit/tiny_model.h"
 
 static char folder[] = "/tmp/silt-test-gguf-XXXXXX";
@@ -313,6 +313,41 @@ static void test_no_file(void **state)
     assert_int_equal(gguf_open(&gguf, path, NULL, 0), -EBADMSG);
 }
 
+/* What a file calls its model goes to logs, JSON and terminals. */
+static void test_model_name(void **state)
+{
+    static const char *const names[][2] = {
+        {"Größe \xe2\x82\xac", "Größe \xe2\x82\xac"},
+        {"a\x1b[2Jb\n", "a?[2Jb?"},
+        {"bad \xff\xc3", "bad ??"},
+        {"\xe2\x80\xae"
+         "evil",
+         "?evil"},                                  /* right to left from here */
+        {"0123456789 \xe2\x82\xac", "0123456789 "}, /* the last does not fit whole */
+        {"", ""},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        struct gguf *gguf;
+        char error[512], name[14];
+        begin(0, 1);
+        put_text("general.name");
+        put32(8);
+        put_text(names[i][0]);
+        assert_int_equal(open_built(&gguf, error), 0);
+        metadata_model_name(gguf, name, sizeof name);
+        assert_string_equal(name, names[i][1]);
+        gguf_close(&gguf);
+    }
+    begin(0, 0);
+    struct gguf *gguf;
+    char error[512], name[14] = "x";
+    assert_int_equal(open_built(&gguf, error), 0);
+    metadata_model_name(gguf, name, sizeof name);
+    assert_string_equal(name, "");
+    gguf_close(&gguf);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -337,6 +372,7 @@ int main(void)
         cmocka_unit_test(test_hostile_tensors),
         cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_no_file),
+        cmocka_unit_test(test_model_name),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
