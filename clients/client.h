@@ -221,6 +221,7 @@ int client_unpin(struct client *client, const char *stream, uint64_t from, uint6
 enum client_recall { RECALL_AUTO, RECALL_NONE, RECALL_SEGMENTS, RECALL_TEXT };
 enum client_finish { FINISH_END, FINISH_LENGTH, FINISH_STOP, FINISH_CANCELLED };
 
+/* Of temperature 0 is the likeliest token; of all others 0 is no limit. */
 struct client_sampling {
     float temperature, top_p, min_p, repeat_penalty;
     uint32_t top_k;

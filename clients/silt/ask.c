@@ -1,4 +1,5 @@
 /* ask: a question; the answer as it comes, then where it was asked and what it rests on. */
+#include <float.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -78,7 +79,10 @@ static int sampling_option(const struct silt *silt, struct question *q, int opti
     case 't':
         return silt_real(silt, "--temperature", optarg, 0, 100, &sampling->temperature);
     case 'p':
-        return silt_real(silt, "--top-p", optarg, 0, 1, &sampling->top_p);
+        r = silt_real(silt, "--top-p", optarg, 0, 1, &sampling->top_p);
+        if (!r && sampling->top_p == 0)
+            sampling->top_p = FLT_MIN; /* the likeliest alone; to siltd 0 is no limit */
+        return r;
     case 'm':
         return silt_real(silt, "--min-p", optarg, 0, 1, &sampling->min_p);
     case 'P':

@@ -74,15 +74,22 @@ const char *text_time_iso(char *out, uint64_t time_us)
 
 void text_print(FILE *out, const void *bytes, size_t bytes_count)
 {
+    static uint8_t before; /* text comes in pieces, cut anywhere */
     const uint8_t *at = bytes;
 
     if (!isatty(fileno(out))) {
         fwrite(bytes, 1, bytes_count, out);
         return;
     }
-    /* Text of a log may carry escape sequences that somebody put there for whoever reads it. */
-    for (size_t i = 0; i < bytes_count; i++)
-        putc((at[i] < 32 && at[i] != '\n' && at[i] != '\t') || at[i] == 127 ? '?' : at[i], out);
+    /* Text of a log may carry escape sequences that somebody put there for whoever reads it; U+0080
+     * to U+009F, which 0xc2 begins, are such too. */
+    for (size_t i = 0; i < bytes_count; i++) {
+        bool steers = (at[i] < 32 && at[i] != '\n' && at[i] != '\t') || at[i] == 127 ||
+                      (before == 0xc2 && at[i] < 0xa0);
+
+        before = at[i];
+        putc(steers ? '?' : at[i], out);
+    }
 }
 
 /* Bytes of the UTF-8 character at `at`; 0: it is none. */

@@ -170,8 +170,8 @@ class Mock:
             self.kill()
             return
         done = pb.Done(position=7, acked=9, question_tokens=3, answer_tokens=4, wait_us=1000,
-                       finish=pb.Done.END, sources=[pb.Source(segment=2, text="say \x1b[1m",
-                                                              time_us=1500000, to=512,
+                       finish=pb.Done.END, sources=[pb.Source(segment=2, time_us=1500000, to=512,
+                                                              text="say \x1b[1m\u009b1m à",
                                                               **{"from": 256})])
         self.send(who, pb.Reply(id=request.id, done=done))
 

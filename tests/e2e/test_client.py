@@ -403,15 +403,14 @@ def test_errors_say_what_to_do():
     assert b"endpoint looks like" in lib.silt("nonsense", "ls", code=1).err
 
 
-def test_progress_on_a_terminal():
-    mock = Mock(credit=2000)
-    path = file_of(mock.home, "a", some_text(300_000))
+def on_terminal(channel, *args, **more):
+    """What a program shows where stdout or stderr is a terminal."""
     try:
         leader, follower = pty.openpty()
     except OSError as error:
         raise lib.Skip(f"no terminal to be had: {error}")
     termios.tcsetwinsize(follower, (24, 200))
-    feed = lib.spawn(lib.SILT, "-c", mock.endpoint, "feed", "s", path, stderr=follower)
+    process = lib.spawn(*args, **{channel: follower}, **more)
     os.close(follower)
     shown = bytearray()
 
@@ -427,9 +426,25 @@ def test_progress_on_a_terminal():
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert lib.ends(feed, 60) == 0
+    assert lib.ends(process, 60) == 0
     reader.join()
+    return bytes(shown)
+
+
+def test_progress_on_a_terminal():
+    mock = Mock(credit=2000)
+    path = file_of(mock.home, "a", some_text(300_000))
+    shown = on_terminal("stderr", lib.SILT, "-c", mock.endpoint, "feed", "s", path)
     assert b"tokens" in shown and b"%" in shown and b"memory 400 B of 1.0 kB" in shown, shown
+
+
+def test_text_does_not_steer_a_terminal():
+    """Neither by ESC nor by the one character that stands for ESC and a bracket, U+009B."""
+    mock = Mock()
+    lib.silt(mock.endpoint, "open", "s")
+    shown = on_terminal("stdout", lib.SILT, "-c", mock.endpoint, "ask", "s", "Where?")
+    assert "say ?[1m".encode() in shown and "1m à".encode() in shown, shown
+    assert b"\x1b" not in shown and b"\xc2\x9b" not in shown, shown
 
 
 if __name__ == "__main__":
