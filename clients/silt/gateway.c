@@ -23,10 +23,16 @@ static void gateway_exec(char **argv)
     execvp(name, argv);
 }
 
+static int pass_on(const char *variable, const char *value)
+{
+    return value ? setenv(variable, value, 1) : 0;
+}
+
 static int run(struct silt *silt, int argc, char **argv)
 {
     (void)argc;
-    if (silt->endpoint && setenv("SILT_ENDPOINT", silt->endpoint, 1)) {
+    if (pass_on("SILT_ENDPOINT", silt->endpoint) || pass_on("SILT_SERVER_KEY", silt->server_key) ||
+        pass_on("SILT_CLIENT_KEY", silt->client_key)) {
         silt_say("%s", strerror(errno));
         return EXIT_REFUSED;
     }

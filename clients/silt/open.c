@@ -11,7 +11,7 @@ static const char help[] =
     "`silt feed` opens with the defaults by itself.\n"
     "\n"
     "  silt open log                 the defaults: 4x\n"
-    "  silt open talk --dmc 4        less memory in the window, more loss\n"
+    "  silt open talk --dmc 8        less memory in the window, more loss\n"
     "  silt open log --dmc auto      the lowest ratio that fits the memory left\n"
     "\n"
     "  --dmc RATIO   how far KV entries are merged inside a chunk\n"

@@ -487,13 +487,15 @@ def test_python_and_gateway_by_key():
                 pass
         if not (lib.BUILD / "silt-gateway").exists() or not shutil.which("curl"):
             return
-        gateway = lib.spawn(lib.BUILD / "silt-gateway", "-l", "127.0.0.1:0", "--state",
-                            home / "state", "-c", siltd.network, "--server-key", siltd.key,
-                            "--client-key", home / "k", stdout=subprocess.PIPE)
-        url = gateway.stdout.readline().decode().strip()
-        out = subprocess.run(["curl", "-s", url + "metrics"], capture_output=True, check=True)
-        assert b"silt_up 1" in out.stdout and b'stream="s"' in out.stdout, out.stdout[:400]
-        lib.reap(gateway)
+        where = ["-c", siltd.network, "--server-key", siltd.key, "--client-key", home / "k"]
+        serve = ["-l", "127.0.0.1:0", "--state", home / "state"]
+        for command in ([lib.BUILD / "silt-gateway", *serve, *where],
+                        [lib.SILT, *where, "gateway", *serve]):
+            gateway = lib.spawn(*command, stdout=subprocess.PIPE)
+            url = gateway.stdout.readline().decode().strip()
+            out = subprocess.run(["curl", "-s", url + "metrics"], capture_output=True, check=True)
+            assert b"silt_up 1" in out.stdout and b'stream="s"' in out.stdout, out.stdout[:400]
+            lib.reap(gateway)
 
 
 def test_unit_is_confined():
