@@ -93,6 +93,11 @@ static const struct option_row rows[] = {
     {"device-memory", "SIZE",
      "with --device cuda: most of the GPU's memory (default: what is free)", OPTION_SIZE,
      AT(device_bytes), 0, 0, NULL, NULL},
+    {"device-weights", "bf16|file",
+     "with --device cuda: weights as bf16, or quantised ones as they are in the file,\n"
+     "for less memory, slower reading and faster answers (default: bf16 where they and\n"
+     "the plan fit)",
+     OPTION_CHOICE, AT(device_weights), 0, 0, "bf16", "file"},
     {"threads", "N", "compute threads (default: as many as the process may use)", OPTION_COUNT,
      AT(threads), 1, THREADS_LIMIT, NULL, NULL},
     {"kernels", "MASK",
@@ -246,6 +251,8 @@ static int set_choice(struct config *config, const struct option_row *row, const
     }
     if (row->offset == AT(device))
         config->device = yes ? DEVICE_CUDA : DEVICE_CPU;
+    else if (row->offset == AT(device_weights))
+        config->device_weights = yes ? WEIGHTS_FILE : WEIGHTS_BF16;
     else if (row->offset == AT(loss_meter))
         config->loss_meter = yes ? METER_YES : METER_NO;
     else

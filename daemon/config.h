@@ -25,6 +25,7 @@ struct config {
     uint32_t threads;        /* 0: as many as the process may use */
     uint32_t feature_mask;   /* instruction sets it may use */
     enum device device;
+    enum device_weights device_weights;
     enum meter_choice loss_meter;
     double loss_flag; /* nats a token */
     enum search_by find;

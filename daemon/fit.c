@@ -20,7 +20,8 @@ enum {
     WARM_SAID_US = 1000000, /* a start that takes as long is told why */
 };
 
-int fit_engine(struct core *core, char *error, size_t error_bytes)
+static int open_engine(struct core *core, enum device_weights weights, char *error,
+                       size_t error_bytes)
 {
     const struct config *config = &core->config;
     struct engine_options options = {.model_path = config->model,
@@ -29,7 +30,8 @@ int fit_engine(struct core *core, char *error, size_t error_bytes)
                                      .threads = config->threads,
                                      .feature_mask = config->feature_mask,
                                      .pin_tokens_max = config->pin_tokens_max,
-                                     .device_bytes = config->device_bytes};
+                                     .device_bytes = config->device_bytes,
+                                     .device_weights = weights};
     int result;
 
     if (access(config->model, R_OK) != 0) {
@@ -63,6 +65,11 @@ int fit_engine(struct core *core, char *error, size_t error_bytes)
         return -ENOTSUP;
     }
     return 0;
+}
+
+int fit_engine(struct core *core, char *error, size_t error_bytes)
+{
+    return open_engine(core, core->config.device_weights, error, error_bytes);
 }
 
 static uint64_t larger(uint64_t a, uint64_t b)
@@ -101,6 +108,7 @@ static int measure(struct core *core, struct plan_costs *costs, char *error, siz
         .heads = (uint64_t)core->info.layer_count * core->info.kv_head_count,
         .vocab_count = core->info.vocab_count,
         .device_weights_bytes = core->info.device_weights_bytes,
+        .device_scratch_bytes = core->info.device_scratch_bytes,
         .device_work_bytes = core->info.device_work_bytes,
         .device_memory_bytes = core->info.device_weights_bytes + core->info.device_work_bytes +
                                core->info.device_arena_bytes,
@@ -134,16 +142,56 @@ static int measure(struct core *core, struct plan_costs *costs, char *error, siz
     return 0;
 }
 
+static int make_plan(struct core *core, struct plan_costs *costs, char *error, size_t error_bytes)
+{
+    int result = measure(core, costs, error, error_bytes);
+
+    return result ? result : plan_make(&core->plan, &core->config, costs, error, error_bytes);
+}
+
+/* bf16 weights beside which the plan does not fit, and nobody has asked for them. */
+static bool weights_too_large(const struct core *core)
+{
+    return core->config.device_weights == WEIGHTS_AUTO && core->info.device_weights_bytes &&
+           !core->info.device_scratch_bytes &&
+           core->plan.device_bytes > core->plan.device_memory_bytes;
+}
+
+/* How weights lie on the GPU is settled when the engine is opened: it is opened again. */
+static int keep_weights(struct core *core, struct plan_costs *costs, char *error,
+                        size_t error_bytes)
+{
+    int result;
+
+    engine_close(&core->engine);
+    result = open_engine(core, WEIGHTS_FILE, error, error_bytes);
+    return result ? result : make_plan(core, costs, error, error_bytes);
+}
+
+static void say_weights(const struct core *core)
+{
+    bool asked = core->config.device_weights == WEIGHTS_FILE;
+
+    if (core->info.device_scratch_bytes)
+        say(asked ? SAY_INFO : SAY_WARN,
+            "the GPU KEEPS WEIGHTS QUANTISED%s: text is read more slowly, a matrix being made bf16 "
+            "before its products",
+            asked ? "" : ", as bf16 ones and the plan do not fit its memory");
+    else if (asked && core->info.device_weights_bytes)
+        say(SAY_WARN, "--device-weights file: none of this model's are quantised, all are bf16");
+}
+
 int fit_plan(struct core *core, char *error, size_t error_bytes)
 {
     struct plan_costs costs;
-    int result = measure(core, &costs, error, error_bytes);
+    int result = make_plan(core, &costs, error, error_bytes);
     uint64_t start;
 
-    if (!result)
-        result = plan_make(&core->plan, &core->config, &costs, error, error_bytes);
+    if (result == -ENOSPC && weights_too_large(core))
+        result = keep_weights(core, &costs, error, error_bytes);
     if (result)
         return result;
+    say_weights(core);
     plan_print(&core->plan);
     if (core->plan.device_bytes)
         result = engine_device_take(core->engine,

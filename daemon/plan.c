@@ -50,7 +50,13 @@ static void add_device_lines(struct plan *plan, const struct plan_costs *costs, 
     if (!plan->device_memory_bytes)
         return;
     plan->device_pool_bytes = streams * costs->device_stream_bytes;
-    add_device(plan, "GPU: weights", NULL, 1, costs->device_weights_bytes);
+    if (costs->device_scratch_bytes) {
+        add_device(plan, "GPU: weights, quantised", NULL, 1,
+                   costs->device_weights_bytes - costs->device_scratch_bytes);
+        add_device(plan, "GPU: one matrix made bf16", NULL, 1, costs->device_scratch_bytes);
+    } else {
+        add_device(plan, "GPU: weights", NULL, 1, costs->device_weights_bytes);
+    }
     add_device(plan, "GPU: activations", NULL, 1, costs->device_work_bytes);
     add_device(plan, "GPU: streams", "streams-max", streams, costs->device_stream_bytes);
     add_device(plan, "GPU: forks (questions)", "forks-max", forks, costs->device_fork_bytes);

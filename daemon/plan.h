@@ -26,6 +26,7 @@ struct plan_costs {
     uint64_t repair_bytes; /* cold segments being computed again */
     /* Of a GPU's memory: what the engine took there, then what lies in its arena. */
     uint64_t device_memory_bytes, device_weights_bytes, device_work_bytes;
+    uint64_t device_scratch_bytes; /* of the weights, where quantised ones are made bf16 */
     uint64_t device_stream_bytes, device_fork_bytes; /* as the first two above */
     uint64_t device_meter_bytes, device_repair_bytes;
     uint64_t heads; /* layers * kv_heads */

@@ -173,11 +173,12 @@ static int plan_arena(struct gpu *g, const struct engine_options *options, char 
     g->arena_bytes = !asked ? most : asked > others ? asked - others : 0;
     g->region = calloc(GPU_REGIONS_MAX, sizeof *g->region);
     if (!g->arena_bytes || g->arena_bytes > most || !g->region)
-        return fail_with(error, error_bytes, -ENOMEM,
-                         "%s: no room for %zu MB of streams beside %zu MB of weights and %zu MB of "
-                         "activations (%zu MB were free)",
-                         c->name, g->arena_bytes >> 20, g->weights_bytes >> 20, g->work_bytes >> 20,
-                         c->memory_free_bytes >> 20);
+        return fail_with(
+            error, error_bytes, -ENOMEM,
+            "%s: no room for %zu MB of streams beside %zu MB of weights%s and %zu MB of "
+            "activations (%zu MB were free)",
+            c->name, g->arena_bytes >> 20, g->weights_bytes >> 20, gpu_weights_are(g),
+            g->work_bytes >> 20, c->memory_free_bytes >> 20);
     return 0;
 }
 
@@ -208,8 +209,8 @@ int gpu_open(struct engine *e, const struct engine_options *options, char *error
     char *work = c->take(c, g->work_bytes);
     if (!work)
         return fail_with(error, error_bytes, -ENOMEM,
-                         "%s: no room for %zu MB of activations beside %zu MB of weights", c->name,
-                         g->work_bytes >> 20, g->weights_bytes >> 20);
+                         "%s: no room for %zu MB of activations beside %zu MB of weights%s",
+                         c->name, g->work_bytes >> 20, g->weights_bytes >> 20, gpu_weights_are(g));
     carve_batch(g, e, work);
     g->batch.shape = g->shape;
     if (open_slots(g, e) || open_recall(g, e))

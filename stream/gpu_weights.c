@@ -215,6 +215,11 @@ const struct cuda_weight *gpu_weight(struct gpu *g, const struct gpu_weight *w)
     return &w->made;
 }
 
+const char *gpu_weights_are(const struct gpu *g)
+{
+    return g->keep ? ", kept quantised" : " as bf16";
+}
+
 /* A part's rows as the file has them: to stay, or until the next part comes. */
 static const void *send_rows(struct upload *u, const struct weight *part, bool keep)
 {
@@ -316,7 +321,7 @@ int gpu_load_weights(struct engine *e, char *error, size_t error_bytes)
     free(u.host);
     if (u.failed && !code)
         return fail_with(error, error_bytes, -ENOMEM,
-                         "%s: no room for the weights, %zu MB of %zu MB free so far", c->name,
-                         g->weights_bytes >> 20, c->memory_free_bytes >> 20);
+                         "%s: no room for the weights%s, %zu MB of %zu MB free so far", c->name,
+                         gpu_weights_are(g), g->weights_bytes >> 20, c->memory_free_bytes >> 20);
     return code ? fail_with(error, error_bytes, code, "%s", c->error_text) : 0;
 }

@@ -13,6 +13,7 @@ _silt() {
     if [[ ${program##*/} == siltd ]]; then
         case $previous in
         --device) COMPREPLY=($(compgen -W 'cpu cuda' -- "$current")) ;;
+        --device-weights) COMPREPLY=($(compgen -W 'bf16 file' -- "$current")) ;;
         --find) COMPREPLY=($(compgen -W 'both words keys' -- "$current")) ;;
         --when-full) COMPREPLY=($(compgen -W 'stop trim' -- "$current")) ;;
         --data) COMPREPLY=($(compgen -d -- "$current")) ;;

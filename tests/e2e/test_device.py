@@ -5,6 +5,7 @@ Its streams, questions, pins and cold segments are those of a CPU; the plan coun
 a device that breaks costs nothing that was acked, and another goes on from the same data folder.
 """
 
+import json
 import os
 import pathlib
 import subprocess
@@ -134,6 +135,38 @@ def test_plan_of_a_device():
         done = subprocess.run([*map(str, daemon.command), *limits], capture_output=True,
                               timeout=120 * lib.SLOW, check=False, text=True)
         assert done.returncode == 1 and says in done.stderr, done.stderr[-600:]
+
+
+def test_weights_stay_quantised_where_memory_is_short():
+    """By themselves where bf16 ones and the plan do not fit; the memory they make is the same."""
+    text = texts.text(1100, seed=9)
+    limits = ["--streams-max", "1", "--forks-max", "1", "--loss-meter", "no"]
+    with Device([*limits, "--device-weights", "bf16"]) as daemon:
+        feed(daemon, "s", text)
+        memory = settled(daemon, "s")["memory_hash"]
+        shown = json.loads(lib.silt(daemon.endpoint, "stat", "--json").out)["bytes_plan_by_tier"]
+        daemon.stop()
+        log = daemon.log_text()
+    gpu = {name: value for name, value in shown.items() if name.startswith("GPU: ")}
+    assert "GPU: weights" in gpu and "QUANTISED" not in log, (gpu, log)
+    least = sum(gpu.values()) - gpu["GPU: gaps between them"]
+    short = ["--device-memory", str(least - 1)]
+    for asked in (short, ["--device-weights", "file", "--device-memory", "9M"]):  # the last counts
+        done = subprocess.run([*map(str, daemon.command), *asked], capture_output=True,
+                              timeout=120 * lib.SLOW, check=False, text=True)
+        assert done.returncode == 1, done.stderr[-600:]
+        assert "GPU's memory" in done.stderr or "no room" in done.stderr, done.stderr[-600:]
+    with Device([*limits, *short]) as daemon:
+        feed(daemon, "s", text)
+        assert settled(daemon, "s")["memory_hash"] == memory
+        answer = lib.silt(daemon.endpoint, "ask", "s", "What is it?", "--json", "--tokens", "4")
+        assert b'"position"' in answer.out, answer.text()
+        shown = lib.silt(daemon.endpoint, "plan").out.decode()
+        daemon.stop()
+        log = daemon.log_text()
+    for line in ("GPU: weights, quantised", "GPU: one matrix made bf16"):
+        assert line in shown and line in log, shown + log
+    assert "KEEPS WEIGHTS QUANTISED, as bf16 ones and the plan do not fit" in log, log
 
 
 def test_a_machine_without_one():

@@ -102,6 +102,43 @@ static void a_device_has_a_sum_of_its_own(void **state)
     assert_int_equal(plan.streams_max, 15);
 }
 
+static void kept_weights_have_lines_of_their_own(void **state)
+{
+    struct plan_costs gpu = costs;
+    struct config config;
+    struct plan plan[2];
+
+    (void)state;
+    gpu.device_weights_bytes = 300u << 20;
+    gpu.device_stream_bytes = 14u << 20;
+    gpu.device_fork_bytes = 80u << 20;
+    gpu.device_memory_bytes = 4ull << 30;
+    config_defaults(&config);
+    config.memory_bytes = 8ull << 30;
+    assert_int_equal(config.device_weights, WEIGHTS_AUTO);
+    for (int kept = 0; kept < 2; kept++) {
+        gpu.device_scratch_bytes = kept ? 56u << 20 : 0;
+        assert_int_equal(plan_make(&plan[kept], &config, &gpu, error, sizeof error), 0);
+    }
+    assert_int_equal(plan[0].device_bytes, plan[1].device_bytes);
+    assert_int_equal(plan[0].line_count + 1, plan[1].line_count);
+    for (uint32_t i = 0; i < plan[1].line_count; i++) {
+        const struct plan_line *line = &plan[1].line[i];
+
+        if (strcmp(line->name, "GPU: weights, quantised") == 0)
+            assert_int_equal(line->bytes, 244u << 20);
+        if (strcmp(line->name, "GPU: one matrix made bf16") == 0)
+            assert_int_equal(line->bytes, 56u << 20);
+        assert_string_not_equal(line->name, "GPU: weights");
+    }
+    assert_int_equal(read_line(&config, "--device-weights", "file"), 0);
+    assert_int_equal(config.device_weights, WEIGHTS_FILE);
+    assert_int_equal(read_line(&config, "--device-weights", "bf16"), 0);
+    assert_int_equal(config.device_weights, WEIGHTS_BF16);
+    assert_int_equal(read_line(&config, "--device-weights", "int4"), -EINVAL);
+    assert_non_null(strstr(error, "neither bf16 nor file"));
+}
+
 /* To the byte: what the plan needs is enough, one less is refused, with the limit to lower. */
 static void one_byte_decides(void **state)
 {
@@ -262,6 +299,7 @@ int main(void)
         cmocka_unit_test(the_sum_is_what_is_planned),
         cmocka_unit_test(one_byte_decides),
         cmocka_unit_test(a_device_has_a_sum_of_its_own),
+        cmocka_unit_test(kept_weights_have_lines_of_their_own),
         cmocka_unit_test(what_is_left_open_is_fitted),
         cmocka_unit_test(the_layout_fits_the_plan),
         cmocka_unit_test(sizes),
