@@ -28,7 +28,8 @@ enum {
     FETCHES = 2,               /* questions that read segments at the same time */
     ATTACH_PATIENCE_MS = 1000, /* a stream's first segments may come before the loop knows its id */
     EPOCH = 1,
-    KIND = 'A', /* of segments, with their type added, in segments/.kind: another for other files */
+    KIND = 'A',      /* of segments, with their type added: another where their files are others */
+    KIND_BYTES = 16, /* in segments/.kind: that, then how many a file holds */
     COLD_PERIOD_US = 100000, /* the folder is measured so often, */
     COLD_SHARE = 50,         /* and for one part in so many of the time at most */
     SAY_PERIOD_US = 60000000,
@@ -232,8 +233,8 @@ static void remove_words(struct core *core, uint64_t stream_id)
  * beside them: these go, and the text of their chunks is still found. True: they are of another. */
 static bool kind_changed(const struct core *core)
 {
-    char path[PATH_BYTES_MAX + 24], kind = 0;
-    char now = (char)(KIND + core->config.segments);
+    char path[PATH_BYTES_MAX + 24], kind[KIND_BYTES] = "", now[KIND_BYTES] = "";
+    ssize_t bytes;
     int fd;
     bool changed;
 
@@ -243,11 +244,14 @@ static bool kind_changed(const struct core *core)
     fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
         return false;
-    changed = read(fd, &kind, 1) != 1 || kind != now;
-    if (changed && kind)
+    snprintf(now, sizeof now, "%c%u", KIND + (int)core->config.segments,
+             spill_file_records(core->engine, core->config.segments));
+    bytes = read(fd, kind, sizeof kind);
+    changed = bytes < 0 || memcmp(kind, now, sizeof now) != 0;
+    if (changed && bytes > 0)
         say(SAY_WARN, "--segments is another than before, or their files are of another length: "
                       "the cold segments so far go and are made again as questions need them");
-    if (pwrite(fd, &now, 1, 0) != 1)
+    if (pwrite(fd, now, sizeof now, 0) != (ssize_t)sizeof now)
         say(SAY_WARN, "%s cannot be written: %s", path, strerror(errno));
     close(fd);
     return changed;

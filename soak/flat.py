@@ -4,8 +4,8 @@
 Two siltds read the same text in turn, piece by piece: one spills its cold segments under a disk
 quota, the other keeps none (--segments none). The difference of their times is what spilling costs;
 the first one's times, memory and disk say whether it stays flat. Each difference is the median of
-the pieces' ratios, shown with its interval, and the median itself is held to the limit, in processor
-time and on the wall: for a machine without other work, which on the wall costs more than that.
+the pieces' ratios, shown with its interval, and the median itself is held to the limit, in
+processor time and on the wall: for a machine without other work, which costs more than that.
 
     soak/flat.py                                    2,000,000 tokens, tiny model
     soak/flat.py --model real --tokens 200000       with the default model, on a quiet machine
@@ -99,9 +99,9 @@ def main():
     quarter = len(rows) // 4
     low, cost, high = median_of(row[6] - 1 for row in rows)
     cpu_low, cpu_cost, cpu_high = median_of(row[7] / row[8] - 1 for row in rows)
-    record.held(f"of at most {COST_MAX:.0%}, spilling costs {cpu_cost:+.2%} of processor time ({cpu_low:+.2%} to "
-                f"{cpu_high:+.2%}, 95 % of the median of {len(rows)} pieces in turn), "
-                f"{cost:+.2%} on the wall ({low:+.2%} to {high:+.2%})",
+    record.held(f"of at most {COST_MAX:.0%}, spilling costs {cpu_cost:+.2%} of processor time "
+                f"({cpu_low:+.2%} to {cpu_high:+.2%}, 95 % of the median of {len(rows)} pieces in "
+                f"turn), {cost:+.2%} on the wall ({low:+.2%} to {high:+.2%})",
                 cpu_cost < COST_MAX and cost < COST_MAX)
     early, late, early_off, late_off = (statistics.median(row[at] for row in part)
                                         for at in (7, 8) for part in (rows[:quarter],

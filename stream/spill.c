@@ -61,6 +61,13 @@ size_t spill_record_bytes(const struct engine *engine, enum segment_dtype dtype)
     return shape.record_bytes;
 }
 
+uint32_t spill_file_records(const struct engine *engine, enum segment_dtype dtype)
+{
+    struct segment_shape shape;
+    segment_shape_make(&shape, engine, dtype);
+    return file_records(&shape);
+}
+
 size_t spill_bytes(const struct engine *engine, const struct spill_options *o)
 {
     struct segment_shape shape;

@@ -366,6 +366,8 @@ struct spill;
 struct spill_fetch;
 /* Bytes a cold segment takes on the disk. */
 size_t spill_record_bytes(const struct engine *engine, enum segment_dtype dtype);
+/* Cold segments in one file: with their type, what a folder's files must have been made with. */
+uint32_t spill_file_records(const struct engine *engine, enum segment_dtype dtype);
 size_t spill_bytes(const struct engine *engine, const struct spill_options *options);
 /* Opens in the caller's memory, DISK_ALIGN (4,096) aligned. */
 int spill_open(struct spill **out, const struct engine *engine, const struct spill_options *options,

@@ -227,6 +227,38 @@ def test_segments_as_int8_or_not_at_all():
                        lambda: lib.stat(siltd.endpoint, "s")["segments_repaired"], 60)
 
 
+def test_files_of_another_length():
+    """A folder whose files hold fewer segments each, as an earlier siltd left it: that is said,
+    none is taken for another, and they are made again."""
+    with daemon() as siltd:
+        feed(siltd, "s", text(700, 20))
+        assert not lib.stat(siltd.endpoint, "s")["degraded"]
+        siltd.stop()
+        files = segment_files(siltd)
+        data, short = b"".join(path.read_bytes() for path in files), 16 * F16_RECORD
+        for at in range(0, len(data), short):
+            path = files[0].with_name(f"0-{at // short:08x}.seg")
+            path.write_bytes(data[at:at + short])
+        (pathlib.Path(siltd.data) / "segments/.kind").write_bytes(b"B")
+        siltd.start()
+        lib.wait_until("the stream is back", lambda: done(siltd, "s"))
+        assert "their files are of another length" in siltd.log_text()
+        assert not segment_files(siltd)
+        assert found(ask(siltd, "s"))
+        stat = lib.wait_until("what it asked for is made again", lambda: repaired(siltd), 60)
+        assert not any(fault in line for line in stat["degraded"]
+                       for fault in ("torn", "misdirected", "stale", "rotten")), stat["degraded"]
+        siltd.stop()
+        siltd.start()  # these stay
+        lib.wait_until("the stream is back", lambda: done(siltd, "s"))
+        assert segment_files(siltd)
+
+
+def repaired(siltd):
+    stat = lib.stat(siltd.endpoint, "s")
+    return stat if stat["segments_repaired"] else None
+
+
 def test_one_signal_alone():
     with daemon("--find", "words") as siltd:
         feed(siltd, "s", text(300, 20))
