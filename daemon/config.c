@@ -94,9 +94,8 @@ static const struct option_row rows[] = {
      "with --device cuda: most of the GPU's memory (default: what is free)", OPTION_SIZE,
      AT(device_bytes), 0, 0, NULL, NULL},
     {"device-weights", "bf16|file",
-     "with --device cuda: weights as bf16, or quantised ones as they are in the file,\n"
-     "for less memory, slower reading and faster answers (default: bf16 where they and\n"
-     "the plan fit)",
+     "with --device cuda: weights as bf16, or quantised ones as they are in the file:\n"
+     "less memory, slower reading (default: bf16 where they and the plan fit)",
      OPTION_CHOICE, AT(device_weights), 0, 0, "bf16", "file"},
     {"threads", "N", "compute threads (default: as many as the process may use)", OPTION_COUNT,
      AT(threads), 1, THREADS_LIMIT, NULL, NULL},
@@ -485,13 +484,13 @@ void config_help(void)
         while (*text) {
             int n = (int)strcspn(text, "\n");
 
-            printf("  %-24s %.*s\n", left, n, text);
+            printf("  %-26s %.*s\n", left, n, text);
             left[0] = '\0';
             text += n + (text[n] == '\n');
         }
     }
-    printf("  %-24s options from FILE, one `key = value` a line, # comments\n", "--config FILE");
-    printf("  %-24s\n  %-24s\n\n", "--version", "--help");
+    printf("  %-26s options from FILE, one `key = value` a line, # comments\n", "--config FILE");
+    printf("  %-26s\n  %-26s\n\n", "--version", "--help");
     printf("Start it, then in another terminal:\n"
            "  silt feed log /var/log/dpkg.log --wait\n"
            "  silt ask log \"When was libssl3 installed?\"\n\n"
