@@ -484,13 +484,13 @@ void config_help(void)
         while (*text) {
             int n = (int)strcspn(text, "\n");
 
-            printf("  %-26s %.*s\n", left, n, text);
+            printf("  %-27s %.*s\n", left, n, text);
             left[0] = '\0';
             text += n + (text[n] == '\n');
         }
     }
-    printf("  %-26s options from FILE, one `key = value` a line, # comments\n", "--config FILE");
-    printf("  %-26s\n  %-26s\n\n", "--version", "--help");
+    printf("  %-27s options from FILE, one `key = value` a line, # comments\n", "--config FILE");
+    printf("  %-27s\n  %-27s\n\n", "--version", "--help");
     printf("Start it, then in another terminal:\n"
            "  silt feed log /var/log/dpkg.log --wait\n"
            "  silt ask log \"When was libssl3 installed?\"\n\n"
