@@ -350,6 +350,33 @@ static void graphs_change_nothing(void **state)
     free(without);
 }
 
+/* Two answers' next tokens in one product, each as alone. */
+static void tokens_together(struct engine *e)
+{
+    enum { FORKS = 2 };
+    struct held h = stream_of(e, 2, RING);
+    struct fork *alone[FORKS], *together[FORKS];
+    struct fork_work work[FORKS];
+    void *memory[2 * FORKS];
+    assert_int_equal(stream_feed(h.stream, tokens, STREAM_BLOCK_TOKENS), 0);
+    for (uint32_t i = 0; i < FORKS; i++) {
+        alone[i] = fork_of(&h, &memory[i]);
+        together[i] = fork_of(&h, &memory[FORKS + i]);
+        assert_int_equal(fork_feed(alone[i], tokens + 9 * i, 1), 0);
+        work[i] = (struct fork_work){.fork = together[i], .tokens = tokens + 9 * i, .count = 1};
+    }
+    assert_int_equal(forks_feed(work, FORKS), 0);
+    for (uint32_t i = 0; i < FORKS; i++) {
+        assert_memory_equal(fork_logits(alone[i]), fork_logits(together[i]),
+                            e->shape.vocab * sizeof(float));
+        fork_close(&alone[i]);
+        fork_close(&together[i]);
+        free(memory[i]);
+        free(memory[FORKS + i]);
+    }
+    drop(&h);
+}
+
 /* Of all four kinds of rows. Single tokens take a product of their own, that sums in another order,
  * unless weights are made apart from it. */
 static void kept_weights_give_the_same(void **state)
@@ -385,6 +412,8 @@ static void kept_weights_give_the_same(void **state)
             logits[way] = malloc(vocab * sizeof(float));
             hash[way] = read_and_answer(e, logits[way]);
             assert_true(e->gpu->cuda->graphs > 2);
+            if (way == FILE_ROWS)
+                tokens_together(e);
             engine_close(&e);
         }
         for (size_t v = 0; v < vocab; v++) {
