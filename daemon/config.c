@@ -85,8 +85,8 @@ static const struct option_row rows[] = {
      "computing (default: where its memory fits the plan)",
      OPTION_CHOICE, AT(loss_meter), 0, 0, "no", "yes"},
     {"loss-flag", "NATS",
-     "a stream whose memory surely loses more than this a token is flagged (default:\n"
-     "0.1)",
+     "a stream whose memory surely loses more than this a token is flagged, once 8\n"
+     "chunks are scored (default: 0.1)",
      OPTION_REAL, AT(loss_flag), 0, 0, NULL, NULL},
     {"device", "cpu|cuda", "where the model runs (default: cpu)", OPTION_CHOICE, AT(device), 0, 0,
      "cpu", "cuda"},

@@ -256,7 +256,8 @@ static void flag_if_due(struct meter *meter, struct loss *loss)
     if (flagged != loss->flagged)
         say(SAY_WARN,
             flagged ? "the memory of the stream in slot %u loses %.3f nats a token (%.3f to %.3f, "
-                      "%llu chunks), more than --loss-flag %.3f: a lower --dmc would lose less"
+                      "%llu chunks), more than --loss-flag %.3f: `silt ls` names it, and a lower "
+                      "--dmc would lose less"
                     : "the memory of the stream in slot %u loses %.3f nats a token (%.3f to %.3f, "
                       "%llu chunks), no longer surely more than --loss-flag %.3f",
             meter->slot, loss->difference, low, high, (unsigned long long)loss->chunks,

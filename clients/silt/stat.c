@@ -213,8 +213,10 @@ static void print_degraded(char *const *texts, size_t count)
 
 static void print_loss(const struct client_loss *loss)
 {
-    if (!loss->chunks)
+    if (!loss->chunks) {
+        printf("  loss meter      no chunk scored since siltd started\n");
         return;
+    }
     printf("  loss meter      %+.3f nats a token against 2,048 uncompressed tokens",
            loss->difference);
     if (loss->chunks > 1)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import lib
+import mock
 import raw
 import texts
 from test_top import Terminal
@@ -65,6 +66,40 @@ def test_loss_meter():
     with lib.Daemon(*lib.tiny(), ["--loss-meter", "no"]) as siltd:
         plan = json.loads(lib.silt(siltd.endpoint, "stat", "--json").out)["bytes_plan_by_tier"]
         assert "loss meter" not in plan
+
+
+class Lossy(mock.Mock):
+    """A siltd whose streams lose more than it was told to flag."""
+
+    def stat(self, name):
+        stat = super().stat(name)
+        stat.loss.CopyFrom(pb.LossMeter(chunks=9, with_memory=1.5, with_window=1.25,
+                                        difference=0.25, low=0.125, high=0.375, flagged=True))
+        stat.degraded.append("memory surely loses more nats a token than --loss-flag 0.100")
+        return stat
+
+
+def test_a_flag_is_seen():
+    """Nothing is scored, then too much is lost: in stat, ls, top and metrics."""
+    plain = mock.Mock()
+    lib.silt(plain.endpoint, "feed", "s", stdin=b"text")
+    assert b"no chunk scored" in lib.silt(plain.endpoint, "stat", "s").out
+    siltd = Lossy()
+    lib.silt(siltd.endpoint, "feed", "s", stdin=b"text")
+    said = lib.silt(siltd.endpoint, "stat", "s").text()
+    assert "+0.250 nats a token" in said and "(95 %: +0.125 to +0.375), 9 chunks" in said, said
+    assert "degraded: memory surely loses" in said, said
+    assert lib.stat(siltd.endpoint, "s")["loss"]["flagged"] is True
+    assert b"degraded" in lib.silt(siltd.endpoint, "ls").out
+    top = Terminal(siltd.endpoint, "s")
+    top.wait("+0.250 nats a token (+0.125 to +0.375, 9 chunks) FLAGGED")
+    assert top.end() == 0
+    exported = metrics(siltd)
+    if exported is not None:
+        assert exported['silt_stream_loss_flagged{stream="s"}'] == 1
+        assert exported['silt_stream_loss_low_nats{stream="s"}'] == 0.125
+        assert exported['silt_stream_degraded{stream="s",reason="memory surely loses more nats a '
+                        'token than --loss-flag 0.100"}'] == 1
 
 
 def test_recall_hits_are_seen():
