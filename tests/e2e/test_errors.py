@@ -102,6 +102,7 @@ DAEMON = [
     (["--disk", "1Q"], 2, "512M or 2G"),
     (["--when-full", "panic"], 2, "stop nor trim"),
     (["--device", "tpu"], 2, "cpu nor cuda"),
+    (["--device-weights", "int4"], 2, "bf16 nor file"),
     (["--model", "absent"], 1, "`make model`"),
     (["--model", "t"], 1, "GGUF"),
     (["--adapter", "absent"], 1, "--adapter none"),

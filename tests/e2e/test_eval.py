@@ -196,6 +196,7 @@ def test_what_it_cannot_do_it_says():
                              ((text, "ccm", "--ring", 9999), "--ring", 2),
                              ((text, "ccm", "--tokens", "many"), "many", 2),
                              ((text, "clever"), "clever", 2),
+                             ((text, "ccm", "--device-weights", "int4"), "int4", 2),
                              ((trial.home / "absent.jsonl", "full"), "absent.jsonl", 1)):
         said = trial.run(*args, code=code)
         assert word in said, (args, said)
