@@ -140,6 +140,7 @@ int client_stream_forget(struct client *client, const char *stream, uint64_t fro
 struct client_tier {
     char name[32];
     uint64_t bytes_plan, bytes_used;
+    bool on_device; /* of the GPU's memory */
 };
 enum { CLIENT_PINS_MAX = 16 };
 struct client_pin {

@@ -168,6 +168,7 @@ static struct client_tier *tiers_copy(Silt__V1__Tier *const *tiers, size_t count
         memcpy(out[i].name, tiers[i]->name, bytes);
         out[i].bytes_plan = tiers[i]->bytes_plan;
         out[i].bytes_used = tiers[i]->bytes_used;
+        out[i].on_device = tiers[i]->on_device;
     }
     return out;
 }

@@ -319,6 +319,7 @@ static void fill_process(struct core *core, Silt__V1__ProcessStat *out, Silt__V1
         tiers[i].name = (char *)(uintptr_t)line->name;
         tiers[i].bytes_plan = line->bytes;
         tiers[i].bytes_used = line_used(core, line);
+        tiers[i].on_device = line->on_device;
         out->bytes_used += line->on_device ? 0 : tiers[i].bytes_used;
         tier_list[i] = &tiers[i];
     }

@@ -3631,7 +3631,7 @@ const ProtobufCMessageDescriptor silt__v1__stat__descriptor =
   (ProtobufCMessageInit) silt__v1__stat__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor silt__v1__tier__field_descriptors[3] =
+static const ProtobufCFieldDescriptor silt__v1__tier__field_descriptors[4] =
 {
   {
     "name",
@@ -3669,16 +3669,29 @@ static const ProtobufCFieldDescriptor silt__v1__tier__field_descriptors[3] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "on_device",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Tier, on_device),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__tier__field_indices_by_name[] = {
   1,   /* field[1] = bytes_plan */
   2,   /* field[2] = bytes_used */
   0,   /* field[0] = name */
+  3,   /* field[3] = on_device */
 };
 static const ProtobufCIntRange silt__v1__tier__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 3 }
+  { 0, 4 }
 };
 const ProtobufCMessageDescriptor silt__v1__tier__descriptor =
 {
@@ -3688,7 +3701,7 @@ const ProtobufCMessageDescriptor silt__v1__tier__descriptor =
   "Silt__V1__Tier",
   "silt.v1",
   sizeof(Silt__V1__Tier),
-  3,
+  4,
   silt__v1__tier__field_descriptors,
   silt__v1__tier__field_indices_by_name,
   1,  silt__v1__tier__number_ranges,

@@ -569,10 +569,14 @@ struct  Silt__V1__Tier
   char *name;
   uint64_t bytes_plan;
   uint64_t bytes_used;
+  /*
+   * of the GPU's memory, not of main memory
+   */
+  protobuf_c_boolean on_device;
 };
 #define SILT__V1__TIER__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__tier__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0, 0 }
 
 
 /*
@@ -735,7 +739,7 @@ struct  Silt__V1__ProcessStat
 {
   ProtobufCMessage base;
   /*
-   * of main memory: the tiers but those named "GPU: …"
+   * of main memory: the tiers but those on_device
    */
   uint64_t bytes_plan;
   uint64_t bytes_used;

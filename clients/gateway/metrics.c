@@ -80,6 +80,8 @@ static void tiers(struct text *out, const struct client_process_stat *stat)
         for (size_t i = 0; i < stat->tier_count; i++) {
             text_addf(out, "%s{", names[used]);
             label(out, "tier", stat->tiers[i].name);
+            text_addf(out, ",");
+            label(out, "memory", stat->tiers[i].on_device ? "device" : "main");
             text_addf(out, "} %" PRIu64 "\n",
                       used ? stat->tiers[i].bytes_used : stat->tiers[i].bytes_plan);
         }

@@ -151,7 +151,7 @@ void text_tiers(const struct client_tier *tiers, size_t count, uint64_t bytes_pl
     for (size_t i = 0; i < count; i++) {
         printf("  %-28s %10s %10s %16s\n", tiers[i].name, text_bytes(used, tiers[i].bytes_used),
                text_bytes(plan, tiers[i].bytes_plan), text_count(plan_bytes, tiers[i].bytes_plan));
-        if (strncmp(tiers[i].name, "GPU: ", 5) == 0) {
+        if (tiers[i].on_device) {
             device_sum += tiers[i].bytes_plan;
             device_used += tiers[i].bytes_used;
         } else {

@@ -9,10 +9,14 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 import time
 
 import lib
 import texts
+
+sys.path.insert(0, str(lib.ROOT / "clients/python"))
+import silt  # noqa: E402
 
 EMULATED = lib.BUILD / "emulated/siltd"
 
@@ -113,6 +117,11 @@ def test_pins_and_repair():
         assert sum(stat["bytes_plan_by_tier"].values()) == stat["bytes_plan"], stat
         shown = lib.silt(daemon.endpoint, "stat").out.decode()
         assert "total of the GPU" in shown and "other" not in shown, shown
+        with silt.Client(daemon.endpoint) as client:
+            process = client.process()
+        assert {t.name for t in process.tiers if t.on_device} == {
+            t.name for t in process.tiers if t.name.startswith("GPU: ")}, process
+        assert sum(t.bytes_plan for t in process.tiers if not t.on_device) == process.bytes_plan
         daemon.stop()
         for path in sorted(daemon.data.glob("segments/**/*.seg")):
             data = bytearray(path.read_bytes())

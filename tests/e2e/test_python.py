@@ -377,6 +377,29 @@ def test_keys_as_from_c():
             client.key_allow("short", None)
 
 
+class OfTwo(Mock):
+    """A siltd with a GPU, one line of whose plan is of a kind that no client knows."""
+
+    def on_stat(self, who, request):
+        pb = silt.silt_pb2
+        tiers = [pb.Tier(name="streams", bytes_plan=50, bytes_used=20),
+                 pb.Tier(name="GPU: streams", bytes_plan=400, bytes_used=300, on_device=True),
+                 pb.Tier(name="what comes", bytes_plan=7, bytes_used=7, on_device=True)]
+        reply = pb.StatReply(process=pb.ProcessStat(version="mock", bytes_plan=50, bytes_used=20,
+                                                    tiers=tiers))
+        self.send(who, pb.Reply(id=request.id, stat=reply))
+
+
+def test_memory_of_a_device_is_apart():
+    """By its field, for both clients: names are for people."""
+    mock = OfTwo()
+    with silt.Client(mock.endpoint) as client:
+        assert [tier.on_device for tier in client.process().tiers] == [False, True, True]
+    lines = [line.split() for line in lib.silt(mock.endpoint, "stat").text().splitlines()]
+    assert ["total", "20", "B", "50", "B", "50"] in lines, lines
+    assert ["total", "of", "the", "GPU", "307", "B", "407", "B", "407"] in lines, lines
+
+
 def test_watch():
     mock = Mock()
     with silt.Client(mock.endpoint) as client:

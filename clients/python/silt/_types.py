@@ -30,6 +30,7 @@ class Tier:
     name: str
     bytes_plan: int
     bytes_used: int
+    on_device: bool = False  # of the GPU's memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +193,7 @@ def check_name(name: str, what: str = "stream", most: int = NAME_BYTES_MAX) -> s
 
 
 def _tiers(tiers: Iterable[pb.Tier]) -> Tuple[Tier, ...]:
-    return tuple(Tier(t.name, t.bytes_plan, t.bytes_used) for t in tiers)
+    return tuple(Tier(t.name, t.bytes_plan, t.bytes_used, t.on_device) for t in tiers)
 
 
 def opened_of(wire: pb.Opened) -> Opened:

@@ -604,14 +604,16 @@ class StreamStat(_message.Message):
     def __init__(self, stream: _Optional[str] = ..., tokens_acked: _Optional[int] = ..., tokens_computed: _Optional[int] = ..., chunks: _Optional[int] = ..., segments_ring: _Optional[int] = ..., segments_cold: _Optional[int] = ..., bytes_plan: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ..., bytes_disk: _Optional[int] = ..., memory_hash: _Optional[int] = ..., hash_chunk: _Optional[int] = ..., indexed_to: _Optional[int] = ..., dmc_ratio: _Optional[float] = ..., dmc_ratio_asked: _Optional[int] = ..., ring_segments: _Optional[int] = ..., degraded: _Optional[_Iterable[str]] = ..., rows_mean: _Optional[float] = ..., head_ratio: _Optional[_Iterable[float]] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., lag_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., bytes_text: _Optional[int] = ..., created_us: _Optional[int] = ..., numerics_epoch: _Optional[int] = ..., first_position: _Optional[int] = ..., rebuilding_to: _Optional[int] = ..., segments_merged: _Optional[int] = ..., segments_dropped: _Optional[int] = ..., segments_repaired: _Optional[int] = ..., segments_approximate: _Optional[int] = ..., bytes_segments: _Optional[int] = ..., bytes_checkpoints: _Optional[int] = ..., bytes_index: _Optional[int] = ..., recall_hits: _Optional[int] = ..., recalled: _Optional[_Iterable[int]] = ..., recalled_us: _Optional[int] = ..., loss: _Optional[_Union[LossMeter, _Mapping]] = ..., pins: _Optional[_Iterable[_Union[Pin, _Mapping]]] = ..., pin_tokens_max: _Optional[int] = ..., pin_tokens: _Optional[int] = ...) -> None: ...
 
 class Tier(_message.Message):
-    __slots__ = ["bytes_plan", "bytes_used", "name"]
+    __slots__ = ["bytes_plan", "bytes_used", "name", "on_device"]
     BYTES_PLAN_FIELD_NUMBER: _ClassVar[int]
     BYTES_USED_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    ON_DEVICE_FIELD_NUMBER: _ClassVar[int]
     bytes_plan: int
     bytes_used: int
     name: str
-    def __init__(self, name: _Optional[str] = ..., bytes_plan: _Optional[int] = ..., bytes_used: _Optional[int] = ...) -> None: ...
+    on_device: bool
+    def __init__(self, name: _Optional[str] = ..., bytes_plan: _Optional[int] = ..., bytes_used: _Optional[int] = ..., on_device: bool = ...) -> None: ...
 
 class Token(_message.Message):
     __slots__ = ["text"]
