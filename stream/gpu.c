@@ -188,7 +188,7 @@ static bool keeps_weights(const struct gpu *g, const struct engine *e,
 {
     struct stream_options defaults = {0};
     size_t most = g->cuda->memory_free_bytes, asked = options->device_bytes;
-    size_t least = gpu_weights_bytes(e, false) + g->work_bytes + stream_device_bytes(e, &defaults);
+    size_t least = gpu_bf16_bytes(e) + g->work_bytes + stream_device_bytes(e, &defaults);
     most = most > ARENA_LEFT ? most - ARENA_LEFT : 0;
     if (options->device_weights != WEIGHTS_AUTO)
         return options->device_weights == WEIGHTS_FILE;

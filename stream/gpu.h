@@ -148,8 +148,8 @@ void gpu_give(struct gpu *g, void *memory);
 
 /* gpu_weights.c */
 int gpu_load_weights(struct engine *engine, char *error, size_t error_bytes);
-/* What that takes of the device, but for small things; keep: as gpu.keep. */
-size_t gpu_weights_bytes(const struct engine *engine, bool keep);
+/* What all of them would take as bf16, but for small things. */
+size_t gpu_bf16_bytes(const struct engine *engine);
 /* " as bf16", for a sentence. */
 const char *gpu_weights_are(const struct gpu *g);
 /* The matrix for the products queued next, until another is asked for. */

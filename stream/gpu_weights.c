@@ -6,7 +6,8 @@
  * COMP's, with both. Either each kind has bf16 matrices of its own, made here once, so that a pass
  * computes no update at all; or, where they would not fit, the file's rows stay as they are with
  * the updates beside them, and a matrix is made before each of its products, in the same place and
- * by the same op: the same bits, for some time and a fraction of the bytes.
+ * by the same op: the same bits, for some time and a fraction of the bytes. (gpu_pass.c reads such
+ * rows at once for single tokens.)
  */
 #include "stream/gpu.h"
 
@@ -22,10 +23,9 @@ struct upload {
     struct engine *e;
     struct gpu *g;
     char *source;
-    size_t source_bytes;
-    float *lora_memory; /* [lora_count] */
-    size_t lora_count, lora_used;
-    float *host;                                       /* [lora_count] */
+    float *lora_memory; /* [sizes.lora] */
+    size_t lora_used;
+    float *host;                                       /* [sizes.lora] */
     struct cuda_lora lora[CUDA_LORAS_MAX][LORA_PARTS]; /* the layer's: DMC, COMP; q, k, v, o */
     uint32_t kinds;                                    /* bits */
     bool failed;
@@ -54,12 +54,17 @@ static float *send_floats(struct upload *u, const float *host, size_t count)
 
 /* ---- sizes ---- */
 
+/* A part's rows as the file has them. */
+static size_t part_bytes(const struct weight *part)
+{
+    return part->rows * tensor_row_bytes((enum tensor_type)part->layout, part->cols);
+}
+
 static size_t file_bytes(const struct projection *p)
 {
     size_t bytes = 0;
     for (uint32_t i = 0; i < p->count; i++)
-        bytes += p->part[i].rows *
-                 tensor_row_bytes((enum tensor_type)p->part[i].layout, p->part[i].cols);
+        bytes += part_bytes(&p->part[i]);
     return bytes;
 }
 
@@ -102,45 +107,45 @@ static uint32_t kinds_of(const struct engine *e)
 }
 
 struct sizes {
-    size_t weights, scratch; /* on the device */
-    size_t part;             /* a part's rows in the file, the largest */
-    size_t lora;             /* floats of a layer's updates, the most */
+    size_t bf16;    /* all matrices of all kinds, and the embeddings */
+    size_t scratch; /* the largest one that would be kept as in the file */
+    size_t part;    /* the largest part in the file */
+    size_t lora;    /* floats of a layer's updates, the most */
 };
 
-static void add_projection(struct sizes *s, const struct projection *p, uint32_t kinds, bool keep)
+static void larger(size_t *most, size_t bytes)
 {
-    keep = keep && worth_keeping(p);
-    s->weights += keep ? file_bytes(p) : bf16_bytes(p) * (size_t)__builtin_popcount(kinds);
-    if (keep && bf16_bytes(p) > s->scratch)
-        s->scratch = bf16_bytes(p);
-    for (uint32_t i = 0; i < p->count; i++) {
-        struct projection one = {.part = {p->part[i]}, .count = 1};
-        s->part = file_bytes(&one) > s->part ? file_bytes(&one) : s->part;
-    }
+    *most = bytes > *most ? bytes : *most;
 }
 
-static struct sizes sizes_of(const struct engine *e, bool keep)
+static void add_projection(struct sizes *s, const struct projection *p, uint32_t kinds)
 {
-    struct sizes s = {.weights = e->embedding->data_bytes};
+    s->bf16 += bf16_bytes(p) * (size_t)__builtin_popcount(kinds);
+    if (worth_keeping(p))
+        larger(&s->scratch, bf16_bytes(p));
+    for (uint32_t i = 0; i < p->count; i++)
+        larger(&s->part, part_bytes(&p->part[i]));
+}
+
+static struct sizes sizes_of(const struct engine *e)
+{
+    struct sizes s = {.bf16 = e->embedding->data_bytes};
     uint32_t kinds = kinds_of(e);
-    add_projection(&s, &e->head, BASE_ALONE, keep);
+    add_projection(&s, &e->head, BASE_ALONE);
     for (uint32_t n = 0; n < e->shape.layers; n++) {
         const struct layer *l = &e->layer[n];
-        size_t lora = layer_lora_floats(&e->shape, l);
-        add_projection(&s, &l->qkv, kinds, keep);
-        add_projection(&s, &l->o, kinds, keep);
-        add_projection(&s, &l->gate_up, BASE_ALONE, keep);
-        add_projection(&s, &l->down, BASE_ALONE, keep);
-        s.lora = lora > s.lora ? lora : s.lora;
-        s.weights += keep ? lora * sizeof(float) : 0;
+        add_projection(&s, &l->qkv, kinds);
+        add_projection(&s, &l->o, kinds);
+        add_projection(&s, &l->gate_up, BASE_ALONE);
+        add_projection(&s, &l->down, BASE_ALONE);
+        larger(&s.lora, layer_lora_floats(&e->shape, l));
     }
     return s;
 }
 
-size_t gpu_weights_bytes(const struct engine *e, bool keep)
+size_t gpu_bf16_bytes(const struct engine *e)
 {
-    struct sizes s = sizes_of(e, keep);
-    return s.weights + s.scratch;
+    return sizes_of(e).bf16;
 }
 
 /* ---- low-rank updates ---- */
@@ -223,7 +228,7 @@ const char *gpu_weights_are(const struct gpu *g)
 /* A part's rows as the file has them: to stay, or until the next part comes. */
 static const void *send_rows(struct upload *u, const struct weight *part, bool keep)
 {
-    size_t bytes = part->rows * tensor_row_bytes((enum tensor_type)part->layout, part->cols);
+    size_t bytes = part_bytes(part);
     if (keep)
         return part->data == u->e->embedding->data ? u->g->embedding : send(u, part->data, bytes);
     u->g->cuda->copy_in(u->g->cuda, u->source, part->data, bytes);
@@ -302,11 +307,11 @@ int gpu_load_weights(struct engine *e, char *error, size_t error_bytes)
 {
     struct gpu *g = e->gpu;
     struct cuda *c = g->cuda;
-    struct sizes sizes = sizes_of(e, g->keep);
-    struct upload u = {.e = e, .g = g, .lora_count = sizes.lora, .kinds = kinds_of(e)};
-    g->keep = sizes.scratch > 0;
-    g->scratch_bytes = sizes.scratch;
-    g->scratch = sizes.scratch ? take(&u, sizes.scratch) : NULL;
+    struct sizes sizes = sizes_of(e);
+    struct upload u = {.e = e, .g = g, .kinds = kinds_of(e)};
+    g->keep = g->keep && sizes.scratch;
+    g->scratch_bytes = g->keep ? sizes.scratch : 0;
+    g->scratch = g->keep ? take(&u, sizes.scratch) : NULL;
     u.source = c->take(c, sizes.part);
     u.lora_memory = c->take(c, sizes.lora * sizeof(float));
     u.host = malloc(sizes.lora * sizeof(float) + 1);
