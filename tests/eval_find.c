@@ -5,7 +5,8 @@
  * TEXT goes into a journal in FOLDER, which must not exist, or be one of such a run; the search
  * thread's code indexes it, and every line "CHUNK_END<tab>QUESTION" is looked for in the chunks
  * below CHUNK_END. Out goes a line of the chunks found, best first: by words, by keys and by both,
- * a tab between them, and last the excerpt that would stand before the question. They need no more
+ * a tab between them, then the excerpt that would stand before the question, and last 1 where all
+ * that is asked for stands in it, else 0 (ask_recall.c then says it twice). They need no more
  * than text, so that a million tokens take seconds; tests/eval/facts.py reads the answers. The
  * closing line on stderr says what each way of looking costs.
  */
@@ -163,6 +164,7 @@ static void print_excerpt(struct search *search, struct search_job *job)
     search_step(search);
     for (uint32_t i = job->text[0].focus_from; job->text_count && i < job->text[0].focus_to; i++)
         putchar((uint8_t)job->text[0].text[i] < ' ' ? ' ' : job->text[0].text[i]);
+    printf("\t%d", job->text_count && job->text[0].about);
 }
 
 static void answer(struct search *search, struct fork *fork, uint8_t *table, char *line)

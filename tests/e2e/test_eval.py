@@ -181,6 +181,14 @@ def test_questions_behind_documents():
     short.write_text(json.dumps(dict(lines[0], text=story(22, 5))) + "\n")
     near(trial.run(short, "ccm", "--ask", "--dmc", 1)[-1]["answer_nll"],
          trial.run(short, "full", "--ask")[-1]["answer_nll"], 2e-3)
+    # A chunk that has left the ring comes back; side by side answers are the same.
+    path.write_text("".join(json.dumps(dict(line, recall=[0])) + "\n" for line in lines))
+    few = ("--ask", "--dmc", 1, "--ring", 1)
+    recalled = trial.run(path, "ccm", *few)
+    assert recalled == trial.run(path, "ccm", *few, "--lanes", 2)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for line, with_recall in zip(trial.run(path, "ccm", *few), recalled):
+        assert line["answer_nll"] != with_recall["answer_nll"]
     assert "question" in trial.run(trial.write("none.jsonl", "text"), "ccm", "--ask", code=1)
     assert "--ask" in trial.run(path, "window", "--ask", code=2)
 

@@ -310,6 +310,60 @@ static void windows_are_the_cpus(void **state)
     }
 }
 
+/* Streams of all ratios and windows in one pass, of different lengths: as each alone. */
+static void scored_together_as_alone(void **state)
+{
+    (void)state;
+    enum { LANES = 3, COUNT = 2 * TINY_CHUNK + 96, MOST = 64 };
+    static float nll[2][LANES][COUNT];
+    struct held h[2][LANES];
+    struct history *window[2][LANES];
+    struct stream_work work[LANES];
+    struct stream_targets score[LANES];
+    struct history_work some[LANES];
+    double far = 0;
+    for (uint32_t i = 0; i < LANES; i++) {
+        uint32_t count = COUNT - 32 * i;
+        for (int j = 0; j < 2; j++) {
+            h[j][i] = stream_of(gpu, 1u << i, RING);
+            assert_int_equal(history_open(&window[j][i], gpu, MOST, false), 0);
+        }
+        work[i] = (struct stream_work){h[0][i].stream, tokens + i, count, 1};
+        score[i] = (struct stream_targets){tokens + i + 1, nll[0][i]};
+        assert_int_equal(stream_score(h[1][i].stream, tokens + i, tokens + i + 1, count, nll[1][i]),
+                         0);
+    }
+    assert_int_equal(streams_score(work, score, LANES), 0);
+    for (uint32_t i = 0; i < LANES; i++) {
+        assert_true(hash_of(&h[0][i]) == hash_of(&h[1][i]));
+        for (uint32_t t = 0; t < COUNT - 32 * i; t++)
+            far = fmax(far, fabs((double)nll[0][i][t] - (double)nll[1][i][t]));
+    }
+    for (uint32_t at = 0; at < 5 * STREAM_BLOCK_TOKENS; at += STREAM_BLOCK_TOKENS) {
+        for (uint32_t i = 0; i < LANES; i++) {
+            some[i] = (struct history_work){
+                window[0][i], tokens + at + i, tokens + at + i + 1, STREAM_BLOCK_TOKENS,
+                NULL,         nll[0][i] + at};
+            assert_int_equal(history_score(window[1][i], tokens + at + i, tokens + at + i + 1,
+                                           STREAM_BLOCK_TOKENS, NULL, nll[1][i] + at),
+                             0);
+        }
+        assert_int_equal(histories_score(some, LANES), 0);
+        for (uint32_t i = 0; i < LANES; i++)
+            for (uint32_t t = at; t < at + STREAM_BLOCK_TOKENS; t++)
+                far = fmax(far, fabs((double)nll[0][i][t] - (double)nll[1][i][t]));
+    }
+    printf("losses side by side and alone at most %.6f apart\n", far);
+    assert_true(far < 0.01);
+    some[0].count = STREAM_BLOCK_TOKENS + 1;
+    assert_int_equal(histories_score(some, LANES), -EINVAL);
+    for (uint32_t i = 0; i < LANES; i++)
+        for (int j = 0; j < 2; j++) {
+            history_close(&window[j][i]);
+            drop(&h[j][i]);
+        }
+}
+
 /* A chunk block by block, and a few tokens of an answer: all passes that come again. */
 static uint64_t read_and_answer(struct engine *e, float *logits)
 {
@@ -505,6 +559,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_meters_reference),
         cmocka_unit_test(scored_as_it_is_fed),
         cmocka_unit_test(windows_are_the_cpus),
+        cmocka_unit_test(scored_together_as_alone),
         cmocka_unit_test(graphs_change_nothing),
         cmocka_unit_test(kept_weights_give_the_same),
         cmocka_unit_test(weights_are_kept_where_memory_is_short),

@@ -3,8 +3,9 @@
  *
  * A document carries a question and its answer. ccm and none read the text into a stream and ask in
  * a fork, as the daemon does; full puts all of it into one context and scores the answer there
- * (what the same model could know), but writes none. Exact match and F1 are SQuAD's: of words,
- * without case, punctuation and articles.
+ * (what the same model could know), but writes none. Segments that a document's "recall" names
+ * come back from where the ring has dropped them, as a search's finds do. Exact match and F1 are
+ * SQuAD's: of words, without case, punctuation and articles.
  */
 #include <ctype.h>
 #include <errno.h>
@@ -67,98 +68,221 @@ static double loss_of(const float *logits, uint32_t count, int32_t token)
     return top + log(sum) - (double)logits[token];
 }
 
-/* The answer's loss, token by token, then what the model itself would say. */
-static int ask_fork(struct fork *fork, const struct engine_info *info,
-                    const struct tokenizer *tokenizer, const struct question *q, struct answer *out)
+enum { LANES = EVAL_LANES_MAX, BLOCK = STREAM_BLOCK_TOKENS };
+
+/* A document read, and what is asked behind it. */
+struct asked {
+    const struct document *document;
+    struct question q;
+    struct answer *out;
+    void *memory, *fork_memory;
+    struct stream *stream;
+    struct fork *fork;
+    struct history *history;
+    f16 *segments;                                 /* [recall_count][segment], those wanted */
+    struct cold_segment recall[STREAM_RECALL_MAX]; /* [recalled] */
+    uint32_t recalled;
+    int32_t next; /* token to feed */
+    size_t used;  /* bytes of what it said */
+    bool silent;  /* has said all */
+};
+
+/* A segment that leaves the ring is kept where the question recalls it. */
+static void keep_segment(void *user, const struct segment_view *segment)
 {
-    int result = fork_feed(fork, q->tail, q->tail_count);
-    for (uint32_t i = 0; !result && i < q->gold_count; i++) {
-        out->nll += loss_of(fork_logits(fork), info->vocab_count, q->gold[i]);
-        result = fork_feed(fork, &q->gold[i], 1);
+    struct asked *asked = user;
+    const struct document *document = asked->document;
+    size_t values = segment->rows_bytes / sizeof(f16);
+    for (uint32_t i = 0; i < document->recall_count; i++) {
+        if (document->recall[i] != segment->number || asked->recalled == STREAM_RECALL_MAX)
+            continue;
+        f16 *to = asked->segments + asked->recalled * values;
+        memcpy(to, segment->rows, segment->rows_bytes);
+        asked->recall[asked->recalled++] = (struct cold_segment){.number = segment->number,
+                                                                 .token_from = segment->token_from,
+                                                                 .token_to = segment->token_to,
+                                                                 .weight = 1,
+                                                                 .rows = to};
     }
-    fork_rewind(fork);
-    if (!result)
-        result = fork_feed(fork, q->tail, q->tail_count);
-    size_t used = 0;
-    for (int i = 0; !result && i < SAID_TOKENS; i++) {
-        const float *logits = fork_logits(fork);
-        int32_t best = 0;
-        for (uint32_t t = 1; t < info->vocab_count; t++)
-            best = logits[t] > logits[best] ? (int32_t)t : best;
-        if (token_is_end(tokenizer, best))
-            break;
-        size_t bytes;
-        const uint8_t *text = token_bytes(tokenizer, best, &bytes);
-        if (used + bytes >= sizeof out->said)
-            break;
-        memcpy(out->said + used, text, bytes);
-        used += bytes;
-        result = fork_feed(fork, &best, 1);
-    }
-    out->said[used] = '\0';
-    return result;
 }
 
-static int ask_stream(struct engine *engine, const struct eval_options *options,
-                      const struct document *document, const struct question *q, struct answer *out)
+static int open_asked(struct asked *asked, struct engine *engine,
+                      const struct eval_options *options)
 {
     struct engine_info info;
-    struct stream *stream = NULL;
-    struct fork *fork = NULL;
     engine_info(engine, &info);
     size_t bytes = (stream_bytes(engine, &options->stream, NULL, 0) + 63) & ~(size_t)63;
     size_t fork_size = (fork_bytes(engine, &options->stream) + 63) & ~(size_t)63;
-    void *memory = aligned_alloc(64, bytes), *fork_memory = aligned_alloc(64, fork_size);
-    int result = memory && fork_memory ? 0 : -ENOMEM;
-    if (!result)
-        result = stream_open(&stream, engine, &options->stream, memory, bytes);
-    if (!result)
-        result = stream_feed(stream, document->tokens, (uint32_t)document->count);
-    if (!result && options->policy == POLICY_NONE)
-        stream_hide_memory(stream, true);
-    if (!result)
-        result = fork_open(&fork, stream, fork_memory, fork_size);
-    if (!result)
-        result = ask_fork(fork, &info, engine_tokenizer(engine), q, out);
-    fork_close(&fork);
-    stream_close(&stream);
-    free(fork_memory);
-    free(memory);
+    size_t segment = (size_t)info.layer_count * info.kv_head_count * info.comp_tokens * 2 *
+                     info.head_dim * sizeof(f16);
+    asked->memory = aligned_alloc(64, bytes);
+    asked->fork_memory = aligned_alloc(64, fork_size);
+    asked->segments = malloc(STREAM_RECALL_MAX * segment);
+    if (!asked->memory || !asked->fork_memory || !asked->segments)
+        return -ENOMEM;
+    int result = stream_open(&asked->stream, engine, &options->stream, asked->memory, bytes);
+    if (!result && asked->document->recall_count)
+        stream_on_segment_leave(asked->stream, keep_segment, asked);
     return result;
 }
 
-/* Everything in one context; what is older than that slides out. */
-static int ask_full(struct engine *engine, const struct eval_options *options,
-                    const struct document *document, const struct question *q, struct answer *out)
+static int open_fork(struct asked *asked, struct engine *engine, const struct eval_options *options)
 {
-    enum { BLOCK = STREAM_BLOCK_TOKENS };
-    struct engine_info info;
-    struct history *history = NULL;
-    engine_info(engine, &info);
-    size_t asked = document->count + q->tail_count, count = asked + q->gold_count;
-    int32_t *all = malloc(count * sizeof *all);
-    int result =
-        all ? history_open(&history, engine,
-                           options->context ? options->context : info.context_tokens, false)
-            : -ENOMEM;
-    if (result)
-        goto end;
-    memcpy(all, document->tokens, document->count * sizeof *all);
-    memcpy(all + document->count, q->tail, q->tail_count * sizeof *all);
-    memcpy(all + asked, q->gold, q->gold_count * sizeof *all);
-    for (size_t at = 0; !result && at < count; at += BLOCK) {
-        uint32_t size = count - at < BLOCK ? (uint32_t)(count - at) : BLOCK;
-        int32_t targets[BLOCK];
-        float nll[BLOCK];
-        for (uint32_t i = 0; i < size; i++)
-            targets[i] = at + i + 1 >= asked && at + i + 1 < count ? all[at + i + 1] : -1;
-        result = history_score(history, all + at, targets, size, NULL, nll);
-        for (uint32_t i = 0; !result && i < size; i++)
-            out->nll += targets[i] < 0 ? 0.0 : (double)nll[i];
+    size_t fork_size = (fork_bytes(engine, &options->stream) + 63) & ~(size_t)63;
+    if (options->policy == POLICY_NONE)
+        stream_hide_memory(asked->stream, true);
+    int result = fork_open(&asked->fork, asked->stream, asked->fork_memory, fork_size);
+    if (!result && asked->recalled)
+        result = fork_recall(asked->fork, asked->recall, asked->recalled);
+    return result;
+}
+
+static int feed_tails(struct asked *asked, uint32_t count, bool says)
+{
+    struct fork_work work[LANES];
+    for (uint32_t i = 0; i < count; i++)
+        work[i] = (struct fork_work){.fork = asked[i].fork,
+                                     .tokens = asked[i].q.tail,
+                                     .count = asked[i].q.tail_count,
+                                     .best = says ? &asked[i].next : NULL};
+    return forks_feed(work, count);
+}
+
+/* The answers' loss, token by token. */
+static int score_answers(struct asked *asked, uint32_t count, uint32_t vocab)
+{
+    int result = feed_tails(asked, count, false);
+    for (uint32_t at = 0; !result; at++) {
+        struct fork_work work[LANES];
+        uint32_t going = 0;
+        for (uint32_t i = 0; i < count; i++) {
+            struct asked *a = &asked[i];
+            if (at >= a->q.gold_count)
+                continue;
+            a->out->nll += loss_of(fork_logits(a->fork), vocab, a->q.gold[at]);
+            if (at + 1 < a->q.gold_count)
+                work[going++] =
+                    (struct fork_work){.fork = a->fork, .tokens = &a->q.gold[at], .count = 1};
+        }
+        if (!going)
+            break;
+        result = forks_feed(work, going);
     }
-end:
-    history_close(&history);
-    free(all);
+    return result;
+}
+
+/* The likeliest token joins what was said; false: that is all. */
+static bool say_token(struct asked *a, const struct tokenizer *tokenizer)
+{
+    size_t bytes;
+    const uint8_t *text;
+    if (a->silent || token_is_end(tokenizer, a->next))
+        return false;
+    text = token_bytes(tokenizer, a->next, &bytes);
+    if (a->used + bytes >= sizeof a->out->said)
+        return false;
+    memcpy(a->out->said + a->used, text, bytes);
+    a->used += bytes;
+    return true;
+}
+
+/* What the model itself would say. */
+static int say_answers(struct asked *asked, uint32_t count, const struct tokenizer *tokenizer)
+{
+    for (uint32_t i = 0; i < count; i++)
+        fork_rewind(asked[i].fork);
+    int result = feed_tails(asked, count, true);
+    for (int at = 0; at < SAID_TOKENS && !result; at++) {
+        struct fork_work work[LANES];
+        int32_t token[LANES];
+        uint32_t going = 0;
+        for (uint32_t i = 0; i < count; i++) {
+            struct asked *a = &asked[i];
+            a->silent = !say_token(a, tokenizer);
+            if (a->silent)
+                continue;
+            token[going] = a->next;
+            work[going] = (struct fork_work){
+                .fork = a->fork, .tokens = &token[going], .count = 1, .best = &a->next};
+            going++;
+        }
+        if (!going)
+            break;
+        result = forks_feed(work, going);
+    }
+    return result;
+}
+
+static int ask_streams(struct engine *engine, const struct eval_options *options,
+                       struct asked *asked, uint32_t count)
+{
+    struct stream_work work[LANES];
+    struct engine_info info;
+    int result = 0;
+    engine_info(engine, &info);
+    for (uint32_t i = 0; i < count && !result; i++) {
+        result = open_asked(&asked[i], engine, options);
+        work[i] = (struct stream_work){asked[i].stream, asked[i].document->tokens,
+                                       (uint32_t)asked[i].document->count, 0};
+    }
+    if (!result)
+        result = streams_feed(work, count);
+    for (uint32_t i = 0; i < count && !result; i++)
+        result = open_fork(&asked[i], engine, options);
+    if (!result)
+        result = score_answers(asked, count, info.vocab_count);
+    if (!result)
+        result = say_answers(asked, count, engine_tokenizer(engine));
+    return result;
+}
+
+/* Token i of the text, the question and the right answer. */
+static int32_t token_at(const struct asked *a, size_t i)
+{
+    size_t text = a->document->count;
+    if (i < text)
+        return a->document->tokens[i];
+    return i < text + a->q.tail_count ? a->q.tail[i - text] : a->q.gold[i - text - a->q.tail_count];
+}
+
+/* Everything in one context; what is older than that slides out. */
+static int ask_full(struct engine *engine, const struct eval_options *options, struct asked *asked,
+                    uint32_t count)
+{
+    struct engine_info info;
+    int result = 0;
+    engine_info(engine, &info);
+    for (uint32_t i = 0; i < count && !result; i++)
+        result = history_open(&asked[i].history, engine,
+                              options->context ? options->context : info.context_tokens, false);
+    for (size_t at = 0; !result; at += BLOCK) {
+        static int32_t tokens[LANES][BLOCK], targets[LANES][BLOCK];
+        static float nll[LANES][BLOCK];
+        struct history_work work[LANES];
+        struct answer *out[LANES];
+        uint32_t going = 0;
+        for (uint32_t i = 0; i < count; i++) {
+            const struct asked *a = &asked[i];
+            size_t said = a->document->count + a->q.tail_count, all = said + a->q.gold_count;
+            if (at >= all)
+                continue;
+            uint32_t size = all - at < BLOCK ? (uint32_t)(all - at) : BLOCK;
+            for (uint32_t j = 0; j < size; j++) {
+                size_t next = at + j + 1;
+                tokens[going][j] = token_at(a, at + j);
+                targets[going][j] = next >= said && next < all ? token_at(a, next) : -1;
+            }
+            work[going] = (struct history_work){a->history, tokens[going], targets[going],
+                                                size,       NULL,          nll[going]};
+            out[going++] = a->out;
+        }
+        if (!going)
+            break;
+        result = histories_score(work, going);
+        for (uint32_t i = 0; i < going && !result; i++)
+            for (uint32_t j = 0; j < work[i].count; j++)
+                out[i]->nll += targets[i][j] < 0 ? 0.0 : (double)nll[i][j];
+    }
     return result;
 }
 
@@ -206,20 +330,33 @@ end:
     free(texts[1]);
 }
 
-int ask_document(struct engine *engine, const struct eval_options *options,
-                 const struct document *document, struct answer *out)
+int ask_documents(struct engine *engine, const struct eval_options *options,
+                  const struct document *documents, uint32_t count, struct answer *out)
 {
-    struct question *q = calloc(1, sizeof *q);
-    *out = (struct answer){0};
-    int result = q ? question_make(q, engine_tokenizer(engine), document) : -ENOMEM;
-    if (!result)
-        result = options->policy == POLICY_FULL ? ask_full(engine, options, document, q, out)
-                                                : ask_stream(engine, options, document, q, out);
-    if (!result) {
-        out->tokens = q->gold_count;
-        out->nll /= q->gold_count;
-        answer_match(out->said, document->answer, &out->exact, &out->f1);
+    struct asked *asked = calloc(count, sizeof *asked);
+    int result = asked && count <= LANES ? 0 : -ENOMEM;
+    for (uint32_t i = 0; i < count && !result; i++) {
+        out[i] = (struct answer){0};
+        asked[i].document = &documents[i];
+        asked[i].out = &out[i];
+        result = question_make(&asked[i].q, engine_tokenizer(engine), &documents[i]);
     }
-    free(q);
+    if (!result)
+        result = options->policy == POLICY_FULL ? ask_full(engine, options, asked, count)
+                                                : ask_streams(engine, options, asked, count);
+    for (uint32_t i = 0; i < count && asked; i++) {
+        if (!result) {
+            out[i].tokens = asked[i].q.gold_count;
+            out[i].nll /= asked[i].q.gold_count;
+            answer_match(out[i].said, documents[i].answer, &out[i].exact, &out[i].f1);
+        }
+        fork_close(&asked[i].fork);
+        stream_close(&asked[i].stream);
+        history_close(&asked[i].history);
+        free(asked[i].segments);
+        free(asked[i].fork_memory);
+        free(asked[i].memory);
+    }
+    free(asked);
     return result;
 }

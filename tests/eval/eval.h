@@ -51,6 +51,8 @@ struct document {
     char *question, *answer; /* with --ask, else NULL */
     int32_t *tokens;         /* [count] */
     size_t count;
+    uint64_t *recall; /* [recall_count] chunks that the question recalls, where they are cold */
+    uint32_t recall_count;
 };
 struct documents {
     struct document *list; /* [count] */
@@ -99,9 +101,10 @@ struct answer {
     double exact, f1; /* of what was said, greedily; full says nothing */
     char said[512];
 };
-/* Asks a document's question behind it. -ENOSPC: question or answer too long. */
-int ask_document(struct engine *engine, const struct eval_options *options,
-                 const struct document *document, struct answer *out);
+/* Asks documents' questions behind them, at most EVAL_LANES_MAX side by side; out [count]. -ENOSPC:
+ * question or answer too long. */
+int ask_documents(struct engine *engine, const struct eval_options *options,
+                  const struct document *documents, uint32_t count, struct answer *out);
 /* 0 to 1: the same words in the same order; F1 of words. */
 void answer_match(const char *said, const char *gold, double *exact, double *f1);
 

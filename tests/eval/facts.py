@@ -49,7 +49,7 @@ def find_chunks(options, text, folder, questions):
                          input=lines.encode(), stdout=subprocess.PIPE, check=True).stdout
     found = []
     for line in out.decode(errors="replace").split("\n")[:-1]:
-        *lists, excerpt = line.split("\t", len(SIGNALS))
+        *lists, excerpt, _ = line.split("\t")
         found.append((dict(zip(SIGNALS, ([int(c) for c in part.split()] for part in lists))),
                       excerpt))
     return found

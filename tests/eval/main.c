@@ -375,18 +375,23 @@ static int run_documents(struct runner *runner, const struct eval_options *optio
 static int run_questions(struct engine *engine, const struct eval_options *options,
                          const struct documents *documents)
 {
-    struct answer total = {0}, answer;
-    for (size_t i = 0; i < documents->count; i++) {
+    static struct answer answer[EVAL_LANES_MAX];
+    struct answer total = {0};
+    uint32_t lanes = options->lanes ? options->lanes : 1, count;
+    for (size_t i = 0; i < documents->count; i += count) {
         const struct document *document = &documents->list[i];
-        int result = ask_document(engine, options, document, &answer);
+        count = documents->count - i < lanes ? (uint32_t)(documents->count - i) : lanes;
+        int result = ask_documents(engine, options, document, count, answer);
         if (result) {
             fprintf(stderr, "silt-eval: %s: %s\n", document->id, strerror(-result));
             return 1;
         }
-        report_answer(options, document, &answer, 1);
-        total.nll += answer.nll;
-        total.exact += answer.exact;
-        total.f1 += answer.f1;
+        for (uint32_t j = 0; j < count; j++) {
+            report_answer(options, &document[j], &answer[j], 1);
+            total.nll += answer[j].nll;
+            total.exact += answer[j].exact;
+            total.f1 += answer[j].f1;
+        }
     }
     report_answer(options, NULL, &total, documents->count);
     return 0;

@@ -190,6 +190,17 @@ static int build_streams(struct builder *b)
     return result;
 }
 
+static int build_recall(struct document *document, const json_t *object)
+{
+    const json_t *recall = json_object_get(object, "recall");
+    size_t count = json_array_size(recall);
+    document->recall = count ? calloc(count, sizeof *document->recall) : NULL;
+    document->recall_count = document->recall ? (uint32_t)count : 0;
+    for (uint32_t i = 0; i < document->recall_count; i++)
+        document->recall[i] = (uint64_t)json_integer_value(json_array_get(recall, i));
+    return !count || document->recall ? 0 : -ENOMEM;
+}
+
 static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint32_t number)
 {
     char name[32];
@@ -217,7 +228,7 @@ static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint
         struct document *document = &b->out->list[b->out->count - 1];
         document->question = strdup(json_string_value(question));
         document->answer = strdup(json_string_value(answer));
-        result = document->question && document->answer ? 0 : -ENOMEM;
+        result = document->question && document->answer ? build_recall(document, object) : -ENOMEM;
     }
 end:
     json_decref(object);
@@ -284,6 +295,7 @@ void document_free(struct document *document)
     free(document->question);
     free(document->answer);
     free(document->tokens);
+    free(document->recall);
 }
 
 void documents_free(struct documents *documents)
