@@ -138,7 +138,7 @@ static const uint8_t *next_item(const uint8_t *at, struct wire_item *out)
 
 /* ---- feed ---- */
 
-/* Room for `count` tokens behind all that is acked? Marks the wish if not. */
+/* Room for `count` tokens behind all that is acked? */
 static bool has_room(const struct ingest *ingest, struct slot *slot, uint32_t count)
 {
     return lag_of(slot) + count <= ingest->lag_tokens_max;

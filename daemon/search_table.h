@@ -24,9 +24,10 @@ struct word_table {
     uint64_t key_chunks; /* that have a key; UINT64_MAX: none are kept */
 };
 
+struct search_rank; /* what closeness() in a statement asks for */
+
 /* Of t->stream_id, made where it is missing. -ESTALE: of another version; -EIO: it cannot be used.
  * Then, too, it is to be closed. */
-struct search_rank; /* what closeness() in a statement asks for */
 int word_table_open(struct word_table *t, const char *folder, int version, struct search_rank *rank,
                     const char *const *statement_text, int statement_count);
 void word_table_close(struct word_table *t);

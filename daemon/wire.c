@@ -193,10 +193,8 @@ static int take_feed(struct bump *bump, const Silt__V1__Feed *feed, uint32_t voc
     items = bump_alloc(bump, feed->n_items * sizeof *items);
     if (!items)
         return fail(fault, SILT__V1__ERROR__CODE__TOO_LARGE, "too many items: send fewer a frame");
-    for (size_t i = 0; !result && i < feed->n_items; i++) {
+    for (size_t i = 0; !result && i < feed->n_items; i++)
         result = take_item(feed->items[i], vocab_count, &items[i], fault);
-        out->item_bytes += items[i].bytes_count;
-    }
     out->sequence = feed->sequence;
     out->time_us = feed->time_us;
     out->items = items;

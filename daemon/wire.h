@@ -71,7 +71,6 @@ struct wire_request {
     uint64_t sequence, time_us;
     const struct wire_item *items; /* [item_count] */
     uint32_t item_count;
-    size_t item_bytes; /* of all items */
     /* ask */
     const Silt__V1__Ask *ask;
     /* pins */

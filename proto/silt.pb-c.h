@@ -800,7 +800,7 @@ struct  Silt__V1__List
 {
   ProtobufCMessage base;
   /*
-   * names after this one; a reply holds at most 256
+   * names after this one, in the order of their bytes; empty: from the first
    */
   char *after;
 };
@@ -814,6 +814,9 @@ struct  Silt__V1__ListReply
   ProtobufCMessage base;
   size_t n_streams;
   Silt__V1__StreamStat **streams;
+  /*
+   * ask again, after the last of these
+   */
   protobuf_c_boolean more;
 };
 #define SILT__V1__LIST_REPLY__INIT \

@@ -153,7 +153,7 @@ int token_turn_open(const struct tokenizer *tokenizer, const char *role, int32_t
 
 struct stream_options {
     uint32_t dmc_ratio;     /* 1, or one of the adapter's; 0: STREAM_RATIO_DEFAULT, or 1 where the
-                             * adapter has no     DMC part */
+                             * adapter has no DMC part */
     uint32_t ring_segments; /* 0: the adapter's */
 };
 
