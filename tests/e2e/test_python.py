@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import socket
@@ -100,6 +101,27 @@ def test_ask_streams_keeps_and_cancels():
         assert client.stat("s").tokens_acked > before + kept.done.answer_tokens
 
 
+def test_top_p_0_is_the_likeliest_token():
+    with siltd() as daemon, silt.Client(daemon.endpoint) as client:
+        client.open("s")
+        with client.feed("s", "p") as feed:
+            feed.write(texts.text(2000))
+        greedy, likeliest = (client.ask("s", "What?", wait=True, tokens_max=24,
+                                        sampling=silt.Sampling(temperature, top_p)).text()
+                             for temperature, top_p in ((0.0, 1.0), (5.0, 0.0)))
+        assert greedy == likeliest
+
+
+def test_answers_left_behind_are_let_go():
+    with siltd() as daemon, silt.Client(daemon.endpoint) as client:
+        client.open("s")
+        for _ in range(3):
+            for _ in client.ask("s", "What?", tokens_max=4):
+                break
+        gc.collect()
+        assert not client._client._link._waiting
+
+
 def test_errors_are_named():
     with siltd() as daemon, silt.Client(daemon.endpoint) as client:
         with refused(silt.NotFound, "no stream"):
@@ -116,6 +138,8 @@ def test_errors_are_named():
                 feed.turn("user", b"x" * (1 << 20))
         with client.feed("s", "p"), refused(silt.Exists, "already"):
             client.feed("s", "p")
+        with refused(silt.Invalid, "U+0000"):
+            client.ask("s", "what\0of the rest")
     with refused(silt.Unreachable, "no siltd answers"):
         silt.Client(f"ipc://{daemon.home}/none", connect_timeout=0.3).process()
     with refused(silt.Invalid, "looks like"):
@@ -175,6 +199,52 @@ def test_feed_survives_kill():
             with calm.feed("s", "p") as feed:
                 feed.write(data)
             assert settled(calm, "s").memory_hash == stat.memory_hash
+
+
+def test_one_feed_a_producer():
+    """Two would give their messages the same numbers, and siltd take the first of each alone."""
+    async def two(endpoint):
+        async with silt.AsyncClient(endpoint) as client:
+            await client.open("s")
+            first, second = await asyncio.gather(
+                *(client.feed("s", "p") for _ in range(2)), return_exceptions=True)
+            assert isinstance(second, silt.Exists), second
+            await first.close()
+            later = await client.feed("s", "p")
+            await first.close()
+            with refused(silt.Exists, "already"):
+                await client.feed("s", "p")
+            await later.close()
+
+    with siltd() as daemon:
+        asyncio.run(two(daemon.endpoint))
+
+
+def test_close_ends_what_waits():
+    nowhere = f"ipc://{lib.folder()}/none"
+    client, ended = silt.Client(nowhere, connect_timeout=600.0), []
+
+    def wait():
+        try:
+            client.process()
+        except silt.Lost as error:
+            ended.append(error)
+
+    async def waits():
+        client = silt.AsyncClient(nowhere, connect_timeout=600.0)
+        waiting = asyncio.ensure_future(client.process())
+        await asyncio.sleep(0.3)
+        await client.close()
+        with refused(silt.Lost, "closed"):
+            await asyncio.wait_for(waiting, 5 * lib.SLOW)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    time.sleep(0.3)
+    client.close()
+    thread.join(5 * lib.SLOW)
+    assert ended and "closed" in str(ended[0]), ended
+    asyncio.run(waits())
 
 
 def test_async_many_at_once():

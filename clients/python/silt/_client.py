@@ -54,6 +54,9 @@ class AsyncAnswer:
         self._ended = True
         self._link.forget(self._id)
 
+    def __del__(self) -> None:
+        self._link.forget(self._id)  # of a loop that was left early: nobody reads its replies
+
     async def __aenter__(self) -> "AsyncAnswer":
         return self
 
@@ -164,6 +167,9 @@ class AsyncClient:
             raise Invalid(f'recall is none, segments, text or auto, not "{recall}"')
         if len(stop) > STOP_MAX:
             raise Invalid(f"at most {STOP_MAX} stop strings")
+        if any("\0" in text for text in (question, system, *stop)):
+            raise Invalid("U+0000 in a question, a system text or a stop string: siltd would see "
+                          "it end there")
         answer = AsyncAnswer(self._link, pb.Ask(
             stream=stream, question=question, recall=RECALL[recall], wait=wait, keep=keep,
             at_position=at or 0, at_given=at is not None, tokens_max=tokens_max,

@@ -78,8 +78,12 @@ class AsyncFeed:
     async def _start(self) -> None:
         if (self.stream, self.producer) in self._link.listeners:
             raise Exists(f"this client feeds {self.stream} as {self.producer} already")
-        await self._attach()
         self._link.listeners[self.stream, self.producer] = self
+        try:
+            await self._attach()
+        except BaseException:
+            self._leave()
+            raise
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def __aenter__(self) -> "AsyncFeed":
@@ -95,10 +99,14 @@ class AsyncFeed:
     async def close(self) -> None:
         """Does not wait for acks: drain() does."""
         self._closed = True
-        self._link.listeners.pop((self.stream, self.producer), None)
+        self._leave()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+    def _leave(self) -> None:
+        if self._link.listeners.get((self.stream, self.producer)) is self:
+            del self._link.listeners[self.stream, self.producer]
 
     # ---- what the link brings ----
 

@@ -46,6 +46,7 @@ class Link:
         self.endpoint = endpoint
         self._curve = curve
         self._denied = False
+        self._closed = False
         self.connect_timeout = connect_timeout
         self.reconnect_timeout = reconnect_timeout
         self.timeout = timeout
@@ -62,9 +63,9 @@ class Link:
 
     async def start(self) -> None:
         """Before every use: the first one makes the socket, in the loop that uses it."""
+        if self._closed:
+            raise Lost("the client is closed")
         if self._task is not None:
-            if self._task.done():
-                raise Lost("the client is closed")
             return
         self._up = asyncio.Event()
         self._down_since = time.monotonic()
@@ -73,11 +74,11 @@ class Link:
         self._task = asyncio.get_running_loop().create_task(self._run(first))
 
     async def close(self) -> None:
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-            self._task = task
+        self._closed = True
+        if self._task is not None:
+            self._up.set()  # whoever waits need not any longer
+            self._task.cancel()
+            await asyncio.wait([self._task])
         if self._context is not None:
             self._context.term()
             self._context = None
@@ -201,7 +202,9 @@ class Link:
     async def wait_up(self) -> None:
         """Until there is a connection; Unreachable after the time the client allows."""
         patience = self.reconnect_timeout if self.epoch else self.connect_timeout
-        while not self.connected:
+        while self._closed or not self.connected:
+            if self._closed:
+                raise Lost("the client is closed")
             if self._denied and self._curve is not None:
                 raise Denied(f"siltd at {self.endpoint} does not take this client's key: on its "
                              "machine, `silt key allow '"

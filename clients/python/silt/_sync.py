@@ -4,6 +4,7 @@ the caller does other things. May be used from several threads."""
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from typing import (Any, AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, List,
                     Optional, Sequence, TypeVar, Union)
@@ -18,26 +19,43 @@ from ._types import Done, Keys, Opened, Pins, ProcessStat, Sampling, StreamStat
 T = TypeVar("T")
 
 
+async def _end_all() -> None:
+    # wait_for of Python before 3.12 may swallow a cancellation, so it is said until it is heard.
+    while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=0.1)
+
+
 class _Loop:
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # of _open, so that no work comes behind the last
+        self._open = True
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="silt", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        if not self._thread.is_alive():
-            work.close()
-            raise Lost("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:
+            if not self._open:
+                work.close()
+                raise Lost("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise Lost("the client was closed meanwhile") from None
         except BaseException:
             future.cancel()  # Ctrl-C: the work is not left behind
             raise
 
     def stop(self) -> None:
-        if not self._thread.is_alive():
+        """What other threads wait for ends too."""
+        with self._lock:
+            was, self._open = self._open, False
+        if not was:
             return
+        asyncio.run_coroutine_threadsafe(_end_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -13,6 +13,7 @@ FRAME_BYTES_MAX = 1 << 20
 NAME_BYTES_MAX = 128
 PRODUCER_BYTES_MAX = 64
 STOP_MAX = 8
+TOP_P_LEAST = 2.0 ** -126  # the least that a float holds in full: the likeliest token alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,4 +264,8 @@ def done_of(wire: pb.Done) -> Done:
 
 
 def sampling_to(sampling: Optional[Sampling]) -> Optional[pb.Sampling]:
-    return None if sampling is None else pb.Sampling(**dataclasses.asdict(sampling))
+    if sampling is None:
+        return None
+    wire = pb.Sampling(**dataclasses.asdict(sampling))
+    wire.top_p = wire.top_p or TOP_P_LEAST  # 0 on the wire is all, as it is where nothing is said
+    return wire
