@@ -95,7 +95,8 @@ static int run(struct silt *silt, const struct command *command, int argc, char 
     if (argc - optind != 1)
         return silt_usage(silt, "name one stream");
     if (!lists && (!given[0] || !given[1] || from >= to))
-        return silt_usage(silt, "give a range, --from A --to B with A before B");
+        return silt_usage(
+            silt, "give a range, --from A --to B with A before B (silt pins STREAM lists them)");
     r = silt_connect(silt, 0);
     if (r)
         return r;
