@@ -35,9 +35,12 @@ enum {
     SAY_PERIOD_US = 60000000,
     TRIM_AGAIN_US = 5000000, /* a stream that can give nothing away is asked again */
     UNGRANTED_MAX = 20, /* measurements in which segments can make room before it is called full */
-    /* What text, index and their logs may add meanwhile: half of it is text's. */
+    /* What text, index and their logs may add meanwhile: the index of a text takes some five times
+     * the text's own. */
     DISK_RESERVE_BYTES_MAX = 8 << 20,
     DISK_RESERVE_SHARE = 4,
+    TEXT_SHARE = 8,         /* of the reserve, one part in so many is text's */
+    INDEX_TOKEN_BYTES = 16, /* that the index takes for one, its log among them */
 };
 
 static uint32_t staging_segments(const struct core *core)
@@ -436,12 +439,29 @@ static uint64_t grant_text(struct core *core, uint64_t grown, uint64_t used, uin
     return grant;
 }
 
+/* What the index will take for text that is acked and not in it yet. Of a stream that it has not
+ * begun with since it came, nobody knows where it stands. */
+static uint64_t index_to_come(const struct core *core, uint64_t most)
+{
+    uint64_t tokens = 0;
+
+    for (uint32_t i = 0; core->search && i < core->plan.streams_max; i++) {
+        const struct slot *slot = &core->slots[i];
+        uint64_t indexed = atomic_load(&slot->indexed_to), acked = atomic_load(&slot->tokens_acked);
+
+        if (indexed && indexed < acked && atomic_load(&slot->stream_id))
+            tokens += acked - indexed;
+    }
+    return tokens < most / INDEX_TOKEN_BYTES ? tokens * INDEX_TOKEN_BYTES : most;
+}
+
 /* Everything under --data counts: what journal, index and checkpoints take, segments cannot have;
  * where these alone fill it, nothing more is acked. */
 void cold_tick(struct core *core)
 {
     uint64_t now = clock_us(), most = core->config.disk_bytes, others, used;
-    uint64_t reserve = most / DISK_RESERVE_SHARE, grown = pages_grown();
+    uint64_t reserve = most / DISK_RESERVE_SHARE, grown = pages_grown(), text, index;
+    uint64_t checkpoint = core->plan.state_bytes + CHECKPOINT_HEAD_BYTES;
     struct spill_stat cold = {0};
     bool full, quiet;
 
@@ -462,14 +482,17 @@ void cold_tick(struct core *core)
         reserve = DISK_RESERVE_BYTES_MAX;
     if (core->spill)
         spill_stat(core->spill, &cold);
-    used = others + cold.bytes_disk + reserve / 2;
-    used += grant_text(core, grown, used + core->plan.state_bytes, reserve / 2);
+    text = reserve / TEXT_SHARE;
+    index = index_to_come(core, reserve / 2);
+    used = others + cold.bytes_disk + index + reserve - text;
+    used += grant_text(core, grown, used + checkpoint, text);
     if (quiet)
         keeper_room_open(&core->keeper, used < most ? most - used : 0);
-    others += core->plan.state_bytes; /* a checkpoint on its way counts before it is there */
+    others += checkpoint; /* one on its way counts before it is there */
     full = others + reserve > most || core->cold_ungranted >= UNGRANTED_MAX;
+    others += index;
     if (core->spill)
-        spill_limit(core->spill, full ? 1 : most - others - reserve);
+        spill_limit(core->spill, full || others + reserve >= most ? 1 : most - others - reserve);
     if (full && (core->config.when_full_trim || !core->log_folded))
         trim_largest(core, now);
     core->log_folded &= full;
