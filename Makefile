@@ -239,7 +239,7 @@ test:
 	$(Q)tests/run
 tidy:
 	$(Q)tests/tidy
-quality: $(O)/silt-eval
+quality: $(O)/silt-eval $(O)/tests/eval-find
 	$(Q)python3 tests/eval/quality.py $(QUALITY)
 facts: all $(O)/tests/token-dump $(O)/tests/eval-find
 	$(Q)tests/eval/facts.py --text '$(FACTS)' --data $(O)/facts $(FACTS_OPTIONS)

@@ -4,7 +4,7 @@
 
 DEV holds KIND.jsonl[.xz|.zst]; SETS, for the in-context tasks, the files of two open sets (README).
 EVALSET gets KIND.npy [streams, tokens], long.npy [tokens], questions.npz, task_NAME.npz, and as text
-for silt-eval --ask questions-passage.jsonl and questions-none.jsonl.
+(and tokens) for silt-eval --ask questions-passage.jsonl and questions-none.jsonl.
 """
 import argparse
 import csv
@@ -21,7 +21,6 @@ QUICK = (2, 16384)      # streams of tests/eval/quality.py, which runs the engin
 MIXED_PIECE = 3000      # tokens of one log before another vendor's goes on
 LONG_TOKENS = 1 << 20
 QUESTION_TOKENS = 31 * CHUNK    # a stream before its question, which then fits 8,192
-ASKED = 16              # questions that the engine is asked too
 TASK_TOKENS = 16 * CHUNK
 SHOTS = (0, 1, 4, 16)
 FOLDERS = ("red", "blue", "green", "black")     # a user's own names: nothing to guess them by
@@ -242,10 +241,11 @@ def main():
     print("questions %s" % (streams.shape,), flush=True)
     for which, name in enumerate(("passage", "none")):      # for silt-eval --ask
         with open(os.path.join(options.out, "questions-%s.jsonl" % name), "w") as file:
-            for line, item in zip(streams[:ASKED, which], items):
+            for line, item in zip(streams[:, which], items):
                 file.write(json.dumps({
                     "id": "%s, %d tokens ago" % (item["source"], item["distance"]),
-                    "text": tokenizer.decode(line), "question": item["question"],
+                    "text": tokenizer.decode(line), "tokens": line.tolist(),
+                    "question": item["question"],
                     "answer": item["text"]}) + "\n")
     if options.sets:
         for name, (streams, items) in tasks(tokenizer, options.text, options.sets,

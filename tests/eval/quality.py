@@ -4,6 +4,8 @@
     tests/eval/quality.py [FOLDER | FILE.jsonl ...] [--dmc 1,4] [--tokens N] [--streams N]
 
 FOLDER holds KIND.jsonl[.zst]; without any, text of this machine is used: licences, manuals, logs.
+Where there is a GPU and FOLDER holds all four kinds, the full grid runs on it instead, and what is
+asked behind passages: tests/eval/grid.py and questions.py.  --quick: not these.
 A file's documents are joined and cut into streams.  For each file and DMC ratio silt-eval, the C
 engine, runs five policies over the same streams, and the table says
 
@@ -15,8 +17,8 @@ engine, runs five policies over the same streams, and the table says
     closed    how much of the gap from window to full ccm closes
     content   (swap - ccm) / (window - full): how much of that gap is content of the memory
 
-Behind it come the figures of the repository (tests/eval/results/): the engine's, and the full grid,
-which the training code makes on a GPU and which is marked PyTorch.
+Behind it come the figures of the repository (tests/eval/results/): the engine's full grid, and that
+of the training code, marked PyTorch.
 """
 import argparse
 import concurrent.futures
@@ -24,9 +26,13 @@ import csv
 import gzip
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
+
+import grid
+import questions
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build/quality"
@@ -110,7 +116,7 @@ def print_head():
 
 
 def print_row(row, mark=""):
-    nll = {name: float(row[name]) for name in POLICY_NAMES}
+    nll = {name: float(row[name] or "nan") for name in POLICY_NAMES}
     gap = nll["window"] - nll["full"]
     print(f"{row['text']:14} {row['dmc']:>3} {row['streams']:>3} x {int(row['tokens']):>5} "
           + " ".join(f"{value:7.4f}" for value in nll.values())
@@ -153,8 +159,23 @@ def print_recorded():
                   + (", development text; made by the training code on a GPU:" if mark else ":"))
             print_head()
             with open(path, newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
+                for row in csv.DictReader(line for line in file if line[0] != "#"):
                     print_row(row, mark)
+
+
+def gpu_there():
+    return shutil.which("nvidia-smi") and not subprocess.run(
+        ["nvidia-smi", "-L"], capture_output=True, check=False).returncode
+
+
+def run_grid(arguments):
+    """The full grid, and the questions."""
+    more = ["--", *arguments.more] if arguments.more else []
+    code = grid.main([str(arguments.text[0]), "--program", str(arguments.program), *more])
+    made = FOLDER / "grid/evalset"
+    made = made if made.exists() else arguments.text[0]
+    return code or (questions.main([str(made), "--program", str(arguments.program)])
+                    if (made / "questions-none.jsonl").exists() else 0)
 
 
 def main():
@@ -167,10 +188,15 @@ def main():
                         help="runs side by side; give each its share: -- --threads 2")
     parser.add_argument("--program", type=pathlib.Path, default=ROOT / "build/silt-eval")
     parser.add_argument("--csv", type=pathlib.Path, default=FOLDER / "engine.csv")
+    parser.add_argument("--quick", action="store_true", help="the quick form on a GPU too")
     parser.epilog = "After -- come options for silt-eval, such as --model and --adapter."
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:cut])
     arguments.more = sys.argv[cut + 1:]
+    first = arguments.text[0] if len(arguments.text) == 1 else ROOT
+    whole = len(folder_texts(first)) == len(KINDS) or (first / "dialogue.npy").exists()
+    if whole and not arguments.quick and gpu_there():
+        return run_grid(arguments)
     texts = []
     for path in arguments.text:
         texts += folder_texts(path) if path.is_dir() else [path]

@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""Answers out of silt's memory to questions about a passage some thousand tokens back.
+
+    tests/eval/questions.py EVALSET [--runs FOLDER] [--device cuda] [-- options of silt-eval]
+
+The C engine is asked, behind the text, as siltd asks.  EVALSET is what stream/retrofit/evalset.py has made: questions-passage.jsonl, whose streams hold the
+passage, and questions-none.jsonl, where other text stands in its place.  Memories are
+
+    none      neither ring nor summary
+    ring      the ring alone
+    segments  beside it, the segments that silt's search finds (--recall segments)
+    auto      beside these, the found text before the question as siltd puts it (--recall auto)
+    full      the base model with all of it in its context: the most that can be had
+
+The search is siltd's, over each stream's text, and is told nothing of the passage.  What is in the
+runs folder already is not run again.
+"""
+import argparse
+import concurrent.futures
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import grid
+
+ROOT = grid.ROOT
+RECALL_MAX, RING, CHUNK = 8, 15, 256
+MEMORIES = {"auto": "ccm", "ring": "ccm", "segments": "ccm", "full": "full", "none": "none"}
+SHOWN = ("full", "none", "ring", "segments", "auto")
+WHICH = ("passage", "none")
+DISTANCES = (1000, 2200, 3500, 5000, 6001)
+LONG = "qmsum"      # in the source of questions about meetings
+ADAPTER = ROOT / "stream/adapters/smollm2-135m-instruct.gguf"
+
+
+def find(arguments, item):
+    """Chunks that silt's search finds among the cold ones, and among all but the newest, with the
+    passage that would stand before the question."""
+    chunks = len(item["tokens"]) // CHUNK
+    cold = chunks - RING
+    question = " ".join(item["question"].split())
+    with tempfile.TemporaryDirectory(prefix="silt-questions-") as folder:
+        text = pathlib.Path(folder) / "text"
+        text.write_text(item["text"], encoding="utf-8")
+        done = subprocess.run(
+            [ROOT / "build/tests/eval-find", arguments.model, arguments.adapter, text,
+             pathlib.Path(folder) / "journal"], capture_output=True, check=True,
+            input=f"{cold}\t{question}\n{chunks - 1}\t{question}\n".encode())
+    parts = [line.split("\t") for line in done.stdout.decode(errors="replace").split("\n")[:2]]
+    near, far = ([int(chunk) for chunk in part[2].split()][:RECALL_MAX] for part in parts)
+    return {"cold": sorted(near), "all": sorted(chunk for chunk in far if chunk < cold),
+            "excerpt": parts[1][3], "about": parts[1][4] == "1"}
+
+
+def find_all(arguments, name):
+    """As find, of every question of a file, once."""
+    items = [json.loads(line) for line in
+             (arguments.set / f"questions-{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    path = arguments.runs / f"found-{name}.json"
+    if path.exists():
+        return items, json.loads(path.read_text(encoding="utf-8"))
+    print(f"looking for {len(items)} questions ({name})", flush=True)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda item: find(arguments, item), items))
+    path.write_text(json.dumps(found), encoding="utf-8")
+    return items, found
+
+
+def prompt(question, found):
+    """As siltd puts what it finds: daemon/ask_recall.c."""
+    if not found["excerpt"]:
+        return question
+    text = f"Use this text to answer the question.\n\n{found['excerpt']}\n\nQuestion: {question}"
+    if found["about"]:
+        text += f"\n\n{found['excerpt']}\n\nAnswer with a sentence of the text."
+    return text
+
+
+def asked(item, found, memory):
+    """A line for silt-eval --ask."""
+    line = {"id": item["id"], "tokens": item["tokens"], "question": item["question"],
+            "answer": item["answer"]}
+    if memory == "segments":
+        line["recall"] = found["cold"]
+    if memory == "auto":
+        line.update(recall=found["all"], question=prompt(item["question"], found))
+    return line
+
+
+def run(arguments, memory, name, items, found):
+    path = arguments.runs / f"ask {memory} {name}.json"
+    if path.exists():
+        return
+    begun = time.time()
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        for item, place in zip(items, found):
+            file.write(json.dumps(asked(item, place, memory)) + "\n")
+        file.flush()
+        command = [arguments.program, "--text", file.name, "--ask", "--json", "--policy",
+                   MEMORIES[memory], "--dmc", arguments.dmc, "--device", arguments.device,
+                   "--model", arguments.model, "--adapter", arguments.adapter, *arguments.more]
+        done = subprocess.run(list(map(str, command)), capture_output=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr.decode())
+    with open(f"{path}.part", "wb") as file:
+        file.write(done.stdout)
+    os.replace(f"{path}.part", path)
+    total = json.loads(done.stdout.splitlines()[-1])
+    print(f"{memory:9} {name:8} {total['answer_nll']:.4f}  {time.time() - begun:.0f} s", flush=True)
+
+
+def read(arguments):
+    """{memory: [(without, with)]} of the questions' answers, where both were run."""
+    out = {}
+    for memory in SHOWN:
+        pair = []
+        for name in ("none", "passage"):
+            path = arguments.runs / f"ask {memory} {name}.json"
+            if path.exists():
+                pair.append([json.loads(line) for line in path.read_text().splitlines()][:-1])
+        if len(pair) == 2:
+            out[memory] = list(zip(*pair))
+    return out
+
+
+def groups(ids):
+    """(name, distance, places) of the questions by kind and by how far back the passage lies."""
+    for kind, words in (("passages", False), ("meetings", True)):
+        for low, high in zip(DISTANCES, DISTANCES[1:]):
+            places = [i for i, name in enumerate(ids) if (LONG in name) == words
+                      and low <= distance_of(name) < high]
+            if places:
+                yield kind, f"{low:,}-{high // 100 * 100:,}", places
+    yield "all", "", list(range(len(ids)))
+
+
+def distance_of(name):
+    """Of "qmsum, 2187 tokens ago"."""
+    return int(name.replace(",", "").split()[1])
+
+
+def figures(pairs, places):
+    """Loss without and with the passage, its gain and that's standard error; exact, F1 with it."""
+    n = len(places)
+    low, high = ([pairs[i][side]["answer_nll"] for i in places] for side in (0, 1))
+    gains = [a - b for a, b in zip(low, high)]
+    mean = sum(gains) / n
+    error = (sum((gain - mean) ** 2 for gain in gains) / max(n - 1, 1) / n) ** 0.5
+    said = [100 * sum(pairs[i][side].get(name, 0) for i in places) / n
+            for name in ("exact", "f1") for side in (0, 1)]
+    return [sum(low) / n, sum(high) / n, mean, error, *said]
+
+
+def write(arguments):
+    found = read(arguments)
+    if not found:
+        return
+    ids = [pair[0]["document"] for pair in next(iter(found.values()))]
+    rows, lines = [], []
+    for kind, distance, places in groups(ids):
+        full = figures(found["full"], places) if "full" in found else None
+        for memory in SHOWN:
+            if memory not in found:
+                continue
+            values = figures(found[memory], places)
+            says = memory != "full"
+            rows.append([kind, distance, len(places), memory]
+                        + [f"{value:.4f}" for value in values[:4]]
+                        + [f"{value:.1f}" if says else "" for value in values[4:]])
+            lines.append([kind, distance, len(places), memory,
+                          f"{values[0]:.3f} / {values[1]:.3f}",
+                          f"{values[2]:.3f} ± {values[3]:.3f}",
+                          grid.share(values[2], full[2]) if full else "",
+                          grid.share(full[0] - values[1], full[0] - full[1]) if full else "",
+                          f"{values[4]:.1f} / {values[5]:.1f}" if says else "",
+                          f"{values[6]:.1f} / {values[7]:.1f}" if says else ""])
+    grid.print_table(["questions", "tokens back", "of them", "memory", "loss without / with",
+                      "gain", "of full's", "way to full", "exact % without / with",
+                      "F1 % without / with"], lines)
+    with open(arguments.results / "answers-engine.csv", "w", newline="", encoding="utf-8") as file:
+        file.write(f"# {grid.machine_name()}, commit {grid.commit_name()}, tests/eval/questions.py "
+                   f"EVALSET (silt-eval --ask --device {arguments.device} --dmc {arguments.dmc}, "
+                   f"adapter {arguments.adapter.name}); nats a token of the answer\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["questions", "tokens back", "of them", "memory",
+                         "loss without the passage", "with it", "gain", "standard error",
+                         "exact % without", "exact % with", "F1 % without", "F1 % with"])
+        writer.writerows(rows)
+
+
+def main(words=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("set", type=pathlib.Path)
+    parser.add_argument("--runs", type=pathlib.Path, default=ROOT / "build/quality/grid")
+    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "tests/eval/results")
+    parser.add_argument("--program", type=pathlib.Path, default=ROOT / "build/silt-eval")
+    parser.add_argument("--model", type=pathlib.Path, default=grid.MODEL)
+    parser.add_argument("--adapter", type=pathlib.Path, default=ADAPTER)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dmc", default="1")
+    parser.add_argument("--items", type=int, default=9999, help="questions, spread over the files")
+    parser.add_argument("--memories", default=",".join(MEMORIES))
+    words = sys.argv[1:] if words is None else words
+    cut = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_args(words[:cut])
+    arguments.more = words[cut + 1:]
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    found = {name: find_all(arguments, name) for name in WHICH}
+    for memory in arguments.memories.split(","):
+        for name in WHICH:
+            items, places = found[name]
+            step = max(1, len(items) // arguments.items)
+            run(arguments, memory, name, items[::step], places[::step])
+    write(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
