@@ -3,8 +3,9 @@
 
     tests/eval/questions.py EVALSET [--runs FOLDER] [--device cuda] [-- options of silt-eval]
 
-The C engine is asked, behind the text, as siltd asks.  EVALSET is what stream/retrofit/evalset.py has made: questions-passage.jsonl, whose streams hold the
-passage, and questions-none.jsonl, where other text stands in its place.  Memories are
+The C engine is asked, behind the text, as siltd asks.  EVALSET is what stream/retrofit/evalset.py
+has made: questions-passage.jsonl, whose streams hold the passage, and questions-none.jsonl, where
+other text stands in its place.  Memories are
 
     none      neither ring nor summary
     ring      the ring alone
