@@ -21,8 +21,6 @@
 #include "proto/endpoint.h"
 #include "stream/stream.h"
 
-#define DAEMON_VERSION "0.1.0"
-
 enum {
     FRAME_BYTES_MAX = WIRE_FRAME_BYTES_MAX,
     FRAME_BYTES_HARD_MAX = FRAME_BYTES_MAX + (64 << 10), /* beyond, the connection is cut */

@@ -226,6 +226,25 @@ static void form_request(struct ingest *ingest, const struct slot *slot,
     }
 }
 
+/* As many tokens wait as may: for the compute thread, or for nobody. */
+static void refuse_full(struct slot *slot, struct ingest_result *result)
+{
+    bool failed;
+
+    pthread_mutex_lock(&slot->stat_lock);
+    failed = slot->stat.failed;
+    pthread_mutex_unlock(&slot->stat_lock);
+    if (failed || atomic_load(&slot->unread))
+        ingest_refuse(result, SILT__V1__ERROR__CODE__INTERNAL,
+                      "the stream cannot be computed, and has as many tokens waiting as it may: "
+                      "see siltd's log, restart siltd, then send this again");
+    else
+        ingest_refuse(
+            result, SILT__V1__ERROR__CODE__BUSY,
+            "the stream has as many tokens waiting as it may: an Ack follows when there is "
+            "room, then send this again");
+}
+
 /* Stores the request where it fits. False: refused, nothing is stored. */
 static bool take_items(struct ingest *ingest, struct slot *slot,
                        const struct ingest_request *request, struct ingest_result *result,
@@ -246,10 +265,7 @@ static bool take_items(struct ingest *ingest, struct slot *slot,
         return false;
     }
     if (!has_room(ingest, slot, forming.count)) {
-        ingest_refuse(
-            result, SILT__V1__ERROR__CODE__BUSY,
-            "the stream has as many tokens waiting as it may: an Ack follows when there is "
-            "room, then send this again");
+        refuse_full(slot, result);
         return false;
     }
     if (ingest->trims && atomic_load(ingest->disk_full)) {

@@ -154,7 +154,7 @@ static int check_pages(const struct journal *journal, char *error, size_t error_
     if (bytes < sizeof header || header[RESERVED_AT] == PAGES_HASH_BYTES)
         return 0;
     snprintf(error, error_bytes,
-             "the journal %s is of format 1 or damaged, this siltd (" DAEMON_VERSION ") reads "
+             "the journal %s is of format 1 or damaged, this siltd (" SILT_VERSION ") reads "
              "format %d: use the siltd that wrote it, or give another --data folder",
              journal->path, JOURNAL_FORMAT);
     return -ESTALE;

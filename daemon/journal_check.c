@@ -145,7 +145,7 @@ static int check_format(sqlite3 *db, const struct journal_options *options, char
     result = meta_match(db, "format", value, found, sizeof found);
     if (result == -ESTALE)
         snprintf(error, error_bytes,
-                 "the journal in %s has format %s, this siltd (" DAEMON_VERSION ") reads %s: use "
+                 "the journal in %s has format %s, this siltd (" SILT_VERSION ") reads %s: use "
                  "the siltd that wrote it, or give another --data folder",
                  options->folder, found, value);
     return result;

@@ -59,7 +59,7 @@ int main(int argc, char **argv)
         return 0;
     }
     if (answer == CONFIG_VERSION) {
-        printf("siltd " DAEMON_VERSION "\n");
+        printf("siltd " SILT_VERSION "\n");
         return 0;
     }
     if (config.debug)

@@ -36,6 +36,8 @@ static const char *const statement_text[SEARCH_STATEMENTS] = {
     [GET_END] = "SELECT max(chunk) FROM chunks",
 };
 
+_Static_assert(STREAM_RECALL_MAX == 8, "GET_PLACES has a place for each chunk of a question");
+
 /* ---- databases ---- */
 
 static int set_up(struct search *s, struct word_table *t)

@@ -345,7 +345,7 @@ static void fill_process(struct core *core, Silt__V1__ProcessStat *out, Silt__V1
     out->device = core->config.device == DEVICE_CUDA ? "cuda" : "cpu";
     out->uptime_us = clock_us() - core->started_us;
     out->tokens_computed = atomic_load(&core->tokens_computed);
-    out->version = DAEMON_VERSION;
+    out->version = SILT_VERSION;
     out->compute_us = atomic_load(&core->sched.compute_us);
     out->meter_us = atomic_load(&core->meter.meter_us);
     out->loss_flag = core->config.loss_flag;

@@ -322,7 +322,7 @@ static int take_body(struct bump *bump, const Silt__V1__Request *request, uint32
         return take_stream(out, request->forget->stream, false, fault);
     default:
         return fail(fault, SILT__V1__ERROR__CODE__UNSUPPORTED,
-                    "this siltd (" DAEMON_VERSION ") does not know that request");
+                    "this siltd (" SILT_VERSION ") does not know that request");
     }
 }
 

@@ -1,7 +1,7 @@
 /*
  * endpoint: where siltd listens and silt looks when nobody says otherwise.
  *
- * Also the limits of the wire that both sides check. No state, any thread.
+ * Also the version, and the limits of the wire that both sides check. No state, any thread.
  */
 #ifndef SILT_ENDPOINT_H
 #define SILT_ENDPOINT_H
@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <sys/types.h>
 #include <unistd.h>
+
+#define SILT_VERSION "0.1.0" /* of siltd and of what is built with it */
 
 enum {
     WIRE_FRAME_BYTES_MAX = 1 << 20,

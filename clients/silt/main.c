@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "clients/silt/silt.h"
+#include "proto/endpoint.h"
 
 enum { FULL_SAY_US = 60000000 };
 
@@ -256,7 +257,7 @@ static int options_first(struct silt *silt, int argc, char **argv)
             help_all(stdout);
             return EXIT_DONE;
         case 'V':
-            puts("silt 0.1");
+            puts("silt " SILT_VERSION);
             return EXIT_DONE;
         default:
             fputs("Try: silt --help\n", stderr);

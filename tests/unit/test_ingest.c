@@ -208,6 +208,28 @@ static void lag_is_bounded(void **state)
     assert_int_equal(rig_last(&rig, INGEST_FEED)->error, 0);
 }
 
+/* Who feeds a stream that nobody will compute is not told to wait. */
+static void a_stream_that_failed_is_said(void **state)
+{
+    static uint8_t text[2000];
+    const struct ingest_result *last;
+    uint64_t sequence = 0;
+
+    (void)state;
+    fill_text(text, sizeof text, 3);
+    rig_stream(&rig, 0, "a", 4);
+    rig_settle(&rig);
+    sched_fail_stream(&rig.slots[0], -EIO);
+    do {
+        rig_text(&rig, 0, "p", ++sequence, text, sizeof text);
+        rig_settle(&rig);
+        last = rig_last(&rig, INGEST_FEED);
+    } while (!last->error && sequence < 100);
+    assert_true(sequence > 1); /* its journal goes on */
+    assert_int_equal(code_of(last), SILT__V1__ERROR__CODE__INTERNAL);
+    assert_non_null(strstr(last->message, "restart siltd"));
+}
+
 /* --disk: what a measurement of the folder has left room for is taken, and then no more. */
 static void growth_is_bounded_by_the_grant(void **state)
 {
@@ -504,6 +526,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(cuts_do_not_matter, set_up, tear_down),
         cmocka_unit_test_setup_teardown(marks_flush_and_turns_part, set_up, tear_down),
         cmocka_unit_test_setup_teardown(lag_is_bounded, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_stream_that_failed_is_said, set_up, tear_down),
         cmocka_unit_test_setup_teardown(growth_is_bounded_by_the_grant, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_crash_and_replay_change_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_checkpoint_changes_nothing, set_up, tear_down),
