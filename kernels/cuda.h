@@ -38,6 +38,7 @@ enum {
     CUDA_RUN_ITEMS = 8,  /* items of a run that merges at most */
     CUDA_SPANS_MAX = 5,
     CUDA_LORAS_MAX = 2,
+    CUDA_FILE_ROWS = 16, /* that a product with a file's rows pays for */
 };
 
 /* Rows that lie alike for every (layer, kv head): head h's begin at (h * stride + first). */
@@ -219,8 +220,8 @@ struct cuda {
                    const struct cuda_weight *w, const bf16 *x, uint32_t rows);
 
     /* The same with w_rows rows of a file's tensor, Q8_0, Q4_0 or Q4_1, as weight_make would make
-     * them: for few rows, for it reads the weight once for every 64 of them. cols: a multiple of
-     * 32; rows * cols under 2^32. */
+     * them. For CUDA_FILE_ROWS rows and fewer: it reads the weight anew for as many more, and
+     * making it bf16 first takes less time. cols: a multiple of 32; rows * cols under 2^32. */
     void (*matmul_file)(struct cuda *c, void *out, enum cuda_out kind, size_t out_stride,
                         const void *source, enum tensor_type type, uint32_t w_rows, uint32_t cols,
                         const bf16 *x, uint32_t rows);

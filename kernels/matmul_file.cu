@@ -2,7 +2,7 @@
  * Products of few rows with weights as they are in the file: what limits them is reading the
  * weights, and quantised ones are a fraction of the bytes of those made bf16 first.
  *
- * A block of threads takes 32 rows of the weight and up to 64 of x. Its warps share the columns
+ * A block of threads takes 32 rows of the weight and 8 or 16 of x. Its warps share the columns
  * out in stretches, make each quantised block of theirs bf16 in registers, as weight_make rounds
  * it, and multiply with the tensor cores; their sums are added in one order. An instruction sums
  * over 16 columns whatever their order: a lane takes those that lie together, four lower and four
@@ -169,17 +169,13 @@ template <int type, int count> static void launch(struct cuda *c, const struct f
     LAUNCH(c, kernel, grid, dim3(THREADS), job);
 }
 
-/* As many rows of x a block as there are: more sums take registers, and nothing else changes. */
+/* More rows of x a block take registers, and the time that more blocks of threads would save. */
 template <int type> static void launch_type(struct cuda *c, const struct file_job &job)
 {
     if (job.x_rows <= EIGHT)
         launch<type, 1>(c, job);
-    else if (job.x_rows <= 2 * EIGHT)
-        launch<type, 2>(c, job);
-    else if (job.x_rows <= 4 * EIGHT)
-        launch<type, 4>(c, job);
     else
-        launch<type, 8>(c, job);
+        launch<type, 2>(c, job);
 }
 
 static void matmul_file(struct cuda *c, void *out, enum cuda_out kind, size_t out_stride,

@@ -157,10 +157,11 @@ static struct cuda_batch batch_of(const struct gpu *g, const struct gpu_slot *p)
     return b;
 }
 
-/* Few rows with quantised weights that nothing is added to: they are read as they are. */
-static bool reads_file(const struct gpu *g, const struct gpu_weight *w)
+/* A few single tokens with quantised weights that nothing is added to: these are read as they are.
+ * That sums in another order, as products of single tokens do beside others anyway. */
+static bool reads_file(const struct gpu *g, const struct gpu_weight *w, uint32_t rows)
 {
-    bool all = g->cuda->few && !g->cuda->apart && w->parts;
+    bool all = g->cuda->few && !g->cuda->apart && w->parts && rows <= CUDA_FILE_ROWS;
     for (uint32_t i = 0; i < w->parts; i++)
         all = all && w->part[i].quantised && !w->part[i].loras;
     return all;
@@ -171,7 +172,7 @@ static void project(struct gpu *g, void *out, enum cuda_out kind, const struct g
 {
     struct cuda *c = g->cuda;
     size_t value_bytes = kind == CUDA_OUT_BF16 ? sizeof(bf16) : sizeof(float);
-    if (!reads_file(g, w)) {
+    if (!reads_file(g, w, rows)) {
         c->matmul(c, out, kind, w->made.rows, gpu_weight(g, w), x, rows);
         return;
     }
@@ -184,7 +185,7 @@ static void project(struct gpu *g, void *out, enum cuda_out kind, const struct g
 
 static void gate(struct gpu *g, const struct cuda_batch *b, const struct gpu_weight *w)
 {
-    if (!reads_file(g, w)) {
+    if (!reads_file(g, w, b->rows)) {
         g->cuda->gate(g->cuda, b, gpu_weight(g, w));
         return;
     }

@@ -42,8 +42,8 @@ enum {
 /* ---- engine: weights and adapter, shared, read-only ---- */
 
 /* Weights on a GPU: bf16, or quantised ones as they are in the file, each matrix made bf16 before
- * its products: less memory, more time, the same bits; but single tokens, of an answer, are
- * computed with the file's rows at once, in less time, and differ in the order of a sum. */
+ * its products: less memory, more time, the same bits; but single tokens of up to 16 answers are
+ * computed with the file's rows at once, and differ in the order of a sum. */
 enum device_weights {
     WEIGHTS_AUTO, /* bf16 where there is room for a stream beside them */
     WEIGHTS_BF16,

@@ -382,23 +382,24 @@ static void bench_attend_ingest(struct bench *b, struct held *h, uint32_t stream
 
 /* Of a step: bf16 ones are read; kept ones are read as they are and, where they are made apart from
  * their product, written as bf16 and read. */
-static size_t weight_moved(const struct bench *b, const struct gpu_weight *w)
+static size_t weight_moved(const struct gpu_weight *w, bool apart)
 {
     size_t made = (size_t)w->made.rows * w->made.cols * sizeof(bf16);
     size_t kept = 0;
     for (uint32_t i = 0; i < w->parts; i++)
         kept += w->part[i].rows * tensor_row_bytes(w->part[i].type, w->made.cols);
-    return kept && b->apart ? kept + 2 * made : kept ? kept : made;
+    return kept && apart ? kept + 2 * made : kept ? kept : made;
 }
 
-static size_t weights_moved(const struct bench *b)
+static size_t weights_moved(const struct bench *b, uint32_t forks)
 {
+    bool apart = b->apart || forks > CUDA_FILE_ROWS;
     const struct gpu *g = b->engine->gpu;
-    size_t bytes = weight_moved(b, &g->head);
+    size_t bytes = weight_moved(&g->head, apart);
     for (uint32_t n = 0; n < b->info.layer_count; n++) {
         const struct gpu_layer *l = &g->layer[n];
-        bytes += weight_moved(b, &l->qkv[GPU_BASE]) + weight_moved(b, &l->o[GPU_BASE]) +
-                 weight_moved(b, &l->gate_up) + weight_moved(b, &l->down);
+        bytes += weight_moved(&l->qkv[GPU_BASE], apart) + weight_moved(&l->o[GPU_BASE], apart) +
+                 weight_moved(&l->gate_up, apart) + weight_moved(&l->down, apart);
     }
     return bytes;
 }
@@ -427,7 +428,7 @@ static void decode_steps(struct bench *b, struct fork_work *work, int32_t *token
     /* Of the four kinds of q, k, v and o one is read a step; what a stream's fork holds counts
      * whole. */
     figure(b, "decode-bytes", count,
-           median(rate, ROUNDS) / count * (row_bytes + (double)weights_moved(b)), "bytes/s");
+           median(rate, ROUNDS) / count * (row_bytes + (double)weights_moved(b, count)), "bytes/s");
 }
 
 static void bench_decode(struct bench *b, struct held *h, uint32_t count)

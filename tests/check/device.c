@@ -423,7 +423,7 @@ static void check_files(struct on_device *d)
 {
     static const enum tensor_type types[] = {TENSOR_Q8_0, TENSOR_Q4_0, TENSOR_Q4_1};
     static const uint32_t shapes[][2] = {{1, 32}, {40, 96}, {33, 576}, {960, 576}, {576, 1536}};
-    static const uint32_t rows[] = {1, 8, 9, 31, 70};
+    static const uint32_t rows[] = {1, 8, 9, CUDA_FILE_ROWS, 37};
     for (size_t i = 0; i < 3; i++)
         for (size_t s = 0; s < (d->small ? 3 : 5); s++)
             for (size_t r = 0; r < 5; r++)
