@@ -90,8 +90,7 @@ static void segment_leaves(void *user, const struct segment_view *segment)
         result = spill_put_wait(slot->spill, stream_id, segment, time.from_us, time.to_us);
     }
     if (result)
-        say(SAY_WARN, "a segment of the stream in slot %u is not kept: %s", slot->index,
-            strerror(-result));
+        say(SAY_WARN, "a segment of stream %s is not kept: %s", slot->name, strerror(-result));
 }
 
 void cold_watch(struct slot *slot)

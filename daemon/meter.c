@@ -255,13 +255,12 @@ static void flag_if_due(struct meter *meter, struct loss *loss)
     flagged = loss->chunks >= METER_FLAG_CHUNKS && low > meter->flag;
     if (flagged != loss->flagged)
         say(SAY_WARN,
-            flagged ? "the memory of the stream in slot %u loses %.3f nats a token (%.3f to %.3f, "
-                      "%llu chunks), more than --loss-flag %.3f: `silt ls` names it, and a lower "
-                      "--dmc would lose less"
-                    : "the memory of the stream in slot %u loses %.3f nats a token (%.3f to %.3f, "
+            flagged ? "the memory of stream %s loses %.3f nats a token (%.3f to %.3f, "
+                      "%llu chunks), more than --loss-flag %.3f: a lower --dmc would lose less"
+                    : "the memory of stream %s loses %.3f nats a token (%.3f to %.3f, "
                       "%llu chunks), no longer surely more than --loss-flag %.3f",
-            meter->slot, loss->difference, low, high, (unsigned long long)loss->chunks,
-            meter->flag);
+            meter->slots[meter->slot].name, loss->difference, low, high,
+            (unsigned long long)loss->chunks, meter->flag);
     loss->flagged = flagged;
 }
 

@@ -24,9 +24,8 @@ void sched_send(struct sched *sched, const struct sched_message *message, const 
  * token ids are checked when they come in. */
 void sched_fail_stream(struct slot *slot, int error)
 {
-    say(SAY_ERROR,
-        "stream in slot %u cannot be computed (%s): it stops here, its journal goes on; %s",
-        slot->index, strerror(-error),
+    say(SAY_ERROR, "stream %s cannot be computed (%s): it stops here, its journal goes on; %s",
+        slot->name, strerror(-error),
         error == -ENOSPC ? "its pins hold more tokens than --pin-tokens-max: start siltd with as "
                            "many as before"
                          : "restart siltd to compute it again");

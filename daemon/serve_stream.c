@@ -101,6 +101,7 @@ static void give_slot(struct slot *slot, const struct record *record, uint32_t i
     slot->memory_bytes = bytes;
     slot->options = record->options;
     slot->record = index;
+    slot->name = record->name;
     slot->stat.failed = false;
     slot->stat.recall_hits = slot->stat.recalled_us = slot->stat.recalled_count = 0;
     atomic_store(&slot->past, record->past);

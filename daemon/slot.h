@@ -79,6 +79,7 @@ struct slot {
     /* The loop's, fixed while others hold the slot. */
     bool used;
     uint32_t record;
+    const char *name; /* its record's: what the log calls the stream */
     void *memory;
     size_t memory_bytes;
     struct stream_options options;

@@ -118,6 +118,7 @@ static void make_slots(struct rig *rig, const struct engine_info *info)
 
     for (uint32_t i = 0; i < rig->options.slots; i++) {
         rig->slots[i].index = i;
+        rig->slots[i].name = "";
         rig->slots[i].ring.tokens = tokens + (size_t)i * capacity;
         rig->slots[i].ring.capacity = capacity;
         rig->slots[i].stat.entries = entries + (size_t)i * heads;
