@@ -193,6 +193,44 @@ def test_questions_behind_documents():
     assert "--ask" in trial.run(path, "window", "--ask", code=2)
 
 
+def test_the_grid_goes_on_where_it_was():
+    """tests/eval/grid.py: a run whose figures are there is not run again, and all go to the CSV."""
+    trial = Trial()
+    runs, results = trial.home / "runs", trial.home / "results"
+    runs.mkdir()
+    kinds = ("dialogue", "meeting", "log", "mixed", "book")
+    (runs / "streams.jsonl").write_text("".join(
+        json.dumps({"id": f"{kind} {i}", "kind": kind,
+                    "tokens": [(7 * i + 3 * t + len(kind)) % 250 for t in range(150)]}) + "\n"
+        for kind in kinds for i in range(3)))
+    (runs / "long.jsonl").write_text("".join(
+        json.dumps({"id": name, "kind": "long", "tokens": [t % 250 for t in range(size)]}) + "\n"
+        for name, size in (("late", 400), ("early", 100))))
+
+    def grid(only):
+        done = subprocess.run(
+            [lib.ROOT / "tests/eval/grid.py", trial.home, "--runs", runs, "--results", results,
+             "--program", EVAL, "--device", "cpu", "--only", only, "--",
+             "--model", trial.home / "tiny.gguf", "--adapter", trial.home / "tiny-adapter.gguf"],
+            capture_output=True, check=True, timeout=300 * lib.SLOW)
+        return done.stdout.decode()
+
+    assert " of 3  " in grid("full,ccm 1x,window 1x")
+    said = grid("full,ccm 1x,ccm-foreign 1x,drift 1x")
+    assert " of 2  " in said and "content share, ccm-foreign" in said
+    assert "drift over 400 tokens, 1x" in said
+    lines = (results / "engine.csv").read_text().splitlines()
+    assert lines[0].startswith("# CPU, commit ") and "adapter tiny-adapter.gguf" in lines[0]
+    rows = [dict(zip(lines[1].split(","), line.split(","))) for line in lines[2:]]
+    assert [row["text"] for row in rows] == list(kinds)
+    assert all(float(row[name]) > 0 for row in rows
+               for name in ("full", "window", "ccm", "foreign", "rows", "ratio"))
+    assert {row["none"] for row in rows} == {""}
+    # What a run said of one stream is what it says of them all.
+    own = json.loads((runs / "ccm 1x.json").read_text().splitlines()[-2])
+    near(sum(float(row["ccm"]) for row in rows) / len(rows), own["nll"], 1e-3)
+
+
 def test_what_it_cannot_do_it_says():
     trial = Trial()
     text = trial.write("one.jsonl", story(10, 50))

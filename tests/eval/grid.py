@@ -57,10 +57,9 @@ def write_streams(path, named):
 
 def make_streams(folder, out, model):
     """streams.jsonl and long.jsonl of a folder, made once."""
-    import numpy as np      # only here: evalset.py needs it too
-    out.mkdir(parents=True, exist_ok=True)
     if (out / "streams.jsonl").exists() and (out / "long.jsonl").exists():
         return
+    import numpy as np      # only here: evalset.py needs it too
     if not (folder / "dialogue.npy").exists():
         print("cutting streams: documents joined, tokenised", flush=True)
         subprocess.run([sys.executable, ROOT / "stream/retrofit/evalset.py", "--model", model,
