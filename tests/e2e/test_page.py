@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import time
 import urllib.error
 import urllib.request
 
@@ -128,6 +129,30 @@ def test_page_shows_and_asks():
             'const bar = document.getElementById("trouble"); '
             'return !bar.hidden && bar.innerText;'), 60)
         browser.shot("trouble")
+        browser.close()
+
+
+def test_page_asks_for_its_key_once():
+    """Who has none is told so, and not asked again with each look, once a second."""
+    key = lib.folder() / "key"
+    key.write_text("correct horse battery\n")
+    key.chmod(0o600)
+    with Gateway("--key-file", key) as gateway:
+        lib.silt(gateway.endpoint, "open", "s")
+        browser = Browser()
+        browser.call("POST", "/goog/cdp/execute", {
+            "cmd": "Page.addScriptToEvaluateOnNewDocument", "params": {
+                "source": "window.asked = 0; window.given = [null, 'wrong', 'correct horse "
+                          "battery'];\nwindow.prompt = () => given[Math.min(asked++, 2)];"}})
+        browser.call("POST", "/url", {"url": gateway.url})
+        lib.wait_until("the key is missed", lambda: browser.run("return window.asked"))
+        time.sleep(3.5)
+        asked, said = browser.run(
+            "return [asked, document.getElementById('trouble').innerText];")
+        assert asked == 1 and "key" in said, (asked, said)
+        browser.run("document.getElementById('trouble').click();")
+        lib.wait_until("the stream is drawn", lambda: card(browser, "s"))
+        assert browser.run("return asked;") == 3
         browser.close()
 
 

@@ -6,6 +6,7 @@ const byId = (id) => document.getElementById(id);
 const cards = new Map();  // stream -> its elements
 let chosen = location.hash.slice(1);
 let key = sessionStorage.getItem("key") || "";
+let keyless = false;  // no key was given when asked: not to be asked again with each look
 let asking = null;  // AbortController of the question under way
 
 function element(kind, className, text) {
@@ -29,12 +30,14 @@ async function request(path, options = {}) {
   if (key) headers.Authorization = `Bearer ${key}`;
   const response = await fetch(path, {...options, headers});
   if (response.status === 401) {
-    const given = prompt("The key of this gateway:");
+    const given = keyless ? null : prompt("The key of this gateway:");
+    keyless = !given;
     if (given) {
       key = given;
       sessionStorage.setItem("key", key);
       return request(path, options);
     }
+    throw new Error("This gateway has a key: click this line at the top to give it");
   }
   if (!response.ok) {
     let message = `${response.status} ${response.statusText}`;
@@ -275,6 +278,7 @@ async function ask(event) {
 window.addEventListener("hashchange", () => {
   if (cards.has(location.hash.slice(1))) choose(location.hash.slice(1));
 });
+byId("trouble").addEventListener("click", () => { keyless = false; });
 byId("ask").addEventListener("submit", ask);
 byId("stop").addEventListener("click", () => asking && asking.abort());
 byId("question").addEventListener("keydown", (event) => {
