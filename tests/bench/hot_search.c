@@ -25,8 +25,9 @@ enum {
     VOCAB_MAX = 1 << 16,
 };
 
-static const char question[] = "What was the crimson automobile of the committee sold for?";
-static const char fact[] = "The red car of the committee was sold for 48213 crowns.\n";
+/* One of the question's words is in most chunks. */
+static const char question[] = "What was the crimson automobile of the license office sold for?";
+static const char fact[] = "The red car of the license office was sold for 48213 crowns.\n";
 
 static uint32_t draw(uint32_t *seed)
 {
