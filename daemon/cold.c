@@ -39,7 +39,7 @@ enum {
      * the text's own. */
     DISK_RESERVE_BYTES_MAX = 8 << 20,
     DISK_RESERVE_SHARE = 4,
-    TEXT_SHARE = 8,         /* of the reserve, one part in so many is text's */
+    TEXT_SHARE = 12,        /* of the reserve, one part in so many is text's */
     INDEX_TOKEN_BYTES = 16, /* that the index takes for one, its log among them */
 };
 
@@ -425,15 +425,15 @@ void cold_trimmed(struct core *core, const struct ingest_result *result)
 }
 
 /* How much text may be taken before the folder is measured again: `share`, or what is left beside
- * all that is used, since segments have yet to go. Measuring alone would be too late on a busy
- * machine. Returns how much. */
-static uint64_t grant_text(struct core *core, uint64_t grown, uint64_t used, uint64_t share)
+ * all that is used, since segments have yet to go, and what the index is still to take. Measuring
+ * alone would be too late on a busy machine. Returns how much. */
+static uint64_t grant_text(struct core *core, uint64_t grown, uint64_t used, uint64_t index,
+                           uint64_t share)
 {
-    uint64_t most = core->config.disk_bytes, grant = 0;
+    uint64_t most = core->config.disk_bytes, room = used < most ? most - used : 0;
+    uint64_t left = room > index ? room - index : 0, grant = left < share ? left : share;
 
-    if (used < most)
-        grant = most - used < share ? most - used : share;
-    core->cold_ungranted = grant ? 0 : core->cold_ungranted + 1;
+    core->cold_ungranted = room ? 0 : core->cold_ungranted + 1;
     atomic_store(&core->disk_grant, grown + grant);
     return grant;
 }
@@ -459,7 +459,7 @@ static uint64_t index_to_come(const struct core *core, uint64_t most)
 void cold_tick(struct core *core)
 {
     uint64_t now = clock_us(), most = core->config.disk_bytes, others, used;
-    uint64_t reserve = most / DISK_RESERVE_SHARE, grown = pages_grown(), text, index;
+    uint64_t reserve = most / DISK_RESERVE_SHARE, grown = pages_grown(), index;
     uint64_t checkpoint = core->plan.state_bytes + CHECKPOINT_HEAD_BYTES;
     struct spill_stat cold = {0};
     bool full, quiet;
@@ -481,17 +481,15 @@ void cold_tick(struct core *core)
         reserve = DISK_RESERVE_BYTES_MAX;
     if (core->spill)
         spill_stat(core->spill, &cold);
-    text = reserve / TEXT_SHARE;
     index = index_to_come(core, reserve / 2);
-    used = others + cold.bytes_disk + index + reserve - text;
-    used += grant_text(core, grown, used + checkpoint, text);
+    used = others + cold.bytes_disk + reserve / 2;
+    used += index + grant_text(core, grown, used + checkpoint, index, reserve / TEXT_SHARE);
     if (quiet)
         keeper_room_open(&core->keeper, used < most ? most - used : 0);
     others += checkpoint; /* one on its way counts before it is there */
     full = others + reserve > most || core->cold_ungranted >= UNGRANTED_MAX;
-    others += index;
     if (core->spill)
-        spill_limit(core->spill, full || others + reserve >= most ? 1 : most - others - reserve);
+        spill_limit(core->spill, full ? 1 : most - others - reserve);
     if (full && (core->config.when_full_trim || !core->log_folded))
         trim_largest(core, now);
     core->log_folded &= full;
