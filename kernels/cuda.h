@@ -179,8 +179,7 @@ struct cuda {
     bool ahead;  /* passes are recorded, not computed, and those that have been stay as they are */
     bool few;    /* products of single tokens: another algorithm, as fixed as the first */
     bool simple; /* attention by the plain kernel that the fast ones are checked against */
-    bool apart; /* SwiGLU apart from its projection, as it is where they cannot be one; weights made
-                 * apart from their product */
+    bool apart;  /* SwiGLU apart from its projection, as it is where they cannot be one */
     struct cuda_state *state;
 
     /* ---- memory, copies, order ---- */

@@ -102,6 +102,7 @@ struct gpu {
     struct gpu_layer layer[LAYERS_MAX];
     struct gpu_weight head;
     bool keep;     /* quantised matrices stay as in the file */
+    bool makes;    /* and are made bf16 for a few single tokens too */
     bf16 *scratch; /* where one of them is made; NULL: there are none */
     size_t scratch_bytes;
     void *embedding; /* rows as in the file */

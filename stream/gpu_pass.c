@@ -161,7 +161,7 @@ static struct cuda_batch batch_of(const struct gpu *g, const struct gpu_slot *p)
  * That sums in another order, as products of single tokens do beside others anyway. */
 static bool reads_file(const struct gpu *g, const struct gpu_weight *w, uint32_t rows)
 {
-    bool all = g->cuda->few && !g->cuda->apart && w->parts && rows <= CUDA_FILE_ROWS;
+    bool all = g->cuda->few && !g->makes && w->parts && rows <= CUDA_FILE_ROWS;
     for (uint32_t i = 0; i < w->parts; i++)
         all = all && w->part[i].quantised && !w->part[i].loras;
     return all;
@@ -224,7 +224,7 @@ void gpu_pass_run(struct engine *e, struct gpu_slot *p)
 
 /* All that a pass's launches depend on, beside what lies on the device. */
 struct pass_key {
-    uint32_t rows, items, runs, rows_most, items_most, keys_max, layers, simple, apart;
+    uint32_t rows, items, runs, rows_most, items_most, keys_max, layers, simple, makes;
     uint32_t kind_rows[GPU_KINDS + 1];
 };
 
@@ -261,7 +261,7 @@ static void queue_layers(struct engine *e, struct gpu_slot *p, uint32_t layers)
                             .keys_max = p->rows_most == CUDA_ITEM_ROWS ? 0 : p->keys_max,
                             .layers = layers,
                             .simple = c->simple,
-                            .apart = c->apart};
+                            .makes = e->gpu->makes};
     memcpy(key.kind_rows, p->kind_rows, sizeof key.kind_rows);
     if (c->graph_begin(c, &key, sizeof key))
         return;

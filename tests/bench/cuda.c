@@ -24,7 +24,7 @@ struct bench {
     int32_t *tokens; /* [count] */
     size_t count;
     uint32_t streams, ratio, tail;
-    bool apart;        /* SwiGLU in an op of its own, weights made apart from their product */
+    bool apart;        /* SwiGLU in an op of its own */
     uint32_t chunks;   /* of a stream, timed */
     uint64_t position; /* in each stream's text */
     uint64_t left;     /* segments */
@@ -380,26 +380,26 @@ static void bench_attend_ingest(struct bench *b, struct held *h, uint32_t stream
     bench_attend(b, "attend-ingest", keys, half / STREAM_BLOCK_TOKENS);
 }
 
-/* Of a step: bf16 ones are read; kept ones are read as they are and, where they are made apart from
- * their product, written as bf16 and read. */
-static size_t weight_moved(const struct gpu_weight *w, bool apart)
+/* Of a step: bf16 ones are read; kept ones are read as they are and, where they are made bf16,
+ * written and read as that. */
+static size_t weight_moved(const struct gpu_weight *w, bool makes)
 {
     size_t made = (size_t)w->made.rows * w->made.cols * sizeof(bf16);
     size_t kept = 0;
     for (uint32_t i = 0; i < w->parts; i++)
         kept += w->part[i].rows * tensor_row_bytes(w->part[i].type, w->made.cols);
-    return kept && apart ? kept + 2 * made : kept ? kept : made;
+    return kept && makes ? kept + 2 * made : kept ? kept : made;
 }
 
 static size_t weights_moved(const struct bench *b, uint32_t forks)
 {
-    bool apart = b->apart || forks > CUDA_FILE_ROWS;
     const struct gpu *g = b->engine->gpu;
-    size_t bytes = weight_moved(&g->head, apart);
+    bool makes = g->makes || forks > CUDA_FILE_ROWS;
+    size_t bytes = weight_moved(&g->head, makes);
     for (uint32_t n = 0; n < b->info.layer_count; n++) {
         const struct gpu_layer *l = &g->layer[n];
-        bytes += weight_moved(&l->qkv[GPU_BASE], apart) + weight_moved(&l->o[GPU_BASE], apart) +
-                 weight_moved(&l->gate_up, apart) + weight_moved(&l->down, apart);
+        bytes += weight_moved(&l->qkv[GPU_BASE], makes) + weight_moved(&l->o[GPU_BASE], makes) +
+                 weight_moved(&l->gate_up, makes) + weight_moved(&l->down, makes);
     }
     return bytes;
 }
@@ -528,7 +528,7 @@ int main(int argc, char **argv)
                                      .threads = 1,
                                      .feature_mask = UINT32_MAX};
     struct bench b = {.streams = 1000, .ratio = 2, .tail = 256, .chunks = 2, .commit = "unknown"};
-    const char *text = "LICENSE", *only = "";
+    const char *text = "LICENSE", *only = "", *weights = "";
     uint32_t depth = 8192;
     for (int c; (c = getopt(argc, argv, "m:a:t:n:d:r:c:k:o:x:M:w:g")) != -1;) {
         unsigned long n = optarg ? strtoul(optarg, NULL, 0) : 0;
@@ -547,7 +547,7 @@ int main(int argc, char **argv)
         else if (c == 'M')
             options.device_bytes = n;
         else if (c == 'w')
-            options.device_weights = strcmp(optarg, "file") == 0 ? WEIGHTS_FILE : WEIGHTS_BF16;
+            options.device_weights = strcmp(weights = optarg, "bf16") ? WEIGHTS_FILE : WEIGHTS_BF16;
         else if (c == 'c')
             b.chunks = (uint32_t)n;
         else if (c == 'k')
@@ -560,7 +560,7 @@ int main(int argc, char **argv)
             b.apart = true;
         else
             die("-m GGUF -a ADAPTER -t TEXT -n STREAMS -d RATIO -r ROWS -c CHUNKS -k COMMIT -o "
-                "ingest|decode|full -x DEPTH -M DEVICE_BYTES -w bf16|file -g");
+                "ingest|decode|full -x DEPTH -M DEVICE_BYTES -w bf16|file|made -g");
     }
     char error[512];
     if (engine_open(&b.engine, &options, error, sizeof error))
@@ -569,6 +569,7 @@ int main(int argc, char **argv)
     noted.attend = b.engine->gpu->cuda->attend;
     b.engine->gpu->cuda->attend = note_attend;
     b.engine->gpu->cuda->apart = b.apart;
+    b.engine->gpu->makes = strcmp(weights, "made") == 0;
     figure(&b, b.info.device_scratch_bytes ? "weights-kept" : "weights-bf16", 0,
            (double)b.info.device_weights_bytes, "bytes");
     read_text(&b, text);

@@ -432,11 +432,11 @@ static void tokens_together(struct engine *e)
 }
 
 /* Of all four kinds of rows. Single tokens take a product of their own, that sums in another order,
- * unless weights are made apart from it. */
+ * unless weights are made for them too. */
 static void kept_weights_give_the_same(void **state)
 {
     (void)state;
-    enum { BF16, APART, FILE_ROWS, WAYS };
+    enum { BF16, MADE, FILE_ROWS, WAYS };
     static const struct {
         enum tensor_type weights, embeddings;
         bool untied;
@@ -460,7 +460,7 @@ static void kept_weights_give_the_same(void **state)
             if (!e)
                 fail_msg("%d: %s", code, error);
             assert_int_equal(e->info.device_scratch_bytes > 0, way != BF16);
-            e->gpu->cuda->apart = way == APART;
+            e->gpu->makes = way == MADE;
             weights[way] = e->info.device_weights_bytes;
             vocab = e->shape.vocab;
             logits[way] = malloc(vocab * sizeof(float));
@@ -475,11 +475,11 @@ static void kept_weights_give_the_same(void **state)
             top = fmax(top, fabs((double)logits[BF16][v]));
         }
         printf("%zu bytes of weights as bf16, %zu kept; logits %.5f of their size apart\n",
-               weights[BF16], weights[APART], far / top);
-        assert_memory_equal(logits[BF16], logits[APART], vocab * sizeof(float));
+               weights[BF16], weights[MADE], far / top);
+        assert_memory_equal(logits[BF16], logits[MADE], vocab * sizeof(float));
         assert_true(far > 0 && far < 0.01 * top);
-        assert_true(hash[BF16] == hash[APART] && hash[BF16] == hash[FILE_ROWS]);
-        assert_true(weights[APART] < weights[BF16]);
+        assert_true(hash[BF16] == hash[MADE] && hash[BF16] == hash[FILE_ROWS]);
+        assert_true(weights[MADE] < weights[BF16]);
         for (int way = 0; way < WAYS; way++)
             free(logits[way]);
     }
