@@ -198,6 +198,29 @@ def print_grid(found):
     print_table(["", *KINDS], rows)
 
 
+README_ROWS = (("full attention, newest 8,192 tokens", "full"), ("**silt, 1x**", "ccm 1x"),
+               ("sliding window of as many rows", "window 1x"),
+               ("silt with another stream's memory", "ccm-swap 1x"),
+               ("silt with other documents' memory", "ccm-foreign 1x"), ("silt, 2x", "ccm 2x"),
+               ("silt, 4x", "ccm 4x"), ("silt, 8x", "ccm 8x"),
+               ("window, the LoRA of 2x to 8x on it", "window+lora 8x"))
+
+
+def print_readme(found):
+    """The table of README.md, section What it remembers; rows are dialogue's."""
+    rows = []
+    for title, name in README_ROWS:
+        entry = found.get(name)
+        if not entry or any(kind not in entry for kind in KINDS):
+            continue
+        mark = "**" if "**" in title else ""
+        held = found.get(f"ccm {name.split()[1]}", entry) if name != "full" else {}
+        rows.append([title, f"{held['dialogue']['rows']:.0f}" if held else "8,192",
+                     *(f"{mark}{entry[kind]['nll']:.3f}{mark}" for kind in KINDS)])
+    print("as the README has it:\n")
+    print_table(["", "KV rows", "dialogue", "meeting", "log", "mixed logs", "book"], rows)
+
+
 def rings_of(found):
     """{kind: {"4 ccm": {nll}}}, the adapter's own length as `own`."""
     out = {}
@@ -228,6 +251,7 @@ def write_figures(arguments):
     write_csv(results / "engine.csv", made,
               ["text", "dmc", "streams", "tokens", *names, "rows", "ratio"], rows)
     print_grid(found)
+    print_readme(found)
     rings = rings_of(found)
     lengths = sorted({int(name.split()[0]) for entry in rings.values() for name in entry})
     rows = [[f"ring {length}{words}", *(rings[kind].get(f"{length} {policy}", {}).get("nll", "")
