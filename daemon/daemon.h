@@ -32,7 +32,7 @@ enum {
     ITEMS_MAX = 4096, /* of one Feed */
     UNPACK_BYTES_MAX = 4 << 20,
     REPLY_BYTES_MAX = 8 << 10,
-    LIST_PAGE_MAX = 7, /* so many always fit a reply */
+    LIST_PAGE_MAX = 7, /* so many fit a reply but for rare troubles */
     PATH_BYTES_MAX = 1024,
     ERROR_BYTES_MAX = 400,
 

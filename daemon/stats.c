@@ -283,7 +283,21 @@ void stats_list(struct core *core, const struct wire_client *client, uint64_t id
     reply.id = id;
     reply.body_case = SILT__V1__REPLY__BODY_LIST;
     reply.list = &list;
+    /* Streams with long names and every trouble at once: the rest come with the next page. */
+    while (list.n_streams > 1 && silt__v1__reply__get_packed_size(&reply) > REPLY_BYTES_MAX) {
+        list.n_streams--;
+        list.more = true;
+    }
     reply_send(core, client, &reply);
+}
+
+/* Clients refuse a whole reply for bytes in it that are no text. */
+static char *adapter_path(const struct config *config)
+{
+    const char *path = config->adapter;
+    bool valid = wire_utf8_valid((const uint8_t *)path, strlen(path));
+
+    return (char *)(uintptr_t)(valid ? path : "(a path that is not UTF-8)");
 }
 
 static uint32_t forks_in_use(const struct core *core)
@@ -339,7 +353,7 @@ static void fill_process(struct core *core, Silt__V1__ProcessStat *out, Silt__V1
     out->forks = forks_in_use(core);
     out->forks_max = core->plan.forks_max;
     out->model = core->info.model_name;
-    out->adapter = core->info.adapter_fingerprint ? core->config.adapter : "";
+    out->adapter = core->info.adapter_fingerprint ? adapter_path(&core->config) : "";
     out->kernels = (char *)(uintptr_t)core->info.kernels_name;
     out->threads = core->info.threads;
     out->device = core->config.device == DEVICE_CUDA ? "cuda" : "cpu";

@@ -263,6 +263,17 @@ def test_a_journal_that_a_smaller_lag_cannot_replay():
         siltd.stop()
 
 
+def test_a_path_that_is_no_text():
+    """Of an adapter: what siltd says of itself can be read all the same."""
+    model, adapter = lib.tiny()
+    odd = os.fsencode(lib.folder()) + b"/\xff\xfe.gguf"
+    with open(odd, "wb") as file:
+        file.write(adapter.read_bytes())
+    with lib.Daemon(model, os.fsdecode(odd)) as siltd:
+        assert "UTF-8" in raw.Raw(siltd.endpoint).call(stat=pb.Stat()).process.adapter
+        siltd.stop()
+
+
 def test_start_refuses_what_does_not_fit():
     other = lib.folder() / "other"
     other.mkdir()
