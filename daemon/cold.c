@@ -487,7 +487,7 @@ void cold_tick(struct core *core)
     if (quiet)
         keeper_room_open(&core->keeper, used < most ? most - used : 0);
     others += checkpoint; /* one on its way counts before it is there */
-    full = others + reserve > most || core->cold_ungranted >= UNGRANTED_MAX;
+    full = others + reserve >= most || core->cold_ungranted >= UNGRANTED_MAX;
     if (core->spill)
         spill_limit(core->spill, full ? 1 : most - others - reserve);
     if (full && (core->config.when_full_trim || !core->log_folded))
