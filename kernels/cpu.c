@@ -105,6 +105,8 @@ static void table_reference(struct kernels *k)
     k->attend = attend_ref;
     k->fold = fold_ref;
     k->pack_f16 = pack_f16_ref;
+    k->pack_int8 = pack_int8_ref;
+    k->unpack_int8 = unpack_int8_ref;
     k->nll = nll_ref;
 }
 
@@ -125,6 +127,8 @@ static void table_avx2(struct kernels *k)
     k->attend = attend_avx2;
     k->fold = fold_avx2;
     k->pack_f16 = pack_f16_avx2;
+    k->pack_int8 = pack_int8_avx2;
+    k->unpack_int8 = unpack_int8_avx2;
     k->nll = nll_avx2;
 }
 
@@ -141,6 +145,8 @@ static void table_avx512(struct kernels *k)
     k->attend = attend_avx512;
     k->fold = fold_avx512;
     k->pack_f16 = pack_f16_avx512;
+    k->pack_int8 = pack_int8_avx512;
+    k->unpack_int8 = unpack_int8_avx512;
     k->nll = nll_avx512;
 }
 

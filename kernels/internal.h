@@ -48,6 +48,8 @@ merge_fn merge_ref;
 attend_fn attend_ref;
 fold_fn fold_ref;
 pack_f16_fn pack_f16_ref;
+pack_int8_fn pack_int8_ref;
+unpack_int8_fn unpack_int8_ref;
 nll_fn nll_ref;
 
 /* ---- small inline helpers ---- */

@@ -128,6 +128,10 @@ typedef void attend_fn(struct kernels *k, const struct attend_job *jobs, uint32_
 typedef void fold_fn(struct kernels *k, float *summary, const f16 *segment, size_t count,
                      float alpha);
 typedef void pack_f16_fn(struct kernels *k, f16 *out, const float *in, size_t count);
+typedef void pack_int8_fn(struct kernels *k, int8_t *out, float *scale, const f16 *in,
+                          uint32_t rows, uint32_t cols);
+typedef void unpack_int8_fn(struct kernels *k, f16 *out, const int8_t *in, const float *scale,
+                            uint32_t rows, uint32_t cols);
 typedef void nll_fn(struct kernels *k, float *out, const float *logits, const int32_t *targets,
                     uint32_t rows, uint32_t vocab);
 
@@ -165,6 +169,11 @@ struct kernels {
     /* summary = (1 - alpha) * summary + alpha * segment */
     fold_fn *fold;
     pack_f16_fn *pack_f16;
+    /* Finite rows as int8, and back: scale[i] = max |in[i]| / 127, out = in / scale, to the
+     * nearest. in, out [rows][cols]. unpack_int8 may write its f16 from the address on that its
+     * int8 begin at. */
+    pack_int8_fn *pack_int8;
+    unpack_int8_fn *unpack_int8;
     /* out[i] = logsumexp(logits[i]) - logits[i][targets[i]], logits [rows][vocab], targets in the
      * vocabulary */
     nll_fn *nll;

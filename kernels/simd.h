@@ -150,6 +150,12 @@ INLINE int32_t v_store_bytes(int8_t *to, const vec a[KERNELS_BLOCK / LANES])
     return _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
 }
 
+INLINE vec v_load_bytes(const int8_t *from)
+{
+    __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)from);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+
 /* Rows become columns. */
 INLINE void v_transpose(vec a[LANES])
 {
@@ -321,6 +327,11 @@ INLINE int32_t v_store_bytes(int8_t *to, const vec a[KERNELS_BLOCK / LANES])
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+INLINE vec v_load_bytes(const int8_t *from)
+{
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)from);
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
 }
 INLINE void v_transpose(vec a[LANES])
 {

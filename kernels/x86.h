@@ -15,6 +15,8 @@ merge_fn merge_avx2;
 attend_fn attend_avx2;
 fold_fn fold_avx2;
 pack_f16_fn pack_f16_avx2;
+pack_int8_fn pack_int8_avx2;
+unpack_int8_fn unpack_int8_avx2;
 nll_fn nll_avx2;
 
 /* the same with 256-bit vpdpbusd */
@@ -31,6 +33,8 @@ merge_fn merge_avx512;
 attend_fn attend_avx512;
 fold_fn fold_avx512;
 pack_f16_fn pack_f16_avx512;
+pack_int8_fn pack_int8_avx512;
+unpack_int8_fn unpack_int8_avx512;
 nll_fn nll_avx512;
 
 #endif

@@ -1,7 +1,6 @@
 /* Records of cold segments: written once, believed only when everything matches. */
 #include "stream/segment.h"
 
-#include <math.h>
 #include <string.h>
 #include <xxhash.h>
 
@@ -46,35 +45,25 @@ size_t segment_buffer_bytes(const struct segment_shape *shape)
 }
 
 /* int8 payload: [values] int8, then [values / head_dim] float scales. */
+static float *scales_of(const struct segment_shape *shape, uint8_t *payload)
+{
+    return (float *)(void *)(payload + shape->values);
+}
+
 static void put_int8(const struct segment_shape *shape, uint8_t *payload, const f16 *rows)
 {
     struct kernels *k = shape->kernels;
-    uint32_t dim = shape->head_dim;
-    for (size_t i = 0; i < scales_count(shape); i++) {
-        int8_t *out = (int8_t *)payload + i * dim;
-        float value[KERNELS_HEAD_DIM_MAX] = {0}, most = 0;
-        k->fold(k, value, rows + i * dim, dim, 1); /* the row itself */
-        for (uint32_t d = 0; d < dim; d++)
-            most = fabsf(value[d]) > most ? fabsf(value[d]) : most;
-        float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
-        for (uint32_t d = 0; d < dim; d++)
-            out[d] = (int8_t)lrintf(value[d] * inverse);
-        memcpy(payload + shape->values + i * sizeof scale, &scale, sizeof scale);
-    }
+    k->pack_int8(k, (int8_t *)payload, scales_of(shape, payload), rows,
+                 (uint32_t)scales_count(shape), shape->head_dim);
 }
 
-/* From the last value to the first: a f16 never lands on an int8 that is still to be read. */
 static void take_int8(const struct segment_shape *shape, uint8_t *payload)
 {
-    uint32_t dim = shape->head_dim;
-    uint8_t *aside = payload + blocks(shape->values * sizeof(f16));
-    memcpy(aside, payload + shape->values, scales_count(shape) * sizeof(float));
-    for (size_t i = shape->values; i-- > 0;) {
-        float scale;
-        memcpy(&scale, aside + i / dim * sizeof scale, sizeof scale);
-        f16 value = f16_from_f32((float)((int8_t *)payload)[i] * scale);
-        memcpy(payload + i * sizeof value, &value, sizeof value);
-    }
+    struct kernels *k = shape->kernels;
+    float *aside = (float *)(void *)(payload + blocks(shape->values * sizeof(f16)));
+    memcpy(aside, scales_of(shape, payload), scales_count(shape) * sizeof *aside);
+    k->unpack_int8(k, (f16 *)(void *)payload, (const int8_t *)payload, aside,
+                   (uint32_t)scales_count(shape), shape->head_dim);
 }
 
 void segment_put_rows(const struct segment_shape *shape, uint8_t *record, const f16 *rows)

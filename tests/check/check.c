@@ -17,7 +17,8 @@ static const struct {
     {"swiglu", check_swiglu, bench_swiglu}, {"rope", check_rope, bench_rope},
     {"rotate", check_rotate, NULL},         {"merge", check_merge, bench_merge},
     {"attend", check_attend, bench_attend}, {"fold", check_fold, bench_fold},
-    {"pack_f16", check_pack_f16, NULL},     {"nll", check_nll, bench_nll},
+    {"pack_f16", check_pack_f16, NULL},     {"int8", check_int8, bench_int8},
+    {"nll", check_nll, bench_nll},
 };
 enum { OPS = sizeof ops / sizeof ops[0] };
 

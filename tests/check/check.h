@@ -30,9 +30,9 @@ struct check {
 
 typedef void check_fn(struct check *c);
 check_fn check_tensor, check_pool, check_matmul, check_norm, check_swiglu, check_rope, check_rotate,
-    check_merge, check_attend, check_fold, check_pack_f16, check_nll;
+    check_merge, check_attend, check_fold, check_pack_f16, check_int8, check_nll;
 check_fn bench_matmul, bench_norm, bench_swiglu, bench_rope, bench_merge, bench_attend, bench_fold,
-    bench_nll, bench_pool, bench_tensor;
+    bench_int8, bench_nll, bench_pool, bench_tensor;
 void bench_limits(void);
 
 /* device.c, device_rows.c: the same of a device's ops (kernels/cuda.h), against what they must
