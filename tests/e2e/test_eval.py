@@ -3,8 +3,12 @@
 import json
 import pathlib
 import subprocess
+import sys
 
 import lib
+
+sys.path.insert(0, str(lib.ROOT / "tests/eval"))
+import questions  # noqa: E402
 
 EVAL = lib.BUILD / "silt-eval"
 MAKE_TINY = lib.BUILD / "tests/make-tiny"
@@ -229,6 +233,34 @@ def test_the_grid_goes_on_where_it_was():
     # What a run said of one stream is what it says of them all.
     own = json.loads((runs / "ccm 1x.json").read_text().splitlines()[-2])
     near(sum(float(row["ccm"]) for row in rows) / len(rows), own["nll"], 1e-3)
+
+
+def test_found_text_is_put_as_siltd_puts_it():
+    found = {"excerpt": "The keeper saw it.", "about": True, "all": [20, 3, 1], "cold": [3, 5]}
+    source = (lib.ROOT / "daemon/ask_recall.c").read_text()
+    twice = questions.prompt("Who?", found)
+    before, middle, after = twice.split(found["excerpt"])
+    for text in (before, middle.split("Who?")[0].lstrip("\n"), after.lstrip("\n")):
+        assert json.dumps(text) in source, text
+    assert questions.prompt("Who?", dict(found, about=False)) + "\n\n" == \
+        before + found["excerpt"] + middle
+    assert questions.prompt("Who?", dict(found, excerpt="")) == "Who?"
+    item = {"id": "q", "question": "Who?", "answer": "He.",
+            "tokens": [1] * questions.CHUNK * (questions.RING + 10)}
+    assert questions.asked(item, found, "auto")["recall"] == [1, 3]
+    assert questions.asked(item, found, "segments")["recall"] == [3, 5]
+    assert "recall" not in questions.asked(item, found, "ring")
+
+
+def test_questions_are_drawn_from_every_group():
+    ids = [f"{source}, {1000 + 97 * i % 5000} tokens ago" for i in range(60)
+           for source in ("qmsum", "qa")]
+    few, more = questions.pick(ids, 5), questions.pick(ids, 10)
+    assert set(few) < set(more) and len(few) == 5 * 8 and len(more) == 10 * 8
+    assert questions.pick(ids, 0) == list(range(len(ids)))
+    sizes = [len(places) for kind, name, places in questions.groups([ids[i] for i in few])
+             if name != "all"]
+    assert sizes == [5] * 8
 
 
 def test_what_it_cannot_do_it_says():

@@ -22,6 +22,7 @@ import csv
 import json
 import os
 import pathlib
+import random
 import subprocess
 import sys
 import tempfile
@@ -36,14 +37,19 @@ SHOWN = ("full", "none", "ring", "segments", "auto")
 WHICH = ("passage", "none")
 DISTANCES = (1000, 2200, 3500, 5000, 6001)
 LONG = "qmsum"      # in the source of questions about meetings
+KINDS = (("passages", False), ("meetings", True))   # by whether that is in it
 ADAPTER = ROOT / "stream/adapters/smollm2-135m-instruct.gguf"
 
 
+def cold_chunks(item):
+    """How many chunks of the stream the ring has dropped."""
+    return len(item["tokens"]) // CHUNK - RING
+
+
 def find(arguments, item):
-    """Chunks that silt's search finds among the cold ones, and among all but the newest, with the
-    passage that would stand before the question."""
-    chunks = len(item["tokens"]) // CHUNK
-    cold = chunks - RING
+    """Chunks that silt's search finds among the cold ones, and among all but the newest, best
+    first, with the passage that would stand before the question."""
+    chunks, cold = len(item["tokens"]) // CHUNK, cold_chunks(item)
     question = " ".join(item["question"].split())
     with tempfile.TemporaryDirectory(prefix="silt-questions-") as folder:
         text = pathlib.Path(folder) / "text"
@@ -53,9 +59,8 @@ def find(arguments, item):
              pathlib.Path(folder) / "journal"], capture_output=True, check=True,
             input=f"{cold}\t{question}\n{chunks - 1}\t{question}\n".encode())
     parts = [line.split("\t") for line in done.stdout.decode(errors="replace").split("\n")[:2]]
-    near, far = ([int(chunk) for chunk in part[2].split()][:RECALL_MAX] for part in parts)
-    return {"cold": sorted(near), "all": sorted(chunk for chunk in far if chunk < cold),
-            "excerpt": parts[1][3], "about": parts[1][4] == "1"}
+    old, found = ([int(chunk) for chunk in part[2].split()][:RECALL_MAX] for part in parts)
+    return {"cold": old, "all": found, "excerpt": parts[1][3], "about": parts[1][4] == "1"}
 
 
 def find_all(arguments, name):
@@ -87,10 +92,23 @@ def asked(item, found, memory):
     line = {"id": item["id"], "tokens": item["tokens"], "question": item["question"],
             "answer": item["answer"]}
     if memory == "segments":
-        line["recall"] = found["cold"]
+        line["recall"] = sorted(found["cold"])
     if memory == "auto":
-        line.update(recall=found["all"], question=prompt(item["question"], found))
+        line.update(recall=sorted(chunk for chunk in found["all"] if chunk < cold_chunks(item)),
+                    question=prompt(item["question"], found))
     return line
+
+
+def print_hits(items, others, found):
+    """How often the passage is found: it is where the streams with it and without differ."""
+    among = first = 0
+    for item, other, hits in zip(items, others, found):
+        differ = [i for i, (a, b) in enumerate(zip(item["tokens"], other["tokens"])) if a != b]
+        places = [differ[0] // CHUNK <= chunk <= differ[-1] // CHUNK for chunk in hits["all"]]
+        among += any(places)
+        first += places[:1] == [True]
+    print(f"{len(items)} passages: a chunk of it among the {RECALL_MAX} found {among} times, "
+          f"the first of them {first} times\n", flush=True)
 
 
 def run(arguments, memory, name, items, found):
@@ -131,18 +149,36 @@ def read(arguments):
 
 def groups(ids):
     """(name, distance, places) of the questions by kind and by how far back the passage lies."""
-    for kind, words in (("passages", False), ("meetings", True)):
+    for kind, words in KINDS:
         for low, high in zip(DISTANCES, DISTANCES[1:]):
             places = [i for i, name in enumerate(ids) if (LONG in name) == words
                       and low <= distance_of(name) < high]
             if places:
                 yield kind, f"{low:,}-{high // 100 * 100:,}", places
-    yield "all", "", list(range(len(ids)))
+        yield kind, "all", [i for i, name in enumerate(ids) if (LONG in name) == words]
+    yield "all", "all", list(range(len(ids)))
 
 
 def distance_of(name):
     """Of "qmsum, 2187 tokens ago"."""
     return int(name.replace(",", "").split()[1])
+
+
+def pick(ids, each):
+    """Places of `each` questions of every group, drawn five at a time, so that more hold the fewer;
+    0: all of them."""
+    cells, picked = {}, []
+    for i, name in enumerate(ids):
+        distance = sum(distance_of(name) >= low for low in DISTANCES)
+        cells.setdefault((LONG in name, distance), []).append(i)
+    while len(picked) < each * len(cells):
+        chance = random.Random(4)
+        rest = [[i for i in cell if i not in picked] for cell in cells.values()]
+        some = [i for cell in rest for i in chance.sample(cell, min(5, len(cell)))]
+        if not some:
+            break
+        picked += some
+    return sorted(picked) if each else list(range(len(ids)))
 
 
 def figures(pairs, places):
@@ -161,25 +197,21 @@ def write(arguments):
     found = read(arguments)
     if not found:
         return
-    ids = [pair[0]["document"] for pair in next(iter(found.values()))]
-    rows, lines = [], []
-    for kind, distance, places in groups(ids):
-        full = figures(found["full"], places) if "full" in found else None
-        for memory in SHOWN:
-            if memory not in found:
-                continue
-            values = figures(found[memory], places)
-            says = memory != "full"
-            rows.append([kind, distance, len(places), memory]
-                        + [f"{value:.4f}" for value in values[:4]]
-                        + [f"{value:.1f}" if says else "" for value in values[4:]])
-            lines.append([kind, distance, len(places), memory,
-                          f"{values[0]:.3f} / {values[1]:.3f}",
+    told, rows, lines = {}, [], []
+    for memory, pairs in found.items():
+        for kind, distance, places in groups([pair[0]["document"] for pair in pairs]):
+            told.setdefault((kind, distance), {})[memory] = (len(places), figures(pairs, places))
+    for (kind, distance), entry in told.items():
+        full = entry.get("full", (0, None))[1]
+        for memory, (count, values) in entry.items():
+            says = [f"{value:.1f}" if memory != "full" else "" for value in values[4:]]
+            rows.append([kind, distance, count, memory, *(f"{value:.4f}" for value in values[:4]),
+                         *says])
+            lines.append([kind, distance, count, memory, f"{values[0]:.3f} / {values[1]:.3f}",
                           f"{values[2]:.3f} ± {values[3]:.3f}",
                           grid.share(values[2], full[2]) if full else "",
                           grid.share(full[0] - values[1], full[0] - full[1]) if full else "",
-                          f"{values[4]:.1f} / {values[5]:.1f}" if says else "",
-                          f"{values[6]:.1f} / {values[7]:.1f}" if says else ""])
+                          " / ".join(says[:2]), " / ".join(says[2:])])
     grid.print_table(["questions", "tokens back", "of them", "memory", "loss without / with",
                       "gain", "of full's", "way to full", "exact % without / with",
                       "F1 % without / with"], lines)
@@ -204,7 +236,8 @@ def main(words=None):
     parser.add_argument("--adapter", type=pathlib.Path, default=ADAPTER)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dmc", default="1")
-    parser.add_argument("--items", type=int, default=9999, help="questions, spread over the files")
+    parser.add_argument("--each", type=int, default=0,
+                        help="so many questions of each kind and distance; 0: all")
     parser.add_argument("--memories", default=",".join(MEMORIES))
     words = sys.argv[1:] if words is None else words
     cut = words.index("--") if "--" in words else len(words)
@@ -213,11 +246,12 @@ def main(words=None):
     arguments.runs.mkdir(parents=True, exist_ok=True)
     arguments.results.mkdir(parents=True, exist_ok=True)
     found = {name: find_all(arguments, name) for name in WHICH}
+    print_hits(found["passage"][0], found["none"][0], found["passage"][1])
+    picked = pick([item["id"] for item in found["none"][0]], arguments.each)
     for memory in arguments.memories.split(","):
         for name in WHICH:
             items, places = found[name]
-            step = max(1, len(items) // arguments.items)
-            run(arguments, memory, name, items[::step], places[::step])
+            run(arguments, memory, name, [items[i] for i in picked], [places[i] for i in picked])
     write(arguments)
     return 0
 
