@@ -1,11 +1,16 @@
-/* Connections to siltd: opened when first needed, kept for the next, one user each. */
+/* Connections to siltd: opened when first needed, some kept for the next, one user each. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "clients/gateway/gateway.h"
 
-enum { CONNECT_MS = 2000, TIMEOUT_MS = 10000, EVENTS_MAX = 4 };
+enum {
+    CONNECT_MS = 2000,
+    TIMEOUT_MS = 10000,
+    EVENTS_MAX = 4,
+    IDLE_MAX = 4, /* kept: each takes one of siltd's --clients-max places from others */
+};
 
 int pool_open(struct pool *pool, uint32_t count)
 {
@@ -75,14 +80,32 @@ struct pooled *pool_take(struct gateway *gateway, struct client_error *error)
     return pooled;
 }
 
+/* Under the lock. */
+static uint32_t count_idle(const struct pool *pool)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < pool->count; i++)
+        count += !pool->clients[i].used && pool->clients[i].client;
+    return count;
+}
+
 void pool_give(struct gateway *gateway, struct pooled **pooled, int result)
 {
+    struct pool *pool = &gateway->pool;
+    struct client *spare = NULL;
+
     if (!*pooled)
         return;
     if (result == -ECONNREFUSED || result == -ECONNRESET || result == -ETIMEDOUT)
         client_close(&(*pooled)->client);
-    pthread_mutex_lock(&gateway->pool.lock);
+    pthread_mutex_lock(&pool->lock);
+    if (count_idle(pool) >= IDLE_MAX) {
+        spare = (*pooled)->client;
+        (*pooled)->client = NULL;
+    }
     (*pooled)->used = false;
-    pthread_mutex_unlock(&gateway->pool.lock);
+    pthread_mutex_unlock(&pool->lock);
+    client_close(&spare);
     *pooled = NULL;
 }

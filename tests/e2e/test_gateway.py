@@ -391,6 +391,20 @@ def test_one_at_a_time_and_many():
         assert sum(r[0] == 200 and r[1]["silt"]["stream"] == "one" for r in results) == 1, results
 
 
+def test_a_burst_leaves_places_to_others():
+    """Of many requests at once the connections go again: siltd has --clients-max places."""
+    with Gateway(siltd_args=("--clients-max", "6", "--streams-max", "8")) as gateway:
+        threads = [threading.Thread(target=gateway.chat, args=([("user", "Hi")], f"s{i % 8}"))
+                   for i in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        lib.wait_until("another client has a place", lambda: lib.silt(
+            gateway.endpoint, "ls", code=None).code == 0, 10)
+        assert gateway.call("GET", "/api/status")[0] == 200
+
+
 def openai_client():
     """The official client: this Python's, else PyPI's where that is asked for."""
     try:
