@@ -28,6 +28,7 @@ static void in_is_out(void **state)
 {
     struct queue queue;
     uint8_t text[BYTES];
+    size_t size[BYTES]; /* of what is in it, by number */
     uint64_t put = 1, got = 1, sizes = 7, choice = 3;
 
     (void)state;
@@ -42,6 +43,7 @@ static void in_is_out(void **state)
             struct queue_part parts[2] = {{text, count / 3}, {text + count / 3, count - count / 3}};
 
             memset(text, (int)(put & 0xff), count);
+            size[put % BYTES] = count;
             if (queue_push(&queue, parts, 2) == 0)
                 put++;
             else
@@ -52,6 +54,7 @@ static void in_is_out(void **state)
         if (!front)
             continue;
         assert_int_equal((uintptr_t)front % 16, 0);
+        assert_int_equal(bytes_count, size[got % BYTES]);
         for (size_t i = 0; i < bytes_count; i++)
             assert_int_equal(front[i], (uint8_t)got);
         got++;
