@@ -39,24 +39,24 @@ int forget_form(struct ingest *ingest, struct token_text *text, const struct jou
 
         n = n < SLICE_BYTES ? n : SLICE_BYTES;
         if (token_count_max(text, n) > room - count)
-            return -ENOSPC;
+            return -EMSGSIZE;
         count += (uint32_t)token_feed(ingest->tokenizer, text, i->bytes + done, n, out + count);
         done += n;
     }
     if (i->kind == ITEM_TEXT)
         return (int)count;
     if (token_count_max(text, 0) > room)
-        return -ENOSPC;
+        return -EMSGSIZE;
     count = (uint32_t)token_flush(ingest->tokenizer, text, out);
     if (i->kind == ITEM_TURN) {
         int n = token_turn(ingest->tokenizer, wire_role_name(i->detail), i->bytes, i->bytes_count,
                            out + count, room - count);
 
-        return n < 0 ? n : (int)count + n;
+        return n < 0 ? -EMSGSIZE : (int)count + n;
     }
     if (i->kind == ITEM_TOKENS) {
         if (i->bytes_count / sizeof *out > room - count)
-            return -ENOSPC;
+            return -EMSGSIZE;
         if (i->bytes_count)
             memcpy(out + count, i->bytes, i->bytes_count);
         count += i->bytes_count / (uint32_t)sizeof *out;

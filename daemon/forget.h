@@ -9,7 +9,8 @@
  * segments and index are gone when it returns, before the commit: a crash between loses time alone,
  * for all of them can be computed again from the journal, old or new. stream->tokens and the like
  * become what they are without the range. The log that still holds the text is cut by the caller,
- * after the commit. -EINVAL: the range is not in the stream.
+ * after the commit. -EINVAL: the range is not in the stream. -EMSGSIZE: as forget_form; then, as
+ * with other errors, the transaction is to be rolled back.
  */
 int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t from, uint64_t to);
 /* Text before this token was trimmed away. */
@@ -21,7 +22,8 @@ int forget_oldest(struct ingest *ingest, struct journal_stream *stream, uint64_t
                   uint64_t *first);
 /* All that a removed stream has outside the journal. */
 int forget_derived(struct ingest *ingest, uint64_t stream_id);
-/* Tokens an item forms behind `text`, into scratch. How many, or negative errno. */
+/* Tokens an item forms behind `text`, into scratch. How many, or -EMSGSIZE: more than scratch has
+ * room for, being of a siltd with a larger --lag-tokens-max. */
 int forget_form(struct ingest *ingest, struct token_text *text, const struct journal_item *item);
 
 #endif

@@ -29,6 +29,13 @@ void ingest_refuse(struct ingest_result *result, Silt__V1__Error__Code code, con
     snprintf(result->message, sizeof result->message, "%s", message);
 }
 
+void ingest_refuse_long(struct ingest_result *result)
+{
+    ingest_refuse(result, SILT__V1__ERROR__CODE__TOO_LARGE,
+                  "the text there came with a larger --lag-tokens-max: start siltd with as much as "
+                  "before, then send this again");
+}
+
 void ingest_failed(struct ingest *ingest, int error)
 {
     if (!ingest->broken)

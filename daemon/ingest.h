@@ -117,6 +117,7 @@ bool ingest_begin(struct ingest *ingest);
 /* The transaction is lost; everything in this batch is told so when it ends. */
 void ingest_failed(struct ingest *ingest, int error);
 void ingest_refuse(struct ingest_result *result, Silt__V1__Error__Code code, const char *message);
+void ingest_refuse_long(struct ingest_result *result); /* -EMSGSIZE of forget_form */
 
 /* ingest_stream.c */
 void ingest_create(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,

@@ -163,6 +163,11 @@ void ingest_forget(struct ingest *ingest, const struct ingest_request *request,
         result->error = 1 + SILT__V1__ERROR__CODE__INVALID;
         return;
     }
+    if (error == -EMSGSIZE) {
+        ingest_refuse_long(result);
+        ingest->broken = true; /* items may be changed already: back to what they were */
+        return;
+    }
     if (!error)
         error = journal_stream_update(ingest->journal, &stream);
     if (error)

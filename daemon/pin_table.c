@@ -177,6 +177,10 @@ static void pin(struct ingest *ingest, struct slot *slot, const struct ingest_re
     if (!error)
         error =
             read_tokens(ingest, in, new.from, (uint32_t)(new.to - new.from), tokens + new.before);
+    if (error == -EMSGSIZE) {
+        ingest_refuse_long(result);
+        return;
+    }
     if (!error)
         error = journal_pin_add(ingest->journal, in->stream_id, &new, tokens);
     if (error)

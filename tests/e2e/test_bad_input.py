@@ -256,10 +256,33 @@ def test_a_journal_that_a_smaller_lag_cannot_replay():
         wire = raw.Raw(siltd.endpoint)
         wire.open("other")
         assert wire.feed("other", "p", 1, b"some words").sequence == 1
+        raw.refused(pb.Error.TOO_LARGE, "--lag-tokens-max", wire.call,
+                    forget=pb.Forget(**{"stream": "s", "from": 100, "to": 200}))
         siltd.stop()
         siltd.command = command
         siltd.start()
         assert raw.Raw(siltd.endpoint).settled("s").memory_hash == before.memory_hash
+        siltd.stop()
+
+
+def test_old_text_that_a_smaller_lag_cannot_form():
+    """The stream goes on from its checkpoint; what needs the old text names the way out."""
+    with daemon("--lag-tokens-max", 65536, "--pin-tokens-max", 64) as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("s")
+        for sequence, count in ((1, 30_000), (2, 2000)):  # the checkpoint lies in the second
+            wire.feed("s", "p", sequence, pb.Item(tokens=pb.Tokens(ids=[40] * count)))
+        wire.settled("s")
+        siltd.stop()
+        siltd.command = [*siltd.command, "--lag-tokens-max", "4096"]
+        siltd.start()
+        wire = raw.Raw(siltd.endpoint)
+        raw.patient(wire.call, attach=pb.Attach(stream="s", producer="p"))
+        some = {"stream": "s", "from": 100, "to": 150}
+        for call in ({"pins": pb.Pins(verb=pb.Pins.PIN, **some)}, {"forget": pb.Forget(**some)}):
+            raw.refused(pb.Error.TOO_LARGE, "--lag-tokens-max", wire.call, **call)
+        raw.patient(wire.call, attach=pb.Attach(stream="s", producer="p"))
+        assert raw.patient(wire.feed, "s", "p", 3, b"some words").sequence == 3
         siltd.stop()
 
 
