@@ -1,0 +1,2 @@
+/* See int8_simd.h; this file is compiled for avx512. */
+#include "kernels/int8_simd.h"
