@@ -17,7 +17,12 @@
 #include "stream/token.h"
 #include "tests/eval/eval.h"
 
-enum { TURN_TOKENS_MAX = 1024, ANSWER_TOKENS_MAX = 256, WORDS_MAX = 256, SAID_TOKENS = 48 };
+enum {
+    ANSWER_TOKENS_MAX = 256,
+    TURN_TOKENS_MAX = FORK_TOKENS_MAX - ANSWER_TOKENS_MAX, /* with found text around the question */
+    WORDS_MAX = 256,
+    SAID_TOKENS = 48
+};
 
 struct question {
     int32_t tail[TURN_TOKENS_MAX]; /* the question as a turn, and the opening of the answer's */
