@@ -21,6 +21,8 @@ enum {
     SEND_QUEUE_MAX = 256,
     BLOCKED_MS = 5, /* until the next try to send */
     TURN_MS = 200,  /* how often a wait looks at its interrupt flag */
+    LATER_MS = 20,
+    LATER_MAX = 150, /* sends of one request */
 };
 
 int64_t client_now_us(void)
@@ -279,6 +281,18 @@ int client_send(struct client *client, const wire_request *request)
     return r;
 }
 
+/* A change that was asked for again may be in siltd's hands still, from the first time: only its
+ * end says what became of it. */
+static bool still_done(struct pending *pending, const wire_reply *reply)
+{
+    if (!pending->change || pending->sends < 2 || pending->sends > LATER_MAX ||
+        reply->body_case != SILT__V1__REPLY__BODY_ERROR ||
+        reply->error->code != SILT__V1__ERROR__CODE__BUSY)
+        return false;
+    pending->later_us = client_now_us() + (int64_t)reply->error->retry_us;
+    return true;
+}
+
 static void link_reply(struct client *client, const wire_reply *reply)
 {
     struct pending *pending = client->pending;
@@ -288,6 +302,8 @@ static void link_reply(struct client *client, const wire_reply *reply)
         producers_reply(client, reply);
         return;
     }
+    if (still_done(pending, reply))
+        return;
     if (reply->body_case == SILT__V1__REPLY__BODY_ERROR)
         r = client_fail_wire(pending->error, reply->error);
     else
@@ -395,6 +411,8 @@ static int request_send(struct client *client, const wire_request *request, stru
     if (!r) {
         pending->epoch = client->epoch;
         pending->sent_us = client_now_us();
+        pending->sends++;
+        pending->later_us = 0;
     } else if (r == -EAGAIN) {
         r = 0;
     } else {
@@ -409,8 +427,8 @@ int client_wait(struct client *client, const wire_request *request, struct pendi
     int r = 0;
 
     while (!r && !pending->done) {
+        int64_t now_us = client_now_us(), silent_ms = (now_us - pending->sent_us) / 1000;
         bool here = client->connected && pending->epoch == client->epoch;
-        int64_t silent_ms = (client_now_us() - pending->sent_us) / 1000;
 
         r = client_reachable(client, pending->error);
         if (r)
@@ -418,14 +436,14 @@ int client_wait(struct client *client, const wire_request *request, struct pendi
         if (pending->epoch && !here && !pending->again)
             return client_fail(pending->error, -ECONNRESET, "siltd at %s went away before the end",
                                client->endpoint);
-        if (client->connected && !here)
+        if (client->connected && (!here || (pending->later_us && now_us >= pending->later_us)))
             r = request_send(client, request, pending);
         else if (here && pending->timeout_ms && silent_ms > pending->timeout_ms)
             r = client_fail(pending->error, -ETIMEDOUT, "siltd at %s did not answer in %d s",
                             client->endpoint, (pending->timeout_ms + 500) / 1000);
         if (r)
             break;
-        r = client_poll(client, -1, TURN_MS);
+        r = client_poll(client, -1, pending->later_us ? LATER_MS : TURN_MS);
         if (r < 0 && !pending->done)
             client_fail(pending->error, r, "%s", r == -EINTR ? "interrupted" : strerror(-r));
     }
@@ -440,5 +458,6 @@ int client_request(struct client *client, wire_request *request, struct pending 
     client->pending = pending;
     r = client_wait(client, request, pending);
     client->pending = NULL;
+    client->resent = pending->sends > 1;
     return r;
 }

@@ -14,7 +14,8 @@
  * do. A client_error may be NULL. -ECONNREFUSED: no siltd answers there; -ETIMEDOUT: it is silent;
  * -EBUSY: try again in retry_us; -EINTR: `interrupted` became set; others as the wire's codes:
  * -EINVAL, -ENOENT, -EEXIST, -EILSEQ (gap), -EMSGSIZE, -ENOSPC, -EACCES, -EOPNOTSUPP, -ESHUTDOWN,
- * -EIO (siltd failed inside).
+ * -EIO (siltd failed inside). A request whose connection goes is sent again on the next one, and
+ * siltd does no change twice; but questions and client_stream_forget are not: -ECONNRESET.
  * Limits: a producer holds at most PRODUCER_HELD_BYTES_MAX unacked and never more than siltd's
  * credit, a client's producers together CLIENT_HELD_BYTES_MAX, so a slow siltd slows the caller:
  * calls that send block until there is room.

@@ -96,5 +96,12 @@ int client_key_allow(struct client *client, const char *key, const char *name, c
 int client_key_deny(struct client *client, const char *key, const char *stream,
                     struct client_error *error)
 {
-    return change(client, SILT__V1__KEYS__VERB__DENY, key, "", stream, error);
+    int r = change(client, SILT__V1__KEYS__VERB__DENY, key, "", stream, error);
+
+    /* Asked again after a lost connection: the key has it no more, whoever saw to that. */
+    if (r == -ENOENT && client->resent) {
+        client_fail(error, 0, "%s", "");
+        r = 0;
+    }
+    return r;
 }

@@ -24,9 +24,13 @@ struct pending {
     void *user;
     struct client_error *error;
     bool again;         /* may be sent again on a new connection; else losing it is -ECONNRESET */
+    bool change;        /* siltd knows it when it comes again */
     int timeout_ms;     /* 0: none */
     uint64_t id, epoch; /* of the connection it was sent on; 0: not yet */
     int64_t sent_us;
+    unsigned sends;
+    int64_t
+        later_us; /* siltd was at the request of before: not sent again until then; 0: it was not */
     bool done;
     int result;
 };
@@ -45,6 +49,7 @@ struct client {
     uint64_t epoch;   /* connections so far; 0: never */
     int64_t down_us;  /* since when there is no connection */
     uint64_t id_last; /* of the requests */
+    bool resent;      /* the last request went out more than once */
     struct pending *pending;
     struct producer *producers; /* attached to this client */
     size_t held_bytes;          /* payloads unacked, of all of them */
@@ -79,6 +84,10 @@ int client_request(struct client *client, wire_request *request, struct pending 
 int client_run(struct client *client, wire_request *request,
                int (*reply)(struct pending *, const wire_reply *), void *user,
                struct client_error *error);
+/* The same for a request that changes something: siltd does not do it twice. */
+int client_change(struct client *client, wire_request *request,
+                  int (*reply)(struct pending *, const wire_reply *), void *user,
+                  struct client_error *error);
 /* -EPROTO: the reply is another's. */
 int client_odd(struct client_error *error);
 /* The same for a request that has its id. */

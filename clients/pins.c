@@ -32,7 +32,9 @@ static int pins_run(struct client *client, const char *stream, Silt__V1__Pins__V
     pins.to = to;
     request.body_case = SILT__V1__REQUEST__BODY_PINS;
     request.pins = &pins;
-    return client_run(client, &request, pins_reply, out, error);
+    if (verb == SILT__V1__PINS__VERB__LIST)
+        return client_run(client, &request, pins_reply, out, error);
+    return client_change(client, &request, pins_reply, out, error);
 }
 
 int client_pins(struct client *client, const char *stream, struct client_pins *out,

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "clients/link.h"
 
@@ -21,6 +22,24 @@ int client_run(struct client *client, wire_request *request,
         .timeout_ms = client->options.timeout_ms,
     };
 
+    return client_request(client, request, &pending);
+}
+
+int client_change(struct client *client, wire_request *request,
+                  int (*reply)(struct pending *, const wire_reply *), void *user,
+                  struct client_error *error)
+{
+    struct pending pending = {
+        .reply = reply,
+        .user = user,
+        .error = error,
+        .again = true,
+        .change = true,
+        .timeout_ms = client->options.timeout_ms,
+    };
+
+    if (getrandom(&request->change, sizeof request->change, 0) != sizeof request->change)
+        return client_fail(error, -EIO, "the system gives no random number");
     return client_request(client, request, &pending);
 }
 
@@ -66,7 +85,7 @@ int client_stream_open(struct client *client, const char *stream,
     }
     request.body_case = SILT__V1__REQUEST__BODY_OPEN;
     request.open = &open;
-    return client_run(client, &request, opened_reply, out, error);
+    return client_change(client, &request, opened_reply, out, error);
 }
 
 static int forked_reply(struct pending *pending, const wire_reply *reply)
@@ -95,7 +114,7 @@ int client_stream_fork(struct client *client, const char *stream, const char *br
     fork.branch = (char *)branch;
     request.body_case = SILT__V1__REQUEST__BODY_FORK;
     request.fork = &fork;
-    return client_run(client, &request, forked_reply, tokens, error);
+    return client_change(client, &request, forked_reply, tokens, error);
 }
 
 static int removed_reply(struct pending *pending, const wire_reply *reply)
@@ -116,7 +135,7 @@ int client_stream_remove(struct client *client, const char *stream, struct clien
     remove.stream = (char *)stream;
     request.body_case = SILT__V1__REQUEST__BODY_REMOVE;
     request.remove = &remove;
-    return client_run(client, &request, removed_reply, NULL, error);
+    return client_change(client, &request, removed_reply, NULL, error);
 }
 
 static int forgotten_reply(struct pending *pending, const wire_reply *reply)

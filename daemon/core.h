@@ -2,6 +2,7 @@
 #ifndef SILT_DAEMON_CORE_H
 #define SILT_DAEMON_CORE_H
 
+#include "daemon/changes.h"
 #include "daemon/config.h"
 #include "daemon/gate.h"
 #include "daemon/ingest.h"
@@ -41,7 +42,7 @@ struct erase {
     bool used, sent;
     enum ingest_kind kind; /* INGEST_REMOVE or INGEST_FORGET */
     uint32_t record;
-    uint64_t request_id, from, to;
+    uint64_t request_id, change, from, to;
     struct wire_client client;
 };
 
@@ -98,6 +99,7 @@ struct core {
     struct waiter *waiters; /* [WAITERS_MAX] */
     struct flight *flights; /* [FLIGHTS_MAX] */
     struct erase erases[ERASES_MAX];
+    struct changes changes;
     uint8_t *request; /* [REQUEST_BYTES_MAX] on its way to the journal */
     uint8_t *stats;   /* [STATS_BYTES] */
 };

@@ -34,6 +34,7 @@ static void send_to_journal(struct core *core, struct erase *erase)
                                      .to = erase->to,
                                      .client = erase->client,
                                      .request_id = erase->request_id,
+                                     .change = erase->change,
                                      .flight_bytes = sizeof request};
 
     erase->sent =
@@ -131,6 +132,7 @@ void serve_erase(struct core *core, const struct wire_client *client,
                             .record = index,
                             .client = *client,
                             .request_id = request->id,
+                            .change = request->change,
                             .from = request->from,
                             .to = request->to};
     if (begin(core, erase) != 0)
@@ -138,16 +140,17 @@ void serve_erase(struct core *core, const struct wire_client *client,
                    "too many requests wait for the disk: send this again in a moment");
 }
 
-static void send_removed(struct core *core, const struct ingest_result *result)
+void serve_send_removed(struct core *core, const struct wire_client *client, uint64_t id,
+                        const char *stream)
 {
     Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
     Silt__V1__Removed removed = SILT__V1__REMOVED__INIT;
 
-    removed.stream = core->table.records[result->record].name;
-    reply.id = result->request_id;
+    removed.stream = (char *)(uintptr_t)stream;
+    reply.id = id;
     reply.body_case = SILT__V1__REPLY__BODY_REMOVED;
     reply.removed = &removed;
-    reply_send(core, &result->client, &reply);
+    reply_send(core, client, &reply);
 }
 
 static void send_forgotten(struct core *core, const struct erase *erase,
@@ -175,7 +178,7 @@ void serve_erased(struct core *core, const struct ingest_result *result)
     if (erase && result->error) {
         serve_result_error(core, result);
     } else if (result->kind == INGEST_REMOVE) {
-        send_removed(core, result);
+        serve_send_removed(core, &result->client, result->request_id, record->name);
         table_drop(&core->table, result->record);
     } else if (erase) {
         record->tokens = result->tokens_acked;

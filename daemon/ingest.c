@@ -360,6 +360,7 @@ static void apply(struct ingest *ingest, const struct ingest_request *request)
     result->ask = request->ask;
     result->stream_id = request->stream_id;
     result->request_id = request->request_id;
+    result->change = request->change;
     result->client = request->client;
     result->flight_bytes = request->flight_bytes;
     memcpy(result->producer, request->producer, sizeof result->producer);
@@ -368,18 +369,8 @@ static void apply(struct ingest *ingest, const struct ingest_request *request)
                       "the stream is gone: open it again");
         return;
     }
-    if (request->kind == INGEST_CREATE)
-        ingest_create(ingest, slot, request, result);
-    else if (request->kind == INGEST_LOAD)
+    if (request->kind == INGEST_LOAD)
         ingest_load(ingest, slot, request);
-    else if (request->kind == INGEST_REMOVE)
-        ingest_remove(ingest, slot, request);
-    else if (request->kind == INGEST_BRANCH)
-        ingest_branch(ingest, request, result);
-    else if (request->kind == INGEST_FORGET)
-        ingest_forget(ingest, request, result);
-    else if (request->kind == INGEST_PIN)
-        ingest_pin(ingest, slot, request, result);
     else if (request->kind == INGEST_TRIM)
         ingest_trim(ingest, request, result);
     else if (request->kind == INGEST_ATTACH)
@@ -391,6 +382,8 @@ static void apply(struct ingest *ingest, const struct ingest_request *request)
     else if (request->kind == INGEST_UNLOAD) {
         slot->ingest.open = false;
         atomic_store(&slot->behind, false);
+    } else {
+        ingest_change(ingest, slot, request, result);
     }
 }
 

@@ -39,7 +39,7 @@ struct ingest_request {
     uint32_t verb;      /* pin: Pins.Verb */
     bool past;          /* load: the stream as it was at tokens_to, to be read alone */
     uint64_t tokens_to;
-    uint64_t request_id;
+    uint64_t request_id, change;
     struct wire_client client;
     char name[NAME_BYTES_MAX + 1]; /* create, branch */
     char producer[PRODUCER_BYTES_MAX + 1];
@@ -55,7 +55,7 @@ struct ingest_item {
 struct ingest_result {
     enum ingest_kind kind;
     uint32_t slot, record, ask;
-    uint64_t stream_id, parent_id, request_id;
+    uint64_t stream_id, parent_id, request_id, change;
     struct wire_client client;
     char producer[PRODUCER_BYTES_MAX + 1];
     uint64_t sequence; /* acked up to here */
@@ -120,14 +120,10 @@ void ingest_refuse(struct ingest_result *result, Silt__V1__Error__Code code, con
 void ingest_refuse_long(struct ingest_result *result); /* -EMSGSIZE of forget_form */
 
 /* ingest_stream.c */
-void ingest_create(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,
-                   struct ingest_result *result);
 void ingest_load(struct ingest *ingest, struct slot *slot, const struct ingest_request *request);
-void ingest_branch(struct ingest *ingest, const struct ingest_request *request,
-                   struct ingest_result *result);
-/* slot: NULL where the stream is in none. */
-void ingest_remove(struct ingest *ingest, struct slot *slot, const struct ingest_request *request);
-void ingest_forget(struct ingest *ingest, const struct ingest_request *request,
+/* Create, remove, branch, forget or pin, with the client's number for it. slot: NULL where the
+ * stream is in none. */
+void ingest_change(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,
                    struct ingest_result *result);
 void ingest_trim(struct ingest *ingest, const struct ingest_request *request,
                  struct ingest_result *result);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "daemon/changes.h"
 #include "daemon/forget.h"
 #include "daemon/ingest.h"
 
@@ -26,8 +27,8 @@ static void take_slot(struct slot *slot, const struct journal_stream *stream)
     atomic_store(&slot->bytes_text, stream->bytes_text);
 }
 
-void ingest_create(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,
-                   struct ingest_result *result)
+static void create_stream(struct ingest *ingest, struct slot *slot,
+                          const struct ingest_request *request, struct ingest_result *result)
 {
     struct journal_stream stream = {.dmc_ratio = slot->options.dmc_ratio,
                                     .ring_segments = slot->options.ring_segments};
@@ -88,8 +89,8 @@ int ingest_save_tail(struct ingest *ingest, const struct ingest_slot *in)
 }
 
 /* What this batch has added to the parent belongs to the branch too. */
-void ingest_branch(struct ingest *ingest, const struct ingest_request *request,
-                   struct ingest_result *result)
+static void branch_stream(struct ingest *ingest, const struct ingest_request *request,
+                          struct ingest_result *result)
 {
     struct journal_stream branch = {0};
     int error = 0;
@@ -123,7 +124,8 @@ static void leave_past(struct ingest *ingest, uint64_t stream_id)
         }
 }
 
-void ingest_remove(struct ingest *ingest, struct slot *slot, const struct ingest_request *request)
+static void remove_stream(struct ingest *ingest, struct slot *slot,
+                          const struct ingest_request *request)
 {
     int error;
 
@@ -143,8 +145,8 @@ void ingest_remove(struct ingest *ingest, struct slot *slot, const struct ingest
         ingest_failed(ingest, error);
 }
 
-void ingest_forget(struct ingest *ingest, const struct ingest_request *request,
-                   struct ingest_result *result)
+static void forget_tokens(struct ingest *ingest, const struct ingest_request *request,
+                          struct ingest_result *result)
 {
     struct journal_stream stream;
     int error = ingest_begin(ingest)
@@ -226,4 +228,33 @@ void ingest_trim(struct ingest *ingest, const struct ingest_request *request,
     if (in)
         in->touched = true;
     result->bytes_text = stream.bytes_text;
+}
+
+/* Beside what it stands for: both are on disk then or neither. */
+static void note_change(struct ingest *ingest, const struct ingest_result *result)
+{
+    bool is_done = !result->error && (result->created || result->kind != INGEST_CREATE);
+    int error;
+
+    if (!result->change || !is_done || ingest->broken)
+        return;
+    error = journal_change_add(ingest->journal, result->change, result->tokens_acked);
+    if (error)
+        ingest_failed(ingest, error);
+}
+
+void ingest_change(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,
+                   struct ingest_result *result)
+{
+    if (request->kind == INGEST_CREATE)
+        create_stream(ingest, slot, request, result);
+    else if (request->kind == INGEST_REMOVE)
+        remove_stream(ingest, slot, request);
+    else if (request->kind == INGEST_BRANCH)
+        branch_stream(ingest, request, result);
+    else if (request->kind == INGEST_FORGET)
+        forget_tokens(ingest, request, result);
+    else if (request->kind == INGEST_PIN)
+        ingest_pin(ingest, slot, request, result);
+    note_change(ingest, result);
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "daemon/changes.h"
 #include "daemon/clock.h"
 #include "daemon/journal_branch.h"
 #include "daemon/journal_pin.h"
@@ -21,7 +22,7 @@ static const char schema[] =
     " bytes INTEGER, PRIMARY KEY (stream, producer)) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS items (key INTEGER PRIMARY KEY, kind INTEGER, detail INTEGER,"
     " time_us INTEGER, token_from INTEGER, held_before INTEGER, payload BLOB);" JOURNAL_SPANS
-        JOURNAL_PINS;
+        JOURNAL_PINS JOURNAL_CHANGES;
 
 int journal_errno(int code)
 {

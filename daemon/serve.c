@@ -65,6 +65,7 @@ int serve_push(struct core *core, const struct ingest_request *request, size_t b
     }
     flight->count++;
     flight->bytes += request->flight_bytes;
+    changes_begin(&core->changes, request->change);
     core->table.records[request->record].flights++;
     core->table.records[request->record].touched_us = clock_us();
     return 0;
@@ -227,11 +228,13 @@ static void open_existing(struct core *core, const struct wire_client *client,
         return;
     }
     if (record->stream_id) {
-        serve_send_opened(core, client, request->id, record, false);
+        serve_send_opened(core, client, request->id, record,
+                          changes_find(&core->changes, request->change) != NULL);
         return;
     }
     out = new_request(core, INGEST_CREATE, client, request->id, index);
     snprintf(out->name, sizeof out->name, "%s", record->name);
+    out->change = request->change;
     push_or_busy(core, out, sizeof *out);
 }
 
@@ -265,6 +268,7 @@ static void open_new(struct core *core, const struct wire_client *client,
     }
     out = new_request(core, INGEST_CREATE, client, request->id, index);
     snprintf(out->name, sizeof out->name, "%s", record->name);
+    out->change = request->change;
     if (serve_push(core, out, sizeof *out) != 0) {
         reply_busy(core, client, request->id, "too many requests wait for the disk");
         record->forget = true;
@@ -305,9 +309,10 @@ static void serve_pins(struct core *core, const struct wire_client *client,
     if (record == RECORD_NONE)
         return;
     out = new_request(core, INGEST_PIN, client, request->id, record);
-    out->verb = (uint32_t)request->pins->verb;
-    out->from = request->pins->from;
-    out->to = request->pins->to;
+    out->verb = (uint32_t)request->verb;
+    out->from = request->from;
+    out->to = request->to;
+    out->change = request->change;
     push_or_busy(core, out, sizeof *out);
 }
 
@@ -358,6 +363,28 @@ static void serve_stat(struct core *core, const struct wire_client *client,
         stats_stream(core, client, request->id, record);
 }
 
+/* Whether the client is told what became of the request when it came before. */
+static bool asked_again(struct core *core, const struct wire_client *client,
+                        struct wire_request *request)
+{
+    const struct change *change = changes_find(&core->changes, request->change);
+
+    if (!change)
+        return false;
+    if (!change->done) {
+        reply_busy(core, client, request->id, "that is being done: send this again in a moment");
+        return true;
+    }
+    if (request->kind == REQUEST_REMOVE)
+        serve_send_removed(core, client, request->id, request->stream);
+    else if (request->kind == REQUEST_FORK)
+        serve_send_forked(core, client, request->id, request->stream, request->branch,
+                          change->tokens);
+    else if (request->kind == REQUEST_PINS)
+        request->verb = SILT__V1__PINS__VERB__LIST; /* which answers as the others do */
+    return request->kind == REQUEST_REMOVE || request->kind == REQUEST_FORK;
+}
+
 static void dispatch(struct core *core, const struct wire_client *client,
                      struct wire_request *request)
 {
@@ -367,6 +394,8 @@ static void dispatch(struct core *core, const struct wire_client *client,
         return;
     }
     if (!serve_permitted(core, client, request))
+        return;
+    if (asked_again(core, client, request))
         return;
     switch (request->kind) {
     case REQUEST_OPEN:

@@ -40,6 +40,8 @@ void serve_erase(struct core *core, const struct wire_client *client,
                  const struct wire_request *request);
 /* The record is in no slot any more; false: nobody waited for that. */
 bool serve_erase_left(struct core *core, uint32_t record);
+void serve_send_removed(struct core *core, const struct wire_client *client, uint64_t id,
+                        const char *stream);
 void serve_erased(struct core *core, const struct ingest_result *result);
 void serve_erase_tick(struct core *core);
 /* A range of the record's stream, or all of it, is being taken out. */
@@ -51,6 +53,8 @@ void serve_fork(struct core *core, const struct wire_client *client,
 /* "": there is none any more. */
 const char *serve_stream_name(const struct core *core, uint64_t stream_id);
 void serve_forked(struct core *core, const struct ingest_result *result);
+void serve_send_forked(struct core *core, const struct wire_client *client, uint64_t id,
+                       const char *stream, const char *branch, uint64_t tokens);
 uint64_t serve_acked(const struct core *core, const struct record *record);
 /* The live stream stands at this position now. */
 bool serve_is_present(const struct core *core, uint32_t record, uint64_t position);

@@ -38,6 +38,7 @@ void serve_fork(struct core *core, const struct wire_client *client,
         return;
     }
     out.record = index;
+    out.change = request->change;
     out.stream_id = from->stream_id;
     out.flight_bytes = sizeof out;
     snprintf(out.name, sizeof out.name, "%s", request->branch);
@@ -60,24 +61,32 @@ const char *serve_stream_name(const struct core *core, uint64_t stream_id)
     return ""; /* removed meanwhile */
 }
 
+void serve_send_forked(struct core *core, const struct wire_client *client, uint64_t id,
+                       const char *stream, const char *branch, uint64_t tokens)
+{
+    Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
+    Silt__V1__Forked forked = SILT__V1__FORKED__INIT;
+
+    forked.stream = (char *)(uintptr_t)stream;
+    forked.branch = (char *)(uintptr_t)branch;
+    forked.tokens = tokens;
+    reply.id = id;
+    reply.body_case = SILT__V1__REPLY__BODY_FORKED;
+    reply.forked = &forked;
+    reply_send(core, client, &reply);
+}
+
 void serve_forked(struct core *core, const struct ingest_result *result)
 {
     struct record *record = &core->table.records[result->record];
-    Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
-    Silt__V1__Forked forked = SILT__V1__FORKED__INIT;
 
     record->stream_id = result->stream_id;
     record->tokens = result->tokens_acked;
     record->bytes_text = result->bytes_text;
     record->created_us = result->created_us;
     record->state = RECORD_PARKED;
-    forked.stream = (char *)(uintptr_t)serve_stream_name(core, result->parent_id);
-    forked.branch = record->name;
-    forked.tokens = record->tokens;
-    reply.id = result->request_id;
-    reply.body_case = SILT__V1__REPLY__BODY_FORKED;
-    reply.forked = &forked;
-    reply_send(core, &result->client, &reply);
+    serve_send_forked(core, &result->client, result->request_id,
+                      serve_stream_name(core, result->parent_id), record->name, record->tokens);
 }
 
 /* ---- the past ---- */

@@ -174,6 +174,9 @@ static void journal_news(struct core *core, const struct ingest_result *result)
     assert(record->flights > 0);
     record->flights--;
     serve_land(core, &result->client, result->flight_bytes);
+    changes_end(&core->changes, result->change,
+                !result->error && (result->created || result->kind != INGEST_CREATE),
+                result->tokens_acked);
     switch (result->kind) {
     case INGEST_CREATE:
         create_result(core, result);

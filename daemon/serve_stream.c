@@ -256,6 +256,8 @@ int serve_start(struct core *core, char *error, size_t error_bytes)
     uint32_t woken = 0;
     int result = journal_stream_each(core->journal, add_record, core);
 
+    if (!result)
+        result = changes_load(&core->changes, core->journal);
     if (result) {
         snprintf(error, error_bytes, "the streams of the journal cannot be listed: %s",
                  result == -ENOSPC ? "there are more than this siltd keeps"

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "daemon/keys.h"
 
@@ -304,10 +305,12 @@ static int take_body(struct bump *bump, const Silt__V1__Request *request, uint32
         return result ? result : take_stream(out, request->fork->stream, false, fault);
     case SILT__V1__REQUEST__BODY_PINS:
         out->kind = REQUEST_PINS;
-        out->pins = request->pins;
-        if ((unsigned)out->pins->verb > SILT__V1__PINS__VERB__UNPIN)
+        out->verb = request->pins->verb;
+        out->from = request->pins->from;
+        out->to = request->pins->to;
+        if ((unsigned)out->verb > SILT__V1__PINS__VERB__UNPIN)
             return invalid(fault, "pins are listed, pinned or unpinned");
-        if (out->pins->verb && out->pins->from >= out->pins->to)
+        if (out->verb && out->from >= out->to)
             return invalid(fault, "a range is tokens [from, to), from before to");
         return take_stream(out, request->pins->stream, false, fault);
     case SILT__V1__REQUEST__BODY_KEYS:
@@ -326,11 +329,40 @@ static int take_body(struct bump *bump, const Silt__V1__Request *request, uint32
     }
 }
 
+/* The client's number and what it asks for become one: the number under another request is not the
+ * same change, whatever client was careless with it. */
+static void take_change(uint64_t number, struct wire_request *out)
+{
+    const uint64_t parts[] = {(uint64_t)out->kind, (uint64_t)out->verb, out->from, out->to};
+    uint64_t sum = number;
+
+    switch (out->kind) {
+    case REQUEST_PINS:
+        if (out->verb == SILT__V1__PINS__VERB__LIST)
+            return;
+        break;
+    case REQUEST_OPEN:
+    case REQUEST_REMOVE:
+    case REQUEST_FORK:
+        break;
+    default:
+        return;
+    }
+    if (!number)
+        return;
+    sum = XXH3_64bits_withSeed(parts, sizeof parts, sum);
+    sum = XXH3_64bits_withSeed(out->stream, strlen(out->stream), sum);
+    if (out->branch)
+        sum = XXH3_64bits_withSeed(out->branch, strlen(out->branch), sum);
+    out->change = sum ? sum : 1;
+}
+
 int wire_parse(struct bump *bump, const uint8_t *frame, size_t frame_bytes, uint32_t vocab_count,
                struct wire_request *out, struct wire_fault *fault)
 {
     ProtobufCAllocator allocator = {bump_alloc, bump_free, bump};
     Silt__V1__Request *request;
+    int result;
 
     memset(out, 0, sizeof *out);
     memset(fault, 0, sizeof *fault);
@@ -346,7 +378,10 @@ int wire_parse(struct bump *bump, const uint8_t *frame, size_t frame_bytes, uint
         return invalid(fault, "not a silt request: the frame does not parse as silt.v1.Request "
                               "(proto/silt.proto)");
     out->id = fault->id = request->id;
-    return take_body(bump, request, vocab_count, out, fault);
+    result = take_body(bump, request, vocab_count, out, fault);
+    if (!result)
+        take_change(request->change, out);
+    return result;
 }
 
 int wire_pack(const Silt__V1__Reply *reply, uint8_t *out, size_t out_bytes)

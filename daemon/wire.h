@@ -60,6 +60,7 @@ struct wire_item {
 
 struct wire_request {
     uint64_t id;
+    uint64_t change; /* what a repeat of the same request has too, and no other; 0: it has none */
     enum request_kind kind;
     const char *stream;   /* all but cancel; "" where it may be */
     const char *producer; /* attach, feed */
@@ -74,12 +75,12 @@ struct wire_request {
     /* ask */
     const Silt__V1__Ask *ask;
     /* pins */
-    const Silt__V1__Pins *pins;
+    Silt__V1__Pins__Verb verb;
     /* keys */
     const Silt__V1__Keys *keys;
     /* cancel */
     uint64_t ask_id;
-    /* forget */
+    /* forget, pins */
     uint64_t from, to;
 };
 

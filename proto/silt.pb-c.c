@@ -1762,7 +1762,7 @@ void   silt__v1__error__free_unpacked
   assert(message->base.descriptor == &silt__v1__error__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor silt__v1__request__field_descriptors[13] =
+static const ProtobufCFieldDescriptor silt__v1__request__field_descriptors[14] =
 {
   {
     "id",
@@ -1920,11 +1920,24 @@ static const ProtobufCFieldDescriptor silt__v1__request__field_descriptors[13] =
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "change",
+    15,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_FIXED64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__Request, change),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__request__field_indices_by_name[] = {
   4,   /* field[4] = ask */
   2,   /* field[2] = attach */
   5,   /* field[5] = cancel */
+  13,   /* field[13] = change */
   3,   /* field[3] = feed */
   9,   /* field[9] = forget */
   12,   /* field[12] = fork */
@@ -1936,10 +1949,11 @@ static const unsigned silt__v1__request__field_indices_by_name[] = {
   8,   /* field[8] = remove */
   6,   /* field[6] = stat */
 };
-static const ProtobufCIntRange silt__v1__request__number_ranges[1 + 1] =
+static const ProtobufCIntRange silt__v1__request__number_ranges[2 + 1] =
 {
   { 1, 0 },
-  { 0, 13 }
+  { 15, 13 },
+  { 0, 14 }
 };
 const ProtobufCMessageDescriptor silt__v1__request__descriptor =
 {
@@ -1949,10 +1963,10 @@ const ProtobufCMessageDescriptor silt__v1__request__descriptor =
   "Silt__V1__Request",
   "silt.v1",
   sizeof(Silt__V1__Request),
-  13,
+  14,
   silt__v1__request__field_descriptors,
   silt__v1__request__field_indices_by_name,
-  1,  silt__v1__request__number_ranges,
+  2,  silt__v1__request__number_ranges,
   (ProtobufCMessageInit) silt__v1__request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };

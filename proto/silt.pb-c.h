@@ -152,6 +152,12 @@ struct  Silt__V1__Request
    * chosen by the client, comes back in every reply to this request
    */
   uint64_t id;
+  /*
+   * A random number, of Open, Remove, Fork and Pins: the same where the client sends a request again because the
+   * connection, and perhaps the reply, was lost. What was done with it is not done again, and the answer is as it was the
+   * first time, after a restart too; BUSY while it is being done. siltd knows the newest 1,024. 0: none.
+   */
+  uint64_t change;
   Silt__V1__Request__BodyCase body_case;
   union {
     Silt__V1__Open *open;
@@ -170,7 +176,7 @@ struct  Silt__V1__Request
 };
 #define SILT__V1__REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__request__descriptor) \
-    , 0, SILT__V1__REQUEST__BODY__NOT_SET, {0} }
+    , 0, 0, SILT__V1__REQUEST__BODY__NOT_SET, {0} }
 
 
 typedef enum {

@@ -141,7 +141,7 @@ class AsyncClient:
         """Creates a stream or confirms one. dmc: 1, 2, 4, 8, "auto" or 0 for the default."""
         if isinstance(dmc, str) and dmc != "auto":
             raise Invalid(f'dmc is 1, 2, 4, 8 or "auto", not "{dmc}"')
-        reply = await self._link.call(open=pb.Open(
+        reply = await self._link.call(change=True, open=pb.Open(
             stream=check_name(stream), dmc_ratio=dmc if isinstance(dmc, int) else 0,
             dmc_auto=dmc == "auto", ring_segments=ring))
         return opened_of(reply.opened)
@@ -210,12 +210,12 @@ class AsyncClient:
 
     async def fork(self, stream: str, branch: str) -> int:
         """Makes a branch that has all that was acked of the stream; how many tokens that is."""
-        reply = await self._link.call(fork=pb.Fork(stream=check_name(stream),
-                                                   branch=check_name(branch)))
+        reply = await self._link.call(change=True, fork=pb.Fork(
+            stream=check_name(stream), branch=check_name(branch)))
         return int(reply.forked.tokens)
 
     async def remove(self, stream: str) -> None:
-        await self._link.call(remove=pb.Remove(stream=check_name(stream)))
+        await self._link.call(change=True, remove=pb.Remove(stream=check_name(stream)))
 
     async def forget(self, stream: str, start: int, end: int) -> int:
         """Takes tokens [start, end) out for good; returns how many the stream has then."""
@@ -241,7 +241,8 @@ class AsyncClient:
             raise Invalid(f"tokens {start} to {end} are no range: start comes before end")
         wire: Dict[str, Any] = {"stream": check_name(stream), "verb": verb, "from": start,
                                 "to": end}
-        return pins_of((await self._link.call(pins=pb.Pins(**wire))).pins)
+        change = verb != pb.Pins.LIST
+        return pins_of((await self._link.call(change=change, pins=pb.Pins(**wire))).pins)
 
     async def keys(self) -> Keys:
         """siltd's own public key, and the keys that may reach it over the network. This and the
@@ -267,6 +268,6 @@ class AsyncClient:
     async def _key(self, verb: "pb.Keys.Verb", key: str, stream: Optional[str], name: str) -> None:
         if not is_key(key):
             raise Invalid(f'"{key[:60]}" is no public key: `silt key new` prints one')
-        await self._link.call(keys=pb.Keys(
+        await self._link.call(gone=verb == pb.Keys.DENY, keys=pb.Keys(
             verb=verb, key=key, name=name,
             stream=check_name(stream) if stream is not None else "", all=stream is None))

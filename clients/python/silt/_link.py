@@ -9,6 +9,7 @@ sent again.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from typing import Any, Callable, Dict, Optional, Protocol, Tuple, Union
 
@@ -27,6 +28,7 @@ HEARTBEAT_MS = 5000  # finds a peer that is gone without a word, over TCP
 HEARTBEAT_DEAD_MS = 20000
 SEND_QUEUE_MAX = 256
 BLOCKED_SECONDS = 0.005  # until the next try to send
+LATER_MAX = 150  # sends of one request
 REPLIES_PER_TURN = 64
 LAST_REPLIES_MAX = 1024
 EVENT_DENIED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -239,12 +241,17 @@ class Link:
     def forget(self, request_id: int) -> None:
         self._waiting.pop(request_id, None)
 
-    async def call(self, once: bool = False, **body: Any) -> pb.Reply:
-        """A request with one reply, asked again on a new connection but for `once`."""
+    async def call(self, once: bool = False, change: bool = False, gone: bool = False,
+                   **body: Any) -> pb.Reply:
+        """A request with one reply, asked again on a new connection but for `once`. change: siltd
+        does not do it twice; gone: NotFound, when it was asked again, says that it is done."""
         await self.start()
         request_id = self.next_id()
+        if change:
+            body["change"] = 1 + secrets.randbits(63)
         frame = pack(request_id, body)
         queue = self.expect(request_id)
+        sends = 1
         try:
             epoch = await self.send(frame)
             while True:
@@ -259,10 +266,18 @@ class Link:
                 if isinstance(reply, int):
                     if reply >= epoch:
                         epoch = await self.send(frame)
+                        sends += 1
                     continue
-                if reply.WhichOneof("body") == "error":
+                if reply.WhichOneof("body") != "error":
+                    return reply
+                if gone and sends > 1 and reply.error.code == pb.Error.NOT_FOUND:
+                    return pb.Reply()
+                if not change or not 1 < sends <= LATER_MAX or reply.error.code != pb.Error.BUSY:
                     raise of_wire(reply.error)
-                return reply
+                # It may be in siltd's hands from the first time: its end says what became of it.
+                await asyncio.sleep(reply.error.retry_us / 1e6)
+                epoch = await self.send(frame)
+                sends += 1
         finally:
             self.forget(request_id)
 

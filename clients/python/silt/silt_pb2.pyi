@@ -443,10 +443,11 @@ class Reply(_message.Message):
     def __init__(self, id: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., stat: _Optional[_Union[StatReply, _Mapping]] = ..., list: _Optional[_Union[ListReply, _Mapping]] = ..., removed: _Optional[_Union[Removed, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., forgotten: _Optional[_Union[Forgotten, _Mapping]] = ..., keys: _Optional[_Union[KeysReply, _Mapping]] = ..., pins: _Optional[_Union[PinsReply, _Mapping]] = ..., forked: _Optional[_Union[Forked, _Mapping]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ["ask", "attach", "cancel", "feed", "forget", "fork", "id", "keys", "list", "open", "pins", "remove", "stat"]
+    __slots__ = ["ask", "attach", "cancel", "change", "feed", "forget", "fork", "id", "keys", "list", "open", "pins", "remove", "stat"]
     ASK_FIELD_NUMBER: _ClassVar[int]
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
     FEED_FIELD_NUMBER: _ClassVar[int]
     FORGET_FIELD_NUMBER: _ClassVar[int]
     FORK_FIELD_NUMBER: _ClassVar[int]
@@ -460,6 +461,7 @@ class Request(_message.Message):
     ask: Ask
     attach: Attach
     cancel: Cancel
+    change: int
     feed: Feed
     forget: Forget
     fork: Fork
@@ -470,7 +472,7 @@ class Request(_message.Message):
     pins: Pins
     remove: Remove
     stat: Stat
-    def __init__(self, id: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., feed: _Optional[_Union[Feed, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., stat: _Optional[_Union[Stat, _Mapping]] = ..., list: _Optional[_Union[List, _Mapping]] = ..., remove: _Optional[_Union[Remove, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ..., keys: _Optional[_Union[Keys, _Mapping]] = ..., pins: _Optional[_Union[Pins, _Mapping]] = ..., fork: _Optional[_Union[Fork, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., change: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., feed: _Optional[_Union[Feed, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., stat: _Optional[_Union[Stat, _Mapping]] = ..., list: _Optional[_Union[List, _Mapping]] = ..., remove: _Optional[_Union[Remove, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ..., keys: _Optional[_Union[Keys, _Mapping]] = ..., pins: _Optional[_Union[Pins, _Mapping]] = ..., fork: _Optional[_Union[Fork, _Mapping]] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ["min_p", "repeat_penalty", "seed", "temperature", "top_k", "top_p"]
