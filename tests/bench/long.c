@@ -7,8 +7,10 @@
  * CSV, a row each -e chunks: tokens of a stream so far, seconds a chunk (of all streams), tokens a
  * second, resident and device bytes, loss of the first stream's last chunk, segments written, bytes
  * of them, seconds spent waiting for the disk. The last row, "tenths", is the last tenth of the run
- * over the first, for seconds a chunk, resident and device bytes and loss. Before the first row the
- * disk's own bandwidth is said, by as many records as are written through its queue in two seconds.
+ * over the first, for seconds a chunk, resident and device bytes and loss; before it what segments
+ * took in both. Before the first row the disk's own bandwidth is said, by as many records as are
+ * written through its queue in two seconds. All streams begin a file of segments with the same
+ * chunk, one in SPILL_FILE_RECORDS: with that many in a row, rows are alike.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -46,7 +48,8 @@ struct run {
     struct spill *spill;
     pthread_t disk;
     _Atomic bool ending;
-    struct row *rows; /* [row_count] */
+    double put_seconds; /* of the thread that feeds: int8 rows made, hashed, handed to the disk */
+    struct row *rows;   /* [row_count] */
     uint32_t row_count;
 };
 
@@ -58,7 +61,8 @@ struct held {
 };
 
 struct row {
-    double seconds, resident, device, nll;
+    double seconds, resident, device, nll; /* seconds: a chunk */
+    double all, put, waited, segments;     /* seconds, and segments that went to the disk */
 };
 
 static double resident_bytes(void)
@@ -149,7 +153,9 @@ static void open_spill(struct run *run)
 static void leave(void *user, const struct segment_view *segment)
 {
     struct held *h = user;
+    double start = seconds();
     int code = spill_put_wait(h->run->spill, h->id, segment, 0, 0);
+    h->run->put_seconds += seconds() - start;
     if (code)
         die(strerror(-code));
 }
@@ -214,32 +220,69 @@ static double score_chunk(struct run *run, struct held *h, uint64_t position)
     return sum;
 }
 
-static void print_row(struct run *run, uint64_t position, double seconds, double nll)
+static struct spill_stat disk_stat(const struct run *run)
 {
     struct spill_stat stat = {0};
-    struct gpu *gpu = run->engine->gpu;
     if (run->spill)
         spill_stat(run->spill, &stat);
+    return stat;
+}
+
+/* What the run and the disk had done before the row, and when that was. */
+static void print_row(struct run *run, uint64_t position, const struct row *before, double nll)
+{
+    struct spill_stat stat = disk_stat(run);
+    struct gpu *gpu = run->engine->gpu;
     struct row *row = &run->rows[run->row_count++];
-    *row = (struct row){seconds, resident_bytes(),
-                        gpu ? (double)gpu->cuda->memory_used(gpu->cuda) : 0, nll};
-    printf("%llu,%.6f,%.0f,%.0f,%.0f,%.5f,%llu,%llu,%.3f\n", (unsigned long long)position, seconds,
-           run->streams * run->info.chunk_tokens / seconds, row->resident, row->device, nll,
-           (unsigned long long)stat.segments_written, (unsigned long long)stat.bytes_disk,
-           (double)stat.wait_us * 1e-6);
+    *row = (struct row){.resident = resident_bytes(),
+                        .device = gpu ? (double)gpu->cuda->memory_used(gpu->cuda) : 0,
+                        .nll = nll,
+                        .all = seconds() - before->all,
+                        .put = run->put_seconds - before->put,
+                        .waited = (double)stat.wait_us * 1e-6 - before->waited,
+                        .segments = (double)stat.segments_written - before->segments};
+    row->seconds = row->all / run->every;
+    printf("%llu,%.6f,%.0f,%.0f,%.0f,%.5f,%llu,%llu,%.3f\n", (unsigned long long)position,
+           row->seconds, run->streams * run->info.chunk_tokens / row->seconds, row->resident,
+           row->device, nll, (unsigned long long)stat.segments_written,
+           (unsigned long long)stat.bytes_disk, (double)stat.wait_us * 1e-6);
     fflush(stdout);
+}
+
+static struct row sum_rows(const struct row *rows, uint32_t count)
+{
+    struct row sum = {0};
+    for (uint32_t i = 0; i < count; i++) {
+        sum.seconds += rows[i].seconds;
+        sum.resident += rows[i].resident;
+        sum.device += rows[i].device;
+        sum.nll += rows[i].nll;
+        sum.all += rows[i].all;
+        sum.put += rows[i].put;
+        sum.waited += rows[i].waited;
+        sum.segments += rows[i].segments;
+    }
+    return sum;
+}
+
+static void print_spent(const struct run *run, const char *name, const struct row *r)
+{
+    double bytes = r->segments * (double)run->spill->shape.record_bytes;
+    printf("# %s: %.0f segments, %.1f MB/s, %.1f us each to make and put and %.1f to wait for the "
+           "disk, %.1f %% of all time\n",
+           name, r->segments, bytes / r->all / 1e6, (r->put - r->waited) / r->segments * 1e6,
+           r->waited / r->segments * 1e6, 100 * r->put / r->all);
 }
 
 static void print_tenths(const struct run *run)
 {
     uint32_t tenth = run->row_count / 10 ? run->row_count / 10 : 1;
-    struct row first = {0}, last = {0};
-    for (uint32_t i = 0; i < tenth; i++) {
-        const struct row *a = &run->rows[i], *b = &run->rows[run->row_count - 1 - i];
-        first = (struct row){first.seconds + a->seconds, first.resident + a->resident,
-                             first.device + a->device, first.nll + a->nll};
-        last = (struct row){last.seconds + b->seconds, last.resident + b->resident,
-                            last.device + b->device, last.nll + b->nll};
+    struct row whole = sum_rows(run->rows, run->row_count), first = sum_rows(run->rows, tenth);
+    struct row last = sum_rows(run->rows + run->row_count - tenth, tenth);
+    if (whole.segments > 0) {
+        print_spent(run, "first tenth", &first);
+        print_spent(run, "last tenth", &last);
+        print_spent(run, "whole run", &whole);
     }
     printf("tenths,%.4f,,%.4f,%.4f,%.4f,,,\n", last.seconds / first.seconds,
            last.resident / first.resident, first.device > 0 ? last.device / first.device : 1,
@@ -265,11 +308,14 @@ static void feed_all(struct run *run)
            "segment_bytes,wait_seconds\n");
     feed_chunks(run, h, 0, fill);
     for (uint64_t c = 0; c + run->every <= chunks; c += run->every) {
-        double start = seconds();
+        struct spill_stat stat = disk_stat(run);
+        struct row before = {.all = seconds(),
+                             .put = run->put_seconds,
+                             .waited = (double)stat.wait_us * 1e-6,
+                             .segments = (double)stat.segments_written};
         feed_chunks(run, h, (fill + c) * chunk, run->every - 1);
-        double took = (seconds() - start) / (run->every > 1 ? run->every - 1 : 1);
         double nll = score_chunk(run, h, (fill + c + run->every - 1) * chunk);
-        print_row(run, (c + run->every) * chunk, run->every > 1 ? took : seconds() - start, nll);
+        print_row(run, (c + run->every) * chunk, &before, nll);
     }
     print_tenths(run);
     for (uint32_t i = 0; i < run->streams; i++) {
