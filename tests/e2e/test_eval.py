@@ -193,6 +193,17 @@ def test_questions_behind_documents():
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for line, with_recall in zip(trial.run(path, "ccm", *few), recalled):
         assert line["answer_nll"] != with_recall["answer_nll"]
+    # One stream asked again, with and without the chunk, is as if it were read again.
+    path.write_text("".join(json.dumps(line) + "\n" for i in (0, 1) for line in (
+        lines[i], {"again": True, "id": "again", "question": "who saw it?", "recall": [0],
+                   "answer": "The keeper, at 06:15."})))
+    plain = trial.run(path, "ccm", *few)
+    assert [line["answer_nll"] for line in plain[1::2]] == \
+        [line["answer_nll"] for line in recalled[:2]]
+    assert plain[0]["answer_nll"] != plain[1]["answer_nll"]
+    assert plain == trial.run(path, "ccm", *few, "--lanes", 2)
+    assert plain[-1]["questions"] == 4
+    assert "text" in trial.run(path, "full", "--ask", code=1)
     assert "question" in trial.run(trial.write("none.jsonl", "text"), "ccm", "--ask", code=1)
     assert "--ask" in trial.run(path, "window", "--ask", code=2)
 

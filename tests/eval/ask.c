@@ -4,7 +4,8 @@
  * A document carries a question and its answer. ccm and none read the text into a stream and ask in
  * a fork, as the daemon does; full puts all of it into one context and scores the answer there
  * (what the same model could know), but writes none. Segments that a document's "recall" names
- * come back from where the ring has dropped them, as a search's finds do. Exact match and F1 are
+ * come back from where the ring has dropped them, as a search's finds do. A document that asks the
+ * one before it again is not read: its question goes to that one's stream. Exact match and F1 are
  * SQuAD's: of words, without case, punctuation and articles.
  */
 #include <ctype.h>
@@ -73,46 +74,61 @@ static double loss_of(const float *logits, uint32_t count, int32_t token)
     return top + log(sum) - (double)logits[token];
 }
 
-enum { LANES = EVAL_LANES_MAX, BLOCK = STREAM_BLOCK_TOKENS };
+enum { LANES = EVAL_LANES_MAX, BLOCK = STREAM_BLOCK_TOKENS, KEPT_MAX = 4 * STREAM_RECALL_MAX };
 
-/* A document read, and what is asked behind it. */
+/* A document read, whose questions are asked behind it in turn. */
+struct reading {
+    const struct document
+        *documents;      /* [count]: the one that is read, and those that ask it again */
+    struct asked *asked; /* [count] */
+    uint32_t count;
+    void *memory, *fork_memory;
+    struct stream *stream;
+    f16 *segments;                      /* [kept_count][segment], those wanted */
+    struct cold_segment kept[KEPT_MAX]; /* [kept_count], oldest first */
+    uint32_t kept_count;
+};
+
 struct asked {
     const struct document *document;
     struct question q;
     struct answer *out;
-    void *memory, *fork_memory;
-    struct stream *stream;
     struct fork *fork;
     struct history *history;
-    f16 *segments;                                 /* [recall_count][segment], those wanted */
-    struct cold_segment recall[STREAM_RECALL_MAX]; /* [recalled] */
-    uint32_t recalled;
     int32_t next; /* token to feed */
     size_t used;  /* bytes of what it said */
     bool silent;  /* has said all */
 };
 
-/* A segment that leaves the ring is kept where the question recalls it. */
+static bool recalls(const struct document *document, uint64_t number)
+{
+    for (uint32_t i = 0; i < document->recall_count; i++)
+        if (document->recall[i] == number)
+            return true;
+    return false;
+}
+
+/* A segment that leaves the ring is kept where a question recalls it. */
 static void keep_segment(void *user, const struct segment_view *segment)
 {
-    struct asked *asked = user;
-    const struct document *document = asked->document;
+    struct reading *reading = user;
     size_t values = segment->rows_bytes / sizeof(f16);
-    for (uint32_t i = 0; i < document->recall_count; i++) {
-        if (document->recall[i] != segment->number || asked->recalled == STREAM_RECALL_MAX)
-            continue;
-        f16 *to = asked->segments + asked->recalled * values;
-        memcpy(to, segment->rows, segment->rows_bytes);
-        asked->recall[asked->recalled++] = (struct cold_segment){.number = segment->number,
+    f16 *to = reading->segments + reading->kept_count * values;
+    bool wanted = false;
+    for (uint32_t i = 0; i < reading->count; i++)
+        wanted = wanted || recalls(&reading->documents[i], segment->number);
+    if (!wanted || reading->kept_count == KEPT_MAX)
+        return;
+    memcpy(to, segment->rows, segment->rows_bytes);
+    reading->kept[reading->kept_count++] = (struct cold_segment){.number = segment->number,
                                                                  .token_from = segment->token_from,
                                                                  .token_to = segment->token_to,
                                                                  .weight = 1,
                                                                  .rows = to};
-    }
 }
 
-static int open_asked(struct asked *asked, struct engine *engine,
-                      const struct eval_options *options)
+static int open_reading(struct reading *reading, struct engine *engine,
+                        const struct eval_options *options)
 {
     struct engine_info info;
     engine_info(engine, &info);
@@ -120,48 +136,58 @@ static int open_asked(struct asked *asked, struct engine *engine,
     size_t fork_size = (fork_bytes(engine, &options->stream) + 63) & ~(size_t)63;
     size_t segment = (size_t)info.layer_count * info.kv_head_count * info.comp_tokens * 2 *
                      info.head_dim * sizeof(f16);
-    asked->memory = aligned_alloc(64, bytes);
-    asked->fork_memory = aligned_alloc(64, fork_size);
-    asked->segments = malloc(STREAM_RECALL_MAX * segment);
-    if (!asked->memory || !asked->fork_memory || !asked->segments)
+    reading->memory = aligned_alloc(64, bytes);
+    reading->fork_memory = aligned_alloc(64, fork_size);
+    reading->segments = malloc(KEPT_MAX * segment);
+    if (!reading->memory || !reading->fork_memory || !reading->segments)
         return -ENOMEM;
-    int result = stream_open(&asked->stream, engine, &options->stream, asked->memory, bytes);
-    if (!result && asked->document->recall_count)
-        stream_on_segment_leave(asked->stream, keep_segment, asked);
+    int result = stream_open(&reading->stream, engine, &options->stream, reading->memory, bytes);
+    if (!result)
+        stream_on_segment_leave(reading->stream, keep_segment, reading);
     return result;
 }
 
-static int open_fork(struct asked *asked, struct engine *engine, const struct eval_options *options)
+static void close_reading(struct reading *reading)
 {
-    size_t fork_size = (fork_bytes(engine, &options->stream) + 63) & ~(size_t)63;
-    if (options->policy == POLICY_NONE)
-        stream_hide_memory(asked->stream, true);
-    int result = fork_open(&asked->fork, asked->stream, asked->fork_memory, fork_size);
-    if (!result && asked->recalled)
-        result = fork_recall(asked->fork, asked->recall, asked->recalled);
-    return result;
+    stream_close(&reading->stream);
+    free(reading->segments);
+    free(reading->fork_memory);
+    free(reading->memory);
 }
 
-static int feed_tails(struct asked *asked, uint32_t count, bool says)
+static int open_fork(const struct reading *reading, struct asked *asked, struct engine *engine,
+                     const struct eval_options *options)
+{
+    struct cold_segment recall[STREAM_RECALL_MAX];
+    uint32_t count = 0;
+    size_t fork_size = (fork_bytes(engine, &options->stream) + 63) & ~(size_t)63;
+    int result = fork_open(&asked->fork, reading->stream, reading->fork_memory, fork_size);
+    for (uint32_t i = 0; i < reading->kept_count && count < STREAM_RECALL_MAX; i++)
+        if (recalls(asked->document, reading->kept[i].number))
+            recall[count++] = reading->kept[i];
+    return result || !count ? result : fork_recall(asked->fork, recall, count);
+}
+
+static int feed_tails(struct asked *const *asked, uint32_t count, bool says)
 {
     struct fork_work work[LANES];
     for (uint32_t i = 0; i < count; i++)
-        work[i] = (struct fork_work){.fork = asked[i].fork,
-                                     .tokens = asked[i].q.tail,
-                                     .count = asked[i].q.tail_count,
-                                     .best = says ? &asked[i].next : NULL};
+        work[i] = (struct fork_work){.fork = asked[i]->fork,
+                                     .tokens = asked[i]->q.tail,
+                                     .count = asked[i]->q.tail_count,
+                                     .best = says ? &asked[i]->next : NULL};
     return forks_feed(work, count);
 }
 
 /* The answers' loss, token by token. */
-static int score_answers(struct asked *asked, uint32_t count, uint32_t vocab)
+static int score_answers(struct asked *const *asked, uint32_t count, uint32_t vocab)
 {
     int result = feed_tails(asked, count, false);
     for (uint32_t at = 0; !result; at++) {
         struct fork_work work[LANES];
         uint32_t going = 0;
         for (uint32_t i = 0; i < count; i++) {
-            struct asked *a = &asked[i];
+            struct asked *a = asked[i];
             if (at >= a->q.gold_count)
                 continue;
             a->out->nll += loss_of(fork_logits(a->fork), vocab, a->q.gold[at]);
@@ -192,17 +218,18 @@ static bool say_token(struct asked *a, const struct tokenizer *tokenizer)
 }
 
 /* What the model itself would say. */
-static int say_answers(struct asked *asked, uint32_t count, const struct tokenizer *tokenizer)
+static int say_answers(struct asked *const *asked, uint32_t count,
+                       const struct tokenizer *tokenizer)
 {
     for (uint32_t i = 0; i < count; i++)
-        fork_rewind(asked[i].fork);
+        fork_rewind(asked[i]->fork);
     int result = feed_tails(asked, count, true);
     for (int at = 0; at < SAID_TOKENS && !result; at++) {
         struct fork_work work[LANES];
         int32_t token[LANES];
         uint32_t going = 0;
         for (uint32_t i = 0; i < count; i++) {
-            struct asked *a = &asked[i];
+            struct asked *a = asked[i];
             a->silent = !say_token(a, tokenizer);
             if (a->silent)
                 continue;
@@ -218,26 +245,49 @@ static int say_answers(struct asked *asked, uint32_t count, const struct tokeniz
     return result;
 }
 
-static int ask_streams(struct engine *engine, const struct eval_options *options,
-                       struct asked *asked, uint32_t count)
+/* The questions of that number, of all that have so many. */
+static int ask_round(struct engine *engine, const struct eval_options *options,
+                     const struct reading *readings, uint32_t count, uint32_t round)
 {
-    struct stream_work work[LANES];
+    struct asked *asked[LANES];
     struct engine_info info;
+    uint32_t going = 0;
     int result = 0;
     engine_info(engine, &info);
     for (uint32_t i = 0; i < count && !result; i++) {
-        result = open_asked(&asked[i], engine, options);
-        work[i] = (struct stream_work){asked[i].stream, asked[i].document->tokens,
-                                       (uint32_t)asked[i].document->count, 0};
+        if (round >= readings[i].count)
+            continue;
+        asked[going] = &readings[i].asked[round];
+        result = open_fork(&readings[i], asked[going++], engine, options);
+    }
+    if (!result)
+        result = score_answers(asked, going, info.vocab_count);
+    if (!result)
+        result = say_answers(asked, going, engine_tokenizer(engine));
+    for (uint32_t i = 0; i < going; i++)
+        fork_close(&asked[i]->fork);
+    return result;
+}
+
+static int ask_streams(struct engine *engine, const struct eval_options *options,
+                       struct reading *readings, uint32_t count)
+{
+    struct stream_work work[LANES];
+    uint32_t rounds = 0;
+    int result = 0;
+    for (uint32_t i = 0; i < count && !result; i++) {
+        struct reading *r = &readings[i];
+        result = open_reading(r, engine, options);
+        work[i] =
+            (struct stream_work){r->stream, r->documents->tokens, (uint32_t)r->documents->count, 0};
+        rounds = r->count > rounds ? r->count : rounds;
     }
     if (!result)
         result = streams_feed(work, count);
-    for (uint32_t i = 0; i < count && !result; i++)
-        result = open_fork(&asked[i], engine, options);
-    if (!result)
-        result = score_answers(asked, count, info.vocab_count);
-    if (!result)
-        result = say_answers(asked, count, engine_tokenizer(engine));
+    for (uint32_t i = 0; i < count && !result && options->policy == POLICY_NONE; i++)
+        stream_hide_memory(readings[i].stream, true);
+    for (uint32_t round = 0; round < rounds && !result; round++)
+        result = ask_round(engine, options, readings, count, round);
     return result;
 }
 
@@ -335,33 +385,51 @@ end:
     free(texts[1]);
 }
 
+/* Documents and those that ask them again, as readings; how many, at most LANES. */
+static uint32_t make_readings(struct reading *readings, const struct document *documents,
+                              struct asked *asked, uint32_t count)
+{
+    uint32_t made = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (i && documents[i].again)
+            readings[made - 1].count++;
+        else
+            readings[made++] =
+                (struct reading){.documents = &documents[i], .asked = &asked[i], .count = 1};
+    }
+    return made;
+}
+
 int ask_documents(struct engine *engine, const struct eval_options *options,
                   const struct document *documents, uint32_t count, struct answer *out)
 {
     struct asked *asked = calloc(count, sizeof *asked);
-    int result = asked && count <= LANES ? 0 : -ENOMEM;
+    struct reading *readings = calloc(LANES, sizeof *readings);
+    uint32_t reading_count = 0;
+    int result = asked && readings ? 0 : -ENOMEM;
     for (uint32_t i = 0; i < count && !result; i++) {
         out[i] = (struct answer){0};
         asked[i].document = &documents[i];
         asked[i].out = &out[i];
         result = question_make(&asked[i].q, engine_tokenizer(engine), &documents[i]);
     }
-    if (!result)
-        result = options->policy == POLICY_FULL ? ask_full(engine, options, asked, count)
-                                                : ask_streams(engine, options, asked, count);
+    if (!result) {
+        reading_count = make_readings(readings, documents, asked, count);
+        result = options->policy == POLICY_FULL
+                     ? ask_full(engine, options, asked, count)
+                     : ask_streams(engine, options, readings, reading_count);
+    }
     for (uint32_t i = 0; i < count && asked; i++) {
         if (!result) {
             out[i].tokens = asked[i].q.gold_count;
             out[i].nll /= asked[i].q.gold_count;
             answer_match(out[i].said, documents[i].answer, &out[i].exact, &out[i].f1);
         }
-        fork_close(&asked[i].fork);
-        stream_close(&asked[i].stream);
         history_close(&asked[i].history);
-        free(asked[i].segments);
-        free(asked[i].fork_memory);
-        free(asked[i].memory);
     }
+    for (uint32_t i = 0; i < reading_count; i++)
+        close_reading(&readings[i]);
+    free(readings);
     free(asked);
     return result;
 }

@@ -51,6 +51,7 @@ struct document {
     char *question, *answer; /* with --ask, else NULL */
     int32_t *tokens;         /* [count] */
     size_t count;
+    bool again;       /* it asks the document before it, and has no tokens of its own */
     uint64_t *recall; /* [recall_count] chunks that the question recalls, where they are cold */
     uint32_t recall_count;
 };
@@ -101,8 +102,8 @@ struct answer {
     double exact, f1; /* of what was said, greedily; full says nothing */
     char said[512];
 };
-/* Asks documents' questions behind them, at most EVAL_LANES_MAX side by side; out [count]. -ENOSPC:
- * question or answer too long. */
+/* Asks documents' questions behind them, at most EVAL_LANES_MAX side by side and any number that
+ * ask one of these again; out [count]. -ENOSPC: question or answer too long. */
 int ask_documents(struct engine *engine, const struct eval_options *options,
                   const struct document *documents, uint32_t count, struct answer *out);
 /* 0 to 1: the same words in the same order; F1 of words. */

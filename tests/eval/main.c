@@ -372,29 +372,44 @@ static int run_documents(struct runner *runner, const struct eval_options *optio
     return 0;
 }
 
+/* Documents from the i-th on that are asked at once: as many as there are lanes, and all that ask
+ * them again. */
+static uint32_t asked_at_once(const struct documents *documents, size_t i, uint32_t lanes)
+{
+    uint32_t count = 0;
+    for (uint32_t read = 0; i + count < documents->count; count++) {
+        read += !documents->list[i + count].again;
+        if (read > lanes)
+            break;
+    }
+    return count;
+}
+
 static int run_questions(struct engine *engine, const struct eval_options *options,
                          const struct documents *documents)
 {
-    static struct answer answer[EVAL_LANES_MAX];
-    struct answer total = {0};
+    struct answer *answer = calloc(documents->count, sizeof *answer), total = {0};
     uint32_t lanes = options->lanes ? options->lanes : 1, count;
-    for (size_t i = 0; i < documents->count; i += count) {
+    int status = answer ? 0 : 1;
+    for (size_t i = 0; i < documents->count && !status; i += count) {
         const struct document *document = &documents->list[i];
-        count = documents->count - i < lanes ? (uint32_t)(documents->count - i) : lanes;
+        count = asked_at_once(documents, i, lanes);
         int result = ask_documents(engine, options, document, count, answer);
         if (result) {
             fprintf(stderr, "silt-eval: %s: %s\n", document->id, strerror(-result));
-            return 1;
+            status = 1;
         }
-        for (uint32_t j = 0; j < count; j++) {
+        for (uint32_t j = 0; j < count && !status; j++) {
             report_answer(options, &document[j], &answer[j], 1);
             total.nll += answer[j].nll;
             total.exact += answer[j].exact;
             total.f1 += answer[j].f1;
         }
     }
-    report_answer(options, NULL, &total, documents->count);
-    return 0;
+    if (!status)
+        report_answer(options, NULL, &total, documents->count);
+    free(answer);
+    return status;
 }
 
 int main(int argc, char **argv)

@@ -211,7 +211,10 @@ static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint
     json_t *question = json_object_get(object, "question");
     json_t *answer = json_object_get(object, "answer");
     int result = -EBADMSG;
-    if ((!json_is_string(text) && (!json_is_array(tokens) || b->options->join)) ||
+    /* Where full attention is asked, each question has a context of its own. */
+    bool again = b->options->ask && b->options->policy != POLICY_FULL && b->out->count && !text &&
+                 !tokens && json_is_true(json_object_get(object, "again"));
+    if ((!json_is_string(text) && !again && (!json_is_array(tokens) || b->options->join)) ||
         (b->options->ask && (!json_is_string(question) || !json_is_string(answer))))
         goto end;
     snprintf(name, sizeof name, "line %u", number);
@@ -228,6 +231,7 @@ static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint
         struct document *document = &b->out->list[b->out->count - 1];
         document->question = strdup(json_string_value(question));
         document->answer = strdup(json_string_value(answer));
+        document->again = again;
         result = document->question && document->answer ? build_recall(document, object) : -ENOMEM;
     }
 end:
