@@ -35,15 +35,26 @@ static int fail(char *error, size_t error_bytes, int result, const char *path, c
 
 /* ---- files ---- */
 
-/* The whole text beside the old one, then in its place: a crash leaves one of both. */
+static int sync_folder(struct keys *keys)
+{
+    int result = files_sync_folder(keys->files, keys->folder);
+
+    keys->unsynced = result != 0;
+    return result;
+}
+
+/* The whole text beside the old one, then in its place: a crash leaves one of both. *written: the
+ * file is the new one, with an error too where only its name may not be durable. */
 static int write_lines(struct keys *keys, const char *file,
-                       size_t (*line)(const struct keys *, uint32_t, char *), uint32_t count)
+                       size_t (*line)(const struct keys *, uint32_t, char *), uint32_t count,
+                       bool *written)
 {
     const struct files *files = keys->files;
     char path[FILE_PATH_MAX], fresh[FILE_PATH_MAX + 4], text[LINE_BYTES_MAX];
     off_t at = 0;
     int fd, result = 0, closed;
 
+    *written = false;
     path_of(keys, file, path);
     snprintf(fresh, sizeof fresh, "%s.new", path);
     fd = files->open(files->user, fresh, O_WRONLY | O_CREAT | O_TRUNC);
@@ -62,8 +73,9 @@ static int write_lines(struct keys *keys, const char *file,
         result = closed;
     if (!result)
         result = files->rename(files->user, fresh, path);
+    *written = !result;
     if (!result)
-        return files_sync_folder(files, keys->folder);
+        return sync_folder(keys);
     files->unlink(files->user, fresh);
     return result;
 }
@@ -105,13 +117,14 @@ static FILE *open_private(const char *path, int *result, char *error, size_t err
 
 static int make_pair(struct keys *keys, char *error, size_t error_bytes)
 {
+    bool written;
     int result;
 
     if (!zmq_has("curve"))
         return 0; /* only TCP needs it, and says so */
     if (zmq_curve_keypair(keys->public_key, keys->secret_key) != 0)
         return fail(error, error_bytes, -EIO, keys->folder, "gets no key pair from libzmq");
-    result = write_lines(keys, "server", server_line, 2);
+    result = write_lines(keys, "server", server_line, 2, &written);
     if (result)
         fail(error, error_bytes, result, keys->folder, "cannot be written");
     return result;
@@ -226,33 +239,37 @@ bool keys_may(const struct keys *keys, const char *key, const char *stream)
     return false;
 }
 
-int keys_allow(struct keys *keys, const char *key, const char *name, const char *stream)
+int keys_allow(struct keys *keys, const char *key, const char *name, const char *stream,
+               bool *holds)
 {
     struct grant *grant = &keys->grants[keys->count];
     int result;
 
+    *holds = true;
     for (uint32_t i = 0; i < keys->count; i++)
         if (strcmp(keys->grants[i].key, key) == 0 &&
             strcmp(keys->grants[i].stream, stream ? stream : "") == 0)
-            return 0;
+            return keys->unsynced ? sync_folder(keys) : 0;
+    *holds = false;
     if (keys->count == GRANTS_MAX)
         return -ENOSPC;
     snprintf(grant->key, sizeof grant->key, "%s", key);
     snprintf(grant->name, sizeof grant->name, "%s", name);
     snprintf(grant->stream, sizeof grant->stream, "%s", stream ? stream : "");
     keys->count++;
-    result = write_lines(keys, "clients", grant_line, keys->count);
-    if (result)
+    result = write_lines(keys, "clients", grant_line, keys->count, holds);
+    if (!*holds)
         keys->count--;
     return result;
 }
 
 /* What is denied goes behind the end first, so that a failed write can take it back. */
-int keys_deny(struct keys *keys, const char *key, const char *stream)
+int keys_deny(struct keys *keys, const char *key, const char *stream, bool *holds)
 {
     uint32_t all = keys->count, kept = 0;
     int result;
 
+    *holds = true;
     for (uint32_t i = 0; i < all; i++) {
         struct grant grant = keys->grants[i];
 
@@ -261,11 +278,13 @@ int keys_deny(struct keys *keys, const char *key, const char *stream)
         keys->grants[i] = keys->grants[kept];
         keys->grants[kept++] = grant;
     }
-    if (kept == all)
-        return -ENOENT;
+    if (kept == all) {
+        result = keys->unsynced ? sync_folder(keys) : 0;
+        return result ? result : -ENOENT;
+    }
     keys->count = kept;
-    result = write_lines(keys, "clients", grant_line, kept);
-    if (result)
+    result = write_lines(keys, "clients", grant_line, kept, holds);
+    if (!*holds)
         keys->count = all;
     return result;
 }

@@ -31,6 +31,7 @@ struct keys {
     char public_key[KEY_BYTES + 1], secret_key[KEY_BYTES + 1];
     struct grant *grants; /* [GRANTS_MAX], the caller's */
     uint32_t count;
+    bool unsynced; /* the folder: it may not have the newest file after a power loss */
 };
 
 /* The pair of DATA/keys is read, or made where there is none. 0 or a negative errno with a sentence
@@ -44,9 +45,11 @@ bool keys_text_valid(const char *key);
 bool keys_known(const struct keys *keys, const char *key);
 bool keys_may(const struct keys *keys, const char *key, const char *stream);
 /* stream NULL: every one. 0 also where it was so before; -ENOSPC: GRANTS_MAX; or what the disk
- * said, and nothing has changed. */
-int keys_allow(struct keys *keys, const char *key, const char *name, const char *stream);
+ * said: where it *holds nevertheless, but may not be after a power loss, until the same is
+ * asked again without an error. */
+int keys_allow(struct keys *keys, const char *key, const char *name, const char *stream,
+               bool *holds);
 /* stream NULL: all that the key has. -ENOENT: it has no such grant. */
-int keys_deny(struct keys *keys, const char *key, const char *stream);
+int keys_deny(struct keys *keys, const char *key, const char *stream, bool *holds);
 
 #endif

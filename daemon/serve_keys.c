@@ -145,25 +145,30 @@ void serve_keys(struct core *core, const struct wire_client *client,
 {
     const Silt__V1__Keys *from = request->keys;
     const char *stream = from->all ? NULL : from->stream;
+    bool holds = false;
     int result = 0;
 
     if (from->verb == SILT__V1__KEYS__VERB__ALLOW)
-        result = keys_allow(&core->keys, from->key, from->name, stream);
+        result = keys_allow(&core->keys, from->key, from->name, stream, &holds);
     else if (from->verb == SILT__V1__KEYS__VERB__DENY)
-        result = keys_deny(&core->keys, from->key, stream);
-    if (result == -ENOENT) {
+        result = keys_deny(&core->keys, from->key, stream, &holds);
+    if (holds)
+        enforce(core);
+    if (result == -ENOENT && holds) { /* else the folder is gone */
         reply_error(core, client, request->id, SILT__V1__ERROR__CODE__NOT_FOUND,
                     "key %s is not allowed that: `silt key list` shows what is", from->key);
-    } else if (result == -ENOSPC) {
+    } else if (result == -ENOSPC && core->keys.count == GRANTS_MAX) {
         reply_error(core, client, request->id, SILT__V1__ERROR__CODE__NO_SPACE,
                     "siltd keeps at most %d grants: deny old ones, or allow a key --all",
                     GRANTS_MAX);
     } else if (result) {
         reply_error(core, client, request->id, SILT__V1__ERROR__CODE__INTERNAL,
-                    "the keys cannot be written to %s: %s; nothing has changed", core->keys.folder,
-                    strerror(-result));
+                    holds
+                        ? "the keys are as asked, but %s cannot be synced: %s; until that succeeds "
+                          "a power loss may undo it: send this again"
+                        : "the keys cannot be written to %s: %s; nothing has changed",
+                    core->keys.folder, strerror(-result));
     } else {
-        enforce(core);
         send_list(core, client, request);
     }
 }
