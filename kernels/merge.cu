@@ -392,15 +392,13 @@ static __device__ void merge_run(const struct rows_job &job, const struct place 
     keep_before(job.b, item, p, run_at);
     if (walks)
         window_find(&found, item, p);
-    __syncthreads(); /* all have read what one of them writes at the end */
-    if (threadIdx.x == 0)
-        choose_within(&choices, run.items, found.held, item.capacity[p.index]);
-    __syncthreads();
-    if (!walks)
-        return;
+    __syncthreads(); /* all have read what is written from here on */
     if (p.walker == 0)
         window_show(job, p, run, found);
-    for (uint32_t i = p.walker; i < run.items; i += p.walkers)
+    if (threadIdx.x == 0)
+        choose_within(&choices, run.items, found.held, item.capacity[p.index]);
+    __syncthreads(); /* the entry that window_show writes may grow again in any item */
+    for (uint32_t i = p.walker; walks && i < run.items; i += p.walkers)
         merge_item(job, p, run, &choices, i, found.entry);
 }
 

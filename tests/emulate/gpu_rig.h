@@ -10,6 +10,7 @@ enum { TOKENS = 7 * TINY_CHUNK, RIG_PINS = 40 };
 /* simt.h is C++; see tests/emulate/cuda_runtime.h */
 enum trouble { FINE, NO_DEVICE, OLD_DEVICE, NO_MEMORY, BROKEN, NO_GRAPHS };
 void simt_trouble(enum trouble trouble, size_t memory_bytes);
+void simt_backwards(bool now);
 
 extern struct engine *cpu, *gpu;
 extern int32_t tokens[TOKENS + 1];

@@ -17,6 +17,12 @@ static char *stacks;
 static void *scheduler;
 static uint32_t count, running;
 static const std::function<void()> *body;
+static bool backwards;
+
+void simt_backwards(bool now)
+{
+    backwards = now;
+}
 
 /* A barrier of a group: those who come wait until its round changes. */
 struct barrier {
@@ -100,7 +106,8 @@ static void block_run(void)
             fprintf(stderr, "simt: threads wait for each other for ever\n");
             abort();
         }
-        for (running = 0; running < count; running++) {
+        for (uint32_t i = 0; i < count; i++) {
+            running = backwards ? count - 1 - i : i;
             struct fiber *f = &fibers[running];
             if (f->done)
                 continue;
@@ -130,12 +137,12 @@ static void launch(dim3 grid, dim3 block, const std::function<void()> &kernel)
         stacks = (char *)aligned_alloc(64, (size_t)THREADS_MAX * STACK_BYTES);
     if (!stacks || !count || count > THREADS_MAX || block.y != 1 || block.z != 1)
         abort();
-    for (uint32_t z = 0; z < grid.z; z++)
-        for (uint32_t y = 0; y < grid.y; y++)
-            for (uint32_t x = 0; x < grid.x; x++) {
-                simt_block = dim3(x, y, z);
-                block_run();
-            }
+    uint32_t blocks = grid.x * grid.y * grid.z;
+    for (uint32_t i = 0; i < blocks; i++) {
+        uint32_t at = backwards ? blocks - 1 - i : i;
+        simt_block = dim3(at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y);
+        block_run();
+    }
 }
 
 void simt_launch(dim3 grid, dim3 block, const std::function<void()> &kernel)

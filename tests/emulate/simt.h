@@ -4,9 +4,10 @@
  *
  * A block's threads are fibers of one system thread; blocks run one after another. Barriers and
  * warp functions hand over to the next fiber until all have arrived, so a kernel that needs a
- * barrier and has none gives wrong results here too. The tensor-core and copy instructions of
- * kernels/cuda.cuh are written out with the register layouts of the PTX manual. Not covered: speed,
- * memory order between blocks, what a real device rounds otherwise.
+ * barrier and has none gives wrong results here too, in one order of threads or in the other. The
+ * tensor-core and copy instructions of kernels/cuda.cuh are written out with the register layouts
+ * of the PTX manual. Not covered: speed, memory order between blocks, what a real device rounds
+ * otherwise.
  */
 #ifndef SILT_TESTS_EMULATE_SIMT_H
 #define SILT_TESTS_EMULATE_SIMT_H
@@ -58,6 +59,8 @@ extern dim3 simt_block, simt_threads;
 #define blockIdx  simt_block
 #define blockDim  simt_threads
 
+/* Threads and blocks run from the last to the first: what depends on their order shows. */
+extern "C" void simt_backwards(bool now);
 void simt_launch(dim3 grid, dim3 block, const std::function<void()> &kernel);
 /* A kernel with its arguments, taken now. */
 template <typename Kernel, typename... Arguments>

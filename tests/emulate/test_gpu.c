@@ -101,6 +101,63 @@ static void cuts_and_company_do_not_matter(void **state)
     }
 }
 
+static char *state_copy(const struct held *h, size_t *bytes)
+{
+    const void *now = stream_state(h->stream, bytes);
+    char *copy = malloc(*bytes);
+    assert_true(now && copy);
+    memcpy(copy, now, *bytes);
+    return copy;
+}
+
+/* Two chunks, a block at a time and then some together, and a question. Few entries: most items
+ * have none of their own. */
+static char *read_with_few_entries(uint32_t ratio, float *logits, size_t *bytes)
+{
+    static uint32_t few[TINY_RATIOS * TINY_LAYERS * TINY_KV_HEADS];
+    const uint32_t *quota = gpu->quota;
+    void *memory;
+    for (size_t i = 0; i < sizeof few / sizeof *few; i++)
+        few[i] = 5 + (uint32_t)i % 7;
+    gpu->quota = few;
+    struct held h = stream_of(gpu, ratio, 1);
+    for (uint32_t at = 0, step; at < 2 * TINY_CHUNK; at += step) {
+        step = at % TINY_CHUNK < TINY_CHUNK / 2 ? STREAM_BLOCK_TOKENS : TINY_CHUNK / 2;
+        assert_int_equal(stream_feed(h.stream, tokens + at, step), 0);
+    }
+    assert_int_equal(stream_feed(h.stream, tokens, STREAM_BLOCK_TOKENS + 7), 0);
+    struct fork *f = fork_of(&h, &memory);
+    assert_int_equal(fork_feed(f, tokens, 40), 0);
+    assert_int_equal(fork_feed(f, tokens + 40, 1), 0);
+    memcpy(logits, fork_logits(f), gpu->shape.vocab * sizeof *logits);
+    char *state = state_copy(&h, bytes);
+    fork_close(&f);
+    free(memory);
+    drop(&h);
+    gpu->quota = quota;
+    return state;
+}
+
+static void threads_do_not_race(void **state)
+{
+    (void)state;
+    size_t bytes[2], vocab = gpu->shape.vocab * sizeof(float);
+    float *logits[2] = {malloc(vocab), malloc(vocab)};
+    for (uint32_t ratio = 1; ratio <= 4; ratio *= 4) {
+        char *forth = read_with_few_entries(ratio, logits[0], &bytes[0]);
+        simt_backwards(true);
+        char *back = read_with_few_entries(ratio, logits[1], &bytes[1]);
+        simt_backwards(false);
+        assert_int_equal(bytes[0], bytes[1]);
+        assert_memory_equal(forth, back, bytes[0]);
+        assert_memory_equal(logits[0], logits[1], vocab);
+        free(forth);
+        free(back);
+    }
+    free(logits[0]);
+    free(logits[1]);
+}
+
 /* Either device goes on from what the other has read. */
 static void states_cross_over(void **state)
 {
@@ -291,6 +348,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(loss_and_ratio_are_the_cpus),
         cmocka_unit_test(cuts_and_company_do_not_matter),
+        cmocka_unit_test(threads_do_not_race),
         cmocka_unit_test(states_cross_over),
         cmocka_unit_test(forks_answer_as_the_cpus),
         cmocka_unit_test(forks_together),
