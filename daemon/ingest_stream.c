@@ -145,33 +145,45 @@ static void remove_stream(struct ingest *ingest, struct slot *slot,
         ingest_failed(ingest, error);
 }
 
+static void refuse_range(struct ingest_result *result, int error,
+                         const struct ingest_request *request, uint64_t tokens)
+{
+    if (error == -EMSGSIZE) {
+        ingest_refuse_long(result);
+        return;
+    }
+    snprintf(result->message, sizeof result->message,
+             "tokens %llu to %llu are not in the stream, which holds %llu",
+             (unsigned long long)request->from, (unsigned long long)request->to,
+             (unsigned long long)tokens);
+    result->error = 1 + SILT__V1__ERROR__CODE__INVALID;
+}
+
 static void forget_tokens(struct ingest *ingest, const struct ingest_request *request,
                           struct ingest_result *result)
 {
-    struct journal_stream stream;
-    int error = ingest_begin(ingest)
-                    ? journal_stream_get(ingest->journal, request->stream_id, &stream)
-                    : -EIO;
+    struct journal_stream stream = {0};
+    int error;
 
-    if (ingest->broken)
+    if (!ingest_begin(ingest))
         return;
+    error = journal_mark(ingest->journal);
+    if (!error)
+        error = journal_stream_get(ingest->journal, request->stream_id, &stream);
     if (!error)
         error = forget_range(ingest, &stream, request->from, request->to);
-    if (error == -EINVAL) {
-        snprintf(result->message, sizeof result->message,
-                 "tokens %llu to %llu are not in the stream, which holds %llu",
-                 (unsigned long long)request->from, (unsigned long long)request->to,
-                 (unsigned long long)stream.tokens);
-        result->error = 1 + SILT__V1__ERROR__CODE__INVALID;
-        return;
-    }
-    if (error == -EMSGSIZE) {
-        ingest_refuse_long(result);
-        ingest->broken = true; /* items may be changed already: back to what they were */
+    if (error == -EINVAL || error == -EMSGSIZE) {
+        refuse_range(result, error, request, stream.tokens);
+        /* Items may be changed already; what else is in the batch stays. */
+        error = journal_take_back(ingest->journal);
+        if (error)
+            ingest_failed(ingest, error);
         return;
     }
     if (!error)
         error = journal_stream_update(ingest->journal, &stream);
+    if (!error)
+        error = journal_keep(ingest->journal);
     if (error)
         ingest_failed(ingest, error);
     result->tokens_acked = stream.tokens;

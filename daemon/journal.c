@@ -270,6 +270,23 @@ void journal_rollback(struct journal *journal)
         run(use(journal, ROLLBACK));
 }
 
+int journal_mark(struct journal *journal)
+{
+    return journal_errno(sqlite3_exec(journal->db, "SAVEPOINT mark", NULL, NULL, NULL));
+}
+
+int journal_keep(struct journal *journal)
+{
+    return journal_errno(sqlite3_exec(journal->db, "RELEASE mark", NULL, NULL, NULL));
+}
+
+int journal_take_back(struct journal *journal)
+{
+    journal_item_done(journal);
+    return journal_errno(
+        sqlite3_exec(journal->db, "ROLLBACK TO mark; RELEASE mark", NULL, NULL, NULL));
+}
+
 int journal_stream_create(struct journal *journal, struct journal_stream *stream)
 {
     sqlite3_stmt *s = use(journal, STREAM_CREATE);

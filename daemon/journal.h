@@ -57,6 +57,10 @@ uint64_t journal_disk_bytes(const struct journal *journal);
 int journal_begin(struct journal *journal);
 int journal_commit(struct journal *journal);
 void journal_rollback(struct journal *journal);
+/* A place in it: what one request changes is kept or taken back without the others'. */
+int journal_mark(struct journal *journal);
+int journal_keep(struct journal *journal);
+int journal_take_back(struct journal *journal);
 
 /* out->id is set; -EEXIST. */
 int journal_stream_create(struct journal *journal, struct journal_stream *stream);

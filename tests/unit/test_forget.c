@@ -271,6 +271,56 @@ static void the_text_is_gone_from_disk(void **state)
     }
 }
 
+/* A range that cannot be formed is refused when its items are half changed: only they go back, and
+ * what came with it is stored. */
+static void a_refusal_is_one_request_s(void **state)
+{
+    static int32_t many[600], before[TOKENS_MAX], after[TOKENS_MAX];
+    struct ingest_request request = {
+        .kind = INGEST_FORGET, .slot = SLOT_NONE, .from = 100, .to = 602};
+    struct queue_part part = {&request, sizeof request};
+    uint32_t count, scratch_max = rig.ingest.scratch_max;
+    uint64_t acked;
+
+    (void)state;
+    for (uint32_t i = 0; i < 600; i++)
+        many[i] = (int32_t)(40 + i % 50);
+    assert_int_equal(rig_stream(&rig, 0, "s", 1), 0);
+    rig_settle(&rig);
+    id = rig.slots[0].ingest.stream_id;
+    for (uint64_t sequence = 1; sequence <= 2; sequence++) {
+        rig_feed_begin(&rig, 0, "p", sequence);
+        rig_item(&rig, ITEM_TOKENS, 0, many, sequence == 1 ? sizeof many : 5 * sizeof *many);
+        assert_int_equal(rig_push(&rig), 0);
+        rig_settle(&rig);
+    }
+    leave_slot();
+    count = read_tokens(before);
+    assert_int_equal(rig_stream(&rig, 1, "other", 1), 0);
+    rig_settle(&rig);
+    rig_forget(&rig);
+    rig.ingest.scratch_max = 300; /* the last item fits, which is changed first */
+    request.stream_id = id;
+    assert_int_equal(rig_text(&rig, 1, "p", 1, "one two ", 8), 0);
+    assert_int_equal(queue_push(&rig.journal_queue, &part, 1), 0);
+    assert_int_equal(rig_text(&rig, 1, "p", 2, "three four ", 11), 0);
+    rig_ingest(&rig);
+    assert_int_equal(rig.result_count, 3);
+    assert_int_equal(rig.batches[0], rig.batches[2]);
+    assert_int_equal(rig.results[0].error, 0);
+    assert_int_equal(rig.results[1].error, 1 + SILT__V1__ERROR__CODE__TOO_LARGE);
+    assert_int_equal(rig.results[2].error, 0);
+    assert_int_equal(rig.results[2].bytes_acked, 19);
+    assert_false(atomic_load(&rig.disk_failed));
+    acked = atomic_load(&rig.slots[1].tokens_acked);
+    rig.ingest.scratch_max = scratch_max;
+    assert_int_equal(read_tokens(after), count);
+    assert_memory_equal(after, before, count * sizeof *before);
+    assert_int_equal(forget(100, 602)->error, 0);
+    assert_int_equal(read_tokens(after), count - 502);
+    assert_int_equal(atomic_load(&rig.slots[1].tokens_acked), acked);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -278,6 +328,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_memory_never_saw_it, set_up, tear_down),
         cmocka_unit_test_setup_teardown(impossible_ranges, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_text_is_gone_from_disk, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_refusal_is_one_request_s, set_up, tear_down),
     };
 
     return cmocka_run_group_tests_name("forget", tests, NULL, NULL);
