@@ -172,6 +172,15 @@ void fork_rewind(struct fork *fork)
     fork->fed = false;
 }
 
+int fork_rewind_to(struct fork *fork, uint32_t tokens)
+{
+    if (tokens > fork->tail.count - fork->pending)
+        return -EINVAL;
+    fork->tail.count = fork->pending + tokens;
+    fork->fed = false;
+    return 0;
+}
+
 const float *fork_logits(struct fork *fork)
 {
     return fork->fed ? fork->logits : NULL;

@@ -85,6 +85,15 @@ void history_reset(struct history *h)
     h->tokens = 0;
 }
 
+int history_rewind(struct history *h, uint64_t tokens)
+{
+    if (h->tail.start || h->tail.sinks || h->tokens != h->tail.count || tokens > h->tokens)
+        return -EINVAL;
+    h->tail.count = (uint32_t)tokens;
+    h->tokens = tokens;
+    return 0;
+}
+
 static void move_to_front(struct history *h)
 {
     struct tail *t = &h->tail;

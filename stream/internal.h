@@ -331,6 +331,8 @@ struct history;
 int history_open(struct history **out, struct engine *engine, uint32_t rows_max, bool dmc_lora);
 void history_close(struct history **history);
 void history_reset(struct history *history);
+/* Forgets all but the first `tokens`. -EINVAL: it has fewer, or has slid. */
+int history_rewind(struct history *history, uint64_t tokens);
 /* As stream_score. rows_visible [count], each in sinks + 1 .. rows_max; NULL: rows_max for all.
  * targets NULL: not scored. */
 int history_score(struct history *history, const int32_t *tokens, const int32_t *targets,
@@ -353,6 +355,9 @@ void stream_hide_summary(struct stream *stream, bool hide); /* the ring is atten
  * same options: feed both in lockstep, a block each, other last (fed first, it has already slid at
  * a chunk's end). NULL: back to its own. */
 void stream_swap_memory(struct stream *stream, const struct stream *other);
+/* Evaluation: as fork_rewind, but the first `tokens` of those fed stay; fork_logits is NULL until
+ * more are fed. -EINVAL: fewer were fed. */
+int fork_rewind_to(struct fork *fork, uint32_t tokens);
 /* KV rows that a query attends now, besides its own: mean over layers and heads. */
 double stream_rows_now(const struct stream *stream);
 /* Those that each of the last `count` tokens attended, its own included, oldest first; of a stream

@@ -4,7 +4,7 @@
 
 DEV holds KIND.jsonl[.xz|.zst]; SETS, for the in-context tasks, the files of two open sets (README).
 EVALSET gets KIND.npy [streams, tokens], long.npy [tokens], questions.npz, task_NAME.npz, and as text
-(and tokens) for silt-eval --ask questions-passage.jsonl and questions-none.jsonl.
+(and tokens) for the C engine questions-passage.jsonl, questions-none.jsonl and task_NAME.jsonl.
 """
 import argparse
 import csv
@@ -201,6 +201,18 @@ def tasks(tokenizer, text_folder, sets_folder, count, seed=2):
     return out
 
 
+def task_lines(tokenizer, name, streams, items):
+    """The same as text, for tests/eval/tasks.py: a line a stream, with what is asked behind it."""
+    for episode, (rows, item) in enumerate(zip(streams, items)):
+        for shots, row in zip(SHOTS, rows):
+            yield json.dumps({
+                "id": "%s, %d examples, episode %d" % (name, shots, episode), "examples": shots,
+                "text": tokenizer.decode(row), "tokens": row.tolist(),
+                "asked": [tokenizer.decode(tail) for tail in item["tails"]],
+                "choices": [tokenizer.decode(option) for option in item["options"]],
+                "right": item["gold"]}) + "\n"
+
+
 def pack(path, streams, items):
     np.savez_compressed(path, streams=streams, items=np.array(json.dumps(items)))
 
@@ -252,6 +264,8 @@ def main():
                                             options.episodes).items():
             path = "task_%s.npz" % name.replace(", user's ", "_")
             pack(os.path.join(options.out, path), streams, items)
+            with open(os.path.join(options.out, path[:-4] + ".jsonl"), "w") as file:
+                file.writelines(task_lines(tokenizer, path[5:-4], streams, items))
             print("%s %s" % (path, streams.shape), flush=True)
 
 

@@ -208,6 +208,58 @@ def test_questions_behind_documents():
     assert "--ask" in trial.run(path, "window", "--ask", code=2)
 
 
+def test_choices_behind_documents():
+    trial = Trial()
+    path = trial.home / "choices.jsonl"
+    choices = ["The keeper, at 06:15.", " a boat\n", "rain"]
+    some = [{"question": "who saw it?", "choices": choices},
+            {"question": "\n\nthen the keeper saw", "choices": choices[1:], "raw": True}]
+
+    def choose(policy, questions_, *more, words=300, documents=2, code=0):
+        path.write_text("".join(json.dumps(
+            {"id": f"d{i}", "text": story(20 + i, words), "questions": questions_}) + "\n"
+            for i in range(documents)))
+        return trial.run(path, policy, "--choose", "--dmc", 1, *more, code=code)
+
+    lines = choose("ccm", some)
+    assert [line["document"] for line in lines] == ["d0", "d1"]
+    assert [len(question["losses"]) for question in lines[0]["questions"]] == [3, 2]
+    # Of a question with an answer, --ask says the mean of the answer's tokens.
+    asked = trial.home / "asked.jsonl"
+    asked.write_text(json.dumps({"text": story(20, 300), "question": "who saw it?",
+                                 "answer": choices[0]}) + "\n")
+    for policy in ("ccm", "full"):
+        each = trial.run(asked, policy, "--ask", "--dmc", 1)[0]["answer_nll"]
+        tokens = choose(policy, some)[0]["questions"][0]["losses"][0] / each
+        assert tokens > 2 and abs(tokens - round(tokens)) < 1e-3, (policy, tokens)
+    # Whatever else is asked, in whatever company, and in however many lanes.
+    assert choose("ccm", some[::-1] + some)[1]["questions"][1:3] == [lines[1]["questions"][0]] * 2
+    assert choose("ccm", some, "--lanes", 3) == lines
+    full = choose("full", some)
+    for one, other in zip(full, choose("full", some[::-1], "--lanes", 2)):
+        for a, b in zip(one["questions"], other["questions"][::-1]):
+            for c, d in zip(a["losses"], b["losses"]):
+                near(c, d, 1e-3)
+    # Before anything is compressed, a fork sees what a full context sees.
+    pairs = [choose(policy, some, words=5)[0]["questions"] for policy in ("ccm", "full")]
+    for a, b in zip(*pairs):
+        for c, d in zip(a["losses"], b["losses"]):
+            near(c, d, 1e-2)
+    # A chunk that has left the ring comes back for the question that names it, and no other.
+    few = choose("ccm", some, "--ring", 1)
+    again = choose("ccm", [dict(some[0], recall=[0]), some[1]], "--ring", 1)
+    for one, other in zip(few, again):
+        assert [question["recalled"] for question in other["questions"]] == [1, 0]
+        assert one["questions"][0]["losses"] != other["questions"][0]["losses"]
+        assert one["questions"][1] == other["questions"][1]
+    assert choose("none", some)[0]["questions"][0]["losses"] != few[0]["questions"][0]["losses"]
+    assert "choices" in choose("ccm", [dict(some[0], choices=["a"] * 17)], code=1)
+    assert "choices" in choose("ccm", [], code=1)
+    assert "Invalid argument" in choose("ccm", [dict(some[0], choices=[""])], code=1)
+    assert "Invalid argument" in choose("full", some, "--context", 64, code=1)
+    assert "--choose" in choose("ccm", some, "--ask", code=2)
+
+
 def test_the_grid_goes_on_where_it_was():
     """tests/eval/grid.py: a run whose figures are there is not run again, and all go to the CSV."""
     trial = Trial()

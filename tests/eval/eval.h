@@ -1,8 +1,8 @@
 /*
  * silt-eval: the loss of a model over text, under one way of remembering what was read.
  *
- * text.c reads documents, policy.c runs one of them, ask.c asks behind one, report.c says what came
- * out, main.c joins them.
+ * text.c reads documents, policy.c runs one of them, ask.c asks behind one, choose.c asks which of
+ * some answers, report.c says what came out, main.c joins them.
  */
 #ifndef SILT_EVAL_H
 #define SILT_EVAL_H
@@ -13,7 +13,7 @@
 
 #include "stream/stream.h"
 
-enum { EVAL_QUARTERS = 4, EVAL_LANES_MAX = 64 };
+enum { EVAL_QUARTERS = 4, EVAL_LANES_MAX = 64, EVAL_CHOICES_MAX = 16 };
 
 enum policy {
     POLICY_FULL,        /* raw rows of the newest tokens, base weights */
@@ -41,11 +41,20 @@ struct eval_options {
     uint32_t lanes;         /* documents side by side, at most EVAL_LANES_MAX; 0: one */
     bool segments_int8;     /* the ring's segments as --segments int8 would keep them cold */
     bool join, json;
-    bool ask; /* each document's question, behind it */
+    bool ask;    /* each document's question, behind it */
+    bool choose; /* each document's questions, each with its possible answers */
 };
 
 /* ---- text.c ---- */
 
+struct choice_question {
+    char *text;
+    char **choices; /* [choice_count], at most EVAL_CHOICES_MAX */
+    uint32_t choice_count;
+    uint64_t *recall; /* [recall_count] */
+    uint32_t recall_count;
+    bool raw; /* text as it is, no turn */
+};
 struct document {
     char *id, *kind;         /* "" where the file says none */
     char *question, *answer; /* with --ask, else NULL */
@@ -54,6 +63,8 @@ struct document {
     bool again;       /* it asks the document before it, and has no tokens of its own */
     uint64_t *recall; /* [recall_count] chunks that the question recalls, where they are cold */
     uint32_t recall_count;
+    struct choice_question *choice_questions; /* [choice_question_count] with --choose */
+    uint32_t choice_question_count;
 };
 struct documents {
     struct document *list; /* [count] */
@@ -109,6 +120,19 @@ int ask_documents(struct engine *engine, const struct eval_options *options,
 /* 0 to 1: the same words in the same order; F1 of words. */
 void answer_match(const char *said, const char *gold, double *exact, double *f1);
 
+/* ---- choose.c ---- */
+
+struct chosen {
+    double loss[EVAL_CHOICES_MAX];  /* nats of all of a choice's tokens */
+    double rows;                    /* KV rows before the question: of the memory, or all */
+    uint32_t recalled, tail_tokens; /* segments brought back; of the question as it was put */
+};
+/* Asks all questions of documents, at most EVAL_LANES_MAX side by side; out [count] of
+ * [choice_question_count]. -ENOSPC: question or choice too long; -EINVAL: one is empty, or full has
+ * no room for all of a document. */
+int choose_documents(struct engine *engine, const struct eval_options *options,
+                     const struct document *documents, uint32_t count, struct chosen **out);
+
 /* ---- report.c ---- */
 
 const char *policy_name(enum policy policy);
@@ -120,6 +144,9 @@ void report_line(const struct eval_options *options, const struct document *docu
 /* document NULL: the mean of count answers, whose sums are in answer. */
 void report_answer(const struct eval_options *options, const struct document *document,
                    const struct answer *answer, size_t count);
+/* A JSON line. */
+void report_chosen(const struct eval_options *options, const struct document *document,
+                   const struct chosen *chosen);
 /* The progress line on a terminal; text NULL clears it. */
 void report_progress(const char *text);
 

@@ -51,6 +51,10 @@ static const char help[] =
     "  --ask              each document has a \"question\" and its \"answer\": asks behind it, "
     "from\n"
     "                     the memory alone (ccm, none), and scores the answer (full: in context)\n"
+    "  --choose           each document has \"questions\", each with its \"choices\": how "
+    "likely each of\n"
+    "                     these is behind it, from the memory alone (ccm, none) or in context "
+    "(full)\n"
     "  --block N          independent blocks of N tokens, the second half of each scored, as\n"
     "                     llama.cpp's perplexity tool does\n"
     "  --device cpu|cuda  --threads N\n"
@@ -100,6 +104,7 @@ enum {
     OPTION_JOIN,
     OPTION_STREAMS,
     OPTION_ASK,
+    OPTION_CHOOSE,
     OPTION_EXACT,
     OPTION_BLOCK,
     OPTION_DEVICE,
@@ -211,6 +216,7 @@ static int parse(struct eval_options *o, int argc, char **argv)
         {"join", 0, NULL, OPTION_JOIN},
         {"streams", 1, NULL, OPTION_STREAMS},
         {"ask", 0, NULL, OPTION_ASK},
+        {"choose", 0, NULL, OPTION_CHOOSE},
         {"exact", 0, NULL, OPTION_EXACT},
         {"block", 1, NULL, OPTION_BLOCK},
         {"device", 1, NULL, OPTION_DEVICE},
@@ -233,6 +239,8 @@ static int parse(struct eval_options *o, int argc, char **argv)
             o->join = true;
         else if (found == OPTION_ASK)
             o->ask = true;
+        else if (found == OPTION_CHOOSE)
+            o->choose = true;
         else if (found == OPTION_EXACT)
             o->engine.exact = true;
         else if (found == OPTION_JSON)
@@ -249,10 +257,12 @@ static int parse(struct eval_options *o, int argc, char **argv)
         return usage("--text FILE is missing", NULL);
     if (o->policy == POLICY_COUNT)
         return usage("--policy is missing", NULL);
-    if (o->ask &&
-        (o->join || o->block ||
+    if ((o->ask || o->choose) &&
+        (o->join || o->block || (o->ask && o->choose) ||
          (o->policy != POLICY_CCM && o->policy != POLICY_NONE && o->policy != POLICY_FULL)))
-        return usage("--ask goes with ccm, none and full, and not with --join or --block", NULL);
+        return usage("--ask and --choose go with ccm, none and full, one of them, and not with "
+                     "--join or --block",
+                     NULL);
     if (o->streams && !(o->join && o->tokens_max))
         return usage("--streams needs --join and --tokens", NULL);
     return 0;
@@ -412,6 +422,42 @@ static int run_questions(struct engine *engine, const struct eval_options *optio
     return status;
 }
 
+/* As many documents as there are lanes from the i-th on: how many, or what was wrong. */
+static int choose_some(struct engine *engine, const struct eval_options *options,
+                       const struct document *documents, size_t left)
+{
+    struct chosen *out[EVAL_LANES_MAX] = {0};
+    uint32_t lanes = options->lanes ? options->lanes : 1;
+    uint32_t count = left < lanes ? (uint32_t)left : lanes;
+    int result = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        out[i] = calloc(documents[i].choice_question_count, sizeof **out);
+        result = out[i] ? result : -ENOMEM;
+    }
+    if (!result)
+        result = choose_documents(engine, options, documents, count, out);
+    if (result)
+        fprintf(stderr, "silt-eval: %s: %s\n", documents->id, strerror(-result));
+    for (uint32_t i = 0; i < count; i++) {
+        if (!result)
+            report_chosen(options, &documents[i], out[i]);
+        free(out[i]);
+    }
+    return result ? result : (int)count;
+}
+
+static int run_choices(struct engine *engine, const struct eval_options *options,
+                       const struct documents *documents)
+{
+    for (size_t i = 0; i < documents->count;) {
+        int done = choose_some(engine, options, &documents->list[i], documents->count - i);
+        if (done < 0)
+            return 1;
+        i += (size_t)done;
+    }
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     struct eval_options options = {.engine = {.device = DEVICE_CPU, .feature_mask = UINT32_MAX},
@@ -441,8 +487,9 @@ int main(int argc, char **argv)
                  policy_name(options.policy));
         goto end;
     }
-    if (options.ask) {
-        status = run_questions(engine, &options, &documents);
+    if (options.ask || options.choose) {
+        status = options.ask ? run_questions(engine, &options, &documents)
+                             : run_choices(engine, &options, &documents);
         goto end;
     }
     leave_short(&options, &documents);

@@ -149,6 +149,30 @@ void report_answer(const struct eval_options *options, const struct document *do
     json_decref(line);
 }
 
+void report_chosen(const struct eval_options *options, const struct document *document,
+                   const struct chosen *chosen)
+{
+    json_t *line = json_object(), *questions = json_array();
+    for (uint32_t i = 0; i < document->choice_question_count; i++) {
+        json_t *question = json_object(), *losses = json_array();
+        for (uint32_t c = 0; c < document->choice_questions[i].choice_count; c++)
+            json_array_append_new(losses, json_real(chosen[i].loss[c]));
+        json_object_set_new(question, "losses", losses);
+        json_object_set_new(question, "kv_rows", json_real(chosen[i].rows));
+        json_object_set_new(question, "recalled", json_integer(chosen[i].recalled));
+        json_object_set_new(question, "tokens", json_integer(chosen[i].tail_tokens));
+        json_array_append_new(questions, question);
+    }
+    json_object_set_new(line, "document", json_string(document->id));
+    json_object_set_new(line, "policy", json_string(policy_name(options->policy)));
+    json_object_set_new(line, "questions", questions);
+    report_progress(NULL);
+    json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(7));
+    putchar('\n');
+    fflush(stdout);
+    json_decref(line);
+}
+
 void report_progress(const char *text)
 {
     if (!isatty(STDERR_FILENO))

@@ -190,15 +190,52 @@ static int build_streams(struct builder *b)
     return result;
 }
 
-static int build_recall(struct document *document, const json_t *object)
+static int build_recall(const json_t *object, uint64_t **out, uint32_t *out_count)
 {
     const json_t *recall = json_object_get(object, "recall");
     size_t count = json_array_size(recall);
-    document->recall = count ? calloc(count, sizeof *document->recall) : NULL;
-    document->recall_count = document->recall ? (uint32_t)count : 0;
-    for (uint32_t i = 0; i < document->recall_count; i++)
-        document->recall[i] = (uint64_t)json_integer_value(json_array_get(recall, i));
-    return !count || document->recall ? 0 : -ENOMEM;
+    *out = count ? calloc(count, sizeof **out) : NULL;
+    *out_count = *out ? (uint32_t)count : 0;
+    for (uint32_t i = 0; i < *out_count; i++)
+        (*out)[i] = (uint64_t)json_integer_value(json_array_get(recall, i));
+    return !count || *out ? 0 : -ENOMEM;
+}
+
+static int build_choice_question(struct choice_question *q, const json_t *object)
+{
+    const char *text = json_string_value(json_object_get(object, "question"));
+    const json_t *choices = json_object_get(object, "choices");
+    size_t count = json_array_size(choices);
+    if (!text || !count || count > EVAL_CHOICES_MAX)
+        return -EBADMSG;
+    q->raw = json_is_true(json_object_get(object, "raw"));
+    q->text = strdup(text);
+    q->choices = calloc(count, sizeof *q->choices);
+    if (!q->text || !q->choices)
+        return -ENOMEM;
+    for (q->choice_count = 0; q->choice_count < count; q->choice_count++) {
+        const char *choice = json_string_value(json_array_get(choices, q->choice_count));
+        if (!choice)
+            return -EBADMSG;
+        q->choices[q->choice_count] = strdup(choice);
+        if (!q->choices[q->choice_count])
+            return -ENOMEM;
+    }
+    return build_recall(object, &q->recall, &q->recall_count);
+}
+
+static int build_choice_questions(struct document *document, const json_t *questions)
+{
+    size_t count = json_array_size(questions);
+    int result = 0;
+    document->choice_questions = calloc(count, sizeof *document->choice_questions);
+    if (!document->choice_questions)
+        return -ENOMEM;
+    document->choice_question_count = (uint32_t)count;
+    for (size_t i = 0; i < count && !result; i++)
+        result =
+            build_choice_question(&document->choice_questions[i], json_array_get(questions, i));
+    return result;
 }
 
 static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint32_t number)
@@ -210,12 +247,14 @@ static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint
     const char *kind = json_string_value(json_object_get(object, "kind"));
     json_t *question = json_object_get(object, "question");
     json_t *answer = json_object_get(object, "answer");
+    json_t *questions = json_object_get(object, "questions");
     int result = -EBADMSG;
     /* Where full attention is asked, each question has a context of its own. */
     bool again = b->options->ask && b->options->policy != POLICY_FULL && b->out->count && !text &&
                  !tokens && json_is_true(json_object_get(object, "again"));
     if ((!json_is_string(text) && !again && (!json_is_array(tokens) || b->options->join)) ||
-        (b->options->ask && (!json_is_string(question) || !json_is_string(answer))))
+        (b->options->ask && (!json_is_string(question) || !json_is_string(answer))) ||
+        (b->options->choose && !json_array_size(questions)))
         goto end;
     snprintf(name, sizeof name, "line %u", number);
     result = 0;
@@ -232,8 +271,12 @@ static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint
         document->question = strdup(json_string_value(question));
         document->answer = strdup(json_string_value(answer));
         document->again = again;
-        result = document->question && document->answer ? build_recall(document, object) : -ENOMEM;
+        result = document->question && document->answer
+                     ? build_recall(object, &document->recall, &document->recall_count)
+                     : -ENOMEM;
     }
+    if (!result && b->options->choose)
+        result = build_choice_questions(&b->out->list[b->out->count - 1], questions);
 end:
     json_decref(object);
     return result;
@@ -255,7 +298,11 @@ static int build_lines(struct builder *b, const struct buffer *file, const char 
             return fail(result, error, error_bytes,
                         "%s: line %u is no JSON object with a string \"text\"%s: give one document "
                         "a line",
-                        path, number, b->options->ask ? ", a \"question\" and an \"answer\"" : "");
+                        path, number,
+                        b->options->ask ? ", a \"question\" and an \"answer\""
+                        : b->options->choose
+                            ? ", and \"questions\" with at most 16 \"choices\" each"
+                            : "");
         if (result)
             return fail(result, error, error_bytes, "not enough memory for the tokens");
         documents++;
@@ -292,8 +339,20 @@ end:
     return result;
 }
 
+static void choice_question_free(struct choice_question *question)
+{
+    for (uint32_t i = 0; i < question->choice_count; i++)
+        free(question->choices[i]);
+    free(question->choices);
+    free(question->text);
+    free(question->recall);
+}
+
 void document_free(struct document *document)
 {
+    for (uint32_t i = 0; i < document->choice_question_count; i++)
+        choice_question_free(&document->choice_questions[i]);
+    free(document->choice_questions);
     free(document->id);
     free(document->kind);
     free(document->question);
