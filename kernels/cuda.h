@@ -258,7 +258,7 @@ struct cuda {
     /* to [arrays][words] from as many places: many small things in one copy out. */
     void (*gather)(struct cuda *c, uint32_t *to, const uint32_t *const *from, uint32_t arrays,
                    uint32_t words);
-    /* The column of each row's largest logit, the first of equals. */
+    /* The column of each row's largest logit, the first of equals; 0 where none is a number. */
     void (*best)(struct cuda *c, int32_t *out, const float *logits, uint32_t rows, uint32_t vocab);
 };
 

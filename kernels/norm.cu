@@ -265,7 +265,7 @@ static __global__ void best_kernel(int32_t *out, const float *logits, uint32_t v
     __shared__ uint32_t places[WIDE_THREADS];
     const float *row = logits + (size_t)blockIdx.x * vocab;
     float top = -INFINITY;
-    uint32_t place = UINT32_MAX;
+    uint32_t place = 0; /* where none is a number: a token all the same */
     for (uint32_t i = threadIdx.x; i < vocab; i += WIDE_THREADS)
         if (row[i] > top) {
             top = row[i];

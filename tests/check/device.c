@@ -478,6 +478,20 @@ static void logits_case(struct on_device *d, uint32_t vocab, uint32_t rows, enum
     device_end(d);
 }
 
+/* Weights may be what no product is a number of. */
+static void no_number_case(struct on_device *d)
+{
+    enum { VOCAB = 300 };
+    int32_t best = -1;
+    case_begin(d->c, "best of what are no numbers");
+    int32_t *most = device_put(d, NULL, sizeof *most);
+    d->cuda->best(d->cuda, most, device_put(d, NULL, VOCAB * sizeof(float)), 1, VOCAB);
+    device_get(d, &best, most, sizeof best);
+    if (best != 0)
+        case_fail(d->c, "it is %d, not 0", best);
+    device_end(d);
+}
+
 static void check_logits(struct on_device *d)
 {
     static const uint32_t vocabs[] = {3, 255, 1000, 49152};
@@ -485,6 +499,7 @@ static void check_logits(struct on_device *d)
         for (enum fill fill = FILL_NORMAL; fill < FILL_COUNT; fill++)
             if (fill != FILL_LARGE)
                 logits_case(d, vocabs[i], 1 + 6 * (fill == FILL_NORMAL), fill);
+    no_number_case(d);
 }
 
 /* ---- rotation ---- */
