@@ -6,7 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { COMPUTE_MIN = 8, ERROR_WHAT_MAX = 100 };
+enum { ARCH_MIN = 80, ERROR_WHAT_MAX = 100 };
+
+/* nvcc's list of what it builds for, the oldest first: 900 is compute capability 9.0. */
+static const int built_for[] = {__CUDA_ARCH_LIST__};
 
 void cuda_fail(struct cuda *c, int code, const char *what, const char *why)
 {
@@ -175,6 +178,7 @@ static void table_memory(struct cuda *c)
 /* What keeps this machine from being used, in words; NULL: nothing. */
 static const char *unusable(struct cudaDeviceProp *properties)
 {
+    static char other[160];
     int count = 0;
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess)
@@ -186,9 +190,16 @@ static const char *unusable(struct cudaDeviceProp *properties)
         error = cudaSetDevice(0);
     if (error != cudaSuccess)
         return cudaGetErrorString(error);
-    if (properties->major < COMPUTE_MIN)
+    int arch = 10 * properties->major + properties->minor, least = built_for[0] / 10;
+    if (arch < ARCH_MIN)
         return "the device is older than compute capability 8.0";
-    return NULL;
+    if (arch >= least)
+        return NULL;
+    snprintf(other, sizeof other,
+             "the device has compute capability %d.%d and this silt was built for %d.%d and newer: "
+             "build it with make CUDA_ARCH=%d",
+             properties->major, properties->minor, least / 10, least % 10, arch);
+    return other;
 }
 
 static int open_orders(struct cuda *c)
@@ -219,6 +230,7 @@ int cuda_open(struct cuda **out, char *error, size_t error_bytes)
     if (c)
         c->state = (struct cuda_state *)calloc(1, sizeof *c->state);
     if (!c || !c->state) {
+        snprintf(error, error_bytes, "no memory for a device");
         free(c);
         return -ENOMEM;
     }

@@ -16,7 +16,7 @@ enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
 typedef std::vector<std::function<void()>> *cudaGraph_t, *cudaGraphExec_t;
 struct cudaDeviceProp {
     char name[256];
-    int major, multiProcessorCount;
+    int major, minor, multiProcessorCount;
 };
 
 /* What the machine says from now on; SIMT_FINE: works. */
@@ -26,7 +26,8 @@ enum simt_trouble {
     SIMT_OLD_DEVICE,
     SIMT_NO_MEMORY,
     SIMT_BROKEN,
-    SIMT_NO_GRAPHS
+    SIMT_NO_GRAPHS,
+    SIMT_OTHER_DEVICE, /* not of those that it was built for */
 };
 extern "C" void simt_trouble(enum simt_trouble trouble, size_t memory_bytes);
 

@@ -41,7 +41,8 @@ cudaError_t cudaGetDeviceCount(int *count)
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device)
 {
     (void)device;
-    *out = {"emulated", trouble == SIMT_OLD_DEVICE ? 6 : 9, 1};
+    int major = trouble == SIMT_OLD_DEVICE ? 6 : trouble == SIMT_OTHER_DEVICE ? 8 : 9;
+    *out = {"emulated", major, major == 9 ? 0 : 6, 1};
     return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device)

@@ -27,6 +27,7 @@
 #define __shared__      static
 #define __align__(n)    __attribute__((aligned(n)))
 #define __launch_bounds__(...)
+#define __CUDA_ARCH_LIST__ 900
 
 struct dim3 {
     uint32_t x, y, z;

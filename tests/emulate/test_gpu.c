@@ -299,10 +299,11 @@ static void trouble_is_said(void **state)
     } cases[] = {
         {NO_DEVICE, 0, -ENODEV, "no usable GPU"},
         {OLD_DEVICE, 0, -ENODEV, "older than compute capability"},
+        {OTHER_DEVICE, 0, -ENODEV, "make CUDA_ARCH=86"},
         {FINE, 100 << 10, -ENOMEM, "no room for the weights"},
         {FINE, 8 << 20, -ENOMEM, "no room for"},
     };
-    char error[256];
+    char error[400];
     int code;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         simt_trouble(cases[i].trouble, cases[i].memory_bytes);
