@@ -38,7 +38,7 @@ struct gateway_options {
     bool anyone;   /* serve other machines without a key */
     char key[KEY_MAX];
     char state[PATH_MAX_BYTES]; /* folder of the chains */
-    uint32_t connections_max, answer_seconds;
+    uint32_t connections_max, siltd_connections_max, answer_seconds;
     size_t body_bytes_max;
 };
 
@@ -51,8 +51,9 @@ struct pooled {
 };
 struct pool {
     pthread_mutex_t lock;
+    pthread_cond_t given; /* back */
     bool stopping;
-    uint32_t count;
+    uint32_t count, used;
     struct pooled *clients; /* [count] */
 };
 
@@ -83,8 +84,9 @@ int pool_open(struct pool *pool, uint32_t count);
 void pool_close(struct pool *pool);
 /* Ends what is under way, and nothing new begins. */
 void pool_stop(struct pool *pool);
-/* NULL with error filled: too many at once. */
-struct pooled *pool_take(struct gateway *gateway, struct client_error *error);
+/* Waits for one, some seconds. NULL with error filled: there are too many requests at once.
+ * long_use: for a question; a quarter is kept from these, for what is answered at once. */
+struct pooled *pool_take(struct gateway *gateway, bool long_use, struct client_error *error);
 /* result: of what it was used for; one that lost siltd is not used again. */
 void pool_give(struct gateway *gateway, struct pooled **pooled, int result);
 

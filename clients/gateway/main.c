@@ -39,6 +39,9 @@ static const char help[] =
     "                                ($XDG_STATE_HOME/silt/gateway or "
     "~/.local/state/silt/gateway)\n"
     "      --connections N           at once (64)\n"
+    "      --siltd-connections N     of them at siltd (16): the others wait a little. Each takes "
+    "one of\n"
+    "                                siltd's --clients-max (32) places from other clients\n"
     "      --body BYTES              of one request at most (4194304)\n"
     "      --answer-seconds N        of one answer at most (600)\n"
     "  -c, --endpoint ENDPOINT       where siltd listens (SILT_ENDPOINT, else its default)\n"
@@ -188,6 +191,10 @@ static int option_take(struct gateway_options *options, int option)
         r = number("--connections", optarg, 1, CONNECTIONS_LIMIT, &value);
         options->connections_max = (uint32_t)value;
         return r;
+    case 'N':
+        r = number("--siltd-connections", optarg, 1, CONNECTIONS_LIMIT, &value);
+        options->siltd_connections_max = (uint32_t)value;
+        return r;
     case 'b':
         r = number("--body", optarg, 1024, 256 << 20, &value);
         options->body_bytes_max = (size_t)value;
@@ -213,6 +220,7 @@ static int options_take(struct gateway_options *options, int argc, char **argv)
                                           {"anyone", no_argument, NULL, 'a'},
                                           {"state", required_argument, NULL, 's'},
                                           {"connections", required_argument, NULL, 'n'},
+                                          {"siltd-connections", required_argument, NULL, 'N'},
                                           {"body", required_argument, NULL, 'b'},
                                           {"answer-seconds", required_argument, NULL, 't'},
                                           {"server-key", required_argument, NULL, 'S'},
@@ -255,6 +263,7 @@ int main(int argc, char **argv)
                                         .port = 8177,
                                         .loopback = true,
                                         .connections_max = 64,
+                                        .siltd_connections_max = 16,
                                         .answer_seconds = 600,
                                         .body_bytes_max = 4 << 20};
     r = options_take(options, argc, argv);
@@ -270,7 +279,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "silt gateway: cannot make %s: %s\n", options->state, strerror(-r));
         return EXIT_REFUSED;
     }
-    r = pool_open(&gateway.pool, options->connections_max);
+    r = pool_open(&gateway.pool, options->siltd_connections_max);
     if (!r)
         r = http_open(&gateway);
     if (r) {

@@ -345,7 +345,7 @@ enum MHD_Result metrics_get(struct gateway *gateway, struct MHD_Connection *conn
                             struct request *request)
 {
     struct client_error error;
-    struct pooled *pooled = pool_take(gateway, &error);
+    struct pooled *pooled = pool_take(gateway, false, &error);
     struct client_process_stat stat;
     struct streams streams = {0};
     struct text out = {0};

@@ -348,7 +348,7 @@ static void pooled_set(struct question *q, struct pooled *pooled)
 
 static void question_run(struct question *q)
 {
-    struct pooled *pooled = pool_take(q->gateway, &q->error);
+    struct pooled *pooled = pool_take(q->gateway, true, &q->error);
     int r = -EBUSY;
 
     atomic_fetch_add(&q->gateway->counters.under_way, 1);

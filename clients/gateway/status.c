@@ -131,7 +131,7 @@ enum MHD_Result status_get(struct gateway *gateway, struct MHD_Connection *conne
 {
     static const char one[] = "/api/streams/";
     struct client_error error;
-    struct pooled *pooled = pool_take(gateway, &error);
+    struct pooled *pooled = pool_take(gateway, false, &error);
     json_t *json = NULL;
     int r = error.code;
 
@@ -156,7 +156,7 @@ enum MHD_Result models_get(struct gateway *gateway, struct MHD_Connection *conne
                            struct request *request)
 {
     struct client_error error;
-    struct pooled *pooled = pool_take(gateway, &error);
+    struct pooled *pooled = pool_take(gateway, false, &error);
     struct client_process_stat stat;
     json_t *json;
     int r = pooled ? client_process_stat(pooled->client, &stat, &error) : error.code;
@@ -175,7 +175,7 @@ enum MHD_Result health_get(struct gateway *gateway, struct MHD_Connection *conne
                            struct request *request)
 {
     struct client_error error;
-    struct pooled *pooled = pool_take(gateway, &error);
+    struct pooled *pooled = pool_take(gateway, false, &error);
     struct client_process_stat stat;
     struct text text = {0};
     int r = pooled ? client_process_stat(pooled->client, &stat, &error) : error.code;

@@ -4,10 +4,12 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 
 import lib
@@ -403,6 +405,42 @@ def test_a_burst_leaves_places_to_others():
         lib.wait_until("another client has a place", lambda: lib.silt(
             gateway.endpoint, "ls", code=None).code == 0, 10)
         assert gateway.call("GET", "/api/status")[0] == 200
+
+
+def test_forty_browsers():
+    """More at once than siltd takes clients, by the defaults of both: all are answered, and siltd
+    has places for others; questions leave some to the page."""
+    with Gateway() as gateway:
+        assert gateway.call("GET", "/api/status")[0] == 200
+        codes = []
+        threads = [threading.Thread(target=lambda: codes.append(
+            gateway.call("GET", "/api/status")[0])) for _ in range(40)]
+        os.kill(gateway.siltd.process.pid, signal.SIGSTOP)
+        try:
+            for thread in threads:
+                thread.start()
+            time.sleep(0.7)
+            assert not codes, "siltd is stopped"
+            ls = lib.spawn(lib.SILT, "-c", gateway.endpoint, "ls", stdout=subprocess.DEVNULL)
+        finally:
+            os.kill(gateway.siltd.process.pid, signal.SIGCONT)
+        for thread in threads:
+            thread.join()
+        assert codes == [200] * 40, codes
+        assert lib.ends(ls) == 0, "the gateway has all of siltd's places"
+    mock = Mock()
+    mock.silent = True
+    with Gateway("--siltd-connections", "4", endpoint=mock.endpoint) as gateway:
+        asked = [threading.Thread(target=gateway.chat, args=([("user", "Hi")], f"s{i}"))
+                 for i in range(8)]
+        for thread in asked:
+            thread.start()
+        time.sleep(0.5)
+        mock.silent = False  # to the page's request; the others' are lost
+        assert gateway.call("GET", "/api/status")[0] == 200
+        mock.kill()
+        for thread in asked:
+            thread.join()
 
 
 def openai_client():
