@@ -4,6 +4,7 @@
  */
 #include "stream/internal.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,13 +25,22 @@ static bool next_part(struct gguf_string *entry, struct gguf_string *out)
     return out->bytes > 0;
 }
 
+/* Letters and digits, of any script: they become part of a query, in which quotes end a word. */
+static bool is_word(struct gguf_string word)
+{
+    for (size_t i = 0; i < word.bytes; i++)
+        if ((uint8_t)word.text[i] < 0x80 && !isalnum((uint8_t)word.text[i]))
+            return false;
+    return word.bytes <= NEAR_WORD_BYTES_MAX;
+}
+
 static uint32_t take_near(struct gguf_string entry, struct near_word *out, uint32_t max)
 {
     struct gguf_string word;
     uint32_t count = 0;
 
     while (count < max && next_part(&entry, &word)) {
-        if (word.bytes > NEAR_WORD_BYTES_MAX)
+        if (!is_word(word))
             continue;
         memcpy(out[count].text, word.text, word.bytes);
         out[count++].text[word.bytes] = '\0';

@@ -109,7 +109,8 @@ const struct tokenizer *engine_tokenizer(const struct engine *engine);
  */
 const char *engine_failure(const struct engine *engine);
 /* Words that may stand for a word, by the adapter's lexicon, nearest first: how many, at most max;
- * 0 where it has none. word: a form in lower case, terminated. Any thread. */
+ * 0 where it has none; letters, digits and bytes above 0x7f, whatever the file holds. word: a form
+ * in lower case, terminated. Any thread. */
 enum { NEAR_WORD_BYTES_MAX = 31 };
 struct near_word {
     char text[NEAR_WORD_BYTES_MAX + 1]; /* terminated */

@@ -488,8 +488,9 @@ static void put_recall(struct writer *w)
     tensor_random(w, "recall.weight_deep", TENSOR_F32, 0, TINY_DIM, 0.0f, 0.02f);
 }
 
-/* In no order; the last two are not what FORMAT.md says. */
-static const char *const lexicon[] = {"red crimson ruddy", "car auto automobile", "ruined",
+/* In no order, and not all is what FORMAT.md says. */
+static const char *const lexicon[] = {"red crimson\" NEAR( ruddy\" crimson ruddy",
+                                      "car \" auto (car* automobile", "ruined",
                                       "rust aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa oxide"};
 
 int tiny_adapter_write(const char *path, const char *model_path, const struct tiny_options *options)
