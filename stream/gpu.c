@@ -53,7 +53,7 @@ static size_t carve_batch(struct gpu *g, struct engine *e, char *memory)
     b->edge_v = carve(&c, items * kv_dim * sizeof(f16));
     b->before_k = carve(&c, g->lanes_max * kv_dim * CUDA_ITEM_ROWS * sizeof(f16));
     b->before_v = carve(&c, g->lanes_max * kv_dim * CUDA_ITEM_ROWS * sizeof(f16));
-    b->partial = carve(&c, g->cuda->partial_bytes(s, g->items_max, e->shape.context));
+    b->partial = carve(&c, g->cuda->partial_bytes(s, g->items_max, g->keys_most));
     g->slide_rotation = carve(&c, g->lanes_max * (size_t)g->turns * s->head_dim * sizeof(float));
     g->segments = carve(&c, g->lanes_max * g->segment_bytes);
     g->x_last = carve(&c, (size_t)GPU_LOGIT_ROWS * s->dim * sizeof(float));
@@ -150,6 +150,8 @@ static void plan(struct gpu *g, struct engine *e, const struct engine_options *o
     g->lanes_max = g->rows_max / CUDA_ITEM_ROWS;
     g->rows_max += g->lanes_max * s->comp; /* each lane may end its chunk */
     g->items_max = 2 * g->lanes_max;
+    /* With a ring of one a chunk stands beside its own segment; and a block's rows count whole. */
+    g->keys_most = s->context + s->comp + 4 * CUDA_ITEM_ROWS;
     g->segment_bytes = (size_t)g->heads * s->comp * 2 * s->head_dim * sizeof(f16);
     g->leave_max = g->segment_bytes ? LEAVE_BYTES_MAX / (uint32_t)g->segment_bytes : 0;
     g->leave_max = g->leave_max > g->lanes_max ? g->lanes_max : g->leave_max;

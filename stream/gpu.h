@@ -98,6 +98,7 @@ struct gpu {
     uint32_t heads;       /* layers * kv_heads */
     uint32_t count_words; /* of a state's arrays from count[0] to entries_total, at most */
     uint32_t rows_max, items_max, lanes_max, leave_max;
+    uint32_t keys_most; /* in view of a query, as the host counts them */
     uint32_t turns; /* rows turned at a chunk's end: [comp join | sinks | comp summary | pins] */
     struct gpu_layer layer[LAYERS_MAX];
     struct gpu_weight head;

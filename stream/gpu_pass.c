@@ -274,6 +274,7 @@ void gpu_pass_layers(struct engine *e, struct gpu_slot *p, uint32_t layers)
 {
     struct gpu *g = e->gpu;
     struct cuda *c = g->cuda;
+    assert(p->keys_max <= g->keys_most);
     p->keys_max = (p->keys_max + GPU_KEYS_STEP - 1) / GPU_KEYS_STEP * GPU_KEYS_STEP;
     c->few = p->rows_most == 1;
     send(g, p, p->item, p->items * sizeof *p->item);

@@ -31,10 +31,10 @@ static void add_rows(struct engine *e, struct gpu_slot *p, const struct gpu_rows
                                                r->tokens + at, rows, r->position + at, at > 0);
         gpu_item_tail(t, item);
         t->count += rows;
+        uint32_t keys = t->count - t->start + t->sinks;
+        p->keys_max = keys > p->keys_max ? keys : p->keys_max;
     }
     t->start = start;
-    uint32_t keys = t->count - t->start + t->sinks;
-    p->keys_max = keys > p->keys_max ? keys : p->keys_max;
     if (r->targets)
         memcpy(p->target + row, r->targets, r->count * sizeof *p->target);
 }

@@ -469,6 +469,8 @@ static void bench_decode_full(struct bench *b, uint32_t count, uint32_t depth)
     static struct fork fork[STREAMS_MAX];
     static int32_t token[STREAMS_MAX];
     struct gpu *g = b->engine->gpu;
+    if (depth > b->engine->shape.context)
+        die("-x: more rows than the model was trained for");
     size_t row = 2 * sizeof(f16) * g->heads * g->shape.head_dim;
     for (uint32_t i = 0; i < count; i++) {
         fork[i] = (struct fork){.stream = {.engine = b->engine}};
