@@ -315,6 +315,21 @@ static void trouble_is_said(void **state)
     simt_trouble(FINE, 0);
 }
 
+/* A CPU takes adapters of up to 96 slots. */
+static void an_adapter_of_many_slots_is_refused(void **state)
+{
+    (void)state;
+    struct engine_options options = {.device = DEVICE_CUDA};
+    struct engine e = {.shape = gpu->shape, .gpu = calloc(1, sizeof *e.gpu)};
+    char error[256] = "";
+    e.shape.comp = 2 * CUDA_ITEM_ROWS;
+    assert_int_equal(cuda_open(&e.gpu->cuda, error, sizeof error), 0);
+    assert_int_equal(gpu_open(&e, &options, error, sizeof error), -ENOTSUP);
+    printf("%s\n", error);
+    assert_non_null(strstr(error, "64 slots"));
+    gpu_close(&e);
+}
+
 /* A device that breaks says so from then on; what the stream had when it was last saved still
  * serves, on the CPU. */
 static void a_broken_device_stays_broken(void **state)
@@ -354,6 +369,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(forks_answer_as_the_cpus),
         cmocka_unit_test(forks_together),
         cmocka_unit_test(trouble_is_said),
+        cmocka_unit_test(an_adapter_of_many_slots_is_refused),
         cmocka_unit_test(a_broken_device_stays_broken),
     };
     return cmocka_run_group_tests_name("gpu, emulated", tests, rig_set_up, rig_tear_down);
