@@ -217,16 +217,20 @@ static void note_time(struct repair *r)
         r->time.to_us = r->time_us;
 }
 
-static void end_chunk(struct repair *r)
+static bool end_chunk(struct repair *r)
 {
     struct segment_view segment;
     uint64_t chunk = r->position / r->chunk_tokens - 1;
 
-    if (chunk >= r->damage.chunk_from && stream_newest_segment(r->stream, &segment))
+    if (chunk >= r->damage.chunk_from) {
+        if (!stream_newest_segment(r->stream, &segment))
+            return false;
         spill_mend_add(r->spill, &segment, r->time.from_us, r->time.to_us);
+    }
     if (chunk + 1 == r->damage.chunk_to)
         r->phase = REPAIR_END;
     r->time = (struct chunk_time){0};
+    return true;
 }
 
 static bool feed(struct repair *r)
@@ -243,8 +247,8 @@ static bool feed(struct repair *r)
     note_time(r);
     r->taken += count;
     r->position += count;
-    if (r->position % r->chunk_tokens == 0)
-        end_chunk(r);
+    if (r->position % r->chunk_tokens == 0 && !end_chunk(r))
+        return give_up(r, "it cannot be computed");
     return true;
 }
 

@@ -205,7 +205,7 @@ bool stream_newest_segment(const struct stream *stream, struct segment_view *out
         .token_to = state->chunks * s->chunk,
         .rows = stream->device ? gpu_ring_segment(stream, slot) : stream->engine->leaving,
         .rows_bytes = (size_t)l->heads * s->comp * 2 * s->head_dim * sizeof(f16)};
-    return true;
+    return out->rows != NULL;
 }
 
 bool ccm_comp_item(struct stream *stream, uint32_t rows, struct forward_item *out)

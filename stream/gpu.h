@@ -189,7 +189,8 @@ int gpu_stream_restore(struct stream *s, const void *state);
 void gpu_place_old_rows(struct stream *s, uint32_t recalled);
 /* As ccm.c's. */
 void gpu_set_ring(struct stream *s, uint32_t slot, uint64_t chunk, const f16 *rows);
-const f16 *gpu_ring_segment(const struct stream *s, uint32_t slot); /* valid until the next */
+/* Valid until the next; NULL: the device has failed. */
+const f16 *gpu_ring_segment(const struct stream *s, uint32_t slot);
 size_t gpu_stream_bytes(const struct layout *l);                    /* of the arena */
 
 /* gpu_fork.c */

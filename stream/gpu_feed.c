@@ -335,7 +335,8 @@ const f16 *gpu_ring_segment(const struct stream *s, uint32_t slot)
         size_t row = h * l->fixed_rows + comp + s->engine->shape.sinks + slot * comp;
         c->copy_out(c, value + h * head, rows + row * dim, head * sizeof *value);
     }
-    (void)c->sync(c); /* an error stays in the device */
+    if (c->sync(c))
+        return NULL;
     for (size_t i = 0; i < l->heads * comp; i++) {
         memcpy(out + 2 * i * dim, key + i * dim, dim * sizeof *out);
         memcpy(out + (2 * i + 1) * dim, value + i * dim, dim * sizeof *out);

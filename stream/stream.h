@@ -207,7 +207,7 @@ int stream_open(struct stream **out, struct engine *engine, const struct stream_
 void stream_close(struct stream **stream);
 void stream_on_segment_leave(struct stream *stream, segment_leave_fn *leave, void *user);
 /* The segment of the chunk finished last, in memory of the engine: valid until a chunk of any
- * stream is. False: there is none. */
+ * stream is. False: there is none, or the device has failed. */
 bool stream_newest_segment(const struct stream *stream, struct segment_view *out);
 /* Takes tokens and computes every block that fills (COMP, ring and summary included); under
  * STREAM_BLOCK_TOKENS wait. For fairness between streams feed at most stream_block_room tokens at a

@@ -340,11 +340,14 @@ static void a_broken_device_stays_broken(void **state)
     struct engine *e = engine_on(DEVICE_CUDA, error, sizeof error, &code);
     assert_non_null(e);
     struct held h = stream_of(e, 2, 2), saved = stream_of(cpu, 2, 2);
+    struct segment_view segment;
     size_t bytes;
     assert_int_equal(stream_feed(h.stream, tokens, 600), 0);
     const void *block = stream_state(h.stream, &bytes);
     assert_int_equal(stream_restore(saved.stream, block, bytes), 0);
+    assert_true(stream_newest_segment(h.stream, &segment));
     simt_trouble(BROKEN, 0);
+    assert_false(stream_newest_segment(h.stream, &segment)); /* of rows that never came */
     assert_int_equal(stream_feed(h.stream, tokens + 600, 64), -EIO);
     simt_trouble(FINE, 0);
     assert_int_equal(stream_feed(h.stream, tokens + 600, 64), -EIO);
