@@ -204,8 +204,8 @@ int gpu_open(struct engine *e, const struct engine_options *options, char *error
     struct cuda *c = g->cuda;
     if (e->shape.comp > CUDA_ITEM_ROWS)
         return fail_with(error, error_bytes, -ENOTSUP,
-                         "the adapter makes %u slots of a chunk, and a GPU computes at most %d: use "
-                         "--device cpu or another --adapter",
+                         "the adapter makes %u slots of a chunk, and a GPU computes at most %d: "
+                         "use --device cpu or another --adapter",
                          e->shape.comp, CUDA_ITEM_ROWS);
     plan(g, e, options);
     g->work_bytes = carve_batch(g, e, NULL);
