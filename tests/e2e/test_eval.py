@@ -8,6 +8,7 @@ import sys
 import lib
 
 sys.path.insert(0, str(lib.ROOT / "tests/eval"))
+import answers  # noqa: E402
 import questions  # noqa: E402
 
 EVAL = lib.BUILD / "silt-eval"
@@ -313,6 +314,30 @@ def test_found_text_is_put_as_siltd_puts_it():
     assert questions.asked(item, found, "auto")["recall"] == [1, 3]
     assert questions.asked(item, found, "segments")["recall"] == [3, 5]
     assert "recall" not in questions.asked(item, found, "ring")
+
+
+def test_no_siltd_is_left_behind():
+    """tests/eval/facts.py without a silt to ask, and with a siltd that does not start."""
+    home, (model, _) = lib.folder(), lib.tiny()
+    build, root = home / "build", answers.ROOT
+    build.mkdir()
+    (build / "siltd").symlink_to(lib.SILTD)
+    answers.ROOT = home
+    try:
+        for more, error in ((["--model", str(model)], FileNotFoundError), (["--no"], SystemExit)):
+            daemon = answers.Daemon(home / "data", None, more, 2)
+            try:
+                with daemon:
+                    raise AssertionError("it serves without a silt that says so")
+            except error as why:
+                text = str(why)
+            assert daemon.process.poll() is not None, "siltd is left"
+            assert not pathlib.Path(daemon.folder).exists()
+            if error is FileNotFoundError:
+                (build / "silt").symlink_to(lib.SILT)
+        assert f"see {home}/data.log" in text, text
+    finally:
+        answers.ROOT = root
 
 
 def test_questions_are_drawn_from_every_group():

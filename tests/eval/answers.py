@@ -5,8 +5,8 @@ is computed and indexed, and asks there what is to be asked; several questions a
 """
 import concurrent.futures
 import math
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,30 +30,48 @@ class Daemon:
     def __init__(self, data, adapter, more, streams):
         self.folder = tempfile.mkdtemp(prefix="silt-facts-")
         self.endpoint = f"ipc://{self.folder}/s"
-        data.mkdir(parents=True, exist_ok=True)
-        command = [str(ROOT / "build/siltd"), "--listen", self.endpoint, "--data", str(data),
-                   "--streams-max", str(streams), *(["--adapter", adapter] if adapter else []),
-                   *more]
-        with open(f"{data}.log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        self.client = None
+        self.data = data
+        self.command = [str(ROOT / "build/siltd"), "--listen", self.endpoint, "--data", str(data),
+                        "--streams-max", str(streams),
+                        *(["--adapter", adapter] if adapter else []), *more]
+        self.process = self.client = None
 
     def __enter__(self):
+        try:
+            self.data.mkdir(parents=True, exist_ok=True)
+            with open(f"{self.data}.log", "ab") as log:
+                self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
+            self.wait()
+            self.client = silt.Client(self.endpoint, timeout=300)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def wait(self):
         end = time.monotonic() + READY_SECONDS
         while subprocess.run([str(ROOT / "build/silt"), "-c", self.endpoint, "ls"],
                              capture_output=True, check=False).returncode:
             if self.process.poll() is not None or time.monotonic() > end:
-                self.process.kill()
-                sys.exit("siltd does not serve: see the log beside its data folder")
+                sys.exit(f"siltd does not serve: see {self.data}.log")
             time.sleep(0.1)
-        self.client = silt.Client(self.endpoint, timeout=300)
-        return self
 
-    def __exit__(self, *_):
-        self.client.close()
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait()
-        os.rmdir(self.folder) if not os.listdir(self.folder) else None
+    def stop(self):
+        """Its exit code; None: it was never there."""
+        code = None
+        if self.process:
+            self.process.send_signal(signal.SIGTERM)
+            code = self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return code
+
+    def __exit__(self, kind, *_):
+        try:
+            self.client.close()
+        finally:
+            code = self.stop()
+        if code and kind is None:
+            sys.exit(f"siltd ended with {code}: see {self.data}.log")
 
     def feed(self, stream, text, over):
         """All of text that the stream has not yet; True: it is computed and indexed."""
