@@ -39,18 +39,34 @@ def observe(silt, rows, ratio, options, batch=4):
     return torch.cat(logits, 1)
 
 
-def choose_shift(logits, ratio, cap):
-    """One shift for all heads that realises the ratio on these logits.
+def choose_shift(logits, ratio, quotas):
+    """One shift for all heads that realises the ratio on these logits under quotas [layers, kv].
 
     Not more for heads that run into the cap, though a head forced to merge is blind for the rest of
     its chunk: tried, it takes force from 8 % of tokens to 0.3 % and costs 0.28 nats (RUNS.md)."""
     low, high = -8.0, 8.0
     for _ in range(24):
         shift = (low + high) / 2
-        rate = sum(apply_rules(layer, shift, cap).float().mean().item()
-                   for layer in logits) / len(logits)
+        rate = sum(apply_rules(layer, shift, quota).float().mean().item()
+                   for layer, quota in zip(logits, quotas)) / len(logits)
         low, high = (shift, high) if rate < 1 - 1 / ratio else (low, shift)
     return shift
+
+
+def shift_rounds(silt, rows, options, index, count, tell):
+    """Shifts a ratio's bias so many times, the quotas in force.  -> merges, [layers, C, n, kv]."""
+    ratio, quotas = silt.parameters.ratios[index], silt.quotas[index]
+    for turn in range(count + 1):
+        logits = observe(silt, rows, ratio, options)
+        merges = torch.stack([apply_rules(layer, 0, quota)
+                              for layer, quota in zip(logits, quotas)])
+        realised = 1 / (1 - merges.float().mean().item())
+        forced = (merges & (logits <= 0))[:, :, 1:].float().mean().item()
+        tell("calibrate %dx, round %d: realised %.3fx, %.1f %% of tokens forced"
+             % (ratio, turn, realised, 100 * forced))
+        if turn < count:
+            silt.parameters.ratio_bias[index] += choose_shift(logits, ratio, quotas)
+    return merges
 
 
 @torch.no_grad()
@@ -62,22 +78,15 @@ def calibrate(silt, rows, options, rounds=3, tell=print, ratios=None, cap_sum=Fa
             continue
         cap = n if cap_sum else min(n, 2 * n // ratio)
         silt.quotas[index] = cap
-        for turn in range(rounds + 1):
-            logits = observe(silt, rows, ratio, options)
-            merges = torch.stack([apply_rules(layer, 0, cap) for layer in logits])
-            realised = 1 / (1 - merges.float().mean().item())
-            forced = (merges & (logits <= 0))[:, :, 1:].float().mean().item()
-            tell("calibrate %dx, round %d: realised %.3fx, %.1f %% of tokens forced"
-                 % (ratio, turn, realised, 100 * forced))
-            if turn < rounds:
-                parameters.ratio_bias[index] += choose_shift(logits, ratio, cap)
-        appends = (~merges).sum(2)                                   # [layers, C, kv]
-        most = appends.max(1).values.float()
+        appends = (~shift_rounds(silt, rows, options, index, rounds, tell)).sum(2)
+        most = appends.max(1).values.float()                # of [layers, C, kv]
         quota = (most * HEADROOM).ceil().clamp(max=cap)
         room = min(n, 2 * n // ratio) * quota.numel()
         if quota.sum() > room:          # only with cap_sum: less headroom for everyone alike
             quota = (quota * room / quota.sum()).floor().clamp(min=1)
         silt.quotas[index] = quota.to(silt.quotas.dtype)
+        if (quota < most).any():        # they merge by force: fewer merges of their own then
+            appends = (~shift_rounds(silt, rows, options, index, 2, tell)).sum(2)
         mean = n / appends.float().mean(1)
         tell("calibrated %dx: realised %.3fx; heads from %.1fx to %.1fx; quota %d to %d, mean %.1f"
              % (ratio, n / appends.float().mean().item(), mean.min(), mean.max(),

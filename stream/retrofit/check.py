@@ -18,6 +18,7 @@ import torch
 
 import answers
 import asks
+import calibrate
 import data
 import evalset
 import evaluate
@@ -313,6 +314,23 @@ def check_widened(folder):
     return error < 1e-4
 
 
+def check_calibration():
+    """A shift realises its ratio with quotas in force, where some heads merge by force."""
+    torch.manual_seed(3)
+    logits = torch.randn(5, 4, 64, 3)                       # [layers, C, n, kv]
+    wide, tight = torch.full((5, 3), 64), torch.full((5, 3), 64)
+    tight[2:, 1] = 4
+    found = {}
+    for name, quotas in (("wide", wide), ("tight", tight)):
+        found[name] = calibrate.choose_shift(logits, 4, quotas)
+        kept = [(~calibrate.apply_rules(layer, found[name], quota)).float().mean().item()
+                for layer, quota in zip(logits, quotas)]
+        if abs(len(kept) / sum(kept) - 4) > 0.05:
+            print("%s quotas: %.3fx instead of 4x" % (name, len(kept) / sum(kept)))
+            return False
+    return found["tight"] < found["wide"] - 0.01
+
+
 def check_training(folder):
     """train.py for a few steps, again from its checkpoint, then export and golden vectors."""
     shards, run = os.path.join(folder, "shards"), os.path.join(folder, "run")
@@ -385,6 +403,7 @@ def main():
     passed.append(check_evaluation(options.folder))
     passed.append(check_widened(options.folder))
     passed.append(check_rows(os.path.join(options.folder, "shards")))
+    passed.append(check_calibration())
     passed.append(check_training(options.folder))
     print("check: %s" % ("passed" if all(passed) else "FAILED"))
     return 0 if all(passed) else 1
