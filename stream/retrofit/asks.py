@@ -20,8 +20,8 @@ import numpy as np
 
 import data
 
-SORTS = {"facts": 0.21, "pairs": 0.06, "labels": 0.22, "passages": 0.23, "excerpts": 0.04,
-         "restated": 0.06, "prompted": 0.18}
+SORTS = {"facts": 0.20, "pairs": 0.04, "labels": 0.20, "passages": 0.23, "excerpts": 0.03,
+         "restated": 0.05, "prompted": 0.25}
 NEAREST = 520                       # tokens between what is said and what is asked, at least
 BEYOND, BEHIND = 0.30, 3500         # share asked from behind the ring, up to so many tokens
 EASY, HARD_FROM = 0.2, 0.4          # share of the ring's reach at first; when all of it is asked
@@ -265,19 +265,20 @@ class AskMaker:
         return np.concatenate([np.asarray(part, np.int64) for part in parts])
 
     def _prompted(self):
-        """Half of the answers are in the text before the question and again behind it, which wishes
-        for a sentence of it; some are in a longer text, once; some are not in the text found."""
+        """Nearly half of the answers are in the text before the question and again behind it, which
+        wishes for a sentence of it; a third are in a longer text, once; some are not in the text
+        found."""
         events, newline = [], np.array(self.words["newline"], np.int64)
         told = [self._told() for _ in range(self.random.randint(12, 28))]
         for link, (said, sentence, question, answer) in enumerate(told, 1):
             at, gap = self._spot()
             draw, found, again = self.random.rand(), sentence, self.random.rand() < 0.8
-            if draw < 0.2:
+            if draw < 0.35:
                 kind = self.random.choice(self.maker.names, p=self.maker.shares)
                 text = self.maker.text(kind, 2 * AROUND)
                 found = np.concatenate([text[:AROUND], newline, sentence, newline, text[AROUND:]])
                 said, again = found, self.random.rand() < 0.2
-            elif draw < 0.45:
+            elif draw < 0.55:
                 found = told[self.random.randint(len(told))][1]
                 again = self.random.rand() < 0.5
             prompt = self._found(found, question, again)

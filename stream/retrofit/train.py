@@ -54,6 +54,9 @@ def parse():
     parser.add_argument("--ring-max", type=int, default=0, help="that rows train; 0: the ring")
     parser.add_argument("--small-rings", type=float, default=0.0,
                         help="share of rows with a ring of 2 to 6: there the summary has to serve")
+    parser.add_argument("--full-rings", type=float, default=0.4,
+                        help="share of rows with the ring of a new stream; the rest's are of any"
+                        " length")
     parser.add_argument("--recall", type=int, default=0,
                         help="segments that may be recalled behind the longest ring; 0: as many as"
                         " a row's ring leaves room for")
@@ -109,7 +112,8 @@ def draw_ring(random, options, sort=None):
     draw = random.rand()
     if draw < small or (sort == "restated" and draw < 0.5):
         return random.randint(min(2, longest), min(6, longest) + 1)
-    return options.ring if draw < small + 0.4 else random.randint(2, longest + 1)
+    return options.ring if draw < small + options.full_rings \
+        else random.randint(2, longest + 1)
 
 
 def draw_recall(random, options, ring, link, slots):
