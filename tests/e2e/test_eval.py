@@ -9,6 +9,7 @@ import lib
 
 sys.path.insert(0, str(lib.ROOT / "tests/eval"))
 import answers  # noqa: E402
+import forms  # noqa: E402
 import questions  # noqa: E402
 
 EVAL = lib.BUILD / "silt-eval"
@@ -302,18 +303,41 @@ def test_the_grid_goes_on_where_it_was():
 def test_found_text_is_put_as_siltd_puts_it():
     found = {"excerpt": "The keeper saw it.", "about": True, "all": [20, 3, 1], "cold": [3, 5]}
     source = (lib.ROOT / "daemon/ask_recall.c").read_text()
-    twice = questions.prompt("Who?", found)
+    words = forms.Vocabulary(Trial().home / "tiny.gguf")
+    item = {"id": "q", "question": "Who?", "answer": "He.",
+            "tokens": [words.bytes.index(b"x")] * questions.CHUNK * (questions.RING + 10)}
+    line = forms.FORMS["line"]
+    twice = forms.prompt(line, "Who?", found, item["tokens"], words)
     before, middle, after = twice.split(found["excerpt"])
     for text in (before, middle.split("Who?")[0].lstrip("\n"), after.lstrip("\n")):
         assert json.dumps(text) in source, text
-    assert questions.prompt("Who?", dict(found, about=False)) + "\n\n" == \
-        before + found["excerpt"] + middle
-    assert questions.prompt("Who?", dict(found, excerpt="")) == "Who?"
-    item = {"id": "q", "question": "Who?", "answer": "He.",
-            "tokens": [1] * questions.CHUNK * (questions.RING + 10)}
-    assert questions.asked(item, found, "auto")["recall"] == [1, 3]
-    assert questions.asked(item, found, "segments")["recall"] == [3, 5]
-    assert "recall" not in questions.asked(item, found, "ring")
+    once = forms.prompt(line, "Who?", dict(found, about=False), item["tokens"], words)
+    assert once + "\n\n" == before + found["excerpt"] + middle
+    assert forms.prompt(line, "Who?", dict(found, excerpt=""), item["tokens"], words) == "Who?"
+    assert questions.asked(words, item, found, "auto", "line")["recall"] == [1, 3]
+    assert questions.asked(words, item, found, "segments")["recall"] == [3, 5]
+    assert "recall" not in questions.asked(words, item, found, "ring")
+
+
+def test_forms_put_what_is_around_what_is_found():
+    words = forms.Vocabulary(Trial().home / "tiny.gguf")
+    letters = [words.bytes.index(bytes([byte])) for byte in b"abcdefgh"]
+    tokens = [token for token in letters for _ in range(forms.CHUNK)]
+    found = {"excerpt": "c" * 9 + "d" * 9, "about": False, "all": [2, 6, 0], "cold": []}
+
+    def put(**form):
+        text = forms.prompt(forms.Form(use="", ask="", **form), "Who?", found, tokens, words)
+        return text.split("\n\n")[:-1]
+
+    def chunks(letters):
+        return "".join(letter * forms.CHUNK for letter in letters)
+
+    assert put(line=True) == [found["excerpt"]]
+    assert put(chunks=2, line=False) == [chunks("c"), chunks("g")]
+    assert put(chunks=4, around=1) == [chunks("bcd"), chunks("g"), found["excerpt"]]
+    assert put(window=100, line=False) == ["c" * 50 + "d" * 50]
+    found["about"] = True
+    assert put(chunks=2, line=False, vague=True)[0] == found["excerpt"]
 
 
 def test_no_siltd_is_left_behind():

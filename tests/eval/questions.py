@@ -28,10 +28,12 @@ import sys
 import tempfile
 import time
 
+import forms
 import grid
+from forms import CHUNK
 
 ROOT = grid.ROOT
-RECALL_MAX, RING, CHUNK = 8, 15, 256
+RECALL_MAX, RING = 8, 15
 MEMORIES = {"auto": "ccm", "ring": "ccm", "segments": "ccm", "full": "full", "none": "none"}
 SHOWN = ("full", "none", "ring", "segments", "auto")
 WHICH = ("passage", "none")
@@ -77,25 +79,15 @@ def find_all(arguments, name):
     return items, found
 
 
-def prompt(question, found):
-    """As siltd puts what it finds: daemon/ask_recall.c."""
-    if not found["excerpt"]:
-        return question
-    text = f"Use this text to answer the question.\n\n{found['excerpt']}\n\nQuestion: {question}"
-    if found["about"]:
-        text += f"\n\n{found['excerpt']}\n\nAnswer with a sentence of the text."
-    return text
-
-
-def asked(item, found, memory):
-    """A line for silt-eval --ask."""
-    line = {"id": item["id"], "tokens": item["tokens"], "question": item["question"],
-            "answer": item["answer"]}
+def asked(vocabulary, item, found, memory, form=None):
+    """What a line for silt-eval --ask says beside the stream."""
+    line = {"id": item["id"], "question": item["question"], "answer": item["answer"]}
     if memory == "segments":
         line["recall"] = sorted(found["cold"])
     if memory == "auto":
         line.update(recall=sorted(chunk for chunk in found["all"] if chunk < cold_chunks(item)),
-                    question=prompt(item["question"], found))
+                    question=forms.prompt(forms.FORMS[form], item["question"], found,
+                                          item["tokens"], vocabulary))
     return line
 
 
@@ -111,39 +103,70 @@ def print_hits(items, others, found):
           f"the first of them {first} times\n", flush=True)
 
 
-def run(arguments, memory, name, items, found):
-    path = arguments.runs / f"ask {memory} {name}.json"
-    if path.exists():
-        return
+def run_name(memory, form=None):
+    return memory if form in (None, forms.SHIPPED) else f"{memory}, {form}"
+
+
+def run_path(arguments, one, name):
+    return arguments.runs / f"ask {run_name(*one)} {name}.json"
+
+
+def run(arguments, runs, name, items, found):
+    """runs: (memory, form) of one policy; a stream is read once and asked for each."""
     begun = time.time()
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
         for item, place in zip(items, found):
-            file.write(json.dumps(asked(item, place, memory)) + "\n")
+            stream = {"tokens": item["tokens"]}
+            for memory, form in runs:
+                line = asked(arguments.vocabulary, item, place, memory, form)
+                file.write(json.dumps(line | stream) + "\n")
+                stream = {"again": True}
         file.flush()
         command = [arguments.program, "--text", file.name, "--ask", "--json", "--policy",
-                   MEMORIES[memory], "--dmc", arguments.dmc, "--device", arguments.device,
+                   MEMORIES[runs[0][0]], "--dmc", arguments.dmc, "--device", arguments.device,
                    "--model", arguments.model, "--adapter", arguments.adapter, *arguments.more]
         done = subprocess.run(list(map(str, command)), capture_output=True, check=False)
     if done.returncode:
         sys.exit(done.stderr.decode())
-    with open(f"{path}.part", "wb") as file:
-        file.write(done.stdout)
-    os.replace(f"{path}.part", path)
-    total = json.loads(done.stdout.splitlines()[-1])
-    print(f"{memory:9} {name:8} {total['answer_nll']:.4f}  {time.time() - begun:.0f} s", flush=True)
+    answers = done.stdout.splitlines()[:-1]
+    for i, one in enumerate(runs):
+        mine = answers[i::len(runs)]
+        path = run_path(arguments, one, name)
+        with open(f"{path}.part", "wb") as file:
+            file.write(b"".join(line + b"\n" for line in mine))
+        os.replace(f"{path}.part", path)
+        loss = sum(json.loads(line)["answer_nll"] for line in mine) / len(mine)
+        print(f"{run_name(*one):24} {name:8} {loss:.4f}", flush=True)
+    print(f"{time.time() - begun:.0f} s", flush=True)
+
+
+def run_all(arguments, found):
+    """What is not there yet, as many of one policy at once as arguments.at_once says."""
+    picked = pick([item["id"] for item in found["none"][0]], arguments.each)
+    runs = [(memory, form) for memory in arguments.memories.split(",")
+            for form in (arguments.forms if memory == "auto" else [None])]
+    while runs:
+        some = [one for one in runs if MEMORIES[one[0]] == MEMORIES[runs[0][0]]]
+        some = some[:1 if some[0][0] == "full" else arguments.at_once]
+        runs = [one for one in runs if one not in some]
+        for name in WHICH:
+            items, places = found[name]
+            rest = [one for one in some if not run_path(arguments, one, name).exists()]
+            if rest:
+                run(arguments, rest, name, [items[i] for i in picked],
+                    [places[i] for i in picked])
 
 
 def read(arguments):
     """{memory: [(without, with)]} of the questions' answers, where both were run."""
     out = {}
-    for memory in SHOWN:
-        pair = []
-        for name in ("none", "passage"):
-            path = arguments.runs / f"ask {memory} {name}.json"
-            if path.exists():
-                pair.append([json.loads(line) for line in path.read_text().splitlines()][:-1])
-        if len(pair) == 2:
-            out[memory] = list(zip(*pair))
+    more = [("auto", form) for form in arguments.forms if form != forms.SHIPPED]
+    for one in [(memory,) for memory in SHOWN] + more:
+        paths = [run_path(arguments, one, name) for name in ("none", "passage")]
+        if all(path.exists() for path in paths):
+            pair = [[json.loads(line) for line in path.read_text().splitlines()]
+                    for path in paths]
+            out[run_name(*one)] = list(zip(*pair))
     return out
 
 
@@ -155,7 +178,9 @@ def groups(ids):
                       and low <= distance_of(name) < high]
             if places:
                 yield kind, f"{low:,}-{high // 100 * 100:,}", places
-        yield kind, "all", [i for i, name in enumerate(ids) if (LONG in name) == words]
+        places = [i for i, name in enumerate(ids) if (LONG in name) == words]
+        if places:
+            yield kind, "all", places
     yield "all", "all", list(range(len(ids)))
 
 
@@ -238,20 +263,22 @@ def main(words=None):
     parser.add_argument("--dmc", default="1")
     parser.add_argument("--each", type=int, default=0,
                         help="so many questions of each kind and distance; 0: all")
+    parser.add_argument("--at-once", type=int, default=8,
+                        help="memories and forms that ask a stream which is read once")
     parser.add_argument("--memories", default=",".join(MEMORIES))
+    parser.add_argument("--forms", default=forms.SHIPPED,
+                        help=f"of auto, with ; between them: {'; '.join(forms.FORMS)}")
     words = sys.argv[1:] if words is None else words
     cut = words.index("--") if "--" in words else len(words)
     arguments = parser.parse_args(words[:cut])
     arguments.more = words[cut + 1:]
+    arguments.forms = arguments.forms.split(";")
+    arguments.vocabulary = forms.Vocabulary(arguments.model)
     arguments.runs.mkdir(parents=True, exist_ok=True)
     arguments.results.mkdir(parents=True, exist_ok=True)
     found = {name: find_all(arguments, name) for name in WHICH}
     print_hits(found["passage"][0], found["none"][0], found["passage"][1])
-    picked = pick([item["id"] for item in found["none"][0]], arguments.each)
-    for memory in arguments.memories.split(","):
-        for name in WHICH:
-            items, places = found[name]
-            run(arguments, memory, name, [items[i] for i in picked], [places[i] for i in picked])
+    run_all(arguments, found)
     write(arguments)
     return 0
 
