@@ -18,9 +18,10 @@
  *    a sentence in error_text; what was queued after it does nothing of use.
  *  - Pointers are the device's unless a name says host.
  *
- * Limits: head_dim even, at most KERNELS_HEAD_DIM_MAX; query heads a KV head: 64; a weight's cols,
- * and the feed-forward width, a multiple of 8. Threads: as kernels.h, a device belongs to one
- * thread.
+ * Limits: head_dim even, at most KERNELS_HEAD_DIM_MAX; a weight's cols, and the feed-forward width,
+ * a multiple of 8. Attention has tensor cores for a head_dim of 32, 64 or 128 and up to 8 query
+ * heads a KV head (4 at 128; single tokens 16), and is slow beyond. Threads: as kernels.h, a device
+ * belongs to one thread.
  */
 #ifndef SILT_KERNELS_CUDA_H
 #define SILT_KERNELS_CUDA_H

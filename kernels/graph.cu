@@ -38,12 +38,15 @@ static bool graph_begin(struct cuda *c, const void *key, size_t key_bytes)
             cuda_note(c, cudaGraphLaunch(g->ready, s->stream), "graph");
         return true;
     }
-    if (again &&
-        cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
-        s->recording = g;
-        s->unrecordable = false;
+    if (!again)
+        return false;
+    if (cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) {
+        (void)cudaGetLastError(); /* launched one by one */
+        return c->ahead;
     }
-    return c->ahead && !s->recording;
+    s->recording = g;
+    s->unrecordable = false;
+    return false;
 }
 
 static bool graph_again(struct cuda *c)

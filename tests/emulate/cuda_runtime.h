@@ -28,6 +28,7 @@ enum simt_trouble {
     SIMT_BROKEN,
     SIMT_NO_GRAPHS,
     SIMT_OTHER_DEVICE, /* not of those that it was built for */
+    SIMT_NO_CAPTURE
 };
 extern "C" void simt_trouble(enum simt_trouble trouble, size_t memory_bytes);
 

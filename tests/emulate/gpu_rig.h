@@ -8,7 +8,16 @@
 enum { TOKENS = 7 * TINY_CHUNK, RIG_PINS = 40 };
 
 /* simt.h is C++; see tests/emulate/cuda_runtime.h */
-enum trouble { FINE, NO_DEVICE, OLD_DEVICE, NO_MEMORY, BROKEN, NO_GRAPHS, OTHER_DEVICE };
+enum trouble {
+    FINE,
+    NO_DEVICE,
+    OLD_DEVICE,
+    NO_MEMORY,
+    BROKEN,
+    NO_GRAPHS,
+    OTHER_DEVICE,
+    NO_CAPTURE
+};
 void simt_trouble(enum trouble trouble, size_t memory_bytes);
 void simt_backwards(bool now);
 

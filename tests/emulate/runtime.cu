@@ -9,6 +9,7 @@
 
 static enum simt_trouble trouble;
 static size_t memory_most = (size_t)1 << 30, memory_used;
+static cudaError_t last; /* of a call that failed and left the device as it is */
 
 void simt_trouble(enum simt_trouble now, size_t memory_bytes)
 {
@@ -31,7 +32,9 @@ const char *cudaGetErrorString(cudaError_t error)
 }
 cudaError_t cudaGetLastError(void)
 {
-    return state();
+    cudaError_t error = last;
+    last = cudaSuccess;
+    return error == cudaSuccess ? state() : error;
 }
 cudaError_t cudaGetDeviceCount(int *count)
 {
@@ -151,6 +154,8 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t, cudaEvent_t)
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode)
 {
+    if (trouble == SIMT_NO_CAPTURE)
+        return last = cudaErrorLaunchFailure;
     simt_recording = new std::vector<std::function<void()>>;
     return state();
 }

@@ -288,6 +288,36 @@ static void forks_together(void **state)
     drop(&h);
 }
 
+/* A window that slides at the length that the model was trained for: every row begins elsewhere. */
+static void windows_as_long_as_the_context(void **state)
+{
+    (void)state;
+    enum { ROWS = 2, HELD = TINY_CONTEXT - 1 };
+    struct fork f = {.stream = {.engine = gpu}};
+    uint32_t first[ROWS];
+    float nll[2][ROWS];
+    assert_int_equal(gpu_tail_open(&f, gpu, HELD + ROWS), 0);
+    for (uint32_t i = 0; i < ROWS; i++)
+        first[i] = i;
+    for (int simple = 0; simple < 2; simple++) {
+        f.tail.count = HELD;
+        struct gpu_rows run = {.tail = &f.tail,
+                               .tokens = tokens,
+                               .targets = tokens + 1,
+                               .first = first,
+                               .count = ROWS,
+                               .layers = 1,
+                               .position = HELD,
+                               .nll = nll[simple]};
+        gpu->gpu->cuda->simple = simple;
+        assert_int_equal(gpu_rows_run(gpu, &run, 1), 0);
+    }
+    gpu->gpu->cuda->simple = false;
+    for (uint32_t i = 0; i < ROWS; i++)
+        assert_true(fabs((double)nll[0][i] - (double)nll[1][i]) < 1e-3);
+    gpu_fork_close(&f);
+}
+
 static void trouble_is_said(void **state)
 {
     (void)state;
@@ -371,6 +401,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(states_cross_over),
         cmocka_unit_test(forks_answer_as_the_cpus),
         cmocka_unit_test(forks_together),
+        cmocka_unit_test(windows_as_long_as_the_context),
         cmocka_unit_test(trouble_is_said),
         cmocka_unit_test(an_adapter_of_many_slots_is_refused),
         cmocka_unit_test(a_broken_device_stays_broken),
