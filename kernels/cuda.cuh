@@ -117,6 +117,15 @@ static __device__ __forceinline__ void fetch_line(const void *at)
 {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
 }
+/* 16 bytes that are read once: they do not take the place of what is read again. */
+static __device__ __forceinline__ uint4 load_once(const uint4 *at)
+{
+    uint4 out;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+                 : "l"(at));
+    return out;
+}
 /* 2^x to 2 units in the last place, 0 where that is below the normal numbers. */
 static __device__ __forceinline__ float exp2_near(float x)
 {

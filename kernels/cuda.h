@@ -39,7 +39,9 @@ enum {
     CUDA_RUN_ITEMS = 8,  /* items of a run that merges at most */
     CUDA_SPANS_MAX = 5,
     CUDA_LORAS_MAX = 2,
-    CUDA_FILE_ROWS = 16, /* that a product with a file's rows pays for */
+    CUDA_TILE_ROWS = 32,
+    CUDA_FILE_ROWS = 64, /* that a product with tiles pays for */
+    CUDA_FILE_FORMS = 6,
 };
 
 /* Rows that lie alike for every (layer, kv head): head h's begin at (h * stride + first). */
@@ -180,6 +182,7 @@ struct cuda {
     bool ahead;  /* passes are recorded, not computed, and those that have been stay as they are */
     bool few;    /* products of single tokens: another algorithm, as fixed as the first */
     bool simple; /* attention by the plain kernel that the fast ones are checked against */
+    uint32_t file_form; /* of matmul_file: which of several ways */
     bool apart;  /* SwiGLU apart from its projection, as it is where they cannot be one */
     struct cuda_state *state;
 
@@ -211,22 +214,28 @@ struct cuda {
     bool (*graph_again)(struct cuda *c);
 
     /* ---- weights ---- */
-    /* out = bf16(rows of a file's tensor + sum of b a). source: device copy of the file's bytes, at
-     * an even address; a at a multiple of 16. */
+    /* Rows of a file's tensor, Q8_0, Q4_0 or Q4_1, so that a product reads them in wide loads: the
+     * same values in the same bytes, of a multiple of CUDA_TILE_ROWS rows, at a multiple of 16.
+     * source: the device's copy of the file's bytes, at an even address; apart from out. */
+    void (*tile)(struct cuda *c, void *out, const void *source, enum tensor_type type,
+                 uint32_t rows, uint32_t cols);
+    /* out = bf16(rows of a file's tensor + sum of b a). source: what tile made of them or, of
+     * another type, the device's copy of the file's bytes; a at a multiple of 16. */
     void (*weight_make)(struct cuda *c, struct cuda_weight *out, const void *source,
                         enum tensor_type type, const struct cuda_lora *lora, uint32_t lora_count);
     /* out (rows x w.rows, row stride out_stride) = x w^T; x bf16 [rows][w.cols] */
     void (*matmul)(struct cuda *c, void *out, enum cuda_out kind, size_t out_stride,
                    const struct cuda_weight *w, const bf16 *x, uint32_t rows);
 
-    /* The same with w_rows rows of a file's tensor, Q8_0, Q4_0 or Q4_1, as weight_make would make
-     * them. For CUDA_FILE_ROWS rows and fewer: it reads the weight anew for as many more, and
-     * making it bf16 first takes less time. cols: a multiple of 32; rows * cols under 2^32. */
+    /* The same with w_rows rows of a file's tensor as tile made them, rounded as weight_make
+     * rounds them. For CUDA_FILE_ROWS rows and fewer: for many, making the weight bf16 first takes
+     * less time. cols: a multiple of 32; x at a multiple of 16. */
     void (*matmul_file)(struct cuda *c, void *out, enum cuda_out kind, size_t out_stride,
                         const void *source, enum tensor_type type, uint32_t w_rows, uint32_t cols,
                         const bf16 *x, uint32_t rows);
 
     /* ---- a pass ---- */
+    /* table: as weight_make's source. */
     void (*embed)(struct cuda *c, const struct cuda_batch *b, const void *table,
                   enum tensor_type type, const float *comp);
     void (*rotations)(struct cuda *c, float *out, const int64_t *position, uint32_t rows,

@@ -27,9 +27,9 @@ enum {
 /* Rows that use the same weights lie together in a batch, in this order. */
 enum gpu_kind { GPU_BASE, GPU_DMC, GPU_COMP, GPU_COMP_DMC, GPU_KINDS };
 
-/* Rows [from, from + rows) of a matrix, as they are in the file, and what is added to them. */
+/* Rows [from, from + rows) of a matrix with the file's values, and what is added to them. */
 struct gpu_part {
-    const void *source; /* on the device */
+    const void *source; /* on the device, quantised ones in tiles */
     enum tensor_type type;
     bool quantised;
     uint32_t from, rows;
@@ -43,6 +43,7 @@ struct gpu_weight {
     struct cuda_weight made;
     struct gpu_part part[PROJECTION_PARTS_MAX];
     uint32_t parts; /* 0: made is the matrix itself */
+    bool one;       /* parts of one type, whose tiles are one matrix's */
 };
 
 struct gpu_layer {
@@ -106,7 +107,7 @@ struct gpu {
     bool makes;    /* and are made bf16 for a few single tokens too */
     bf16 *scratch; /* where one of them is made; NULL: there are none */
     size_t scratch_bytes;
-    void *embedding; /* rows as in the file */
+    void *embedding; /* the file's values, quantised ones in tiles */
     float *comp_embedding, *output_norm, *ratio_bias;
     double *inverse_frequency;
     size_t weights_bytes, work_bytes; /* on the device; the scratch is of the weights */

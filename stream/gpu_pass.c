@@ -176,10 +176,10 @@ static void project(struct gpu *g, void *out, enum cuda_out kind, const struct g
         c->matmul(c, out, kind, w->made.rows, gpu_weight(g, w), x, rows);
         return;
     }
-    for (uint32_t i = 0; i < w->parts; i++) {
+    for (uint32_t i = 0; i < (w->one ? 1 : w->parts); i++) {
         const struct gpu_part *p = &w->part[i];
         c->matmul_file(c, (char *)out + p->from * value_bytes, kind, w->made.rows, p->source,
-                       p->type, p->rows, w->made.cols, x, rows);
+                       p->type, w->one ? w->made.rows : p->rows, w->made.cols, x, rows);
     }
 }
 

@@ -4,10 +4,10 @@
  *
  * Rows of four kinds of timelines use different q, k, v and o: base, with DMC's update, with
  * COMP's, with both. Either each kind has bf16 matrices of its own, made here once, so that a pass
- * computes no update at all; or, where they would not fit, the file's rows stay as they are with
- * the updates beside them, and a matrix is made before each of its products, in the same place and
- * by the same op: the same bits, for some time and a fraction of the bytes. (gpu_pass.c reads such
- * rows at once for single tokens.)
+ * computes no update at all; or, where they would not fit, the file's values stay as they are, in
+ * tiles, with the updates beside them, and a matrix is made before each of its products, in the
+ * same place and by the same op: the same bits, for some time and a fraction of the bytes.
+ * (gpu_pass.c multiplies such rows at once for single tokens.)
  */
 #include "stream/gpu.h"
 
@@ -22,8 +22,8 @@ enum { BASE_ALONE = 1 << GPU_BASE };
 struct upload {
     struct engine *e;
     struct gpu *g;
-    char *source;
-    float *lora_memory; /* [sizes.lora] */
+    char *source, *tiles; /* [sizes.part] as in the file, in tiles */
+    float *lora_memory;   /* [sizes.lora] */
     size_t lora_used;
     float *host;                                       /* [sizes.lora] */
     struct cuda_lora lora[CUDA_LORAS_MAX][LORA_PARTS]; /* the layer's: DMC, COMP; q, k, v, o */
@@ -54,10 +54,22 @@ static float *send_floats(struct upload *u, const float *host, size_t count)
 
 /* ---- sizes ---- */
 
-/* A part's rows as the file has them. */
+static bool quantised(enum tensor_type type)
+{
+    return type == TENSOR_Q4_0 || type == TENSOR_Q4_1 || type == TENSOR_Q8_0;
+}
+
+/* A tensor's rows on the device, quantised ones in tiles; the file has no more. */
+static size_t rows_bytes(enum tensor_type type, uint32_t rows, uint32_t cols)
+{
+    if (quantised(type))
+        rows = (rows + CUDA_TILE_ROWS - 1) / CUDA_TILE_ROWS * CUDA_TILE_ROWS;
+    return rows * tensor_row_bytes(type, cols);
+}
+
 static size_t part_bytes(const struct weight *part)
 {
-    return part->rows * tensor_row_bytes((enum tensor_type)part->layout, part->cols);
+    return rows_bytes((enum tensor_type)part->layout, part->rows, part->cols);
 }
 
 static size_t file_bytes(const struct projection *p)
@@ -106,10 +118,19 @@ static uint32_t kinds_of(const struct engine *e)
            (dmc && comp ? 1 << GPU_COMP_DMC : 0);
 }
 
+static struct weight embedding_of(const struct engine *e)
+{
+    return (struct weight){.data = (void *)e->embedding->data,
+                           .layout = e->embedding->type,
+                           .rows = e->shape.vocab,
+                           .cols = e->shape.dim};
+}
+
 struct sizes {
     size_t bf16;    /* all matrices of all kinds, and the embeddings */
     size_t scratch; /* the largest one that would be kept as in the file */
-    size_t part;    /* the largest part in the file */
+    size_t part;    /* the largest part on the device, or the embeddings */
+    size_t made;    /* the largest part of those that are bf16 anyway */
     size_t lora;    /* floats of a layer's updates, the most */
 };
 
@@ -124,12 +145,13 @@ static void add_projection(struct sizes *s, const struct projection *p, uint32_t
     if (worth_keeping(p))
         larger(&s->scratch, bf16_bytes(p));
     for (uint32_t i = 0; i < p->count; i++)
-        larger(&s->part, part_bytes(&p->part[i]));
+        larger(worth_keeping(p) ? &s->part : &s->made, part_bytes(&p->part[i]));
 }
 
 static struct sizes sizes_of(const struct engine *e)
 {
-    struct sizes s = {.bf16 = e->embedding->data_bytes};
+    struct weight embedding = embedding_of(e);
+    struct sizes s = {.bf16 = part_bytes(&embedding), .part = part_bytes(&embedding)};
     uint32_t kinds = kinds_of(e);
     add_projection(&s, &e->head, BASE_ALONE);
     for (uint32_t n = 0; n < e->shape.layers; n++) {
@@ -140,6 +162,7 @@ static struct sizes sizes_of(const struct engine *e)
         add_projection(&s, &l->down, BASE_ALONE);
         larger(&s.lora, layer_lora_floats(&e->shape, l));
     }
+    larger(&s.part, s.made);
     return s;
 }
 
@@ -225,14 +248,43 @@ const char *gpu_weights_are(const struct gpu *g)
     return g->keep ? ", kept quantised" : " as bf16";
 }
 
-/* A part's rows as the file has them: to stay, or until the next part comes. */
-static const void *send_rows(struct upload *u, const struct weight *part, bool keep)
+/* Rows of a file's tensor, quantised ones in tiles: to stay at `to` or, where that is NULL, until
+ * the next ones come. */
+static const void *send_rows(struct upload *u, void *to, const struct weight *w)
 {
-    size_t bytes = part_bytes(part);
-    if (keep)
-        return part->data == u->e->embedding->data ? u->g->embedding : send(u, part->data, bytes);
-    u->g->cuda->copy_in(u->g->cuda, u->source, part->data, bytes);
-    return u->source;
+    enum tensor_type type = (enum tensor_type)w->layout;
+    struct cuda *c = u->g->cuda;
+    size_t bytes = w->rows * tensor_row_bytes(type, w->cols);
+    if (w->data == u->e->embedding->data && u->g->embedding)
+        return u->g->embedding;
+    if (!quantised(type)) {
+        c->copy_in(c, to ? to : u->source, w->data, bytes);
+        return to ? to : u->source;
+    }
+    c->copy_in(c, u->source, w->data, bytes);
+    to = to ? to : u->tiles;
+    c->tile(c, to, u->source, type, w->rows, w->cols);
+    return to;
+}
+
+static struct gpu_part part_of(const struct projection *p, uint32_t i, const void *source)
+{
+    enum tensor_type type = (enum tensor_type)p->part[i].layout;
+    return (struct gpu_part){.source = source,
+                             .type = type,
+                             .quantised = quantised(type),
+                             .from = p->column[i],
+                             .rows = p->part[i].rows};
+}
+
+/* Whether parts that lie one behind the other are the tiles of one matrix. */
+static bool one_matrix(const struct projection *p)
+{
+    bool one = true;
+    for (uint32_t i = 0; i + 1 < p->count; i++)
+        one = one && p->part[i].layout == p->part[i + 1].layout &&
+              p->part[i].rows % CUDA_TILE_ROWS == 0;
+    return one;
 }
 
 /* out [GPU_KINDS], of which `kinds` are wanted. first_part: of q, k, v, o, whose updates are added;
@@ -241,22 +293,20 @@ static void load_projection(struct upload *u, struct gpu_weight *out, uint32_t k
                             const struct projection *p, int first_part)
 {
     bool keep = u->g->keep && worth_keeping(p);
+    bool shared = p->part[0].data == u->e->embedding->data; /* a tied head: it lies there */
     size_t bytes = bf16_bytes(p);
     uint32_t cols = p->part[0].cols, rows = (uint32_t)(bytes / sizeof(bf16) / cols);
+    char *to = keep && !shared ? take(u, file_bytes(p)) : NULL;
     for (enum gpu_kind k = 0; kinds >> k; k++)
-        if (kinds >> k & 1)
+        if (kinds >> k & 1) {
             out[k].made = (struct cuda_weight){keep ? u->g->scratch : take(u, bytes), rows, cols};
+            out[k].one = one_matrix(p);
+        }
     for (uint32_t i = 0; i < p->count && !u->failed; i++) {
-        const struct weight *from = &p->part[i];
-        const void *source = send_rows(u, from, keep);
-        for (enum gpu_kind k = 0; kinds >> k && source; k++) {
-            struct gpu_part part = {.source = source,
-                                    .type = (enum tensor_type)from->layout,
-                                    .quantised = from->layout == TENSOR_Q4_0 ||
-                                                 from->layout == TENSOR_Q4_1 ||
-                                                 from->layout == TENSOR_Q8_0,
-                                    .from = p->column[i],
-                                    .rows = from->rows};
+        const void *source = send_rows(u, to, &p->part[i]);
+        to = to ? to + part_bytes(&p->part[i]) : NULL;
+        for (enum gpu_kind k = 0; kinds >> k; k++) {
+            struct gpu_part part = part_of(p, i, source);
             if (!(kinds >> k & 1))
                 continue;
             if (first_part >= 0)
@@ -295,7 +345,11 @@ static void load_shared(struct upload *u)
     struct engine *e = u->e;
     struct gpu *g = u->g;
     const struct shape *s = &e->shape;
-    g->embedding = send(u, e->embedding->data, e->embedding->data_bytes);
+    struct weight rows = embedding_of(e);
+    void *embedding = take(u, part_bytes(&rows));
+    if (embedding)
+        send_rows(u, embedding, &rows);
+    g->embedding = embedding;
     load_projection(u, &g->head, BASE_ALONE, &e->head, -1);
     g->output_norm = send_floats(u, e->output_norm, s->dim);
     g->comp_embedding = send_floats(u, e->comp_embedding, (size_t)s->comp * s->dim);
@@ -313,15 +367,17 @@ int gpu_load_weights(struct engine *e, char *error, size_t error_bytes)
     g->scratch_bytes = g->keep ? sizes.scratch : 0;
     g->scratch = g->keep ? take(&u, sizes.scratch) : NULL;
     u.source = c->take(c, sizes.part);
+    u.tiles = c->take(c, (g->keep ? sizes.made : sizes.part) + 1);
     u.lora_memory = c->take(c, sizes.lora * sizeof(float));
     u.host = malloc(sizes.lora * sizeof(float) + 1);
-    u.failed = u.failed || !u.source || !u.lora_memory || !u.host;
+    u.failed = u.failed || !u.source || !u.tiles || !u.lora_memory || !u.host;
     if (!u.failed)
         load_shared(&u);
     for (uint32_t n = 0; n < e->shape.layers && !u.failed; n++)
         load_layer(&u, n);
     int code = c->sync(c);
     c->give(c, u.source);
+    c->give(c, u.tiles);
     c->give(c, u.lora_memory);
     free(u.host);
     if (u.failed && !code)

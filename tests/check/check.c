@@ -288,7 +288,7 @@ static int run_path(struct check *c, uint32_t path, bool bench)
 static int usage(void)
 {
     printf("check [--list] [--seed N] [--path NAME] [--bench [--cpu-time]] [FILTER]\n"
-           "check --device cuda [--short] [--seed N] [FILTER]\n"
+           "check --device cuda [--short] [--seed N] [--bench] [FILTER]\n"
            "  --cpu-time  for a busy machine: time of the calling thread, good for one thread\n");
     return 2;
 }
@@ -323,7 +323,7 @@ int main(int argc, char **argv)
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (device)
-        return check_device(&c, small);
+        return check_device(&c, small, bench);
     if (bench && wanted(&c, "limits"))
         bench_limits();
     if (!bench)

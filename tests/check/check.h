@@ -37,7 +37,7 @@ void bench_limits(void);
 
 /* device.c, device_rows.c: the same of a device's ops (kernels/cuda.h), against what they must
  * give. Small: few sizes, for tools under which all is slow. */
-int check_device(struct check *c, bool small);
+int check_device(struct check *c, bool small, bool bench);
 
 /* ---- cases: a case is everything between begin and end; end frees its buffers ---- */
 

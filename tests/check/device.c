@@ -323,6 +323,19 @@ static void check_matmuls(struct on_device *d)
                     matmul_case(d, shapes[i][0], shapes[i][1], rows[r], kind, few);
 }
 
+/* A file's rows on the device, as products want them. */
+static const void *put_rows(struct on_device *d, const uint8_t *source, enum tensor_type type,
+                            uint32_t rows, uint32_t cols)
+{
+    size_t row = tensor_row_bytes(type, cols);
+    void *from = device_put(d, source, rows * row), *to;
+    if (type != TENSOR_Q8_0 && type != TENSOR_Q4_0 && type != TENSOR_Q4_1)
+        return from;
+    to = device_put(d, NULL, (rows + CUDA_TILE_ROWS - 1) / CUDA_TILE_ROWS * CUDA_TILE_ROWS * row);
+    d->cuda->tile(d->cuda, to, from, type, rows, cols);
+    return to;
+}
+
 /* Without an update to the bit: scale times code is exact, and all else is one rounding. */
 static void weight_case(struct on_device *d, enum tensor_type type, uint32_t rows, uint32_t cols,
                         uint32_t loras)
@@ -351,7 +364,7 @@ static void weight_case(struct on_device *d, enum tensor_type type, uint32_t row
     };
     lora[1] = lora[0];
     struct cuda_weight out = {device_put(d, NULL, values * sizeof *got), rows, cols};
-    d->cuda->weight_make(d->cuda, &out, device_put(d, source, rows * row), type, lora, loras);
+    d->cuda->weight_make(d->cuda, &out, put_rows(d, source, type, rows, cols), type, lora, loras);
     device_get(d, got, out.data, values * sizeof *got);
     for (size_t at = 0; at < values; at++) {
         double low = 0, terms = 0;
@@ -390,7 +403,7 @@ static void file_case(struct on_device *d, enum tensor_type type, uint32_t wide,
         tensor_row(w + (size_t)r * cols, source + r * row, type, cols);
     fill_bf16(c, x, xs, (size_t)rows * cols, 1);
     fill_floats(c, before, out, FILL_NORMAL);
-    const uint8_t *from = device_put(d, source, wide * row);
+    const void *from = put_rows(d, source, type, wide, cols);
     bf16 *in = device_put(d, xs, (size_t)rows * cols * sizeof *xs);
     void *to = device_put(d, kind == CUDA_OUT_F32_ADD ? before : NULL, out * size);
     d->cuda->matmul_file(d->cuda, to, kind, wide, from, type, wide, cols, in, rows);
@@ -561,14 +574,16 @@ static void check_rotates(struct on_device *d)
 static const struct {
     const char *name;
     void (*check)(struct on_device *d);
+    void (*bench)(struct on_device *d);
 } ops[] = {
-    {"norm", check_norms},           {"swiglu", check_swiglus}, {"matmul", check_matmuls},
-    {"gate", check_gates},           {"weight", check_weights}, {"file", check_files},
-    {"logits", check_logits},        {"rotate", check_rotates}, {"rows", check_device_rows},
-    {"attend", check_device_attend},
+    {"norm", check_norms, NULL},       {"swiglu", check_swiglus, NULL},
+    {"matmul", check_matmuls, NULL},   {"gate", check_gates, NULL},
+    {"weight", check_weights, NULL},   {"file", check_files, bench_device_file},
+    {"logits", check_logits, NULL},    {"rotate", check_rotates, NULL},
+    {"rows", check_device_rows, NULL}, {"attend", check_device_attend, NULL},
 };
 
-int check_device(struct check *c, bool small)
+int check_device(struct check *c, bool small, bool bench)
 {
     struct on_device d = {.c = c, .small = small};
     static struct kernels names = {.name = "cuda"};
@@ -584,10 +599,16 @@ int check_device(struct check *c, bool small)
         if (c->filter && !strstr(ops[i].name, c->filter))
             continue;
         c->state = c->seed * 1000003u + i;
+        if (bench && ops[i].bench)
+            ops[i].bench(&d);
+        if (bench)
+            continue;
         ops[i].check(&d);
         printf("%-12s %u passed, %u failed\n", ops[i].name, c->passed - passed, c->failed - failed);
     }
     cuda_close(&d.cuda);
+    if (bench)
+        return c->failed != 0;
     printf("%u passed, %u failed\n", c->passed, c->failed);
     return c->failed != 0;
 }

@@ -24,6 +24,7 @@ double double_of_bf16(bf16 b);
 void fill_bf16(struct check *c, float *values, bf16 *packed, size_t count, float scale);
 
 void check_device_rows(struct on_device *d);   /* make_rows: device_rows.c */
+void bench_device_file(struct on_device *d);   /* matmul_file: device_bench.c */
 void check_device_attend(struct on_device *d); /* device_attend.c */
 
 #endif

@@ -160,6 +160,15 @@ static inline float exp2_near(float x)
 {
     return exp2f(x);
 }
+/* Byte i is that one of y and x together that the i-th lowest digit of `of` names. */
+static inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t of)
+{
+    uint64_t all = (uint64_t)y << 32 | x;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++)
+        out |= (uint32_t)(all >> ((of >> (4 * i) & 7) * 8) & 255) << (8 * i);
+    return out;
+}
 static inline uint32_t min(uint32_t a, uint32_t b)
 {
     return a < b ? a : b;
@@ -175,6 +184,10 @@ static inline unsigned long long atomicAdd(unsigned long long *to, unsigned long
 
 static inline void fetch_line(const void *)
 {
+}
+static inline uint4 load_once(const uint4 *at)
+{
+    return *at;
 }
 
 void mma_16x8x16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1);
