@@ -20,10 +20,18 @@ enum {
     WARM_SAID_US = 1000000, /* a start that takes as long is told why */
 };
 
+/* The default one does not serve: that is said once, however often the engine is opened. */
+static const char *without_adapter(struct config *config, const char *why)
+{
+    say(SAY_WARN, "%s", why);
+    config->adapter[0] = '\0';
+    return NULL;
+}
+
 static int open_engine(struct core *core, enum device_weights weights, char *error,
                        size_t error_bytes)
 {
-    const struct config *config = &core->config;
+    struct config *config = &core->config;
     struct engine_options options = {.model_path = config->model,
                                      .adapter_path = config->adapter[0] ? config->adapter : NULL,
                                      .device = config->device,
@@ -48,13 +56,11 @@ static int open_engine(struct core *core, enum device_weights weights, char *err
                  options.adapter_path, strerror(errno));
         if (config->adapter_given)
             return -ENOENT;
-        say(SAY_WARN, "%s", error);
-        options.adapter_path = NULL;
+        options.adapter_path = without_adapter(config, error);
     }
     result = engine_open(&core->engine, &options, error, error_bytes);
     if (result == -ESTALE && !config->adapter_given) {
-        say(SAY_WARN, "%s", error);
-        options.adapter_path = NULL;
+        options.adapter_path = without_adapter(config, error);
         result = engine_open(&core->engine, &options, error, error_bytes);
     }
     if (result)
@@ -161,11 +167,20 @@ static bool weights_too_large(const struct core *core)
 static int keep_weights(struct core *core, struct plan_costs *costs, char *error,
                         size_t error_bytes)
 {
+    char why[ERROR_BYTES_MAX];
     int result;
 
     engine_close(&core->engine);
-    result = open_engine(core, WEIGHTS_FILE, error, error_bytes);
-    return result ? result : make_plan(core, costs, error, error_bytes);
+    result = open_engine(core, WEIGHTS_FILE, why, sizeof why);
+    if (!result)
+        result = make_plan(core, costs, why, sizeof why);
+    if (result)
+        snprintf(error, error_bytes, "%s%s",
+                 result == -ENOSPC || result == -ENOMEM
+                     ? "the GPU has no room, with weights neither as bf16 nor kept quantised: "
+                     : "",
+                 why);
+    return result;
 }
 
 static void say_weights(const struct core *core)

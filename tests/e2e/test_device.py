@@ -178,6 +178,21 @@ def test_weights_stay_quantised_where_memory_is_short():
     assert "KEEPS WEIGHTS QUANTISED, as bf16 ones and the plan do not fit" in log, log
 
 
+def test_what_fits_in_neither_form_says_so_once():
+    """As bf16 and kept quantised: one error names both, and no warning of the start comes twice."""
+    with Device() as daemon:
+        daemon.stop()
+    command = [str(word) for word in daemon.command]
+    at = command.index("--adapter")
+    del command[at:at + 2]  # the default one, which is another model's
+    done = subprocess.run([*command, "--data", str(daemon.home / "other"), "--streams-max", "4096"],
+                          capture_output=True, timeout=120 * lib.SLOW, check=False, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count(" warn adapter ") == 1, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "neither as bf16 nor kept quantised" in last and "--streams-max" in last, last
+
+
 def test_a_machine_without_one():
     """This siltd, as it was built: no GPU is said, with what to do."""
     if os.path.exists("/dev/nvidia0"):
