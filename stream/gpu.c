@@ -165,11 +165,12 @@ static void plan(struct gpu *g, struct engine *e, const struct engine_options *o
                     g->rows_max * sizeof *g->nll_host;
 }
 
+/* Of what is free now: a device gives memory in units, and libraries have taken some. */
 static int plan_arena(struct gpu *g, const struct engine_options *options, char *error,
                       size_t error_bytes)
 {
     struct cuda *c = g->cuda;
-    size_t left = c->memory_free_bytes - g->weights_bytes - g->work_bytes;
+    size_t left = c->memory_bytes - c->memory_used(c);
     size_t most = left > ARENA_LEFT ? left - ARENA_LEFT : 0;
     size_t others = g->weights_bytes + g->work_bytes, asked = options->device_bytes;
     g->arena_bytes = !asked ? most : asked > others ? asked - others : 0;
@@ -178,9 +179,10 @@ static int plan_arena(struct gpu *g, const struct engine_options *options, char 
         return fail_with(
             error, error_bytes, -ENOMEM,
             "%s: no room for %zu MB of streams beside %zu MB of weights%s and %zu MB of "
-            "activations (%zu MB were free)",
+            "activations (%zu MB are left, %d of them for libraries): free some of the GPU's "
+            "memory, take a smaller model, or use --device cpu",
             c->name, g->arena_bytes >> 20, g->weights_bytes >> 20, gpu_weights_are(g),
-            g->work_bytes >> 20, c->memory_free_bytes >> 20);
+            g->work_bytes >> 20, left >> 20, ARENA_LEFT >> 20);
     return 0;
 }
 
@@ -216,7 +218,8 @@ int gpu_open(struct engine *e, const struct engine_options *options, char *error
     char *work = c->take(c, g->work_bytes);
     if (!work)
         return fail_with(error, error_bytes, -ENOMEM,
-                         "%s: no room for %zu MB of activations beside %zu MB of weights%s",
+                         "%s: no room for %zu MB of activations beside %zu MB of weights%s: use a "
+                         "smaller model, or --device cpu",
                          c->name, g->work_bytes >> 20, g->weights_bytes >> 20, gpu_weights_are(g));
     carve_batch(g, e, work);
     g->batch.shape = g->shape;

@@ -54,19 +54,26 @@ cudaError_t cudaSetDevice(int device)
 }
 
 /* Each piece has its size in front; fresh memory holds nothing of use. */
-enum { FRONT = 256 };
+enum { FRONT = 256, SMALL = 512, LARGE = 2 << 20 };
+
+/* As a device gives it. */
+static size_t units(size_t bytes)
+{
+    size_t unit = bytes < LARGE / 2 ? SMALL : LARGE;
+    return (bytes + unit - 1) / unit * unit;
+}
 
 cudaError_t cudaMalloc(void **out, size_t bytes)
 {
     *out = NULL;
-    if (trouble == SIMT_NO_MEMORY || memory_used + bytes > memory_most)
+    if (trouble == SIMT_NO_MEMORY || memory_used + units(bytes) > memory_most)
         return cudaErrorMemoryAllocation;
     char *memory = (char *)aligned_alloc(FRONT, (bytes + 2 * FRONT - 1) / FRONT * FRONT);
     if (!memory)
         return cudaErrorMemoryAllocation;
     memset(memory, 0xff, bytes + FRONT);
     memcpy(memory, &bytes, sizeof bytes);
-    memory_used += bytes;
+    memory_used += units(bytes);
     *out = memory + FRONT;
     return cudaSuccess;
 }
@@ -76,7 +83,7 @@ cudaError_t cudaFree(void *memory)
         return cudaSuccess;
     size_t bytes;
     memcpy(&bytes, (char *)memory - FRONT, sizeof bytes);
-    memory_used -= bytes;
+    memory_used -= units(bytes);
     free((char *)memory - FRONT);
     return cudaSuccess;
 }

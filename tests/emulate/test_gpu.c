@@ -345,6 +345,23 @@ static void trouble_is_said(void **state)
     simt_trouble(FINE, 0);
 }
 
+/* Where nothing is asked for: what is free, but for the libraries' share. */
+static void the_arena_is_of_what_is_free(void **state)
+{
+    (void)state;
+    enum { LEFT = 512 << 20 };
+    char error[256] = "";
+    int code;
+    struct engine *e = engine_of(&TINY_DEFAULTS, WEIGHTS_BF16, 0, error, sizeof error, &code);
+    if (!e)
+        fail_msg("%d: %s", code, error);
+    const struct gpu *g = e->gpu;
+    size_t free_bytes = g->cuda->memory_bytes - g->cuda->memory_used(g->cuda);
+    printf("%zu of %zu bytes\n", g->arena_bytes, free_bytes);
+    assert_true(g->arena_bytes + LEFT <= free_bytes && g->arena_bytes + LEFT + 4096 > free_bytes);
+    engine_close(&e);
+}
+
 /* A CPU takes adapters of up to 96 slots. */
 static void an_adapter_of_many_slots_is_refused(void **state)
 {
@@ -403,6 +420,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(forks_together),
         cmocka_unit_test(windows_as_long_as_the_context),
         cmocka_unit_test(trouble_is_said),
+        cmocka_unit_test(the_arena_is_of_what_is_free),
         cmocka_unit_test(an_adapter_of_many_slots_is_refused),
         cmocka_unit_test(a_broken_device_stays_broken),
     };
