@@ -26,5 +26,6 @@ void fill_bf16(struct check *c, float *values, bf16 *packed, size_t count, float
 void check_device_rows(struct on_device *d);   /* make_rows: device_rows.c */
 void bench_device_file(struct on_device *d);   /* matmul_file: device_bench.c */
 void check_device_attend(struct on_device *d); /* device_attend.c */
+void check_device_logits(struct on_device *d); /* nll, best: device_logits.c */
 
 #endif
