@@ -46,10 +46,10 @@ static void give_room(struct keeper *keeper)
     atomic_compare_exchange_strong(&keeper->room, &room, KEEPER_WAIT);
 }
 
-int keeper_take(struct keeper *keeper, const struct slot *slot, const void *state, size_t bytes,
-                uint64_t tokens)
+int keeper_take(struct keeper *keeper, const struct slot *slot, size_t bytes, uint64_t tokens)
 {
     uint64_t stream_id = atomic_load(&slot->stream_id);
+    const void *state;
     int result;
 
     if (bytes > keeper->buffer_bytes)
@@ -59,6 +59,11 @@ int keeper_take(struct keeper *keeper, const struct slot *slot, const void *stat
     result = stream_id ? take_room(keeper, stream_id, bytes) : -ENOENT;
     if (result)
         return result;
+    state = stream_state(slot->stream, &bytes);
+    if (!state) {
+        give_room(keeper);
+        return -EIO;
+    }
     /* Not busy: the lock is free, or held for a moment by keeper_cut. */
     pthread_mutex_lock(&keeper->lock);
     stream_id = atomic_load(&slot->stream_id);

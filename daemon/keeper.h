@@ -48,11 +48,11 @@ struct keeper {
  * may be half measured, so that nothing is to be concluded. */
 bool keeper_room_close(struct keeper *keeper);
 void keeper_room_open(struct keeper *keeper, uint64_t bytes);
-/* The compute thread's. 0: the state is on its way; -EBUSY: the buffer is taken, or its room not
- * yet measured; -ENOSPC: --disk has no room for it; -EMSGSIZE: it will never fit; -ENOENT: the
- * stream is being removed. */
-int keeper_take(struct keeper *keeper, const struct slot *slot, const void *state, size_t bytes,
-                uint64_t tokens);
+/* The compute thread's. 0: the state, of stream_state_bytes, is on its way; -EBUSY: the buffer is
+ * taken, or its room not yet measured; -ENOSPC: --disk has no room for it; -EMSGSIZE: it will never
+ * fit; -ENOENT: the stream is being removed; -EIO: its device has failed. Where there is no room
+ * the state is not asked for: a device's is copied for that, and many streams wait at a time. */
+int keeper_take(struct keeper *keeper, const struct slot *slot, size_t bytes, uint64_t tokens);
 /* Restores the newest checkpoint that is whole and not past tokens_max. 0: nothing is. */
 uint64_t keeper_restore(struct keeper *keeper, uint64_t stream_id, struct stream *stream,
                         uint64_t tokens_max);

@@ -80,9 +80,8 @@ void sched_open(struct sched *sched, struct slot *slot, const struct sched_reque
 static int save(struct sched *sched, struct slot *slot)
 {
     uint64_t tokens = atomic_load(&slot->ring.head);
-    size_t bytes;
-    const void *state = stream_state(slot->stream, &bytes);
-    int result = state ? keeper_take(sched->keeper, slot, state, bytes, tokens) : -EIO;
+    size_t bytes = stream_state_bytes(sched->engine, &slot->options);
+    int result = keeper_take(sched->keeper, slot, bytes, tokens);
 
     if (!result)
         slot->checkpoint = tokens;

@@ -31,6 +31,16 @@ static int tear_down(void **state)
     return 0;
 }
 
+/* The linker sends the daemon's calls here. */
+static uint32_t states_read;
+const void *__real_stream_state(const struct stream *stream, size_t *bytes);
+const void *__wrap_stream_state(const struct stream *stream, size_t *bytes);
+const void *__wrap_stream_state(const struct stream *stream, size_t *bytes)
+{
+    states_read++;
+    return __real_stream_state(stream, bytes);
+}
+
 static uint64_t computed(uint32_t slot)
 {
     return atomic_load(&rig.slots[slot].ring.head);
@@ -194,6 +204,25 @@ static void stop_strings_end_an_answer(void **state)
     assert_true(rig.text_bytes[1] <= 3);
 }
 
+/* A device's is copied from there: not for a buffer that another stream's fills. */
+static void a_state_is_read_where_it_can_be_kept(void **state)
+{
+    static const struct rig_options saving = {
+        .slots = 2, .lag_tokens_max = 65536, .checkpoints = true};
+
+    (void)state;
+    rig_close(&rig);
+    assert_int_equal(rig_open(&rig, folder, &saving), 0);
+    rig.options.checkpoints = false; /* nobody writes what the keeper has taken */
+    states_read = 0;
+    fill(2, 40000);
+    rig_settle(&rig);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_true(computed(i) > CHECKPOINT_TOKENS + 8 * STREAM_BLOCK_TOKENS);
+    assert_int_equal(states_read, 1);
+    assert_true((rig.slots[0].checkpoint > 0) != (rig.slots[1].checkpoint > 0));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -204,6 +233,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(questions_leave_no_trace, set_up, tear_down),
         cmocka_unit_test_setup_teardown(cancelled_and_too_long, set_up, tear_down),
         cmocka_unit_test_setup_teardown(stop_strings_end_an_answer, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_state_is_read_where_it_can_be_kept, set_up, tear_down),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
