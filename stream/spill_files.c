@@ -201,7 +201,8 @@ static uint64_t grown_for(const struct spill *s, uint32_t level, uint64_t record
 
 static bool has_room(const struct spill *s, uint64_t records)
 {
-    return !s->limit || s->stat.bytes_disk + records * s->shape.record_bytes <= s->limit;
+    uint64_t most = s->limit > s->merge_limit ? s->limit : s->merge_limit;
+    return !s->limit || s->stat.bytes_disk + records * s->shape.record_bytes <= most;
 }
 
 /* Room for a record and, where the quota leaves it, some more behind it. */

@@ -4,7 +4,8 @@
  * Two neighbouring segments become one, their mean weighted by the chunks each stands for, in a
  * file of the next level; it is on the disk before its halves go. The level with the most records
  * gives way first, so that all levels come to hold about as many and each covers twice the text of
- * the one below: resolution falls off with age as memory's does. The top level drops its oldest.
+ * the one below: resolution falls off with age as memory's does. The top level drops its oldest
+ * when it has the most: merging the rest further would leave nothing fine of the newest.
  */
 #include "stream/spill.h"
 
@@ -85,6 +86,9 @@ static void read_batch(struct spill *s, struct spill_stream *stream, uint32_t le
         place = place_of(s, stream, level, number + i);
         enum segment_fault fault =
             fault_of(s, &place, record, came < 0 ? came : came - (int64_t)(i * bytes));
+        fit[i] = false;
+        if (number + i < stream->level[level].from)
+            continue; /* the stream has none before it */
         if (fault && came != -ENOENT)
             fault = fault_of(s, &place, record, transfer(s, DISK_READ, &place, record, 1));
         if (fault)
@@ -163,32 +167,38 @@ static int drop(struct spill *s, struct spill_stream *stream, uint32_t level, ui
 }
 
 /* Pairs of a level that are merged together: the oldest half of it, as many as there is room for
- * beside their halves, and a unit, at most; they end where a file of halves does, if any ends. */
+ * beside their halves, and a unit, at most; they end where a file of halves does, if any ends. The
+ * first may be alone in its pair. short_of: there is less room than that, the limit having come
+ * down: a few means go beyond it until their halves have gone, not what they stand for. */
 static struct spill_range next_pairs(const struct spill *s, const struct spill_stream *stream,
-                                     uint32_t level)
+                                     uint32_t level, bool short_of)
 {
     struct spill_range range = stream->level[level];
-    uint64_t from = (range.from + 1) / 2, to = range.to / 2, most = held(stream, level) / 4;
+    uint64_t from = range.from / 2, to = range.to / 2, most = held(stream, level) / 4;
     uint64_t room = s->limit > s->stat.bytes_disk ? s->limit - s->stat.bytes_disk : 0;
     uint64_t unit = spill_unit(s), left = unit - from % unit, file = s->file_records / 2;
     most = most ? most : 1;
     most = most < left ? most : left;
     room /= s->shape.record_bytes;
+    if (short_of && room < SPILL_GROW_MERGED)
+        room = SPILL_GROW_MERGED;
     most = most < room ? most : room;
     to = to < from + most ? to : from + most;
     return (struct spill_range){from, to / file * file > from ? to / file * file : to};
 }
 
-static int merge_some(struct spill *s, struct spill_stream *stream, uint32_t level)
+static int merge_some(struct spill *s, struct spill_stream *stream, uint32_t level, bool short_of)
 {
-    struct spill_range range = next_pairs(s, stream, level);
+    struct spill_range range = next_pairs(s, stream, level, short_of);
     uint64_t from = range.from, to = range.to, end = from, pairs = spill_unit(s) / 2;
     int code = from < to ? 0 : -EDQUOT;
+    s->merge_limit = short_of ? s->stat.bytes_disk + SPILL_GROW_MERGED * s->shape.record_bytes : 0;
     for (uint64_t n = from; n < to && !code; n = end) {
         end = (n / pairs + 1) * pairs; /* which no file ends within */
         end = end < to ? end : to;
         code = merge_pairs(s, stream, level, n, end);
     }
+    s->merge_limit = 0;
     if (!code)
         code = sync_level(s, stream, level + 1, from, to);
     if (code) { /* what is of no level would never go */
@@ -199,8 +209,8 @@ static int merge_some(struct spill *s, struct spill_stream *stream, uint32_t lev
     if (stream->level[level + 1].from == stream->level[level + 1].to)
         stream->level[level + 1].from = from;
     stream->level[level + 1].to = to;
-    s->stat.segments_merged += 2 * (to - from);
-    stream->merged += 2 * (to - from);
+    s->stat.segments_merged += 2 * to - stream->level[level].from;
+    stream->merged += 2 * to - stream->level[level].from;
     spill_raise_damage(s, stream->id, level, 2 * from, 2 * to);
     pthread_mutex_unlock(&s->lock);
     return drop(s, stream, level, 2 * to);
@@ -226,8 +236,9 @@ static int drop_oldest(struct spill *s, struct spill_stream *stream)
 
 void spill_make_room(struct spill *s, uint64_t need)
 {
+    /* So little that all levels of a stream do not fit it is as good as none: --disk is full. */
+    bool some = s->limit > 2 * SEGMENT_LEVELS * s->shape.record_bytes, shrunk = false;
     struct spill_stream *stream;
-    bool shrunk = false;
     int code = 0;
     while (s->stat.bytes_disk + need > s->limit && (stream = largest(s)) && !code) {
         uint32_t level = 0;
@@ -235,9 +246,9 @@ void spill_make_room(struct spill *s, uint64_t need)
             if (held(stream, i) > held(stream, level))
                 level = i;
         if (held(stream, level) > 2 && level < SEGMENT_LEVELS - 1 &&
-            (code = merge_some(s, stream, level)) != -EDQUOT)
+            (code = merge_some(s, stream, level, some && shrunk)) != -EDQUOT)
             continue;
-        /* No room even to merge: the limit has come down. */
+        /* No room even to merge: the limit has come down. What files have grown by goes first. */
         code = 0;
         if (!shrunk) {
             shrunk = true;

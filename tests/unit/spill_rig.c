@@ -160,3 +160,22 @@ struct spill_stream_stat spill_rig_stat(struct spill *spill, uint64_t stream)
     assert_int_equal(spill_stream_stat(spill, stream, &stat), 0);
     return stat;
 }
+
+uint64_t spill_rig_disk_use(void)
+{
+    char command[160];
+    unsigned long long kib = 0;
+    snprintf(command, sizeof command, "find %s/segments -type f -printf '%%b\\n'",
+             spill_rig_folder);
+    FILE *pipe = popen(command, "r");
+    unsigned long long blocks;
+    while (fscanf(pipe, "%llu", &blocks) == 1)
+        kib += blocks;
+    pclose(pipe);
+    return kib * 512;
+}
+
+void spill_rig_check_disk(uint64_t bytes_said)
+{
+    assert_in_range(spill_rig_disk_use() + 8 * 4096, bytes_said, bytes_said + 16 * 4096);
+}

@@ -36,5 +36,9 @@ uint32_t spill_rig_fetch(struct spill *spill, uint64_t stream, const uint64_t *c
 uint32_t spill_rig_fetch_one(struct spill *spill, uint64_t stream, uint64_t chunk);
 uint64_t spill_rig_faults(struct spill *spill, enum segment_fault fault);
 struct spill_stream_stat spill_rig_stat(struct spill *spill, uint64_t stream);
+uint64_t spill_rig_disk_use(void); /* of all segment files, as the file system says */
+/* What spill says it takes is what its files take, but for the blocks in which the file system
+ * notes where the pieces of a file lie: holes need some, and they come and go as it writes back. */
+void spill_rig_check_disk(uint64_t bytes_said);
 
 #endif

@@ -1,6 +1,6 @@
 /*
  * Cold segments: what is put comes back bit for bit, from staging and from disk, after a restart,
- * by either engine; what is not right never does; a quota holds.
+ * by either engine; what is not right never does.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -232,27 +232,6 @@ static void wrong_records_are_not_used(void **state)
     spill_rig_close(&h);
 }
 
-static uint64_t disk_use(void)
-{
-    char command[160];
-    unsigned long long kib = 0;
-    snprintf(command, sizeof command, "find %s/segments -type f -printf '%%b\\n'",
-             spill_rig_folder);
-    FILE *pipe = popen(command, "r");
-    unsigned long long blocks;
-    while (fscanf(pipe, "%llu", &blocks) == 1)
-        kib += blocks;
-    pclose(pipe);
-    return kib * 512;
-}
-
-/* What spill says it takes is what its files take, but for the blocks in which the file system
- * notes where the pieces of a file lie: holes need some, and they come and go as it writes back. */
-static void check_disk(uint64_t bytes_said)
-{
-    assert_in_range(disk_use() + 8 * 4096, bytes_said, bytes_said + 16 * 4096);
-}
-
 static void removing_and_cutting(void **state)
 {
     (void)state;
@@ -273,199 +252,16 @@ static void removing_and_cutting(void **state)
     spill_drain(h.spill);
     assert_int_equal(spill_rig_fetch(h.spill, 1, (uint64_t[]){9, 10, 11, 12}, 4), 7);
     spill_stat(h.spill, &stat);
-    check_disk(stat.bytes_disk);
+    spill_rig_check_disk(stat.bytes_disk);
     spill_detach(h.spill, 1);
     assert_int_equal(spill_erase(h.spill, 1, 0), 0);
     assert_int_equal(spill_stream_stat(h.spill, 1, &(struct spill_stream_stat){0}), -ENOENT);
     assert_int_equal(spill_rig_fetch(h.spill, 2, (uint64_t[]){9, 39}, 2), 3);
     spill_stat(h.spill, &stat);
-    check_disk(stat.bytes_disk);
+    spill_rig_check_disk(stat.bytes_disk);
     spill_detach(h.spill, 2);
     assert_int_equal(spill_erase(h.spill, 2, 0), 0);
-    assert_int_equal(disk_use(), 0);
-    spill_rig_close(&h);
-}
-
-/* ---- the quota ---- */
-
-/* Rows of a merged segment are near the mean of what it stands for. */
-static void check_mean(const struct cold_segment *s, uint64_t stream)
-{
-    static f16 rows[VALUES];
-    static double mean[VALUES];
-    memset(mean, 0, sizeof mean);
-    uint64_t first = s->token_from / TINY_CHUNK;
-    assert_int_equal(s->number - first + 1, s->weight);
-    for (uint64_t n = first; n <= s->number; n++) {
-        spill_rig_rows(stream, n, rows);
-        for (int i = 0; i < VALUES; i++)
-            mean[i] += (double)f16_to_f32(rows[i]) / s->weight;
-    }
-    for (int i = 0; i < VALUES; i++)
-        assert_true(fabs(mean[i] - (double)f16_to_f32(s->rows[i])) < 4e-3);
-}
-
-/* Files that grew while there was room give it back. */
-static void a_limit_comes_down(void **state)
-{
-    (void)state;
-    spill_rig_clear();
-    struct held h = spill_rig_open(false, SEGMENT_F16);
-    struct spill_stat stat;
-    uint64_t limit = 48 * h.spill->shape.record_bytes;
-    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
-    for (uint64_t n = 0; n < 200; n += 20)
-        spill_rig_put_many(h.spill, 1, n, n + 20);
-    spill_drain(h.spill);
-    spill_limit(h.spill, limit);
-    spill_step(h.spill, false);
-    spill_stat(h.spill, &stat);
-    assert_true(stat.bytes_disk <= limit);
-    assert_true(spill_rig_stat(h.spill, 1).records > 0);
-    spill_rig_put_many(h.spill, 1, 200, 220);
-    spill_drain(h.spill);
-    spill_stat(h.spill, &stat);
-    assert_true(stat.bytes_disk <= limit);
-    assert_int_equal(stat.last_error, 0);
-    assert_int_equal(spill_rig_stat(h.spill, 1).chunks_to, 220);
-    check_disk(stat.bytes_disk);
-    spill_rig_close(&h);
-}
-
-static void a_quota_holds(void **state)
-{
-    (void)state;
-    spill_rig_clear();
-    struct held h = spill_rig_open(false, SEGMENT_F16);
-    struct spill_stat stat;
-    uint64_t limit = 160 * h.spill->shape.record_bytes;
-    spill_limit(h.spill, limit);
-    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
-    for (uint64_t n = 0; n < 1000; n += 20) {
-        spill_rig_put_many(h.spill, 1, n, n + 20);
-        spill_stat(h.spill, &stat);
-        assert_true(stat.bytes_disk <= limit);
-    }
-    spill_drain(h.spill);
-    struct spill_stream_stat before = spill_rig_stat(h.spill, 1);
-    spill_stat(h.spill, &stat);
-    printf("quota of 160 records: chunks %llu to %llu in %llu records, %llu merged, %llu dropped\n",
-           (unsigned long long)before.chunks_from, (unsigned long long)before.chunks_to,
-           (unsigned long long)before.records, (unsigned long long)stat.segments_merged,
-           (unsigned long long)stat.segments_dropped);
-    assert_int_equal(before.chunks_to, 1000);
-    assert_int_equal(stat.segments_lost, 0);
-    assert_int_equal(stat.last_error, 0);
-    assert_true(before.chunks_from < 500);
-    check_disk(stat.bytes_disk);
-    spill_rig_close(&h);
-    h = spill_rig_open(true, SEGMENT_F16); /* the other engine reads the same files */
-    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
-    struct spill_stream_stat after = spill_rig_stat(h.spill, 1);
-    assert_int_equal(after.records, before.records);
-    assert_int_equal(after.chunks_from, before.chunks_from);
-    assert_in_range(after.bytes_disk + 8 * 4096, before.bytes_disk, before.bytes_disk + 16 * 4096);
-    for (uint64_t n = before.chunks_from; n < 1000; n += 37) {
-        struct spill_fetch *f;
-        struct cold_segment out[STREAM_RECALL_MAX];
-        assert_int_equal(spill_fetch(h.spill, 1, (uint64_t[]){n, n}, 2, &f), 0);
-        while (!spill_fetched(f))
-            spill_step(h.spill, true);
-        assert_int_equal(spill_segments(f, out), 1);
-        assert_true(out[0].token_from <= n * TINY_CHUNK && n * TINY_CHUNK < out[0].token_to);
-        check_mean(&out[0], 1);
-        spill_release(&f);
-    }
-    spill_rig_close(&h);
-}
-
-/* An engine during whose starts another segment is put, as by the compute thread. */
-struct putting {
-    struct disk_engine engine; /* first: it is one */
-    struct disk_engine *inner;
-    struct spill *spill;
-    uint64_t next;
-};
-
-static int put_and_start(struct disk_engine *engine, struct disk_op *op)
-{
-    struct putting *p = (struct putting *)engine;
-    if (op->kind == DISK_WRITE && spill_rig_put(p->spill, 1, p->next) == 0)
-        p->next++;
-    return p->inner->start(p->inner, op);
-}
-
-static int reap_inner(struct disk_engine *engine, struct disk_done *out, uint32_t max, bool wait)
-{
-    struct putting *p = (struct putting *)engine;
-    return p->inner->reap(p->inner, out, max, wait);
-}
-
-static int set_file_inner(struct disk_engine *engine, uint32_t slot, int fd)
-{
-    struct putting *p = (struct putting *)engine;
-    return p->inner->file_set(p->inner, slot, fd);
-}
-
-/* Room is made for what waits when a step begins: what is put while it writes waits for the next,
- * and is not lost for want of room. */
-static void what_comes_meanwhile_is_not_lost(void **state)
-{
-    (void)state;
-    spill_rig_clear();
-    struct held h = spill_rig_open(false, SEGMENT_F16);
-    struct spill_stat stat;
-    struct putting p = {{"putting", put_and_start, reap_inner, set_file_inner, NULL, NULL},
-                        h.spill->disk.engine,
-                        h.spill,
-                        0};
-    uint64_t limit = 100 * h.spill->shape.record_bytes;
-    spill_limit(h.spill, limit);
-    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
-    h.spill->disk.engine = &p.engine;
-    while (p.next < 1000) {
-        assert_int_equal(spill_rig_put(h.spill, 1, p.next), 0);
-        p.next++;
-        spill_step(h.spill, true);
-        while (!disk_idle(&h.spill->disk))
-            spill_step(h.spill, true);
-        spill_stat(h.spill, &stat);
-        assert_true(stat.bytes_disk <= limit);
-    }
-    h.spill->disk.engine = p.inner;
-    spill_drain(h.spill);
-    spill_stat(h.spill, &stat);
-    assert_int_equal(stat.segments_lost, 0);
-    assert_int_equal(stat.last_error, 0);
-    assert_int_equal(spill_rig_stat(h.spill, 1).chunks_to, p.next);
-    spill_rig_close(&h);
-}
-
-/* Records of a level that begins anew far behind its last one: what files had grown by between the
- * two, over the end of a file too, is given back. */
-static void a_gap_is_given_back(void **state)
-{
-    (void)state;
-    spill_rig_clear();
-    struct held h = spill_rig_open(false, SEGMENT_F16);
-    struct spill_range *level = h.spill->streams[0].level;
-    struct spill_stat stat;
-    uint64_t file = h.spill->file_records, bytes = h.spill->shape.record_bytes;
-    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
-    spill_rig_put_many(h.spill, 1, 0, file + 2);
-    spill_drain(h.spill);
-    level[0].from = level[0].to;
-    spill_rig_put_many(h.spill, 1, 3 * file + 1, 3 * file + 3);
-    spill_drain(h.spill);
-    assert_int_equal(level[0].from, 3 * file + 1);
-    spill_shrink(h.spill);
-    spill_stat(h.spill, &stat);
-    assert_in_range(stat.bytes_disk, 2 * bytes, 2 * bytes + 4 * 4096);
-    check_disk(stat.bytes_disk);
-    assert_int_equal(spill_rig_stat(h.spill, 1).bytes_disk, stat.bytes_disk);
-    assert_int_equal(spill_rig_fetch(h.spill, 1, (uint64_t[]){3 * file + 1, 3 * file + 2}, 2), 3);
-    spill_rig_put_many(h.spill, 1, 3 * file + 3, 4 * file + 1);
-    assert_int_equal(spill_rig_fetch(h.spill, 1, (uint64_t[]){3 * file + 1, 4 * file}, 2), 3);
+    assert_int_equal(spill_rig_disk_use(), 0);
     spill_rig_close(&h);
 }
 
@@ -561,11 +357,7 @@ int main(void)
         cmocka_unit_test(threads_meet),
         cmocka_unit_test(wrong_records_are_not_used),
         cmocka_unit_test(removing_and_cutting),
-        cmocka_unit_test(a_quota_holds),
         cmocka_unit_test(a_mean_is_none_of_what_it_lacks),
-        cmocka_unit_test(a_limit_comes_down),
-        cmocka_unit_test(what_comes_meanwhile_is_not_lost),
-        cmocka_unit_test(a_gap_is_given_back),
         cmocka_unit_test(a_stream_spills),
     };
     return cmocka_run_group_tests_name("spill", tests, spill_rig_set_up, spill_rig_tear_down);
