@@ -159,7 +159,8 @@ static bool options_of(struct core *core, const struct wire_client *client,
         reply_error(core, client, request->id, SILT__V1__ERROR__CODE__INVALID, "%s", why);
         return false;
     }
-    if (fork_bytes(core->engine, options) > core->plan.fork_bytes) {
+    /* A fork copies the state, wherever it lies; and a checkpoint is one. */
+    if (stream_state_bytes(core->engine, options) > core->plan.state_bytes) {
         reply_error(core, client, request->id, SILT__V1__ERROR__CODE__NO_SPACE,
                     "a question on a ring of %u segments does not fit the plan's forks: ask for "
                     "fewer with --ring",

@@ -146,6 +146,16 @@ def test_plan_of_a_device():
         assert done.returncode == 1 and says in done.stderr, done.stderr[-600:]
 
 
+def test_a_ring_larger_than_planned():
+    """Questions and checkpoints have the room of the adapter's own ring, on either device."""
+    for device in ("cuda", "cpu"):
+        with Device(device=device) as daemon:
+            done = lib.silt(daemon.endpoint, "open", "s", "--dmc", "1", "--ring", "10", code=1)
+            assert b"does not fit the plan's forks" in done.err, done.text()
+            lib.silt(daemon.endpoint, "open", "s", "--dmc", "8", "--ring", "5")
+            daemon.stop()
+
+
 def test_weights_stay_quantised_where_memory_is_short():
     """By themselves where bf16 ones and the plan do not fit; the memory they make is the same."""
     text = texts.text(1100, seed=9)
