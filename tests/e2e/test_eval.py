@@ -206,6 +206,13 @@ def test_questions_behind_documents():
     assert plain == trial.run(path, "ccm", *few, "--lanes", 2)
     assert plain[-1]["questions"] == 4
     assert "text" in trial.run(path, "full", "--ask", code=1)
+    # Text read again before a question is as if the stream had it, before all is compressed.
+    one = dict(lines[0], text=story(22, 3))
+    short.write_text(json.dumps(dict(one, text=one["text"] + story(23, 3))) + "\n" +
+                     json.dumps(dict(one, before=story(23, 3))) + "\n")
+    whole, again, _ = trial.run(short, "ccm", "--ask", "--dmc", 1)
+    near(whole["answer_nll"], again["answer_nll"], 2e-3)
+    assert whole["answer_nll"] != trial.run(path, "ccm", *few)[0]["answer_nll"]
     assert "question" in trial.run(trial.write("none.jsonl", "text"), "ccm", "--ask", code=1)
     assert "--ask" in trial.run(path, "window", "--ask", code=2)
 

@@ -4,7 +4,8 @@
  * A document carries a question and its answer. ccm and none read the text into a stream and ask in
  * a fork, as the daemon does; full puts all of it into one context and scores the answer there
  * (what the same model could know), but writes none. Segments that a document's "recall" names
- * come back from where the ring has dropped them, as a search's finds do. A document that asks the
+ * come back from where the ring has dropped them, as a search's finds do; the text of its "before"
+ * is read again in front of the question. A document that asks the
  * one before it again is not read: its question goes to that one's stream. Exact match and F1 are
  * SQuAD's: of words, without case, punctuation and articles.
  */
@@ -21,12 +22,13 @@
 enum {
     ANSWER_TOKENS_MAX = 256,
     TURN_TOKENS_MAX = FORK_TOKENS_MAX - ANSWER_TOKENS_MAX, /* with found text around the question */
+    BEFORE_BYTES_MAX = 16 << 10,
     WORDS_MAX = 256,
     SAID_TOKENS = 48
 };
 
 struct question {
-    int32_t tail[TURN_TOKENS_MAX]; /* the question as a turn, and the opening of the answer's */
+    int32_t tail[TURN_TOKENS_MAX]; /* text read again, the question's turn, the answer's opening */
     int32_t gold[ANSWER_TOKENS_MAX];
     uint32_t tail_count, gold_count;
 };
@@ -42,18 +44,35 @@ static size_t tokens_of(const struct tokenizer *tokenizer, const char *text, int
     return count + token_flush(tokenizer, &state, out + count);
 }
 
+/* Text as it is, no turn: it is as if the stream had it once more. */
+static int before_make(struct question *q, const struct tokenizer *tokenizer, const char *text)
+{
+    int32_t tokens[BEFORE_BYTES_MAX];
+    size_t count = tokens_of(tokenizer, text, tokens, BEFORE_BYTES_MAX);
+    if (!count || count > TURN_TOKENS_MAX)
+        return *text ? -ENOSPC : 0;
+    memcpy(q->tail, tokens, count * sizeof *tokens);
+    q->tail_count = (uint32_t)count;
+    return 0;
+}
+
 static int question_make(struct question *q, const struct tokenizer *tokenizer,
                          const struct document *document)
 {
+    int result = document->before ? before_make(q, tokenizer, document->before) : 0;
+    if (result)
+        return result;
     int turn = token_turn(tokenizer, "user", (const uint8_t *)document->question,
-                          strlen(document->question), q->tail, TURN_TOKENS_MAX);
+                          strlen(document->question), q->tail + q->tail_count,
+                          TURN_TOKENS_MAX - q->tail_count);
     if (turn < 0)
         return turn;
-    int opening =
-        token_turn_open(tokenizer, "assistant", q->tail + turn, TURN_TOKENS_MAX - (size_t)turn);
+    q->tail_count += (uint32_t)turn;
+    int opening = token_turn_open(tokenizer, "assistant", q->tail + q->tail_count,
+                                  TURN_TOKENS_MAX - q->tail_count);
     if (opening < 0)
         return opening;
-    q->tail_count = (uint32_t)(turn + opening);
+    q->tail_count += (uint32_t)opening;
     /* Room for more tokens than any answer of this many bytes can have. */
     int32_t gold[4 * ANSWER_TOKENS_MAX];
     size_t count = tokens_of(tokenizer, document->answer, gold, 4 * ANSWER_TOKENS_MAX);

@@ -58,6 +58,7 @@ struct choice_question {
 struct document {
     char *id, *kind;         /* "" where the file says none */
     char *question, *answer; /* with --ask, else NULL */
+    char *before;            /* with --ask, text that is read again before the question, or NULL */
     int32_t *tokens;         /* [count] */
     size_t count;
     bool again;       /* it asks the document before it, and has no tokens of its own */

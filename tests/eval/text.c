@@ -271,6 +271,8 @@ static int build_line(struct builder *b, const uint8_t *line, size_t bytes, uint
         document->question = strdup(json_string_value(question));
         document->answer = strdup(json_string_value(answer));
         document->again = again;
+        const char *before = json_string_value(json_object_get(object, "before"));
+        document->before = before ? strdup(before) : NULL;
         result = document->question && document->answer
                      ? build_recall(object, &document->recall, &document->recall_count)
                      : -ENOMEM;
@@ -357,6 +359,7 @@ void document_free(struct document *document)
     free(document->kind);
     free(document->question);
     free(document->answer);
+    free(document->before);
     free(document->tokens);
     free(document->recall);
 }
