@@ -31,12 +31,13 @@ static uint32_t file_records(const struct segment_shape *shape)
     return records;
 }
 
-/* Record buffers come first: they are page-aligned and what the kernel registers. */
+/* Record buffers come first: they are page-aligned and what the kernel registers. Those of staging
+ * lie as records do in a file, so that neighbours there are one write. */
 static size_t buffers_bytes(const struct spill_options *o, const struct segment_shape *shape)
 {
-    size_t records = o->staging_max + (size_t)o->fetches_max * STREAM_RECALL_MAX + 2;
-    return DISK_ALIGN + records * segment_buffer_bytes(shape) +
-           file_records(shape) * shape->record_bytes;
+    size_t rows = (size_t)o->fetches_max * STREAM_RECALL_MAX + 2;
+    return DISK_ALIGN + rows * segment_buffer_bytes(shape) +
+           (file_records(shape) + o->staging_max) * shape->record_bytes;
 }
 
 /* Means on their way to a record that is made again, and a record to round them in. */
@@ -102,7 +103,7 @@ static void carve(struct spill *s, uint8_t *buffers, uint8_t *at)
     memset(s->streams, 0, o->streams_max * sizeof *s->streams);
     memset(s->staging, 0, o->staging_max * sizeof *s->staging);
     memset(s->fetches, 0, o->fetches_max * sizeof *s->fetches);
-    for (uint32_t i = 0; i < o->staging_max; i++, buffers += record)
+    for (uint32_t i = 0; i < o->staging_max; i++, buffers += s->shape.record_bytes)
         s->staging[i].record = buffers;
     for (uint32_t i = 0; i < o->fetches_max; i++) {
         s->fetches[i].spill = s;

@@ -60,7 +60,7 @@ struct spill_io {
     struct segment_place place;
     uint32_t stream; /* index in streams */
     uint64_t order;  /* in which it was put */
-    uint8_t *record; /* [segment_buffer_bytes] */
+    uint8_t *record; /* [segment_buffer_bytes]; of staging [record_bytes] */
     bool promised;   /* a write that the quota has room for */
     bool alone;      /* a write that failed beside others */
     uint32_t run;    /* places of staging, from this one on, that are one write */

@@ -117,8 +117,7 @@ static bool may_write(const struct spill *s, const struct spill_io *io)
 }
 
 /* Places from this one on that follow each other in their file as they do in memory: one write,
- * for which disk and file system are asked once. int8 records do not, their places being larger.
- * Under the lock. */
+ * for which disk and file system are asked once. Under the lock. */
 static uint32_t run_from(const struct spill *s, const struct spill_io *first)
 {
     const struct spill_io *end = s->staging + s->options.staging_max, *io = first + 1;

@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "tests/unit/disk_fault.h"
 #include "tests/unit/spill_rig.h"
 
 /* ---- records ---- */
@@ -103,6 +104,33 @@ static void comes_back(void **state)
         assert_int_equal(spill_rig_fetch(h.spill, 7, (uint64_t[]){295, 309}, 2), 3);
         for (int i = SEGMENT_MISSING; i < SEGMENT_FAULTS; i++)
             assert_int_equal(spill_rig_faults(h.spill, (enum segment_fault)i), 0);
+        spill_rig_close(&h);
+    }
+}
+
+/* Of both kinds of records. */
+static void neighbours_are_one_write(void **state)
+{
+    const enum segment_dtype kinds[] = {SEGMENT_F16, SEGMENT_INT8};
+    struct cold_segment out[STREAM_RECALL_MAX];
+    struct disk_fault count = {0};
+    struct spill_fetch *f;
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        spill_rig_clear();
+        struct held h = spill_rig_open(false, kinds[i]);
+        disk_fault_init(&count, &h.spill->disk, h.spill->shape.record_bytes);
+        disk_fault_set(&count, FAULT_NONE, DISK_WRITE, 0);
+        assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+        for (uint64_t n = 0; n < STAGING; n++)
+            assert_int_equal(spill_rig_put(h.spill, 1, n), 0);
+        spill_drain(h.spill);
+        assert_int_equal(count.count, 1);
+        assert_int_equal(spill_fetch(h.spill, 1, (uint64_t[]){0, 1, 2, 3}, STAGING, &f), 0);
+        while (!spill_fetched(f))
+            spill_step(h.spill, true);
+        assert_int_equal(spill_segments(f, out), STAGING);
+        spill_release(&f);
         spill_rig_close(&h);
     }
 }
@@ -353,6 +381,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_record_is_told_from_others),
         cmocka_unit_test(comes_back),
+        cmocka_unit_test(neighbours_are_one_write),
         cmocka_unit_test(staging_is_bounded),
         cmocka_unit_test(threads_meet),
         cmocka_unit_test(wrong_records_are_not_used),
