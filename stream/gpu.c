@@ -90,6 +90,18 @@ static size_t carve_in(const struct gpu *g, struct gpu_slot *p, char *memory)
     return c.used;
 }
 
+/* Of a stream as the adapter has it, at any ratio. */
+static size_t state_most(const struct engine *e)
+{
+    size_t most = 0;
+    for (uint32_t i = 0; i < e->info.ratio_count; i++) {
+        size_t bytes =
+            stream_state_bytes(e, &(struct stream_options){.dmc_ratio = e->info.ratio[i]});
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
 static int open_slots(struct gpu *g, const struct engine *e)
 {
     struct cuda *c = g->cuda;
@@ -109,7 +121,10 @@ static int open_slots(struct gpu *g, const struct engine *e)
     g->segment_host = c->take_host(c, 2 * g->segment_bytes);
     g->recall_host = recall_bytes ? c->take_host(c, recall_bytes) : NULL;
     g->nll_host = c->take_host(c, g->rows_max * sizeof *g->nll_host);
-    return g->segment_host && g->nll_host && (g->recall_host || !recall_bytes) ? 0 : -ENOMEM;
+    g->state_host = c->take_host(c, g->state_host_bytes);
+    return g->segment_host && g->nll_host && g->state_host && (g->recall_host || !recall_bytes)
+               ? 0
+               : -ENOMEM;
 }
 
 /* Keys are looked through on the CPU, and the question's hidden states come there. */
@@ -153,15 +168,17 @@ static void plan(struct gpu *g, struct engine *e, const struct engine_options *o
     /* With a ring of one a chunk stands beside its own segment; and a block's rows count whole. */
     g->keys_most = s->context + s->comp + 4 * CUDA_ITEM_ROWS;
     g->segment_bytes = (size_t)g->heads * s->comp * 2 * s->head_dim * sizeof(f16);
-    g->leave_max = g->segment_bytes ? LEAVE_BYTES_MAX / (uint32_t)g->segment_bytes : 0;
-    g->leave_max = g->leave_max > g->lanes_max ? g->lanes_max : g->leave_max;
+    /* One at the least: a full chunk waits for its place. */
+    size_t leave = g->segment_bytes ? LEAVE_BYTES_MAX / g->segment_bytes + 1 : 0;
+    g->leave_max = leave < g->lanes_max ? (uint32_t)leave : g->lanes_max;
+    g->state_host_bytes = state_most(e);
     struct gpu_slot none;
     g->in_bytes = carve_in(g, &none, NULL);
     g->host_bytes = GPU_SLOTS * (g->in_bytes + g->leave_max * g->segment_bytes +
                                  g->lanes_max * (g->count_words * sizeof(uint32_t) +
                                                  sizeof(uint64_t) + sizeof(struct gpu_lane))) +
-                    GPU_REGIONS_MAX * sizeof *g->region + 2 * g->segment_bytes +
-                    2 * gpu_recall_values(e) * sizeof *g->recall_host +
+                    GPU_REGIONS_MAX * sizeof *g->region + g->state_host_bytes +
+                    2 * g->segment_bytes + 2 * gpu_recall_values(e) * sizeof *g->recall_host +
                     g->rows_max * sizeof *g->nll_host;
 }
 

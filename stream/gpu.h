@@ -128,7 +128,7 @@ struct gpu {
     size_t arena_bytes;
     struct gpu_region *region; /* in use, by place */
     uint32_t regions;
-    char *state_host; /* for stream_state: a whole state */
+    char *state_host; /* pinned, for stream_state: a whole state */
     size_t state_host_bytes;
     f16 *segment_host; /* pinned [2][segment]: one to look at, and its rows on the way */
     f16 *

@@ -152,7 +152,6 @@ static int warm_ratio(struct engine *e, uint32_t ratio)
         code = stream_feed_scored(w.stream, w.tokens, BLOCK, &nll, &scored);
     code = code ? code : ask(&w);
     if (!code) {
-        (void)gpu_stream_state(w.stream);
         record_reading(&w);
         record_asking(&w);
         code = e->gpu->cuda->sync(e->gpu->cuda);

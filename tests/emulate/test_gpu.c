@@ -362,6 +362,26 @@ static void the_arena_is_of_what_is_free(void **state)
     engine_close(&e);
 }
 
+/* Pinned memory is of the plan: a checkpoint takes no more. */
+static void states_are_read_into_what_was_planned(void **state)
+{
+    (void)state;
+    char error[256];
+    int code;
+    struct engine *e = engine_on(DEVICE_CUDA, error, sizeof error, &code);
+    assert_non_null(e);
+    const char *before = e->gpu->state_host;
+    assert_non_null(before);
+    for (uint32_t ratio = 1; ratio <= 8; ratio *= 2) {
+        struct held h = stream_of(e, ratio, 0);
+        size_t bytes;
+        assert_ptr_equal(stream_state(h.stream, &bytes), before);
+        assert_true(bytes <= e->info.work_bytes);
+        drop(&h);
+    }
+    engine_close(&e);
+}
+
 /* A CPU takes adapters of up to 96 slots. */
 static void an_adapter_of_many_slots_is_refused(void **state)
 {
@@ -421,6 +441,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(windows_as_long_as_the_context),
         cmocka_unit_test(trouble_is_said),
         cmocka_unit_test(the_arena_is_of_what_is_free),
+        cmocka_unit_test(states_are_read_into_what_was_planned),
         cmocka_unit_test(an_adapter_of_many_slots_is_refused),
         cmocka_unit_test(a_broken_device_stays_broken),
     };
