@@ -343,6 +343,9 @@ def test_forms_put_what_is_around_what_is_found():
     assert put(chunks=2, line=False) == [chunks("c"), chunks("g")]
     assert put(chunks=4, around=1) == [chunks("bcd"), chunks("g"), found["excerpt"]]
     assert put(window=100, line=False) == ["c" * 50 + "d" * 50]
+    apart = forms.Form(window=100, apart=True, use="", ask="")
+    assert forms.before(apart, found, tokens, words) == "c" * 50 + "d" * 50
+    assert put(window=100, apart=True) == [found["excerpt"]]
     found["about"] = True
     assert put(chunks=2, line=False, vague=True)[0] == found["excerpt"]
 

@@ -22,6 +22,7 @@ class Form:
     line: bool = True       # the line, next to the question
     again: str = "about"    # the line behind the question: if it is "about" it, "never", "always"
     vague: bool = False     # chunks only where the line is not about the question
+    apart: bool = False     # chunks as text of the stream, read again in front of the turn
     use: str = USE
     ask: str = "Question: "
     wish: str = WISH
@@ -46,6 +47,12 @@ FORMS = {
     **{f"window {n}, once": Form(window=n, line=False, again="never") for n in WINDOWS},
     **{f"window {n}, vague": Form(window=n, line=False, vague=True) for n in WINDOWS},
     **{f"window {n}, line": Form(window=n) for n in WINDOWS},
+    **{f"window {n} apart": Form(window=n, apart=True) for n in WINDOWS},
+    **{f"window {n} apart, once": Form(window=n, apart=True, again="never") for n in WINDOWS},
+    **{f"window {n} apart, bare": Form(window=n, line=False, apart=True, again="never")
+       for n in WINDOWS},
+    **{f"{n} chunks apart": Form(n, apart=True) for n in (2, 3, 4, 5)},
+    **{f"{n} around apart": Form(n, around=1, apart=True) for n in (3, 4, 5)},
     "4 chunks, plain": Form(4, line=False, again="never", use="", ask=""),
     "4 around, plain": Form(4, around=1, line=False, again="never", use="", ask=""),
     "4 chunks, asked first": Form(4, line=False, again="never", first=True),
@@ -110,15 +117,27 @@ def window(form, found, tokens, vocabulary):
     return vocabulary.text(tokens[low:min(low + form.window, end)]).strip()
 
 
+def wide(form, found, tokens, vocabulary):
+    """What a form puts beside the line."""
+    if form.vague and found["about"]:
+        return ""
+    if form.window:
+        return window(form, found, tokens, vocabulary)
+    numbers = chosen(form, found, len(tokens) // CHUNK - 1)
+    return passage(numbers, tokens, vocabulary) if form.chunks else ""
+
+
+def before(form, found, tokens, vocabulary):
+    """What is read again in front of the user's turn, no turn itself."""
+    return wide(form, found, tokens, vocabulary) if form.apart else ""
+
+
 def prompt(form, question, found, tokens, vocabulary):
     """The user's turn."""
     line, texts = found["excerpt"], []
-    wide = not (form.vague and found["about"])
-    if wide and form.window:
-        texts.append(window(form, found, tokens, vocabulary))
-    if wide and form.chunks:
-        texts.append(passage(chosen(form, found, len(tokens) // CHUNK - 1), tokens, vocabulary))
-    if form.line or not wide:
+    if not form.apart:
+        texts.append(wide(form, found, tokens, vocabulary))
+    if form.line or (form.vague and found["about"]):
         texts.append(line)
     texts = [text for text in texts if text]
     if not texts:

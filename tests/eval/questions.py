@@ -85,9 +85,10 @@ def asked(vocabulary, item, found, memory, form=None):
     if memory == "segments":
         line["recall"] = sorted(found["cold"])
     if memory == "auto":
+        put = (forms.FORMS[form], found, item["tokens"], vocabulary)
         line.update(recall=sorted(chunk for chunk in found["all"] if chunk < cold_chunks(item)),
-                    question=forms.prompt(forms.FORMS[form], item["question"], found,
-                                          item["tokens"], vocabulary))
+                    question=forms.prompt(put[0], item["question"], *put[1:]),
+                    before=forms.before(*put))
     return line
 
 
