@@ -56,16 +56,18 @@ void pin_place(struct stream *stream, int64_t position)
     }
 }
 
-/* On a device, in pieces that do not overlap. */
+/* On a device, by way of where pins are computed: old and new place may overlap. */
 static void move_device_rows(const struct stream *stream, f16 *rows, uint32_t to, uint32_t from,
                              uint32_t count)
 {
     const struct layout *l = &stream->layout;
-    uint32_t piece = from - to;
-    for (uint32_t at = 0; at < count && piece; at += piece)
-        gpu_rows_copy(stream->engine, rows + (size_t)(to + at) * l->head_dim, l->pin_rows,
-                      rows + (size_t)(from + at) * l->head_dim, l->pin_rows,
-                      piece < count - at ? piece : count - at);
+    const struct tail *tail = &stream->engine->pin_tail;
+    if (from == to)
+        return;
+    gpu_rows_copy(stream->engine, tail->k, tail->capacity, rows + (size_t)from * l->head_dim,
+                  l->pin_rows, count);
+    gpu_rows_copy(stream->engine, rows + (size_t)to * l->head_dim, l->pin_rows, tail->k,
+                  tail->capacity, count);
 }
 
 /* Rows [from, from + count) of every head move down to `to`. */
