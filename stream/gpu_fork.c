@@ -290,7 +290,7 @@ int gpu_forks_feed(struct fork_work *work, uint32_t count)
         code = finish(e, work, count);
     }
     for (uint32_t i = 0; i < count; i++) {
-        work[i].fork->fed = work[i].fork->fed || (!work[i].result && !code);
+        work[i].fork->fed |= work[i].count && !work[i].result && !code;
         work[i].result = work[i].result ? work[i].result : code;
     }
     return code;

@@ -216,6 +216,9 @@ static void forks_answer_as_the_cpus(void **state)
         assert_int_equal(left[1], 4);
         uint64_t before = hash_of(&b);
         struct fork *x = fork_of(&a, &memory[0]), *y = fork_of(&b, &memory[1]);
+        assert_int_equal(fork_feed(x, NULL, 0), 0);
+        assert_int_equal(fork_feed(y, NULL, 0), 0);
+        assert_true(!fork_logits(x) && !fork_logits(y));
         assert_int_equal(fork_feed(x, tokens + 5, 45), 0);
         assert_int_equal(fork_feed(y, tokens + 5, 45), 0);
         double apart = logits_apart(x, y);
