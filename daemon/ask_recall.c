@@ -21,6 +21,7 @@ enum {
     ANSWER_ROOM = 512,         /* that passages leave, where the question asks for as much */
     PASSAGES_BYTES_MAX = 2 * PASSAGES_MAX * (SEARCH_TEXT_MAX + 8) + 256, /* before and after */
 };
+_Static_assert(SEARCH_ENTRIES_BYTES + 256 <= (int)PASSAGES_BYTES_MAX, "entries fit as well");
 
 /* What the question asks for by meaning; without recall keys its words alone are looked for. */
 static void ask_table(struct sched *sched, struct ask *ask)
@@ -49,7 +50,8 @@ bool ask_find(struct sched *sched, struct ask *ask)
     bool texts = ask->recall != RECALL_SEGMENTS;
 
     ask->chunk_count = ask->recalled = 0;
-    ask->job.text_count = 0;
+    ask->job.text_count = ask->job.entries_bytes = 0;
+    ask->goes_on = false;
     if (ask->recall == RECALL_NONE || !sched->search)
         return false;
     stream_stat(slot->stream, &stat);
@@ -95,7 +97,7 @@ static void fetch(struct sched *sched, struct ask *ask)
     ask->job.text_count = ask->chunk_count;
     ask->searching = ask->chunk_count && search_submit(sched->search, &ask->job) == 0;
     if (!ask->searching)
-        ask->job.text_count = 0;
+        ask->job.text_count = ask->job.entries_bytes = 0;
     if (count && sched->spill)
         spill_fetch(sched->spill, ask->job.stream_id, cold, count, &ask->fetch);
     ask->phase = PHASE_FETCH;
@@ -231,6 +233,22 @@ static int write_turn(struct sched *sched, struct ask *ask, uint32_t mask, char 
                       to - from);
 }
 
+/* A question that goes on a list stands behind the entries most like it, and its last line once
+ * more at the beginning of the answer: asked for the label of a text so, the model says one of the
+ * entries' labels; without, it says something about the text. */
+static int write_entries(struct sched *sched, struct ask *ask, char *text, uint32_t from,
+                         uint32_t to)
+{
+    size_t used = append(text, 0, before_text, sizeof before_text - 1);
+
+    used = append(text, used, ask->job.entries, ask->job.entries_bytes);
+    used = append(text, used, before_question, sizeof before_question - 1);
+    used = append(text, used, ask->question, ask->question_bytes);
+    return from < to ? token_turn(sched->tokenizer, "user", (const uint8_t *)text, used,
+                                  ask->tokens + from, to - from)
+                     : -ENOSPC;
+}
+
 /* Passages by rank as long as they fit beside the question and an answer. */
 int ask_recall_prompt(struct sched *sched, struct ask *ask)
 {
@@ -246,6 +264,15 @@ int ask_recall_prompt(struct sched *sched, struct ask *ask)
     answer = answer < ANSWER_ROOM ? answer : ANSWER_ROOM;
     if (limit > FORK_TOKENS_MAX - answer)
         limit = FORK_TOKENS_MAX - answer;
+    if (passages && ask->job.entries_bytes) {
+        int more = write_entries(sched, ask, text, base, limit);
+
+        if (more > 0) {
+            ask->goes_on = true;
+            ask->prompt_count = base + (uint32_t)more;
+            return 0;
+        }
+    }
     if (passages > PASSAGES_MAX)
         passages = PASSAGES_MAX;
     for (uint32_t i = 0; i < passages; i++)
@@ -255,4 +282,21 @@ int ask_recall_prompt(struct sched *sched, struct ask *ask)
     tokens = write_turn(sched, ask, mask, text, base, FORK_TOKENS_MAX);
     ask->prompt_count = base + (uint32_t)(tokens > 0 ? tokens : 0);
     return tokens < 0 ? tokens : 0;
+}
+
+int ask_recall_begin(struct sched *sched, struct ask *ask)
+{
+    struct token_text text = {0};
+    const uint8_t *mark;
+    uint32_t bytes = ask->goes_on ? search_mark(ask->question, ask->question_bytes, &mark) : 0;
+    int32_t *out = ask->tokens + ask->prompt_count;
+
+    if (!bytes)
+        return 0;
+    if (token_count_max(&text, bytes) > FORK_TOKENS_MAX - ask->prompt_count)
+        return -ENOSPC;
+    out += token_feed(sched->tokenizer, &text, mark, bytes, out);
+    out += token_flush(sched->tokenizer, &text, out);
+    ask->prompt_count = (uint32_t)(out - ask->tokens);
+    return 0;
 }

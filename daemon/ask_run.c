@@ -85,6 +85,9 @@ static int build_prompt(struct sched *sched, struct ask *ask)
     if (n < 0)
         return n;
     ask->prompt_count += (uint32_t)n;
+    result = ask_recall_begin(sched, ask);
+    if (result)
+        return result;
     return ask->prompt_count + ANSWER_TOKENS_MIN <= FORK_TOKENS_MAX ? 0 : -ENOSPC;
 }
 

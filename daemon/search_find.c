@@ -378,6 +378,8 @@ static int texts(struct search *s, struct word_table *t, struct search_job *job)
         find_places(s, t, job, place);
     for (uint32_t i = 0; i < job->text_count && !result; i++)
         result = get_text(s, t, table, place[i], &job->text[i]);
+    if (!result)
+        search_job_entries(s, t, job);
     return result;
 }
 

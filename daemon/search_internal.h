@@ -80,7 +80,14 @@ void search_drop_keys(struct search *search, struct word_table *table);
 /* All of a stream's index goes. */
 int search_drop_index(struct search *search, uint64_t stream_id);
 
-/* search_query.c: the words that a question asks with, in lower case; how many. */
+/* search_query.c: the next word of a text from *at on, in lower case, cut at SEARCH_WORD_BYTES_MAX.
+ * False: no more. */
+struct search_word {
+    char text[SEARCH_WORD_BYTES_MAX + 1];
+    size_t bytes;
+};
+bool search_next_word(const uint8_t *text, size_t bytes_count, size_t *at, struct search_word *out);
+/* The words that a question asks with, in lower case; how many. */
 uint32_t search_question_words(const uint8_t *question, size_t bytes_count,
                                char out[][SEARCH_WORD_BYTES_MAX + 1]);
 /* search_rank.c: makes search->rank.expression. */
@@ -95,6 +102,8 @@ float search_rank_most(const struct search_rank *rank);
  * where it has that: words of the question << 48 | from << 24 | to, in bytes, or -1. */
 int search_rank_register(sqlite3 *db, struct search_rank *rank);
 
+/* search_entries.c: of the texts of a job, once they are there. */
+void search_job_entries(struct search *search, struct word_table *table, struct search_job *job);
 /* search_find.c */
 void search_run_job(struct search *search, struct search_job *job);
 

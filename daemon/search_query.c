@@ -16,17 +16,12 @@ static const char *const stop_words[] = {
     "whom",   "whose", "why",  "will",  "with", "would", "you",  "your",
 };
 
-struct word {
-    char text[SEARCH_WORD_BYTES_MAX + 1];
-    size_t bytes;
-};
-
 static bool is_letter(uint8_t c)
 {
     return c >= 0x80 || isalnum(c);
 }
 
-static bool is_stop_word(const struct word *word)
+static bool is_stop_word(const struct search_word *word)
 {
     for (size_t i = 0; i < sizeof stop_words / sizeof *stop_words; i++)
         if (strcmp(stop_words[i], word->text) == 0)
@@ -34,8 +29,7 @@ static bool is_stop_word(const struct word *word)
     return word->bytes == 1 && !isdigit((uint8_t)word->text[0]);
 }
 
-/* The next word from *at on, cut at SEARCH_WORD_BYTES_MAX. False: no more. */
-static bool next_word(const uint8_t *text, size_t bytes_count, size_t *at, struct word *out)
+bool search_next_word(const uint8_t *text, size_t bytes_count, size_t *at, struct search_word *out)
 {
     while (*at < bytes_count && !is_letter(text[*at]))
         ++*at;
@@ -47,7 +41,7 @@ static bool next_word(const uint8_t *text, size_t bytes_count, size_t *at, struc
     return out->bytes > 0;
 }
 
-static bool is_new(const struct word *words, size_t count, const struct word *word)
+static bool is_new(const struct search_word *words, size_t count, const struct search_word *word)
 {
     for (size_t i = 0; i < count; i++)
         if (strcmp(words[i].text, word->text) == 0)
@@ -55,12 +49,13 @@ static bool is_new(const struct word *words, size_t count, const struct word *wo
     return true;
 }
 
-static size_t collect(const uint8_t *question, size_t bytes_count, bool all, struct word *words)
+static size_t collect(const uint8_t *question, size_t bytes_count, bool all,
+                      struct search_word *words)
 {
     size_t at = 0, count = 0;
-    struct word word;
+    struct search_word word;
 
-    while (count < SEARCH_WORDS_MAX && next_word(question, bytes_count, &at, &word))
+    while (count < SEARCH_WORDS_MAX && search_next_word(question, bytes_count, &at, &word))
         if ((all || !is_stop_word(&word)) && is_new(words, count, &word))
             words[count++] = word;
     return count;
@@ -69,7 +64,7 @@ static size_t collect(const uint8_t *question, size_t bytes_count, bool all, str
 uint32_t search_question_words(const uint8_t *question, size_t bytes_count,
                                char out[][SEARCH_WORD_BYTES_MAX + 1])
 {
-    struct word words[SEARCH_WORDS_MAX];
+    struct search_word words[SEARCH_WORDS_MAX];
     size_t count = collect(question, bytes_count, false, words);
 
     if (!count)

@@ -17,6 +17,7 @@ static const char help[] =
     "  silt ask log \"What failed?\" --wait             first read all that was fed so far\n"
     "  silt ask log \"And before that?\" --at 120000    as the stream was at that token\n"
     "  silt ask chat \"Hello, I am Ada.\" --keep        question and answer join the stream\n"
+    "  silt ask log $'Text: my card is gone\\nIntent:'  goes on a list of such texts that was fed\n"
     "  silt ask log \"Which host?\" --json | jq -r .answer\n"
     "\n"
     "  --recall none|segments|text|auto   bring back cold memory for this question (auto)\n"

@@ -268,6 +268,30 @@ def test_one_signal_alone():
             pass
 
 
+def test_a_question_goes_on_a_list():
+    """Entries of its own form stand before it, wherever a chunk begins; its last line begins the
+    answer."""
+    entries = [f"Text: the {word} is here\nIntent: {kind}\n\n"
+               for word, kind in zip(WORDS, ["city", "home"] * len(WORDS))]
+    with daemon() as siltd:
+        feed(siltd, "list", text(8, 5) + b"\n" + "".join(entries).encode() +
+             text(12, 5, 2))
+        begun = set()
+        for first, second in zip(entries, entries[1:]):
+            words = " and the ".join(entry.split()[2] for entry in (first, second))
+            question = f"Text: where is the {words}\nIntent:"
+            others = [entry for entry in entries if entry not in (first, second)][:2]
+            found = "".join([*others[::-1], second, first])
+            asked = ask(siltd, "list", question=question)
+            same = ask(siltd, "list", "--recall", "segments", question="Use this text to answer "
+                       f"the question.\n\n{found}Question: {question}")
+            begun.add(asked["question_tokens"] - same["question_tokens"])
+            assert asked["sources"]
+        assert len(begun) == 1 and 0 < begun.pop() <= len("Intent:"), begun
+        bare = ask(siltd, "list", "--recall", "segments", question=question)
+        assert bare["question_tokens"] < asked["question_tokens"] - 100
+
+
 def test_wait_waits_for_the_index():
     for i in range(3):
         with daemon() as siltd:
