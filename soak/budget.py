@@ -69,13 +69,13 @@ class Group:
         return int(self.peak.read_text())
 
     def failures(self):
-        """Times the limit made the kernel kill."""
+        """Times the limit made the kernel kill; None: it does not say."""
         for name in ("memory.events", "memory.oom_control"):
             path = self.path / name
             found = re.search(r"oom_kill (\d+)", path.read_text()) if path.exists() else None
             if found:
                 return int(found.group(1))
-        return 0
+        return None
 
     def close(self):
         if self.path:
@@ -91,16 +91,17 @@ def feed(siltd, name, tokens, seed):
     rng = random.Random(seed)
     while True:
         text = " ".join(rng.choices(WORDS, k=min(8000, tokens))) + "\n"
-        subprocess.run([rig.SILT, "-c", siltd.endpoint, "feed", "-q", name, "--patience", "600"],
-                       input=text.encode(), check=True, capture_output=True)
+        rig.silt(siltd, "feed", "-q", name, "--patience", "600", stdin=text.encode())
         held = int(rig.stat(siltd, name)["tokens_acked"])
         if held >= tokens:
             return held
 
 
 def ask(siltd, rng, names):
-    subprocess.run([rig.SILT, "-c", siltd.endpoint, "ask", rng.choice(names),
-                    rng.choice(QUESTIONS), "--tokens", "8", "-q"], check=False, capture_output=True)
+    """Whether it was answered: a stream may not be there yet, or no place free."""
+    return not subprocess.run([rig.SILT, "-c", siltd.endpoint, "ask", rng.choice(names),
+                               rng.choice(QUESTIONS), "--tokens", "8", "-q"], check=False,
+                              capture_output=True).returncode
 
 
 def high_water(siltd):
@@ -110,12 +111,12 @@ def high_water(siltd):
 
 def run(record, siltd, options, plan):
     names = [f"s{i}" for i in range(options.streams)]
-    rng = random.Random(options.seed)
+    rng, answered = random.Random(options.seed), 0
     with concurrent.futures.ThreadPoolExecutor(FEEDERS) as pool:
         waiting = [pool.submit(feed, siltd, name, options.tokens, options.seed + i)
                    for i, name in enumerate(names)]
         while not all(done.done() for done in waiting):
-            ask(siltd, rng, names)
+            answered += ask(siltd, rng, names)
             tokens = sum(done.result() for done in waiting if done.done())
             record.sample(f"{sum(d.done() for d in waiting)} of {len(names)} streams fed, "
                           f"{siltd.resident() / 2**20:.1f} of {plan / 2**20:.1f} MiB",
@@ -128,18 +129,23 @@ def run(record, siltd, options, plan):
         record.sample(f"{lag} tokens to compute", siltd.resident(), plan, tokens - lag)
         if lag < 32 * len(names):
             break
-        ask(siltd, rng, names)
+        answered += ask(siltd, rng, names)
         time.sleep(0.5)
     record.held(f"{len(names)} streams hold {tokens} tokens, all computed", lag < 32 * len(names))
+    record.held(f"{answered} questions were answered meanwhile", answered)
 
 
 def refused(record, options, plan):
     """Below its own sum, with every limit fixed, siltd does not start and names one to lower. The
     loss meter is off: where memory is short it goes first, and nothing is refused."""
-    done = subprocess.run([rig.SILTD, "--listen", f"ipc://{rig.folder()}/s", "--data",
-                           rig.folder() / "d", *map(str, options), "--memory", str(plan)],
-                          capture_output=True, check=False, timeout=60)
-    said = done.stderr.decode().strip().splitlines()[-1]
+    try:
+        done = subprocess.run([rig.SILTD, "--listen", f"ipc://{rig.folder()}/s", "--data",
+                               rig.folder() / "d", *map(str, options), "--memory", str(plan)],
+                              capture_output=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        record.held(f"a plan too large for {plan} bytes is refused: siltd has started", False)
+        return
+    said = (done.stderr.decode().strip().splitlines() or ["not a word"])[-1]
     needs = re.search(r"needs .*? \((\d+) bytes\).*lower (--\S+),", said)
     record.held(f"a plan too large by {int(needs.group(1)) - plan if needs else '?'} bytes is "
                 f"refused: \"{said}\"", done.returncode and needs)
@@ -154,6 +160,7 @@ def main():
               "--loss-meter", "no"]
     record = rig.Record("budget", options, ("resident_bytes", "plan_bytes", "tokens"))
     group = Group()
+    rig.atexit.register(group.close)  # after siltd's end
     siltd = rig.Siltd(limits, procs=group.procs())
     plan = int(rig.stat(siltd)["bytes_plan"])
     if group.path:
@@ -167,7 +174,7 @@ def main():
     if group.path:
         record.held(f"the cgroup's peak is {group.peak_bytes()} bytes "
                     f"({group.peak_bytes() / plan:.1%} of the plan), killed {group.failures()}",
-                    group.peak_bytes() <= plan and not group.failures())
+                    group.peak_bytes() <= plan and group.failures() == 0)
     siltd.stop()
     group.close()
     refused(record, limits, plan - (1 << 20))

@@ -138,7 +138,7 @@ def main():
     counts = churn.counts
     print(f"churn: {', '.join(f'{count} {verb}' for verb, count in counts.items())}")
     record.held(f"{counts['check'] + len(streams)} streams fed anew, {len(streams)} of them at the "
-                f"end, {len(churn.wrong)} with another memory", not churn.wrong)
+                f"end, {len(churn.wrong)} with another memory", streams and not churn.wrong)
     for wrong in churn.wrong[:3]:
         print(wrong)
     record.flat("resident_bytes", 1e6, 0.05, 4e6)

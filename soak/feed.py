@@ -68,8 +68,10 @@ def phrases():
 
 
 def follow(siltd, stream, pattern):
-    return subprocess.Popen([rig.SILT, "-c", siltd.endpoint, "feed", stream, "--follow", "--quiet",
-                             pattern], stderr=subprocess.PIPE)
+    process = subprocess.Popen([rig.SILT, "-c", siltd.endpoint, "feed", stream, "--follow",
+                                "--quiet", pattern], stderr=subprocess.PIPE)
+    rig.atexit.register(process.kill)
+    return process
 
 
 def status(siltd):
@@ -127,7 +129,7 @@ def compare(siltd, logs, record, each):
     if wrong:
         print(f"not equal: {', '.join(wrong[:10])}")
     wrote = sum(log.lines for log in logs)
-    record.held(f"{wrote:,} lines written, {lines:,} in the journal", wrote == lines)
+    record.held(f"{wrote:,} lines written, {lines:,} in the journal", wrote and wrote == lines)
     record.held(f"{len(logs) - len(wrong)} of {len(logs)} streams equal their files byte for byte, "
                 f"{sum(log.size for log in logs):,} bytes, over "
                 f"{sum(log.rotations for log in logs)} rotations and {record.kills} kills of siltd",

@@ -13,7 +13,6 @@ processor time and on the wall: for a machine without other work, which costs mo
 
 import random
 import statistics
-import subprocess
 import sys
 import time
 
@@ -41,8 +40,7 @@ class Side:
     def piece(self, text, stop):
         """Feeds and waits until it is computed: seconds, and seconds of CPU."""
         begin, cpu, before = time.monotonic(), self.siltd.cpu_seconds(), self.held
-        subprocess.run([rig.SILT, "-c", self.siltd.endpoint, "feed", "-q", "s", "--patience",
-                        "600"], input=text.encode(), check=True, capture_output=True)
+        rig.silt(self.siltd, "feed", "-q", "s", "--patience", "600", stdin=text.encode())
         while time.monotonic() < stop:
             stat = self.client.stat("s")
             if stat.lag_tokens < 32:
@@ -114,6 +112,10 @@ def main():
     disk = max(row[5] for row in rows)
     record.held(f"disk at most {disk} of {quota} bytes", disk <= quota)
     stat = rig.stat(on.siltd, "s")
+    spilled, none = (rig.stat(side.siltd, "s")["bytes_disk_by_tier"]["segments"]
+                     for side in (on, off))
+    record.held(f"{spilled} bytes of segments on the disk, {none} of the other's",
+                spilled and not none)
     print(f"flat: {stat['tokens_acked']} tokens, {stat['segments_merged']} segments averaged, "
           f"{stat['segments_dropped']} dropped, {stat['bytes_disk_by_tier']}", flush=True)
     for side in (on, off):

@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "clients/python"))
 
 SILT, SILTD = BUILD / "silt", BUILD / "siltd"
 MODEL = ROOT / "build/models/smollm2-135m-instruct-q4_1.gguf"
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # atexit: no siltd is left behind
 ITEM_TEXT, ITEM_TURN = 1, 3  # of the journal, daemon/wire.h
 ORDINAL_BITS = 40
 SAY_SECONDS = 30
@@ -59,8 +60,13 @@ def model(name):
     if not list(out.glob("*.gguf")):
         if not maker.exists():
             sys.exit("soak: no build/tests/make-tiny: make soak builds it")
-        out.mkdir(parents=True, exist_ok=True)
-        subprocess.run([maker, out], check=True, stdout=subprocess.DEVNULL)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        fresh = tempfile.mkdtemp(dir=out.parent)
+        subprocess.run([maker, fresh], check=True, stdout=subprocess.DEVNULL)
+        try:
+            os.rename(fresh, out)
+        except OSError:  # another soak was quicker
+            shutil.rmtree(fresh)
     return ["--model", out / "tiny.gguf", "--adapter", out / "tiny-adapter.gguf"]
 
 
@@ -106,7 +112,11 @@ class Siltd:
     def stop(self):
         """SIGTERM: ends by itself, with 0."""
         self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(timeout=120)
+        try:
+            code = self.process.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            raise SystemExit(f"soak: siltd has not ended 120 s after SIGTERM:\n{self.tail()}") \
+                from None
         if code:
             raise SystemExit(f"soak: siltd ended with {code} after SIGTERM:\n{self.tail()}")
 
@@ -140,11 +150,19 @@ class Siltd:
         return total
 
 
+def silt(siltd, *args, stdin=b""):
+    """What the command prints; where it fails, the soak ends with its words."""
+    done = subprocess.run([SILT, "-c", siltd.endpoint, *args], input=stdin, check=False,
+                          capture_output=True)
+    if done.returncode:
+        raise SystemExit(f"soak: silt {' '.join(args)} ended with {done.returncode}: "
+                         f"{done.stderr.decode(errors='replace').strip()}\n{siltd.tail()}")
+    return done.stdout
+
+
 def stat(siltd, *stream):
     """What `silt stat --json` says of a stream, or of siltd."""
-    done = subprocess.run([SILT, "-c", siltd.endpoint, "stat", "--json", *stream], check=True,
-                          capture_output=True)
-    return json.loads(done.stdout)
+    return json.loads(silt(siltd, "stat", "--json", *stream))
 
 
 def journal_texts(data):

@@ -83,10 +83,34 @@ def test_faults_add_up():
     fails.write_text("3")  # of the seeds 1 to 4
     code, said, error = faults(build, "rot", ROUNDS="400")
     assert code == 1 and "in all: 300 damages" in said and "SILT_SEED=3" in error, (said, error)
+    assert "FAILED: 1 of 4 tasks\n" in said, said
     assert "round 7 of seed 3" in (build / "logs/faults-rot.2.log").read_text()
     seconds.write_text("30")
     code, said, _ = faults(build, "rot", ROUNDS="400", LIMIT="1")
     assert code == 75 and "left out for lack of time: 4 of 4 tasks" in said, (code, said)
+    # What was not tried has not held.
+    rot.write_text("#!/bin/sh\necho skip: no disk\nexit 77\n")
+    code, said, _ = faults(build, "rot", ROUNDS="400")
+    assert code == 1 and said.endswith("skipped: 4 of 4 tasks\n"), (code, said)
+    for part, more, why in (("rto", {}, "no part is called rto"),
+                            ("rot", {"ROUNDS": "0"}, "rot: FAILED: there is nothing to run")):
+        done = subprocess.run([lib.ROOT / "soak/faults", part], capture_output=True, check=False,
+                              cwd=lib.ROOT, timeout=60 * lib.SLOW,
+                              env={**os.environ, "BUILD": str(build), "RESULTS": str(build),
+                                   **more})
+        assert done.returncode and why in done.stderr.decode(), done.stderr
+
+
+def test_nothing_is_left_of_a_soak_that_is_ended():
+    lib.tiny()
+    process = lib.spawn(sys.executable, lib.ROOT / "soak/churn.py", "--minutes", "5",
+                        stdout=subprocess.PIPE, env={**os.environ, "BUILD": str(lib.BUILD)})
+    assert process.stdout.readline().startswith(b"churn: seed")
+    child = lib.wait_until("siltd is there", lambda: subprocess.run(
+        ["pgrep", "-P", str(process.pid), "siltd"], capture_output=True, check=False).stdout)
+    process.terminate()
+    assert lib.ends(process) == 143
+    assert not os.path.exists(f"/proc/{int(child.split()[0])}"), "siltd is left"
 
 
 if __name__ == "__main__":
