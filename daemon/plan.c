@@ -63,14 +63,6 @@ static void add_device_lines(struct plan *plan, const struct plan_costs *costs, 
     add_device(plan, "GPU: segments made again", NULL, 1, costs->device_repair_bytes);
     if (plan->meter_bytes)
         add_device(plan, "GPU: loss meter", "loss-meter", 1, costs->device_meter_bytes);
-    /* Streams of several ratios that come and go leave gaps; half as much again, where it is to be
-     * had, and none refuses a plan. */
-    if (plan->device_bytes < plan->device_memory_bytes) {
-        uint64_t gaps = (plan->device_pool_bytes + forks * costs->device_fork_bytes) / 2;
-        uint64_t rest = plan->device_memory_bytes - plan->device_bytes;
-
-        add_device(plan, "GPU: gaps between them", NULL, 1, gaps < rest ? gaps : rest);
-    }
 }
 
 static bool too_large(const struct plan *plan)

@@ -290,22 +290,67 @@ int gpu_arena(struct gpu *g, size_t bytes, char *error, size_t error_bytes)
                                 g->cuda->name, bytes >> 20);
 }
 
-void *gpu_take(struct gpu *g, size_t bytes)
+static void move_pointer(void *holder, size_t down)
+{
+    char *at = NULL;
+    if (holder)
+        memcpy(&at, holder, sizeof at); /* of whatever type */
+    if (!at)
+        return;
+    at -= down;
+    memcpy(holder, &at, sizeof at);
+}
+
+/* Pieces move down, one after the other, by way of the activations: no pass is being put together,
+ * and those that are queued come first. */
+static void close_gaps(struct gpu *g)
+{
+    struct cuda *c = g->cuda;
+    size_t to = 0, most = (size_t)g->rows_max * g->shape.dim * sizeof *g->batch.x;
+    for (uint32_t i = 0; i < g->regions; to += g->region[i++].bytes) {
+        struct gpu_region *r = &g->region[i];
+        size_t down = r->at - to;
+        for (size_t at = 0, some; down && at < r->bytes; at += some) {
+            some = r->bytes - at < most ? r->bytes - at : most;
+            c->copy(c, g->batch.x, g->arena + r->at + at, some);
+            c->copy(c, g->arena + to + at, g->batch.x, some);
+        }
+        move_pointer(r->holder[0], down);
+        move_pointer(r->holder[1], down);
+        r->at = to;
+    }
+}
+
+/* Where so many bytes are free; SIZE_MAX: nowhere. i: the piece behind them. */
+static size_t free_place(const struct gpu *g, size_t bytes, uint32_t *i)
 {
     size_t at = 0;
+    for (*i = 0; *i < g->regions && g->region[*i].at - at < bytes; ++*i)
+        at = g->region[*i].at + g->region[*i].bytes;
+    return *i < g->regions || g->arena_bytes - at >= bytes ? at : SIZE_MAX;
+}
+
+bool gpu_take(struct gpu *g, size_t bytes, void *holder, void *second)
+{
+    size_t at = SIZE_MAX;
+    char *memory = NULL;
     uint32_t i = 0;
     bytes = gpu_aligned(bytes);
-    if (g->regions == GPU_REGIONS_MAX || (!g->arena && gpu_arena(g, g->arena_bytes, NULL, 0)))
-        return NULL;
-    for (; i < g->regions && g->region[i].at - at < bytes; i++)
-        at = g->region[i].at + g->region[i].bytes;
-    if (i == g->regions && g->arena_bytes - at < bytes)
-        return NULL;
-    memmove(g->region + i + 1, g->region + i, (g->regions - i) * sizeof *g->region);
-    g->region[i] = (struct gpu_region){at, bytes};
-    g->regions++;
-    g->cuda->clear(g->cuda, g->arena + at, bytes);
-    return g->arena + at;
+    if (g->regions < GPU_REGIONS_MAX && (g->arena || !gpu_arena(g, g->arena_bytes, NULL, 0)))
+        at = free_place(g, bytes, &i);
+    if (at == SIZE_MAX && g->arena && g->regions < GPU_REGIONS_MAX) {
+        close_gaps(g);
+        at = free_place(g, bytes, &i);
+    }
+    if (at != SIZE_MAX) {
+        memmove(g->region + i + 1, g->region + i, (g->regions - i) * sizeof *g->region);
+        g->region[i] = (struct gpu_region){at, bytes, {holder, second}};
+        g->regions++;
+        memory = g->arena + at;
+        g->cuda->clear(g->cuda, memory, bytes);
+    }
+    memcpy(holder, &memory, sizeof memory);
+    return memory;
 }
 
 void gpu_give(struct gpu *g, void *memory)

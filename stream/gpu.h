@@ -54,6 +54,7 @@ struct gpu_layer {
 
 struct gpu_region {
     size_t at, bytes;
+    void *holder[2]; /* addresses of the pointers into it, that move with it; NULL: none */
 };
 
 /* A timeline's part of a pass, kept until what came back has been taken. */
@@ -144,8 +145,10 @@ int gpu_open(struct engine *engine, const struct engine_options *options, char *
 void gpu_close(struct engine *engine);
 /* The arena, of so many bytes; 0 or -ENOMEM with a sentence. */
 int gpu_arena(struct gpu *g, size_t bytes, char *error, size_t error_bytes);
-/* A piece of the arena, cleared; NULL: it is full. */
-void *gpu_take(struct gpu *g, size_t bytes);
+/* A piece of the arena, cleared, into the pointer at `holder`, and true; or NULL and false: it is
+ * full. A later one may move it: its place is what is there then, and in a second pointer into it,
+ * which the caller sets (NULL: there is none). Both stay where they are until it is given back. */
+bool gpu_take(struct gpu *g, size_t bytes, void *holder, void *second);
 size_t gpu_aligned(size_t bytes); /* what a piece takes */
 void gpu_give(struct gpu *g, void *memory);
 
@@ -192,7 +195,7 @@ void gpu_place_old_rows(struct stream *s, uint32_t recalled);
 void gpu_set_ring(struct stream *s, uint32_t slot, uint64_t chunk, const f16 *rows);
 /* Valid until the next; NULL: the device has failed. */
 const f16 *gpu_ring_segment(const struct stream *s, uint32_t slot);
-size_t gpu_stream_bytes(const struct layout *l);                    /* of the arena */
+size_t gpu_stream_bytes(const struct layout *l); /* of the arena */
 
 /* gpu_fork.c */
 int gpu_fork_open(struct fork *f, const struct stream *from, uint32_t capacity);

@@ -20,8 +20,7 @@ int gpu_stream_open(struct stream *s)
     struct gpu *g = s->engine->gpu;
     const struct layout *l = &s->layout;
     const uint32_t *capacity = STATE_AT_CONST(s->state, l->capacity, uint32_t);
-    s->device = gpu_take(g, l->bytes);
-    if (!s->device)
+    if (!gpu_take(g, l->bytes, &s->device, NULL))
         return -ENOMEM;
     for (uint32_t h = 0; h < l->heads; h++)
         s->window_most = capacity[h] > s->window_most ? capacity[h] : s->window_most;
@@ -104,9 +103,10 @@ int gpu_tail_open(struct fork *f, struct engine *e, uint32_t capacity)
 {
     size_t bytes = gpu_tail_bytes(e, capacity);
     f->tail.capacity = capacity;
-    f->tail.k = gpu_take(e->gpu, 2 * bytes);
-    f->tail.v = f->tail.k ? f->tail.k + bytes / sizeof(f16) : NULL;
-    return f->tail.k ? 0 : -ENOMEM;
+    if (!gpu_take(e->gpu, 2 * bytes, &f->tail.k, &f->tail.v))
+        return -ENOMEM;
+    f->tail.v = f->tail.k + bytes / sizeof(f16);
+    return 0;
 }
 
 size_t gpu_fork_bytes(const struct engine *e, const struct layout *l)
@@ -132,14 +132,14 @@ int gpu_fork_open(struct fork *f, const struct stream *from, uint32_t capacity)
     struct engine *e = from->engine;
     struct gpu *g = e->gpu;
     struct stream *s = &f->stream;
-    s->device = gpu_take(g, s->layout.bytes);
-    s->recall_k = gpu_recall_values(e) ? gpu_take(g, 2 * gpu_recall_values(e) * sizeof(f16)) : NULL;
-    if (!s->device || (gpu_recall_values(e) && !s->recall_k) ||
+    size_t recalled = gpu_recall_values(e);
+    if (!gpu_take(g, s->layout.bytes, &s->device, NULL) ||
+        (recalled && !gpu_take(g, 2 * recalled * sizeof(f16), &s->recall_k, &s->recall_v)) ||
         gpu_tail_open(f, e, capacity + BLOCK)) {
         gpu_fork_close(f);
         return -ENOMEM;
     }
-    s->recall_v = s->recall_k ? s->recall_k + gpu_recall_values(e) : NULL;
+    s->recall_v = s->recall_k ? s->recall_k + recalled : NULL;
     s->window_most = window_most(s);
     g->cuda->copy(g->cuda, s->device, from->device, s->layout.bytes);
     return compute_pending(f);

@@ -26,11 +26,11 @@ static uint32_t heads_of(const struct engine *e)
 }
 
 /* Rows of all heads, on the engine's device. */
-static f16 *take_rows(struct history *h, uint32_t rows)
+static bool take_rows(struct history *h, f16 **out, uint32_t rows)
 {
     struct engine *e = h->engine;
     size_t bytes = heads_of(e) * (size_t)(rows ? rows : 1) * e->shape.head_dim * sizeof(f16);
-    return e->gpu ? gpu_take(e->gpu, bytes) : malloc(bytes);
+    return e->gpu ? gpu_take(e->gpu, bytes, out, NULL) : (*out = malloc(bytes)) != NULL;
 }
 
 static void give_rows(const struct history *h, f16 *rows)
@@ -51,13 +51,10 @@ int history_open(struct history **out, struct engine *e, uint32_t rows_max, bool
     *h = (struct history){.engine = e, .rows_max = rows_max, .dmc_lora = dmc_lora};
     /* Twice the window: rows move to the front only once in a window's length. */
     h->tail.capacity = 2 * (rows_max + STREAM_PASS_TOKENS);
-    h->tail.k = take_rows(h, h->tail.capacity);
-    h->tail.v = take_rows(h, h->tail.capacity);
-    h->tail.sink_k = take_rows(h, s->sinks);
-    h->tail.sink_v = take_rows(h, s->sinks);
-    h->tail.sink_k_raw = take_rows(h, s->sinks);
-    if (!h->tail.k || !h->tail.v || !h->tail.sink_k || !h->tail.sink_v || !h->tail.sink_k_raw ||
-        rows_max <= s->sinks) {
+    struct tail *t = &h->tail;
+    if (!take_rows(h, &t->k, t->capacity) || !take_rows(h, &t->v, t->capacity) ||
+        !take_rows(h, &t->sink_k, s->sinks) || !take_rows(h, &t->sink_v, s->sinks) ||
+        !take_rows(h, &t->sink_k_raw, s->sinks) || rows_max <= s->sinks) {
         history_close(&h);
         return rows_max <= s->sinks ? -EINVAL : -ENOMEM;
     }

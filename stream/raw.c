@@ -46,7 +46,7 @@ int raw_open(struct raw **out, struct engine *engine, uint32_t tokens, void *mem
                                  .v = (void *)(rows + rows_bytes(engine, tokens)),
                                  .capacity = tokens}};
     if (engine->gpu) {
-        raw->tail.k = gpu_take(engine->gpu, raw_device_bytes(engine, tokens));
+        (void)gpu_take(engine->gpu, raw_device_bytes(engine, tokens), &raw->tail.k, &raw->tail.v);
         raw->tail.v =
             raw->tail.k ? raw->tail.k + gpu_tail_bytes(engine, tokens) / sizeof(f16) : NULL;
     }

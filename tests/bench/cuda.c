@@ -299,9 +299,9 @@ static void bench_bandwidth(struct bench *b)
     enum { BYTES = 1 << 30, COPIES = 16 };
     struct gpu *g = b->engine->gpu;
     struct cuda *c = g->cuda;
-    char *from = gpu_take(g, BYTES), *to = gpu_take(g, BYTES);
+    char *from, *to;
     double rate[ROUNDS];
-    if (!from || !to)
+    if (!gpu_take(g, BYTES, &from, NULL) || !gpu_take(g, BYTES, &to, NULL))
         die("no room on the device for two pieces of 1 GiB");
     for (uint32_t r = 0; r < ROUNDS; r++) {
         double start = c->seconds(c);

@@ -365,6 +365,51 @@ static void the_arena_is_of_what_is_free(void **state)
     engine_close(&e);
 }
 
+/* Small ones before large ones, in an arena of two large ones and a fork: what is free is had, in
+ * however many pieces it lies, and those that move for it go on as they were. */
+static void streams_of_any_size_come_and_go(void **state)
+{
+    (void)state;
+    enum { MORE = TINY_CHUNK + 64 };
+    struct stream_options large = {.dmc_ratio = 1, .ring_segments = 4};
+    char error[256];
+    void *memory;
+    int code;
+    struct engine *e = engine_on(DEVICE_CUDA, error, sizeof error, &code);
+    assert_non_null(e);
+    size_t bytes = 2 * stream_device_bytes(e, &large) + fork_device_bytes(e, &large);
+    assert_int_equal(gpu_arena(e->gpu, bytes, error, sizeof error), 0);
+    struct held small[2] = {stream_of(e, 8, 2), stream_of(e, 8, 2)};
+    drop(&small[0]);
+    struct held first = stream_of(e, 1, 4), alone = stream_of(gpu, 1, 4);
+    struct fork *f = fork_of(&first, &memory), *g;
+    assert_int_equal(stream_feed(first.stream, tokens, MORE), 0);
+    assert_int_equal(stream_feed(alone.stream, tokens, MORE), 0);
+    drop(&small[1]);
+    struct held second = stream_of(e, 1, 4);
+    assert_int_equal(stream_feed(first.stream, tokens + MORE, MORE), 0);
+    assert_int_equal(stream_feed(second.stream, tokens, 2 * MORE), 0);
+    assert_int_equal(stream_feed(alone.stream, tokens + MORE, MORE), 0);
+    assert_true(hash_of(&first) == hash_of(&alone) && hash_of(&second) == hash_of(&alone));
+    assert_int_equal(fork_feed(f, tokens, 40), 0); /* of the beginning */
+    fork_close(&f);
+    free(memory);
+    f = fork_of(&first, &memory);
+    void *memory_alone;
+    g = fork_of(&alone, &memory_alone);
+    assert_int_equal(fork_feed(f, tokens, 40), 0);
+    assert_int_equal(fork_feed(g, tokens, 40), 0);
+    assert_memory_equal(fork_logits(f), fork_logits(g), gpu->shape.vocab * sizeof(float));
+    fork_close(&f);
+    fork_close(&g);
+    free(memory);
+    free(memory_alone);
+    drop(&first);
+    drop(&second);
+    drop(&alone);
+    engine_close(&e);
+}
+
 /* Pinned memory is of the plan: a checkpoint takes no more. */
 static void states_are_read_into_what_was_planned(void **state)
 {
@@ -444,6 +489,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(windows_as_long_as_the_context),
         cmocka_unit_test(trouble_is_said),
         cmocka_unit_test(the_arena_is_of_what_is_free),
+        cmocka_unit_test(streams_of_any_size_come_and_go),
         cmocka_unit_test(states_are_read_into_what_was_planned),
         cmocka_unit_test(an_adapter_of_many_slots_is_refused),
         cmocka_unit_test(a_broken_device_stays_broken),
