@@ -115,8 +115,8 @@ bool ask_recall_step(struct sched *sched, struct ask *ask);
 bool ask_recall_end(struct ask *ask);
 /* The question with its passages before it, as one turn. 0, -ENOSPC. */
 int ask_recall_prompt(struct sched *sched, struct ask *ask);
-/* What the answer begins with, behind the opening of its turn, where the question goes on a list. 0,
- * -ENOSPC. */
+/* What the answer begins with, behind the opening of its turn, where the question goes on a list.
+ * 0, -ENOSPC. */
 int ask_recall_begin(struct sched *sched, struct ask *ask);
 /* Takes a new question in. */
 void ask_begin(struct sched *sched, struct ask *ask);
