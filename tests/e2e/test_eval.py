@@ -1,5 +1,6 @@
 """silt-eval on the tiny model: what its policies must agree on, and what it says when it cannot."""
 
+import argparse
 import json
 import pathlib
 import subprocess
@@ -283,11 +284,13 @@ def test_the_grid_goes_on_where_it_was():
         json.dumps({"id": name, "kind": "long", "tokens": [t % 250 for t in range(size)]}) + "\n"
         for name, size in (("late", 400), ("early", 100))))
 
+    command = [lib.ROOT / "tests/eval/grid.py", trial.home, "--runs", runs, "--results", results,
+               "--program", EVAL, "--device", "cpu"]
+
     def grid(only):
         done = subprocess.run(
-            [lib.ROOT / "tests/eval/grid.py", trial.home, "--runs", runs, "--results", results,
-             "--program", EVAL, "--device", "cpu", "--only", only, "--",
-             "--model", trial.home / "tiny.gguf", "--adapter", trial.home / "tiny-adapter.gguf"],
+            [*command, "--only", only, "--", "--model", trial.home / "tiny.gguf", "--adapter",
+             trial.home / "tiny-adapter.gguf"],
             capture_output=True, check=True, timeout=300 * lib.SLOW)
         return done.stdout.decode()
 
@@ -302,6 +305,16 @@ def test_the_grid_goes_on_where_it_was():
     assert all(float(row[name]) > 0 for row in rows
                for name in ("full", "window", "ccm", "foreign", "rows", "ratio"))
     assert {row["none"] for row in rows} == {""}
+    # Figures of another adapter do not go on with these, and a run that fails is not passed over.
+    other = trial.home / "other.gguf"
+    other.write_bytes((trial.home / "tiny-adapter.gguf").read_bytes() + b"\0")
+    for adapter, fails in ((other, "adapter"), (trial.home / "tiny-adapter.gguf", "none 1x")):
+        (runs / "streams.jsonl").write_text("{")
+        done = subprocess.run([*command, "--only", "none 1x", "--", "--model",
+                               trial.home / "tiny.gguf", "--adapter", adapter],
+                              capture_output=True, check=False, timeout=300 * lib.SLOW)
+        assert done.returncode == 1 and fails in done.stderr.decode(), done.stderr
+        assert b"Traceback" not in done.stderr
     # What a run said of one stream is what it says of them all.
     own = json.loads((runs / "ccm 1x.json").read_text().splitlines()[-2])
     near(sum(float(row["ccm"]) for row in rows) / len(rows), own["nll"], 1e-3)
@@ -372,6 +385,32 @@ def test_no_siltd_is_left_behind():
         assert f"see {home}/data.log" in text, text
     finally:
         answers.ROOT = root
+
+
+def test_answers_to_other_questions_are_not_taken_for_these():
+    runs = lib.folder()
+    options = argparse.Namespace(runs=runs, forms=[])
+
+    def put(memory, name, *ids):
+        path = questions.run_path(options, (memory,), name)
+        path.write_text("".join(json.dumps({"document": f"qa, {i} tokens ago"}) + "\n"
+                                for i in ids))
+
+    def refused(text):
+        try:
+            return text in f"got {questions.read(options)}"
+        except SystemExit as error:
+            return text in str(error)
+
+    for memory in ("ring", "none"):
+        for name in questions.WHICH:
+            put(memory, name, 1000, 2000)
+    assert sorted(questions.read(options)) == ["none", "ring"]
+    put("ring", "passage", 1000)
+    assert refused("not the questions of the others")
+    for name in questions.WHICH:
+        put("ring", name, 1000, 3000)
+    assert refused("not the questions of the others")
 
 
 def test_questions_are_drawn_from_every_group():

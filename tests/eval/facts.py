@@ -24,10 +24,12 @@ import argparse
 import json
 import pathlib
 import subprocess
+import sys
 
 import answers
 import planted
 from answers import is_right, share
+from grid import file_sum, keep_settings
 from streams import (CHUNK, KINDS, LONG, MODEL, ROOT, Tokens, kept_stream, make_stream,
                      read_lines, stop_token)
 
@@ -43,7 +45,7 @@ def find_chunks(options, text, folder, questions):
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f"{folder.name}.txt"
     path.write_bytes(text)
-    lines = "".join(f"{end}\t{question}\n" for end, question in questions)
+    lines = "".join(f"{end}\t{' '.join(question.split())}\n" for end, question in questions)
     out = subprocess.run([str(ROOT / "build/tests/eval-find"), str(MODEL),
                           str(options.adapter or ADAPTER), str(path), str(folder)],
                          input=lines.encode(), stdout=subprocess.PIPE, check=True).stdout
@@ -52,6 +54,8 @@ def find_chunks(options, text, folder, questions):
         *lists, excerpt, _ = line.split("\t")
         found.append((dict(zip(SIGNALS, ([int(c) for c in part.split()] for part in lists))),
                       excerpt))
+    if len(found) != len(questions):
+        sys.exit(f"eval-find answered {len(found)} of {len(questions)} questions")
     return found
 
 
@@ -149,6 +153,9 @@ def run(options, results, save):
 def figures_of(options):
     """Of one seed, from where an earlier run stopped."""
     options.data.mkdir(parents=True, exist_ok=True)
+    keep_settings(options.data / "settings", {
+        "adapter": file_sum(options.adapter or ADAPTER), "model": file_sum(MODEL),
+        "seed": options.seed, "facts": options.facts, "length": options.length})
     state = options.data / "figures.json"
     results = {"hits": [], "answers": [], "qmsum": []}
     if state.exists():
@@ -204,6 +211,8 @@ def main():
         rows = results["qmsum"]
         print(f"{'QMSum, marked spans':34}{len(rows):6}" + "".join(
             f"{100 * share(r[s] for r in rows):7.1f}%" for s in SIGNALS))
+    if not any(results.values()):
+        sys.exit("nothing was looked for or asked")
     answers.print_answers(results["answers"])
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))

@@ -13,6 +13,7 @@ streams side by side.
 import argparse
 import concurrent.futures
 import csv
+import hashlib
 import json
 import os
 import pathlib
@@ -29,6 +30,7 @@ RATIOS = (1, 2, 4, 8)
 RINGS = (4, 8, 14)          # beside the adapter's; longer ones do not fit the trained context
 POLICIES = ("full", "window", "window+lora", "ccm", "ccm-swap", "ccm-foreign", "none")
 MODEL = ROOT / "build/models/smollm2-135m-instruct-q4_1.gguf"
+ADAPTER = ROOT / "stream/adapters/smollm2-135m-instruct.gguf"
 
 
 def runs_of():
@@ -46,6 +48,23 @@ def runs_of():
         runs.append((f"window+lora {ratio}x", ["--policy", "window+lora", "--dmc", ratio]))
     runs.append(("drift 1x", ["--policy", "ccm", "--dmc", 1]))
     return runs
+
+
+def file_sum(path):
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16]
+
+
+def keep_settings(path, settings):
+    """What a folder's figures are of, noted when it gets its first: others do not go on with it."""
+    settings = json.loads(json.dumps(settings))
+    if not path.exists():
+        path.write_text(json.dumps(settings), encoding="utf-8")
+    noted = json.loads(path.read_text(encoding="utf-8"))
+    if noted != settings:
+        other = [f"{name} {noted.get(name)}, not {settings.get(name)}"
+                 for name in sorted({*noted, *settings})
+                 if noted.get(name) != settings.get(name)]
+        sys.exit(f"{path.parent} has figures of {'; '.join(other)}: name another folder")
 
 
 def write_streams(path, named):
@@ -74,7 +93,7 @@ def make_streams(folder, out, model):
 
 
 def begin(arguments, name, options):
-    """One run; its lines, with how it was made behind them, or None."""
+    """One run; its lines, with how it was made behind them."""
     left = arguments.end - time.time()
     text = arguments.runs / ("long.jsonl" if name.startswith("drift") else "streams.jsonl")
     command = [arguments.program, "--text", text, "--json", *options,
@@ -91,6 +110,7 @@ def begin(arguments, name, options):
         return
     if done.returncode:
         print(f"{name}: {done.stderr.decode().strip()}", file=sys.stderr, flush=True)
+        arguments.failed.append(name)
         return
     path = arguments.runs / f"{name}.json"
     with open(f"{path}.part", "w", encoding="utf-8") as file:
@@ -109,7 +129,7 @@ def run_all(arguments):
     wanted = [(name, options) for name, options in runs_of()
               if not (arguments.runs / f"{name}.json").exists()
               and (not arguments.only or name in arguments.only.split(","))]
-    arguments.count, arguments.done = len(wanted), 0
+    arguments.count, arguments.done, arguments.failed = len(wanted), 0, []
 
     def one(item):
         if arguments.end - time.time() > arguments.least:
@@ -134,18 +154,22 @@ def nll_of(lines):
 
 def read_runs(folder):
     """{name: {kind: figures}}, the long stream's lines, and how they were made."""
-    found, drift, made = {}, {}, None
+    found, drift, made = {}, {}, {}
     for name, _ in runs_of():
         path = folder / f"{name}.json"
         if not path.exists():
             continue
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        made = lines[-1]
+        for key in ("machine", "commit"):
+            made.setdefault(key, []).append(lines[-1][key])
+        made.update(command=lines[-1]["command"], adapter=lines[-1]["adapter"])
         lines = [line for line in lines if "document" in line]
         if name.startswith("drift"):
             drift = {line["document"]: line for line in lines}
         else:
             found[name] = nll_of(lines)
+    for key in ("machine", "commit"):
+        made[key] = ", ".join(dict.fromkeys(made.get(key, ())))
     return found, drift, made
 
 
@@ -234,7 +258,7 @@ def rings_of(found):
 
 def write_figures(arguments):
     found, drift, made = read_runs(arguments.runs)
-    if not made:
+    if not found and not drift:
         return False
     results = arguments.results
     results.mkdir(parents=True, exist_ok=True)
@@ -303,6 +327,16 @@ def commit_name():
     return done.stdout.decode().strip() or os.environ.get("COMMIT", "unknown")
 
 
+def take(words, name, default):
+    """The file that an option names, which goes from words."""
+    if name not in words:
+        return default
+    at = words.index(name)
+    path = pathlib.Path(words[at + 1])
+    del words[at:at + 2]
+    return path
+
+
 def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=pathlib.Path)
@@ -321,16 +355,21 @@ def main(words=None):
     cut = words.index("--") if "--" in words else len(words)
     arguments = parser.parse_args(words[:cut])
     arguments.more = words[cut + 1:]
-    arguments.adapter = "the shipped one"
-    if "--adapter" in arguments.more:
-        arguments.adapter = pathlib.Path(
-            arguments.more[arguments.more.index("--adapter") + 1]).name
+    rest = list(arguments.more)
+    adapter, model = take(rest, "--adapter", ADAPTER), take(rest, "--model", arguments.model)
+    arguments.adapter = "the shipped one" if adapter == ADAPTER else adapter.name
     arguments.end = time.time() + arguments.seconds
     arguments.machine, arguments.commit = machine_name(), commit_name()
     arguments.runs.mkdir(parents=True, exist_ok=True)
+    keep_settings(arguments.runs / "settings", {
+        "text": str(arguments.folder.resolve()), "model": file_sum(model),
+        "adapter": file_sum(adapter), "device": arguments.device, "options": rest})
     make_streams(arguments.folder, arguments.runs, arguments.model)
     run_all(arguments)
-    return 0 if write_figures(arguments) else 1
+    written = write_figures(arguments)
+    if arguments.failed:
+        print(f"failed, and not among the figures: {', '.join(arguments.failed)}", file=sys.stderr)
+    return 0 if written and not arguments.failed else 1
 
 
 if __name__ == "__main__":

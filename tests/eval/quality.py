@@ -174,8 +174,11 @@ def run_grid(arguments):
     code = grid.main([str(arguments.text[0]), "--program", str(arguments.program), *more])
     made = FOLDER / "grid/evalset"
     made = made if made.exists() else arguments.text[0]
-    return code or (questions.main([str(made), "--program", str(arguments.program)])
-                    if (made / "questions-none.jsonl").exists() else 0)
+    rest = list(arguments.more)
+    asked = [str(made), "--program", str(arguments.program),
+             "--adapter", str(grid.take(rest, "--adapter", grid.ADAPTER)),
+             "--model", str(grid.take(rest, "--model", grid.MODEL)), "--", *rest]
+    return code or (questions.main(asked) if (made / "questions-none.jsonl").exists() else 0)
 
 
 def main():

@@ -20,6 +20,7 @@ import argparse
 import concurrent.futures
 import csv
 import json
+import math
 import os
 import pathlib
 import random
@@ -71,7 +72,10 @@ def find_all(arguments, name):
              (arguments.set / f"questions-{name}.jsonl").read_text(encoding="utf-8").splitlines()]
     path = arguments.runs / f"found-{name}.json"
     if path.exists():
-        return items, json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if len(found) != len(items):
+            sys.exit(f"{path} is of {len(found)} questions, the set has {len(items)}: remove it")
+        return items, found
     print(f"looking for {len(items)} questions ({name})", flush=True)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(lambda item: find(arguments, item), items))
@@ -130,6 +134,8 @@ def run(arguments, runs, name, items, found):
     if done.returncode:
         sys.exit(done.stderr.decode())
     answers = done.stdout.splitlines()[:-1]
+    if len(answers) != len(items) * len(runs):
+        sys.exit(f"silt-eval answered {len(answers)} of {len(items) * len(runs)} questions")
     for i, one in enumerate(runs):
         mine = answers[i::len(runs)]
         path = run_path(arguments, one, name)
@@ -167,7 +173,11 @@ def read(arguments):
         if all(path.exists() for path in paths):
             pair = [[json.loads(line) for line in path.read_text().splitlines()]
                     for path in paths]
+            ids = [[line["document"] for line in lines] for lines in pair]
+            if ids[0] != ids[1] or ids[0] != out.setdefault("ids", ids[0]):
+                sys.exit(f"{paths[1]}: not the questions of the others: name another --runs")
             out[run_name(*one)] = list(zip(*pair))
+    out.pop("ids", None)
     return out
 
 
@@ -214,7 +224,7 @@ def figures(pairs, places):
     gains = [a - b for a, b in zip(low, high)]
     mean = sum(gains) / n
     error = (sum((gain - mean) ** 2 for gain in gains) / max(n - 1, 1) / n) ** 0.5
-    said = [100 * sum(pairs[i][side].get(name, 0) for i in places) / n
+    said = [100 * sum(pairs[i][side].get(name, math.nan) for i in places) / n
             for name in ("exact", "f1") for side in (0, 1)]
     return [sum(low) / n, sum(high) / n, mean, error, *said]
 
@@ -277,6 +287,11 @@ def main(words=None):
     arguments.vocabulary = forms.Vocabulary(arguments.model)
     arguments.runs.mkdir(parents=True, exist_ok=True)
     arguments.results.mkdir(parents=True, exist_ok=True)
+    grid.keep_settings(arguments.runs / "settings of questions", {
+        "set": str(arguments.set.resolve()), "model": grid.file_sum(arguments.model),
+        "adapter": grid.file_sum(arguments.adapter), "device": arguments.device,
+        "dmc": arguments.dmc, "questions of each kind": arguments.each,
+        "options": arguments.more})
     found = {name: find_all(arguments, name) for name in WHICH}
     print_hits(found["passage"][0], found["none"][0], found["passage"][1])
     run_all(arguments, found)
