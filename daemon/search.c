@@ -23,27 +23,20 @@ static const char *const statement_text[SEARCH_STATEMENTS] = {
     [ADD_WORDS] = "INSERT INTO words (rowid, text) VALUES (?,?)",
     [FIND] = "SELECT rowid, bm25(words) FROM words WHERE words MATCH ? AND rowid < ? "
              "ORDER BY rank LIMIT ?",
-    [FIND_CLOSE] = "SELECT rowid, -closeness(words) AS score FROM words WHERE words MATCH ? AND "
-                   "rowid < ? ORDER BY score, rowid LIMIT ?",
+    [READ_TERM] = "SELECT 1 FROM words WHERE words MATCH ? AND gather(words)",
     [GET_TEXT] = "SELECT token_from, token_to, time_from_us, text, time_to_us FROM chunks WHERE "
                  "chunk = ?",
     [GET_EXCERPT] = "SELECT snippet(words, 0, '', '', ' … ', ?) FROM words "
                     "WHERE words MATCH ? AND rowid = ?",
-    /* One pass for all: a pass of so many words costs more to begin than to end. */
-    [GET_PLACES] = "SELECT rowid, place(words) FROM words WHERE words MATCH ? AND +rowid IN "
-                   "(?,?,?,?,?,?,?,?)",
-    [COUNT_WORD] = "SELECT count(*) FROM words WHERE words MATCH ?",
     [GET_END] = "SELECT max(chunk) FROM chunks",
 };
-
-_Static_assert(STREAM_RECALL_MAX == 8, "GET_PLACES has a place for each chunk of a question");
 
 /* ---- databases ---- */
 
 static int set_up(struct search *s, struct word_table *t)
 {
     int result = word_table_open(t, s->folder, SEARCH_FORMAT << 16 | (int)s->options.chunk_tokens,
-                                 &s->rank, statement_text, SEARCH_STATEMENTS);
+                                 &s->postings, statement_text, SEARCH_STATEMENTS);
 
     if (!result)
         word_table_open_keys(t, s->folder, s->keys, (uint32_t)(t - s->tables));
@@ -466,6 +459,7 @@ int search_open(struct search **out, const struct search_options *options, void 
     *out = NULL;
     memset(s, 0, own - keys);
     s->options = *options;
+    s->postings.room = POSTINGS_MAX;
     assert(options->chunk_tokens <= SEARCH_CHUNK_MAX);
     snprintf(s->folder, sizeof s->folder, "%.*s/search", PATH_BYTES_MAX - 1, options->folder);
     if (mkdir(s->folder, 0700) != 0 && errno != EEXIST) {

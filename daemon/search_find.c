@@ -23,17 +23,16 @@ enum {
     FOCUS_TOKENS = 16, /* of the line that is put before a question */
     CLOSE_SHARE = 4,
     ABOUT_WORDS = 2, /* of the question in one place, where it has what is asked for */
-    PLACE_MASK = 0xffffff,
 };
 
-/* By BM25 (FIND) or by closeness (FIND_CLOSE), each with its expression. */
-static int find_words(struct word_table *t, int statement, const char *expression,
-                      const struct search_job *job, struct search_hit *hits)
+/* By BM25. */
+static int find_words(const struct search *s, struct word_table *t, const struct search_job *job,
+                      struct search_hit *hits)
 {
-    sqlite3_stmt *f = t->statement[statement];
+    sqlite3_stmt *f = t->statement[FIND];
     int code = SQLITE_DONE, count = 0;
 
-    sqlite3_bind_text(f, 1, expression, -1, SQLITE_STATIC);
+    sqlite3_bind_text(f, 1, s->expression, -1, SQLITE_STATIC);
     sqlite3_bind_int64(f, 2, (int64_t)job->chunk_end);
     sqlite3_bind_int(f, 3, SEARCH_WORD_HITS_MAX);
     while (count < SEARCH_WORD_HITS_MAX && (code = sqlite3_step(f)) == SQLITE_ROW)
@@ -151,35 +150,6 @@ struct span {
     bool found, about;
     uint32_t from, to;
 };
-_Static_assert((int)CHUNK_TEXT_MAX <= (int)PLACE_MASK, "place() has room for a chunk's bytes");
-
-/* Where the texts have the question's words. */
-static void find_places(struct search *s, struct word_table *t, const struct search_job *job,
-                        struct span *out)
-{
-    sqlite3_stmt *get = t->statement[GET_PLACES];
-
-    if (s->options.by != SEARCH_BY_BOTH)
-        return;
-    if (!search_rank_is_of(&s->rank, job)) /* else they were found by it */
-        search_rank_question(s, t, job);
-    if (!s->rank.phrase_count)
-        return;
-    sqlite3_bind_text(get, 1, s->rank.expression, -1, SQLITE_STATIC);
-    for (uint32_t i = 0; i < STREAM_RECALL_MAX; i++)
-        sqlite3_bind_int64(get, (int)i + 2, i < job->text_count ? (int64_t)job->text[i].chunk : -1);
-    while (sqlite3_step(get) == SQLITE_ROW) {
-        uint64_t chunk = (uint64_t)sqlite3_column_int64(get, 0);
-        sqlite3_int64 place = sqlite3_column_int64(get, 1);
-
-        for (uint32_t i = 0; i < job->text_count && place >= 0; i++)
-            if (job->text[i].chunk == chunk)
-                out[i] = (struct span){true, place >> 48 >= ABOUT_WORDS,
-                                       (uint32_t)(place >> 24 & PLACE_MASK),
-                                       (uint32_t)(place & PLACE_MASK)};
-    }
-    sqlite3_reset(get);
-}
 
 static size_t count_bytes(const struct search *s, uint32_t from, uint32_t to)
 {
@@ -227,16 +197,25 @@ static void focus_on(struct search_text *out, uint32_t at, const struct span *pl
     search_focus((const uint8_t *)out->text, out->bytes, &out->focus_from, &out->focus_to);
 }
 
+/* Where a chunk's text has the words of the question of s->rank. */
+static int find_place(struct search *s, struct word_table *t, const uint8_t *text,
+                      size_t bytes_count, struct span *out)
+{
+    struct rank_place place = {0};
+    int result =
+        s->options.by == SEARCH_BY_BOTH ? search_rank_place(s, t, text, bytes_count, &place) : 0;
+
+    *out = (struct span){place.words > 0, place.words >= ABOUT_WORDS, place.from, place.to};
+    return result;
+}
+
 /* The part of a chunk's text around the question's words, or else around what is nearest to it. */
 static void excerpt_near(struct search *s, const uint8_t *table, struct span place,
                          const uint8_t *text, size_t bytes_count, struct search_text *out)
 {
-    uint32_t count, first, last;
+    uint32_t first, last, count = form_tokens(s, text, bytes_count);
     size_t from, bytes;
 
-    if (bytes_count > CHUNK_TEXT_MAX)
-        bytes_count = CHUNK_TEXT_MAX;
-    count = form_tokens(s, text, bytes_count);
     if (!count)
         return;
     if (!place.found)
@@ -258,11 +237,12 @@ static void excerpt_near(struct search *s, const uint8_t *table, struct span pla
     out->about = place.about;
 }
 
-static int get_text(struct search *s, struct word_table *t, const uint8_t *table, struct span place,
+static int get_text(struct search *s, struct word_table *t, const uint8_t *table,
                     struct search_text *out)
 {
     sqlite3_stmt *get = t->statement[GET_TEXT];
-    int code;
+    struct span place;
+    int code, result = 0;
 
     out->bytes = out->focus_from = out->focus_to = 0;
     out->about = false;
@@ -278,17 +258,24 @@ static int get_text(struct search *s, struct word_table *t, const uint8_t *table
         out->time_us = (uint64_t)sqlite3_column_int64(get, 2);
         out->time_to_us = (uint64_t)sqlite3_column_int64(get, 4);
         copy_text(out, get, 3);
-        if (table)
-            excerpt_near(s, table, place, sqlite3_column_text(get, 3),
-                         (size_t)sqlite3_column_bytes(get, 3), out);
+        if (table && out->bytes) {
+            const uint8_t *text = sqlite3_column_text(get, 3);
+            size_t bytes = (size_t)sqlite3_column_bytes(get, 3);
+
+            bytes = bytes < CHUNK_TEXT_MAX ? bytes : CHUNK_TEXT_MAX;
+            result = find_place(s, t, text, bytes, &place);
+            if (!result)
+                excerpt_near(s, table, place, text, bytes, out);
+        }
     }
     sqlite3_reset(get);
-    code = code != SQLITE_ROW && code != SQLITE_DONE ? -EIO : 0;
-    if (!code && out->bytes && !table)
-        code = excerpt_words(s, t, out);
+    if (code != SQLITE_ROW && code != SQLITE_DONE)
+        result = -EIO;
+    if (!result && out->bytes && !table)
+        result = excerpt_words(s, t, out);
     if (out->focus_from == out->focus_to)
         out->focus_to = out->bytes;
-    return code;
+    return result;
 }
 
 /* A chunk counts again with its nearest PLACE_TOKENS: what is asked for stands in one place. */
@@ -350,11 +337,9 @@ static int find(struct search *s, struct word_table *t, struct search_job *job)
         return 0; /* marks alone ask for nothing */
     s->expression[bytes] = '\0';
     if (s->options.by == SEARCH_BY_WORDS)
-        word_count = find_words(t, FIND, s->expression, job, words.hits);
+        word_count = find_words(s, t, job, words.hits);
     if (s->options.by == SEARCH_BY_BOTH) {
-        search_rank_question(s, t, job);
-        if (s->rank.phrase_count)
-            word_count = find_words(t, FIND_CLOSE, s->rank.expression, job, words.hits);
+        word_count = search_rank_find(s, t, job, words.hits);
         words.most = (double)search_rank_most(&s->rank);
     }
     if (s->options.by != SEARCH_BY_WORDS)
@@ -370,14 +355,13 @@ static int texts(struct search *s, struct word_table *t, struct search_job *job)
     size_t bytes =
         search_expression(job->question, job->question_bytes, s->expression, EXPRESSION_BYTES);
     const uint8_t *table = s->options.by == SEARCH_BY_WORDS ? NULL : job->table;
-    struct span place[STREAM_RECALL_MAX] = {0};
     int result = 0;
 
     s->expression[bytes] = '\0';
-    if (table)
-        find_places(s, t, job, place);
+    if (table && s->options.by == SEARCH_BY_BOTH)
+        result = search_rank_question(s, t, job);
     for (uint32_t i = 0; i < job->text_count && !result; i++)
-        result = get_text(s, t, table, place[i], &job->text[i]);
+        result = get_text(s, t, table, &job->text[i]);
     if (!result)
         search_job_entries(s, t, job);
     return result;

@@ -10,17 +10,20 @@ enum {
     EXPRESSION_BYTES = SEARCH_WORDS_MAX * 48,
     CHUNK_TEXT_MAX = SEARCH_CHUNK_MAX * 24,
     RANK_PHRASES_MAX = 384,
+    TERM_TOKENS_MAX = (SEARCH_WORD_BYTES_MAX + 1) / 2,
+    POSTINGS_MAX = 512 << 10, /* at a time: those of a question in 40,000 to 150,000 chunks */
+    BLOCK_PLACES = 4096,      /* more than a chunk has, few enough for a cache next to the core */
+    BLOCK_CHUNKS = 1024,
+    RANK_WORDS_MAX = CHUNK_TEXT_MAX / 2, /* of a text: marks or blanks are between them */
 };
 
 enum {
     ADD_CHUNK,
     ADD_WORDS,
     FIND,
-    FIND_CLOSE,
+    READ_TERM,
     GET_TEXT,
     GET_EXCERPT,
-    GET_PLACES,
-    COUNT_WORD,
     GET_END,
     SEARCH_STATEMENTS,
 };
@@ -37,18 +40,55 @@ struct cursor {
     int32_t tokens[SEARCH_CHUNK_MAX];
 };
 
-/* A question's words, and what may stand for them. */
+/* Where chunks have a question's terms: chunk - from << 32 | word of it << 16 | term, so that they
+ * sort by chunk and word. */
+struct postings {
+    uint64_t from, to;    /* chunks that are asked for */
+    uint64_t rows;        /* chunks of the index; 0: not known yet */
+    uint64_t held;        /* chunks that have the term being read */
+    uint32_t term;        /* being read */
+    uint32_t count, room; /* of place: POSTINGS_MAX, or less for a test */
+    uint32_t begin[RANK_PHRASES_MAX], end[RANK_PHRASES_MAX]; /* of each term's; taken ones go */
+    uint32_t width;                                          /* chunks of a block */
+    uint32_t of_chunk[BLOCK_CHUNKS + 1];                     /* of a block, while it is sorted */
+    uint64_t taken[BLOCK_PLACES], sorted[BLOCK_PLACES];      /* of a block */
+    uint64_t place[POSTINGS_MAX];                            /* [count] term by term */
+};
+
+/* What the index has for a word: its stem, or several behind each other where marks are in it. */
+struct rank_term {
+    char text[SEARCH_WORD_BYTES_MAX + 1];
+    uint32_t token_count;
+    uint64_t token[TERM_TOKENS_MAX]; /* [token_count] hashes */
+    uint64_t held;                   /* chunks that have it */
+    uint32_t phrase;                 /* the first that it is the term of; UINT32_MAX: none */
+};
+/* A word that may stand for one of the question's. */
+struct rank_phrase {
+    uint32_t group; /* the question's word */
+    uint32_t term;
+    uint32_t next; /* of the same term, for another word; UINT32_MAX: none */
+    float weight;  /* once weighed */
+};
 struct search_rank {
     uint64_t stream_id, question_hash;
-    uint32_t group_count, phrase_count;
-    uint32_t group[RANK_PHRASES_MAX]; /* the question's word that a phrase stands for */
-    uint64_t held[RANK_PHRASES_MAX];  /* chunks that have it */
-    float weight[RANK_PHRASES_MAX];   /* once weighed */
-    bool absent[SEARCH_WORDS_MAX];    /* no chunk has something that stands for the word */
-    float most[SEARCH_WORDS_MAX];     /* once weighed: the weight of its rarest, absent or not */
+    uint32_t group_count, phrase_count, term_count;
+    struct rank_phrase phrase[RANK_PHRASES_MAX]; /* [phrase_count] */
+    struct rank_term term[RANK_PHRASES_MAX];     /* [term_count] */
+    uint32_t cap[RANK_PHRASES_MAX]; /* [term_count] more than a term can add to a score */
+    bool absent[SEARCH_WORDS_MAX];  /* no chunk has something that stands for the word */
+    float most[SEARCH_WORDS_MAX];   /* once weighed: the weight of its rarest, absent or not */
     bool weighed;
-    size_t used; /* of expression */
-    char expression[RANK_PHRASES_MAX * (SEARCH_WORD_BYTES_MAX + 8)];
+};
+
+/* A text's words. */
+struct rank_word {
+    uint64_t stem;     /* hash */
+    uint32_t from, to; /* bytes of the text */
+};
+struct rank_words {
+    uint32_t count;
+    struct rank_word word[RANK_WORDS_MAX]; /* [count] */
 };
 
 struct search {
@@ -65,6 +105,8 @@ struct search {
     uint64_t uses;
     char expression[EXPRESSION_BYTES];
     struct search_rank rank;
+    struct postings postings;
+    struct rank_words words;
     uint8_t text[CHUNK_TEXT_MAX];
     int32_t tokens[CHUNK_TEXT_MAX + 2 * PRETOKEN_BYTES_MAX]; /* of a chunk's text, formed again */
     struct cursor cursors[];                                 /* [slot_count] */
@@ -90,17 +132,33 @@ bool search_next_word(const uint8_t *text, size_t bytes_count, size_t *at, struc
 /* The words that a question asks with, in lower case; how many. */
 uint32_t search_question_words(const uint8_t *question, size_t bytes_count,
                                char out[][SEARCH_WORD_BYTES_MAX + 1]);
-/* search_rank.c: makes search->rank.expression. */
-void search_rank_question(struct search *search, struct word_table *table,
-                          const struct search_job *job);
-/* Whether it is that of a job's question, weighed for its stream or to be. */
-bool search_rank_is_of(const struct search_rank *rank, const struct search_job *job);
-/* Closeness of a place with all of the question's words, each as rare as the stream has it; 0 until
- * a chunk has been ranked. */
+/* search_postings.c: in SQL gather(words) puts where a row has the term into `postings`. */
+int search_postings_register(fts5_api *api, struct postings *postings);
+/* Reads where chunks of [from, to) have the terms that some chunk has or that have not been
+ * counted, and counts them: held of each. As many chunks as there is room for, one at least:
+ * postings->to says which. to: at most UINT32_MAX. */
+int search_gather(struct search *search, struct word_table *table, uint64_t from, uint64_t to);
+/* The places of the next chunks that have any, sorted; all of a chunk, NULL: no more. */
+const uint64_t *search_next_places(struct postings *postings, uint32_t *count);
+
+/* search_rank.c: the chunks below chunk_end that have most of a job's question in one place, best
+ * first, older before newer where they are equal, at most SEARCH_WORD_HITS_MAX. How many, or
+ * negative errno. */
+int search_rank_find(struct search *search, struct word_table *table, const struct search_job *job,
+                     struct search_hit *hits);
+/* Closeness of a place with all of the question's words, each as rare as the stream has it; 0 where
+ * no chunk has any. */
 float search_rank_most(const struct search_rank *rank);
-/* In SQL closeness(words) is what a chunk has of the question in `rank`, and place(words)
- * where it has that: words of the question << 48 | from << 24 | to, in bytes, or -1. */
-int search_rank_register(sqlite3 *db, struct search_rank *rank);
+/* Makes search->rank that of a job's question, where it is not. */
+int search_rank_question(struct search *search, struct word_table *table,
+                         const struct search_job *job);
+/* Of a chunk's text the bytes that have most of the question of search->rank in one place. */
+struct rank_place {
+    uint32_t words; /* of the question; 0: the text has little of it */
+    uint32_t from, to;
+};
+int search_rank_place(struct search *search, struct word_table *table, const uint8_t *text,
+                      size_t bytes_count, struct rank_place *out);
 
 /* search_entries.c: of the texts of a job, once they are there. */
 void search_job_entries(struct search *search, struct word_table *table, struct search_job *job);

@@ -63,6 +63,8 @@ void word_table_close(struct word_table *t)
         recall_file_close(t->recall, t->key_file);
     for (int i = 0; i < WORD_STATEMENTS_MAX; i++)
         sqlite3_finalize(t->statement[i]);
+    if (t->stemmer)
+        t->tokenizer.xDelete(t->stemmer);
     sqlite3_close(t->db);
     memset(t, 0, sizeof *t);
 }
@@ -98,8 +100,44 @@ static int check_version(const struct word_table *t, int version)
     return found || !sqlite3_exec(t->db, text, NULL, NULL, NULL) ? 0 : -EIO;
 }
 
-int word_table_open(struct word_table *t, const char *folder, int version, struct search_rank *rank,
-                    const char *const *statement_text, int statement_count)
+static int open_stemmer(struct word_table *t, fts5_api *api)
+{
+    static const char *args[] = {"unicode61", "remove_diacritics", "2"}; /* as in the schema */
+    void *module;
+
+    return api->xFindTokenizer(api, "porter", &module, &t->tokenizer) ||
+                   t->tokenizer.xCreate(module, args, 3, &t->stemmer)
+               ? -EIO
+               : 0;
+}
+
+int word_table_stems(const struct word_table *t, const char *text, size_t bytes_count, void *user,
+                     int (*see)(void *, int, const char *, int, int, int))
+{
+    int code = t->tokenizer.xTokenize(t->stemmer, user, FTS5_TOKENIZE_DOCUMENT, text,
+                                      (int)bytes_count, see);
+
+    return code ? -EIO : 0;
+}
+
+static int register_functions(struct word_table *t, struct postings *postings)
+{
+    fts5_api *api = NULL;
+    sqlite3_stmt *get;
+
+    if (sqlite3_prepare_v2(t->db, "SELECT fts5(?1)", -1, &get, NULL))
+        return -EIO;
+    sqlite3_bind_pointer(get, 1, &api, "fts5_api_ptr", NULL);
+    sqlite3_step(get);
+    sqlite3_finalize(get);
+    if (!api || search_postings_register(api, postings))
+        return -EIO;
+    return open_stemmer(t, api);
+}
+
+int word_table_open(struct word_table *t, const char *folder, int version,
+                    struct postings *postings, const char *const *statement_text,
+                    int statement_count)
 {
     char path[PATH_BYTES_MAX + 48], pragmas[200];
     int result;
@@ -121,7 +159,7 @@ int word_table_open(struct word_table *t, const char *folder, int version, struc
     if (!result && sqlite3_exec(t->db, schema, NULL, NULL, NULL))
         result = -EIO;
     if (!result)
-        result = search_rank_register(t->db, rank);
+        result = register_functions(t, postings);
     for (int i = 0; i < statement_count && !result; i++)
         if (sqlite3_prepare_v3(t->db, statement_text[i], -1, SQLITE_PREPARE_PERSISTENT,
                                &t->statement[i], NULL))

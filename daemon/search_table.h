@@ -17,6 +17,8 @@ struct word_table {
     uint64_t touched;
     sqlite3 *db;
     sqlite3_stmt *statement[WORD_STATEMENTS_MAX];
+    fts5_tokenizer tokenizer; /* the words' */
+    Fts5Tokenizer *stemmer;
     uint64_t chunks; /* in the database: it has no gaps */
     /* The file of recall keys beside it. */
     struct recall_keys *recall; /* NULL: none are kept, or this one cannot be had */
@@ -24,12 +26,16 @@ struct word_table {
     uint64_t key_chunks; /* that have a key; UINT64_MAX: none are kept */
 };
 
-struct search_rank; /* what closeness() in a statement asks for */
+struct postings; /* what gather() in a statement fills */
 
 /* Of t->stream_id, made where it is missing. -ESTALE: of another version; -EIO: it cannot be used.
  * Then, too, it is to be closed. */
-int word_table_open(struct word_table *t, const char *folder, int version, struct search_rank *rank,
-                    const char *const *statement_text, int statement_count);
+int word_table_open(struct word_table *t, const char *folder, int version,
+                    struct postings *postings, const char *const *statement_text,
+                    int statement_count);
+/* Calls see(user, …) for each word of a text as the index has it, as Fts5Tokenizer's xTokenize. */
+int word_table_stems(const struct word_table *t, const char *text, size_t bytes_count, void *user,
+                     int (*see)(void *, int, const char *, int, int, int));
 void word_table_close(struct word_table *t);
 int word_table_unlink(const char *folder, uint64_t stream_id);
 /* Opens the recall keys of an open table in place `file` of keys (NULL: none are kept). */
