@@ -332,6 +332,43 @@ def test_follow():
             break
 
 
+def test_what_ends_a_feed_is_said():
+    """While nothing more is written, too; and what on_link raises does not end the connection."""
+    links = []
+
+    def on_link(up):
+        links.append(up)
+        raise ValueError("of the caller")
+
+    mock = Mock()
+    path = mock.home / "file"
+    path.write_bytes(b"The first line.\n")
+    with silt.Client(mock.endpoint, on_link=on_link) as client:
+        client.open("s")
+        following = client.follow("s", path, poll=0.05)
+        assert next(following) == 16
+        mock.kill()
+        lib.wait_until("it is told", lambda: links)
+        mock.start()
+        mock.full = True
+        with open(path, "ab") as file:
+            file.write(b"The last line.\n")
+        thread = threading.Thread(target=lambda: links.append(ends(following)), daemon=True)
+        thread.start()
+        thread.join(20 * lib.SLOW)
+        assert links[-1] == "NoSpace", links
+    mock.kill()
+
+
+def ends(items):
+    try:
+        for _ in items:
+            pass
+    except silt.Error as error:
+        return type(error).__name__
+    return "no error"
+
+
 def test_follow_reads_what_was_rotated_away():
     """What was written between the end and the rotation is not left behind, nor what a name had
     between two looks: as `silt feed --follow`."""

@@ -189,6 +189,9 @@ class AsyncFeed:
                 continue
             except Error as error:
                 self._fault = error
+            except Exception as error:  # of this package: whoever waits is told, not left waiting
+                self._fault = Error(f"the feed of {self.stream} failed: {error!r}")
+            if self._fault is not None:
                 self._news.set()
                 return
             await self._wait_news()
@@ -210,7 +213,8 @@ class AsyncFeed:
 
     # ---- what the caller does ----
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises what ended the feed, if anything has."""
         if self._fault is not None:
             raise self._fault
         if self._closed:
@@ -233,12 +237,12 @@ class AsyncFeed:
 
     async def _wait_for(self, payload: int) -> None:
         while not self._fits(payload):
-            self._check()
+            self.check()
             await asyncio.sleep(0)
             self._news.clear()
             if not self._fits(payload):
                 await self._wait_news()
-        self._check()
+        self.check()
 
     def _hold(self, items: Sequence[pb.Item], payload: int, time_us: int) -> int:
         request_id = self._link.next_id()
@@ -263,7 +267,7 @@ class AsyncFeed:
         """Text of any length, in as many messages as it takes. Returns the last one's number."""
         data = as_bytes(text)
         async with self._writing:
-            self._check()
+            self.check()
             while data:
                 await self._wait_for(1)
                 size = max(1, min(self._room(), PIECE_BYTES))
@@ -291,7 +295,7 @@ class AsyncFeed:
     async def drain(self) -> None:
         """Until all is acked, that is on siltd's disk."""
         while self._held:
-            self._check()
+            self.check()
             self._news.clear()
             if self._held:
                 await self._wait_news()

@@ -129,6 +129,7 @@ async def _one(feed: AsyncFeed, file: BinaryIO, head: bytes, path: Path,
             at += len(piece)
             quiet = time.monotonic()
         else:
+            feed.check()  # what was refused is said now, not when the file grows again
             await asyncio.sleep(poll)
         if feed.bytes_acked != acked:
             acked = feed.bytes_acked

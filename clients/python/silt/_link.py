@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, Optional, Protocol, Tuple, Union
 
 import zmq
 import zmq.asyncio
+from google.protobuf.message import DecodeError
 from zmq.utils.monitor import parse_monitor_message
 
 from . import silt_pb2 as pb
@@ -126,7 +127,14 @@ class Link:
             finally:
                 self._close_sockets(*sockets)
                 self._gone()
-            sockets = self._open_socket()
+            sockets = await self._open_again()
+
+    async def _open_again(self) -> Tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]:
+        while True:
+            try:
+                return self._open_socket()
+            except zmq.ZMQError:  # too many open files: there may be room later
+                await asyncio.sleep(RECONNECT_LAST_MS / 1000)
 
     async def _serve(self, socket: zmq.asyncio.Socket, monitor: zmq.asyncio.Socket) -> None:
         """Until the connection ends."""
@@ -156,7 +164,7 @@ class Link:
                 reply = pb.Reply.FromString(frame)
             except zmq.Again:
                 return
-            except Exception:  # no reply of ours: whoever asked runs into the time limit
+            except DecodeError:  # no reply of ours: whoever asked runs into the time limit
                 continue
             self._reply(reply)
 
@@ -194,8 +202,13 @@ class Link:
     def _tell(self, loud: bool, up: bool) -> None:
         for listener in list(self.listeners.values()):
             listener.link_changed()
-        if loud and self.on_link is not None:
+        if not loud or self.on_link is None:
+            return
+        try:
             self.on_link(up)
+        except Exception as error:  # the caller's; the connection goes on
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "on_link of a silt client failed", "exception": error})
 
     def next_id(self) -> int:
         self._id_last += 1
