@@ -88,8 +88,10 @@ static const struct option_row rows[] = {
      "a stream whose memory surely loses more than this a token is flagged, once 8\n"
      "chunks are scored (default: 0.1)",
      OPTION_REAL, AT(loss_flag), 0, 0, NULL, NULL},
-    {"device", "cpu|cuda", "where the model runs (default: cpu)", OPTION_CHOICE, AT(device), 0, 0,
-     "cpu", "cuda"},
+    {"device", "cpu|cuda",
+     "where the model runs (default: cpu); cuda: the machine's first GPU, or the first\n"
+     "that CUDA_VISIBLE_DEVICES names",
+     OPTION_CHOICE, AT(device), 0, 0, "cpu", "cuda"},
     {"device-memory", "SIZE",
      "with --device cuda: most of the GPU's memory (default: what is free)", OPTION_SIZE,
      AT(device_bytes), 0, 0, NULL, NULL},
