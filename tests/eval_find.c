@@ -4,11 +4,12 @@
  *
  * TEXT goes into a journal in FOLDER, which must not exist, or be one of such a run; the search
  * thread's code indexes it, and every line "CHUNK_END<tab>QUESTION" is looked for in the chunks
- * below CHUNK_END. Out goes a line of the chunks found, best first: by words, by keys and by both,
- * a tab between them, then the excerpt that would stand before the question, and last 1 where all
- * that is asked for stands in it, else 0 (ask_recall.c then says it twice). They need no more
- * than text, so that a million tokens take seconds; tests/eval/facts.py reads the answers. The
- * closing line on stderr says what each way of looking costs.
+ * below CHUNK_END; in both a form feed stands for the end of a line. Out goes a line of the chunks
+ * found, best first: by words, by keys and by both, a tab between them, then the excerpt that would
+ * stand before the question, 1 where all that is asked for stands in it, else 0 (ask_recall.c then
+ * says it twice), and last the entries of a list that the question goes on. They need no more than
+ * text, so that a million tokens take seconds; tests/eval/facts.py reads the answers. The closing
+ * line on stderr says what each way of looking costs.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -153,18 +154,21 @@ static void find(struct search *search, struct search_job *job, enum search_by b
         printf("%s%llu", i ? " " : "", (unsigned long long)job->hits[i].chunk);
 }
 
-/* The best chunk's, on one line. */
+/* The best chunk's, on one line, and the entries of all. */
 static void print_excerpt(struct search *search, struct search_job *job)
 {
     job->kind = SEARCH_TEXTS;
-    job->text_count = job->hit_count > 0;
-    job->text[0].chunk = job->hits[0].chunk;
+    for (job->text_count = 0;
+         job->text_count < job->hit_count && job->text_count < STREAM_RECALL_MAX; job->text_count++)
+        job->text[job->text_count].chunk = job->hits[job->text_count].chunk;
     if (search_submit(search, job))
         die("search", "full");
     search_step(search);
     for (uint32_t i = job->text[0].focus_from; job->text_count && i < job->text[0].focus_to; i++)
         putchar((uint8_t)job->text[0].text[i] < ' ' ? ' ' : job->text[0].text[i]);
-    printf("\t%d", job->text_count && job->text[0].about);
+    printf("\t%d\t", job->text_count && job->text[0].about);
+    for (uint32_t i = 0; job->text_count && i < job->entries_bytes; i++)
+        putchar(job->entries[i] == '\n' ? '\f' : job->entries[i] < ' ' ? ' ' : job->entries[i]);
 }
 
 static void answer(struct search *search, struct fork *fork, uint8_t *table, char *line)
@@ -234,6 +238,8 @@ int main(int argc, char **argv)
     table = recall_table_bytes(engine) ? take(recall_table_bytes(engine)) : NULL;
     for (; fgets(line, sizeof line, stdin); asked++) {
         line[strcspn(line, "\n")] = '\0';
+        for (char *c = line; *c; c++)
+            *c = *c == '\f' ? '\n' : *c;
         answer(search, fork, table, line);
     }
     print_cost(asked);

@@ -12,6 +12,7 @@ sys.path.insert(0, str(lib.ROOT / "tests/eval"))
 import answers  # noqa: E402
 import forms  # noqa: E402
 import questions  # noqa: E402
+import tasks  # noqa: E402
 
 EVAL = lib.BUILD / "silt-eval"
 MAKE_TINY = lib.BUILD / "tests/make-tiny"
@@ -411,6 +412,41 @@ def test_answers_to_other_questions_are_not_taken_for_these():
     for name in questions.WHICH:
         put("ring", name, 1000, 3000)
     assert refused("not the questions of the others")
+
+
+def test_tasks_are_asked_as_siltd_asks():
+    """tests/eval/tasks.py: what stands where, what it counts."""
+    question = "Text: I lost a card\nIntent:"
+    text = "talk\n\n" + "\n\n".join(f"Text: {words}\nIntent: {label}" for words, label in (
+        ("my card is lost", "lost"), ("the rate of the yen today", "rate"), ("top up", "top up"),
+        ("a new card", "new"), ("rates", "rate"))) + "\n\nIntent:\n\nText: not whole"
+    found = tasks.entries([text], question, most=4)
+    assert len(found) == 4
+    assert [part.split("Intent: ")[1] for part in found[-2:]] == ["new", "lost"]
+    assert tasks.entries([text], "I lost a card") == []
+    item = {"asked": [f"\n\n{question}"] * 2, "choices": [" lost\n", " new\n"], "right": [0, 1],
+            "id": "d0", "examples": 4, "tokens": [1] * tasks.CHUNK * 17}
+    listed = "".join(part + "\n\n" for part in found)
+    hits = {"entries": listed, "all": [9, 1], "cold": [1, 0], "excerpt": "", "about": False}
+    put = tasks.put(item, [hits], "auto", 0, None)
+    assert put == {"question": f"{tasks.USE}\n\n{listed}Question: {question}", "raw": False,
+                   "choices": ["Intent: lost\n", "Intent: new\n"], "recall": [1]}
+    source = (lib.ROOT / "daemon/ask_recall.c").read_text()
+    assert json.dumps(tasks.USE + "\n\n") in source and '"Question: "' in source
+    assert tasks.put(item, [hits], "raw segments", 0, None) == {
+        "question": f"\n\n{question}", "raw": True, "choices": item["choices"], "recall": [0, 1]}
+    assert "recall" not in tasks.put(item, [hits], "raw", 0, None)
+    folder = lib.folder()
+    lines = [{"losses": losses, "kv_rows": 520, "recalled": recalled, "tokens": tokens}
+             for losses, recalled, tokens in (([1, 2], 0, 20), ([1, 2], 0, 22), ([1, 2], 1, 120),
+                                              ([2, 1], 1, 122))]
+    (folder / "tasks some ccm 1x.json").write_text(
+        json.dumps({"forms": ["turn", "auto"]}) + "\n" +
+        json.dumps({"document": "d0", "questions": lines}) + "\n")
+    arguments = argparse.Namespace(runs=folder)
+    told = tasks.read(arguments, "some", [item], "ccm", "1")
+    assert told["turn", 4] == (1, 2, 520, 520) and told["auto", 4] == (2, 2, 636, 636)
+    assert tasks.share(70, 50, 75) == "80 %" and tasks.share(70, 50, 45) == "-"
 
 
 def test_questions_are_drawn_from_every_group():

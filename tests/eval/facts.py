@@ -51,7 +51,7 @@ def find_chunks(options, text, folder, questions):
                          input=lines.encode(), stdout=subprocess.PIPE, check=True).stdout
     found = []
     for line in out.decode(errors="replace").split("\n")[:-1]:
-        *lists, excerpt, _ = line.split("\t")
+        *lists, excerpt, _, _ = line.split("\t")
         found.append((dict(zip(SIGNALS, ([int(c) for c in part.split()] for part in lists))),
                       excerpt))
     if len(found) != len(questions):

@@ -5,7 +5,7 @@
 
 FOLDER holds KIND.jsonl[.zst]; without any, text of this machine is used: licences, manuals, logs.
 Where there is a GPU and FOLDER holds all four kinds, the full grid runs on it instead, and what is
-asked behind passages: tests/eval/grid.py and questions.py.  --quick: not these.
+asked behind passages: tests/eval/grid.py, questions.py, tasks.py.  --quick: not these.
 A file's documents are joined and cut into streams.  For each file and DMC ratio silt-eval, the C
 engine, runs five policies over the same streams, and the table says
 
@@ -33,6 +33,7 @@ import time
 
 import grid
 import questions
+import tasks
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build/quality"
@@ -169,7 +170,7 @@ def gpu_there():
 
 
 def run_grid(arguments):
-    """The full grid, and the questions."""
+    """The full grid, the questions and the tasks."""
     more = ["--", *arguments.more] if arguments.more else []
     code = grid.main([str(arguments.text[0]), "--program", str(arguments.program), *more])
     made = FOLDER / "grid/evalset"
@@ -178,7 +179,10 @@ def run_grid(arguments):
     asked = [str(made), "--program", str(arguments.program),
              "--adapter", str(grid.take(rest, "--adapter", grid.ADAPTER)),
              "--model", str(grid.take(rest, "--model", grid.MODEL)), "--", *rest]
-    return code or (questions.main(asked) if (made / "questions-none.jsonl").exists() else 0)
+    for script, needs in ((questions, "questions-none.jsonl"), (tasks, "task_clinc150.jsonl")):
+        if not code and (made / needs).exists():
+            code = script.main(asked)
+    return code
 
 
 def main():
