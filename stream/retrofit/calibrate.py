@@ -11,6 +11,7 @@ import model as model_file
 import plan as plan_file
 
 HEADROOM = 1.3
+MISSED = 0.05           # share of a ratio by which it may miss what was asked without a word
 
 
 def apply_rules(logit, shift, quota):
@@ -88,8 +89,11 @@ def calibrate(silt, rows, options, rounds=3, tell=print, ratios=None, cap_sum=Fa
         if (quota < most).any():        # they merge by force: fewer merges of their own then
             appends = (~shift_rounds(silt, rows, options, index, 2, tell)).sum(2)
         mean = n / appends.float().mean(1)
+        realised = n / appends.float().mean().item()
+        if abs(realised / ratio - 1) > MISSED:
+            tell("NOT AS ASKED: %dx came out at %.3fx" % (ratio, realised))
         tell("calibrated %dx: realised %.3fx; heads from %.1fx to %.1fx; quota %d to %d, mean %.1f"
-             % (ratio, n / appends.float().mean().item(), mean.min(), mean.max(),
+             % (ratio, realised, mean.min(), mean.max(),
                 silt.quotas[index].min(), silt.quotas[index].max(),
                 silt.quotas[index].float().mean()))
 

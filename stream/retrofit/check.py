@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import torch
@@ -165,7 +166,8 @@ def check_evaluation(folder):
     """Every part of evaluate.py on a small set, and the tables and plots of what it finds."""
     found, out = os.path.join(folder, "set"), os.path.join(folder, "figures")
     for path in (found, out):
-        os.makedirs(path, exist_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+        os.makedirs(path)
     n, source = 64, tiny.Source(13)
 
     def words(*shape):
@@ -331,6 +333,41 @@ def check_calibration():
     return found["tight"] < found["wide"] - 0.01
 
 
+def all_end_well(processes):
+    """One that fails leaves the others waiting for it: they end with it."""
+    try:
+        while any(one.poll() is None for one in processes):
+            if any(one.poll() for one in processes):
+                return False
+            time.sleep(0.1)
+        return not any(one.returncode for one in processes)
+    finally:
+        for one in processes:
+            one.kill()
+            one.wait()
+
+
+def check_processes():
+    """One process that fails ends both, at once."""
+    begun = time.monotonic()
+    code = "import sys, time; time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[2]))"
+    ends = [all_end_well([subprocess.Popen([sys.executable, "-c", code, seconds, status])
+                          for seconds, status in pair])
+            for pair in ((("60", "0"), ("0", "1")), (("0", "0"), ("0.2", "0")))]
+    return ends == [False, True] and time.monotonic() - begun < 30
+
+
+def check_merging(folder):
+    """Figures of another adapter do not go among these."""
+    with open(os.path.join(folder, "other.json"), "w") as file:
+        json.dump({"made": {"adapter": "another"}, "grid": {}}, file)
+    try:
+        figures.merge(folder)
+    except SystemExit as error:
+        return "different adapters" in str(error)
+    return False
+
+
 def check_training(folder):
     """train.py for a few steps, again from its checkpoint, then export and golden vectors."""
     shards, run = os.path.join(folder, "shards"), os.path.join(folder, "run")
@@ -364,12 +401,12 @@ def check_training(folder):
         return False
     # On from the checkpoint, in two processes as torchrun starts them (Debian's own torchrun does
     # not run under Debian's Python).
-    for one in [subprocess.Popen(command + ["2", "--calibrate", "1"], env=dict(
-            os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(20000 + os.getpid() % 20000)))
-            for rank in (1, 0)]:
-        if one.wait():
-            raise SystemExit("a process of the training in two failed")
+    both = [subprocess.Popen(command + ["2", "--calibrate", "1"], env=dict(
+        os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(20000 + os.getpid() % 20000)))
+        for rank in (1, 0)]
+    if not all_end_well(both):
+        raise SystemExit("a process of the training in two failed")
     base = model_file.BaseModel(base_path)
     parameters, quotas, state = train.load_checkpoint(run, base)
     path = os.path.join(folder, "trained.gguf")
@@ -401,6 +438,7 @@ def main():
     passed += [check_fork(options.folder, ratio) for ratio in (1, 4)]
     passed += [check_fork(options.folder, 4, [0, 2]), check_oracle()]
     passed.append(check_evaluation(options.folder))
+    passed += [check_merging(os.path.join(options.folder, "figures")), check_processes()]
     passed.append(check_widened(options.folder))
     passed.append(check_rows(os.path.join(options.folder, "shards")))
     passed.append(check_calibration())

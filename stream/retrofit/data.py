@@ -40,6 +40,9 @@ class Tokenizer:
         from tokenizers import Tokenizer as Fast, decoders, models, pre_tokenizers
         meta = gguf.Reader(model_path).meta
         tokens = meta["tokenizer.ggml.tokens"]
+        if len(tokens) > 1 << 16:
+            raise SystemExit("%s: %d tokens, and shards hold 16 bits of one" % (model_path,
+                                                                                len(tokens)))
         merges = [tuple(line.split(" ", 1)) for line in meta["tokenizer.ggml.merges"]]
         self.fast = Fast(models.BPE(vocab={text: i for i, text in enumerate(tokens)},
                                     merges=merges))
@@ -132,11 +135,14 @@ def prepare(model_path, text_folder, out, seed=0):
     tokenizer = Tokenizer(model_path)
     random = np.random.RandomState(seed)
     os.makedirs(out, exist_ok=True)
-    items = []
+    items, kinds = [], []
     for name in sorted(os.listdir(text_folder)):
         kind = name.split(".")[0]
         if kind not in SHARES or ".jsonl" not in name:
             continue
+        if kind in kinds:
+            raise SystemExit("%s has %s twice" % (text_folder, kind))
+        kinds.append(kind)
         documents = list(read_documents(os.path.join(text_folder, name)))
         random.shuffle(documents)
         pieces = []
@@ -149,6 +155,11 @@ def prepare(model_path, text_folder, out, seed=0):
         np.save(os.path.join(out, kind + ".npy"), tokens)
         print("%-9s %6d documents %6.1fM tokens" % (kind, len(documents), len(tokens) / 1e6),
               flush=True)
+    if len(kinds) < len(SHARES):
+        print("no text of: %s" % ", ".join(kind for kind in SHARES if kind not in kinds),
+              flush=True)
+    if not items:
+        raise SystemExit("%s has no text with questions" % text_folder)
     random.shuffle(items)
     for name, group in (("items", items), ("facts", [facts.draw(random) for _ in range(FACTS)])):
         flat = tokenizer.encode_many([text for item in group for text in item])

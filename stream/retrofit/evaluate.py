@@ -23,6 +23,7 @@ import answers
 import evalset
 import evict
 import export
+import gguf
 import model as model_file
 import plan as plan_file
 import score as score_file
@@ -313,6 +314,8 @@ def run_part(evaluator, part, options, ratios, save):
         picked = [i for i, item in enumerate(items)
                   if not options.sources or item["source"] in options.sources.split(",")]
         picked = picked[:options.items]
+        if not picked:
+            raise SystemExit("%s has no questions of %s" % (options.set, options.sources))
         return answers.questions(evaluator, streams[picked], [items[i] for i in picked], memories,
                                  batch, DECODE, save, options.recall)
     if part == "tasks":
@@ -325,6 +328,8 @@ def run_part(evaluator, part, options, ratios, save):
                                          items[:options.items], memories, batch, evalset.SHOTS)
                 save(out)
                 print("  %s %s" % (name, json.dumps(out[name])), flush=True)
+        if not out:
+            raise SystemExit("%s has no task_*%s*.npz" % (options.set, options.tasks))
         return out
     out = {}
     for kind in options.kinds:
@@ -345,6 +350,9 @@ def main():
     options = parse()
     options.kinds = options.kinds.split(",")
     ratios = [int(part) for part in options.ratios.split(",")]
+    for part in options.parts.split(","):
+        if part not in PARTS:
+            raise SystemExit("--parts: %s is none of %s" % (part, ", ".join(PARTS)))
     torch.set_float32_matmul_precision("high")
     model_file.attention_function = in_parts(model_file.attention_function, 4)
     model_file.mlp = in_parts(model_file.mlp, 1)
@@ -352,10 +360,9 @@ def main():
     begun = time.time()
     evaluator = open_evaluator(options.model, options.adapter, options.device)
     evaluator.constants["ring"] = options.ring or evaluator.constants["ring"]
-    figures = {}
+    figures = {"made": {"adapter": gguf.fingerprint(options.adapter),
+                        "model": gguf.fingerprint(options.model)}}
     for part in options.parts.split(","):
-        if part not in PARTS:
-            raise SystemExit("--parts: %s is none of %s" % (part, ", ".join(PARTS)))
         print("%s, %.0f s" % (part, time.time() - begun), flush=True)
 
         def save(found, part=part):

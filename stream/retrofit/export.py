@@ -1,6 +1,6 @@
 """Trained parameters <-> the adapter file.
 
-    python3 export.py --model BASE.gguf --checkpoint RUN/checkpoint.pt --out ADAPTER.gguf
+    python3 export.py --model BASE.gguf --checkpoint RUN --out ADAPTER.gguf
 """
 import argparse
 
@@ -69,7 +69,7 @@ def from_adapter(base, adapter):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--checkpoint", required=True, help="the folder of a training run")
     parser.add_argument("--out", required=True)
     parser.add_argument("--name", default="silt adapter")
     options = parser.parse_args()

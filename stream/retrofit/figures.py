@@ -37,11 +37,17 @@ def added(out, found):
 
 
 def merge(folder):
-    """All files as one: kinds and ratios come from different processes."""
-    out = {}
+    """All files as one: kinds and ratios come from different processes, of one adapter."""
+    out, made = {}, {}
     for path in sorted(glob.glob(os.path.join(folder, "*.json"))):
         with open(path) as file:
-            added(out, json.load(file))
+            found = json.load(file)
+        made[json.dumps(found.pop("made", None), sort_keys=True)] = path
+        added(out, found)
+    if len(made) > 1:
+        raise SystemExit("figures of different adapters or models: %s" % ", ".join(made.values()))
+    if not out:
+        raise SystemExit("%s has no figures" % folder)
     return out
 
 
