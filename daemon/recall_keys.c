@@ -14,6 +14,7 @@
 
 /* Two megabytes under way: a disk that takes long for a read takes as long for many. */
 enum { READ_PAGES = 32, READS = 16, KEY_VERSION = 1 };
+enum { SAMPLE_KEYS = 256 };
 #define KEY_MAGIC 0x31474b544c4953u /* "SILTKG1" */
 
 struct page {
@@ -37,10 +38,21 @@ struct key_file {
     struct page *last; /* the page that fills; count 0: none yet */
 };
 
+/* What keys score at most for one question. */
+struct bound {
+    const uint8_t *table;              /* the question's */
+    uint32_t sampled;                  /* keys */
+    uint32_t sum[RECALL_QUERY_TOKENS]; /* of the best that each of them has */
+    uint8_t base[RECALL_QUERY_TOKENS]; /* the mean of it */
+    uint32_t base_sum, known;
+    uint16_t over[1 << 16]; /* [known] by token: how much nearer than the base it is */
+};
+
 struct recall_keys {
     uint64_t model_fingerprint;
     struct disk disk;
     bool direct;
+    struct bound bound;
     struct page *reads; /* [READS][READ_PAGES] */
     struct key_file file[RECALL_KEYS_OPEN];
 };
@@ -274,11 +286,75 @@ static void keep(struct best *best, uint64_t chunk, uint32_t score)
     best->hits[at] = (struct recall_hit){chunk, score};
 }
 
-static void score_page(const struct page *page, const uint8_t *table, uint64_t chunk_end,
+static void begin_bound(struct bound *b, const uint8_t *table)
+{
+    b->table = table;
+    b->sampled = b->base_sum = b->known = 0;
+    memset(b->sum, 0, sizeof b->sum);
+}
+
+/* Any base is right; about one token of a key being nearer passes over the most keys. */
+static void sample_key(struct bound *b, const uint16_t *tokens, uint32_t count)
+{
+    uint8_t best[RECALL_QUERY_TOKENS] = {0};
+
+    for (uint32_t i = 0; i < count; i++) {
+        const uint8_t *near = b->table + (size_t)tokens[i] * RECALL_QUERY_TOKENS;
+
+        for (uint32_t j = 0; j < RECALL_QUERY_TOKENS; j++)
+            best[j] = near[j] > best[j] ? near[j] : best[j];
+    }
+    for (uint32_t j = 0; j < RECALL_QUERY_TOKENS; j++)
+        b->sum[j] += best[j];
+    if (++b->sampled < SAMPLE_KEYS)
+        return;
+    for (uint32_t j = 0; j < RECALL_QUERY_TOKENS; j++) {
+        b->base[j] = (uint8_t)(b->sum[j] / SAMPLE_KEYS);
+        b->base_sum += b->base[j];
+    }
+}
+
+static uint16_t find_over(const struct bound *b, const uint8_t *near)
+{
+    uint8_t best[RECALL_QUERY_TOKENS];
+    uint32_t sum = 0;
+
+    for (uint32_t j = 0; j < RECALL_QUERY_TOKENS; j++)
+        best[j] = near[j] > b->base[j] ? near[j] : b->base[j];
+    for (uint32_t j = 0; j < RECALL_QUERY_TOKENS; j++)
+        sum += best[j];
+    return (uint16_t)(sum - b->base_sum);
+}
+
+/* A key has, of each of the question's tokens, at most the base and all that its tokens are nearer:
+ * one number of each to look up in place of RECALL_QUERY_TOKENS, and nineteen of twenty keys are
+ * passed over. */
+static uint32_t score_at_most(struct bound *b, const uint16_t *tokens, uint32_t count)
+{
+    uint32_t score = b->base_sum;
+
+    /* They rise, and the table goes as far: what lies before the last is there, too. */
+    for (; count && b->known <= tokens[count - 1]; b->known++)
+        b->over[b->known] = find_over(b, b->table + (size_t)b->known * RECALL_QUERY_TOKENS);
+    for (uint32_t i = 0; i < count; i++)
+        score += b->over[tokens[i]];
+    return score;
+}
+
+static void score_page(struct bound *b, const struct page *page, uint64_t chunk_end,
                        struct best *best)
 {
-    for (uint32_t i = 0; i < page->count && page->chunk + i < chunk_end; i++)
-        keep(best, page->chunk + i, recall_score(table, page->token[i], page->token_count[i]));
+    for (uint32_t i = 0; i < page->count && page->chunk + i < chunk_end; i++) {
+        const uint16_t *tokens = page->token[i];
+        uint32_t count = page->token_count[i];
+
+        if (b->sampled < SAMPLE_KEYS)
+            sample_key(b, tokens, count);
+        else if (best->count == best->max &&
+                 score_at_most(b, tokens, count) <= best->hits[best->max - 1].score)
+            continue;
+        keep(best, page->chunk + i, recall_score(b->table, tokens, count));
+    }
 }
 
 /* A run of pages, READ_PAGES at most, in one of the buffers. */
@@ -295,9 +371,8 @@ static void start_read(struct recall_keys *k, const struct key_file *f, struct d
     disk_start(&k->disk, op);
 }
 
-static int score_run(const struct recall_keys *k, const struct key_file *f,
-                     const struct disk_op *op, const uint8_t *table, uint64_t chunk_end,
-                     struct best *best)
+static int score_run(struct recall_keys *k, const struct key_file *f, const struct disk_op *op,
+                     uint64_t chunk_end, struct best *best)
 {
     const struct page *page = (const void *)op->bytes;
 
@@ -306,7 +381,7 @@ static int score_run(const struct recall_keys *k, const struct key_file *f,
     for (uint64_t i = 0; i < op->count / sizeof *page; i++) {
         if (!page_good(k, f, page + i, op->offset / sizeof *page + i))
             return -EBADMSG;
-        score_page(page + i, table, chunk_end, best);
+        score_page(&k->bound, page + i, chunk_end, best);
     }
     return 0;
 }
@@ -314,7 +389,7 @@ static int score_run(const struct recall_keys *k, const struct key_file *f,
 /* Reads run ahead, READS of them; they are scored in order, so that equal scores always come out
  * the same. */
 static int score_pages(struct recall_keys *k, const struct key_file *f, uint64_t pages,
-                       const uint8_t *table, uint64_t chunk_end, struct best *best)
+                       uint64_t chunk_end, struct best *best)
 {
     struct disk_op op[READS], *ended[READS];
     bool done[READS] = {false};
@@ -335,7 +410,7 @@ static int score_pages(struct recall_keys *k, const struct key_file *f, uint64_t
         }
         for (; !code && scored < started && done[scored % READS]; scored++) {
             done[scored % READS] = false;
-            code = score_run(k, f, &op[scored % READS], table, chunk_end, best);
+            code = score_run(k, f, &op[scored % READS], chunk_end, best);
         }
         if (code && disk_idle(&k->disk))
             break;
@@ -355,6 +430,7 @@ int recall_file_find(struct recall_keys *k, uint32_t file, const uint8_t *table,
         return code ? code : -EINVAL;
     end = chunk_end < f->chunks ? chunk_end : f->chunks;
     pages = (end + RECALL_PAGE_KEYS - 1) / RECALL_PAGE_KEYS;
-    code = score_pages(k, f, pages, table, end, &best);
+    begin_bound(&k->bound, table);
+    code = score_pages(k, f, pages, end, &best);
     return code ? code : (int)best.count;
 }

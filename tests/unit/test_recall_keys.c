@@ -15,6 +15,7 @@
 
 #include "daemon/recall_keys.h"
 #include "daemon/search.h"
+#include "tests/unit/faults.h"
 
 enum { VOCAB = 1000, MODEL = 77, STREAM = 5, CHUNKS = 1000, PAGE = 4096, TOKENS = 200 };
 
@@ -178,6 +179,61 @@ static void keys_of_others_are_not_used(void **state)
     assert_int_equal(recall_file_open(s->keys, 0, s->path, STREAM + 1), 0);
 }
 
+static int better_first(const void *a, const void *b)
+{
+    const struct recall_hit *x = a, *y = b;
+
+    if (x->score != y->score)
+        return x->score < y->score ? 1 : -1;
+    return x->chunk < y->chunk ? -1 : 1;
+}
+
+/* Keys that cannot be among the best are passed over: what is found is as if each were scored. */
+static void every_key_counts(void **state)
+{
+    enum { KEYS = 3000, FOUND = 64 };
+    static uint16_t key[KEYS][RECALL_KEY_TOKENS];
+    static struct recall_hit all[KEYS], hits[FOUND];
+    const struct shelf *s = *state;
+    uint64_t seed = faults_number("SILT_SEED", 1);
+
+    print_message("seed %llu\n", (unsigned long long)seed);
+    recall_file_close(s->keys, 0);
+    unlink(s->path);
+    assert_int_equal(recall_file_open(s->keys, 0, s->path, STREAM), 0);
+    for (uint32_t i = 0; i < KEYS; i++) {
+        int32_t tokens[RECALL_KEY_TOKENS];
+
+        for (uint32_t j = 0; j < RECALL_KEY_TOKENS; j++) { /* low ones are in more of the keys */
+            uint32_t most = 1 + (uint32_t)(faults_random(&seed) % VOCAB);
+
+            tokens[j] = (int32_t)(faults_random(&seed) % most);
+            key[i][j] = (uint16_t)tokens[j];
+        }
+        assert_int_equal(recall_file_add(s->keys, 0, i, tokens, RECALL_KEY_TOKENS), 0);
+    }
+    for (uint32_t round = 0; round < 20; round++) {
+        uint32_t end = round ? (uint32_t)(faults_random(&seed) % KEYS) : KEYS, count = 0;
+        uint32_t sparse = 1 + (uint32_t)(faults_random(&seed) % 64);
+
+        for (uint32_t i = 0; i < VOCAB * RECALL_QUERY_TOKENS; i++)
+            s->table[i] = faults_random(&seed) % sparse ? 0 : (uint8_t)faults_random(&seed);
+        for (uint32_t i = 0; i < end; i++) {
+            uint32_t score = recall_score(s->table, key[i], RECALL_KEY_TOKENS);
+
+            if (score)
+                all[count++] = (struct recall_hit){i, score};
+        }
+        qsort(all, count, sizeof *all, better_first);
+        count = count < FOUND ? count : FOUND;
+        assert_int_equal(recall_file_find(s->keys, 0, s->table, end, hits, FOUND), count);
+        for (uint32_t i = 0; i < count; i++) {
+            assert_int_equal(hits[i].chunk, all[i].chunk);
+            assert_int_equal(hits[i].score, all[i].score);
+        }
+    }
+}
+
 static void fusion(void **state)
 {
     struct search_words words = {{{5, 9.0}, {2, 8.0}, {7, 1.0}}, 3, 15};
@@ -208,6 +264,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(torn_ends_are_left_out, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_flipped_bit_is_seen, set_up, tear_down),
         cmocka_unit_test_setup_teardown(keys_of_others_are_not_used, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(every_key_counts, set_up, tear_down),
         cmocka_unit_test(fusion),
     };
 
