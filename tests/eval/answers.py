@@ -167,6 +167,9 @@ def ask_answers(options, streams, results, save):
         for done in [readers.submit(read, daemon, pool, name) for name in names]:
             done.result()
     save()
+    if over():
+        print(f"cut off after {options.seconds:g} s: {len(results) - len(have)} of {len(wanted)} "
+              "questions asked")
 
 
 # ---- figures ----

@@ -1,4 +1,5 @@
-/* What the journal says of the arithmetic that its streams were computed with. */
+/* What the journal says of the arithmetic that its streams were computed with, and of changes that
+ * clients may ask for again. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "daemon/journal.h"
+#include "daemon/changes.h"
 #include "tests/unit/rig.h"
 
 static char folder[128];
@@ -40,8 +41,56 @@ static void other_bits_are_another_epoch(void **state)
     rig_folder_drop(folder);
 }
 
+static struct changes changes;
+
+/* Changes [from, to) of a transaction of their own, kept or not; what a start knows then. */
+static void change(uint64_t from, uint64_t to, bool keep)
+{
+    const struct journal_options options = {
+        .folder = folder, .model_name = "tiny", .kernels_name = "avx2"};
+    struct journal *journal;
+    char error[ERROR_BYTES_MAX];
+
+    assert_int_equal(journal_open(&journal, &options, error, sizeof error), 0);
+    assert_int_equal(journal_begin(journal), 0);
+    for (uint64_t key = from; key < to; key++)
+        assert_int_equal(journal_change_add(journal, key, 10 * key), 0);
+    if (keep)
+        assert_int_equal(journal_commit(journal), 0);
+    else
+        journal_rollback(journal);
+    changes = (struct changes){0};
+    assert_int_equal(changes_load(&changes, journal), 0);
+    journal_close(&journal);
+}
+
+static void the_newest_changes_are_known(void **state)
+{
+    (void)state;
+    rig_folder(folder, sizeof folder);
+    change(1, CHANGES_MAX + 1, true);
+    assert_true(changes_find(&changes, 1)->done && changes_find(&changes, 1)->tokens == 10);
+    change(CHANGES_MAX + 1, CHANGES_MAX + 7, false);
+    assert_null(changes_find(&changes, CHANGES_MAX + 1));
+    change(UINT64_MAX - 6, UINT64_MAX, true);
+    assert_null(changes_find(&changes, 6));
+    assert_non_null(changes_find(&changes, 7));
+    assert_true(changes_find(&changes, UINT64_MAX - 6)->done);
+    assert_null(changes_find(&changes, 0));
+    /* On its way, refused, then done. */
+    changes_begin(&changes, 5000);
+    assert_false(changes_find(&changes, 5000)->done);
+    assert_null(changes_find(&changes, 7));
+    changes_end(&changes, 5000, false, 0);
+    assert_null(changes_find(&changes, 5000));
+    changes_end(&changes, 5000, true, 3);
+    assert_true(changes_find(&changes, 5000)->done && changes_find(&changes, 5000)->tokens == 3);
+    rig_folder_drop(folder);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(other_bits_are_another_epoch)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(other_bits_are_another_epoch),
+                                       cmocka_unit_test(the_newest_changes_are_known)};
     return cmocka_run_group_tests_name("journal", tests, NULL, NULL);
 }

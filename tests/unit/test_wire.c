@@ -223,6 +223,39 @@ static void questions(void **state)
     assert_int_equal(parse_ask(&ask), -EINVAL);
 }
 
+static uint64_t change_of(uint64_t number, const char *stream, const char *branch)
+{
+    Silt__V1__Request message = SILT__V1__REQUEST__INIT;
+    Silt__V1__Remove remove = SILT__V1__REMOVE__INIT;
+    Silt__V1__Fork fork = SILT__V1__FORK__INIT;
+
+    message.change = number;
+    message.body_case = branch ? SILT__V1__REQUEST__BODY_FORK : SILT__V1__REQUEST__BODY_REMOVE;
+    if (branch)
+        message.fork = &fork;
+    else
+        message.remove = &remove;
+    remove.stream = fork.stream = (char *)(uintptr_t)stream;
+    fork.branch = (char *)(uintptr_t)branch;
+    assert_int_equal(parse(&message), 0);
+    return request.change;
+}
+
+/* The same request with the same number is the same change; nothing else is. */
+static void changes(void **state)
+{
+    uint64_t one = change_of(9, "a", NULL);
+
+    (void)state;
+    assert_true(one && one == change_of(9, "a", NULL));
+    assert_true(one != change_of(8, "a", NULL) && one != change_of(9, "b", NULL));
+    assert_true(one != change_of(9, "a", "b"));
+    assert_true(change_of(9, "a", "b") != change_of(9, "b", "a"));
+    assert_int_equal(change_of(0, "a", NULL), 0);
+    assert_int_equal(parse_open("a"), 0);
+    assert_int_equal(request.change, 0);
+}
+
 static void utf8(void **state)
 {
     static const struct {
@@ -307,9 +340,9 @@ static void replies(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(names),     cmocka_unit_test(items), cmocka_unit_test(too_much),
-        cmocka_unit_test(questions), cmocka_unit_test(utf8),  cmocka_unit_test(garbage),
-        cmocka_unit_test(replies),
+        cmocka_unit_test(names),     cmocka_unit_test(items),   cmocka_unit_test(too_much),
+        cmocka_unit_test(questions), cmocka_unit_test(utf8),    cmocka_unit_test(garbage),
+        cmocka_unit_test(replies),   cmocka_unit_test(changes),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);
