@@ -165,6 +165,7 @@ static void plan(struct gpu *g, struct engine *e, const struct engine_options *o
     g->lanes_max = g->rows_max / CUDA_ITEM_ROWS;
     g->rows_max += g->lanes_max * s->comp; /* each lane may end its chunk */
     g->items_max = 2 * g->lanes_max;
+    g->items_max = g->items_max > CUDA_ITEM_ROWS ? g->items_max : CUDA_ITEM_ROWS; /* a row each */
     /* With a ring of one a chunk stands beside its own segment; and a block's rows count whole. */
     g->keys_most = s->context + s->comp + 4 * CUDA_ITEM_ROWS;
     g->segment_bytes = (size_t)g->heads * s->comp * 2 * s->head_dim * sizeof(f16);

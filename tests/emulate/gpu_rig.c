@@ -46,17 +46,33 @@ static struct engine *open_engine(const struct engine_options *options, char *er
     return e;
 }
 
+static struct engine_options options_of(enum device device, uint32_t rows)
+{
+    return (struct engine_options){.model_path = model_path,
+                                   .adapter_path = adapter_path,
+                                   .device = device,
+                                   .threads = 1,
+                                   .feature_mask = UINT32_MAX,
+                                   .pin_tokens_max = RIG_PINS,
+                                   .device_bytes = 96 << 20,
+                                   .batch_rows = rows};
+}
+
 struct engine *engine_on(enum device device, char *error, size_t error_bytes, int *code)
 {
-    struct engine_options options = {.model_path = model_path,
-                                     .adapter_path = adapter_path,
-                                     .device = device,
-                                     .threads = 1,
-                                     .feature_mask = UINT32_MAX,
-                                     .pin_tokens_max = RIG_PINS,
-                                     .device_bytes = 96 << 20,
-                                     .batch_rows = 1024};
+    struct engine_options options = options_of(device, 1024);
     return open_engine(&options, error, error_bytes, code);
+}
+
+struct engine *engine_in_passes_of(uint32_t rows)
+{
+    struct engine_options options = options_of(DEVICE_CUDA, rows);
+    char error[256] = "";
+    int code;
+    struct engine *e = open_engine(&options, error, sizeof error, &code);
+    if (!e)
+        fail_msg("%d: %s", code, error);
+    return e;
 }
 
 struct engine *engine_of(const struct tiny_options *model, enum device_weights weights,

@@ -34,6 +34,7 @@ void drop(struct held *h);
 uint64_t hash_of(const struct held *h);
 /* With the rig's model; NULL: code and error say why. */
 struct engine *engine_on(enum device device, char *error, size_t error_bytes, int *code);
+struct engine *engine_in_passes_of(uint32_t rows); /* on the device */
 /* With a model and an adapter of its own, written for it; NULL: code and error say why. */
 struct engine *engine_of(const struct tiny_options *model, enum device_weights weights,
                          size_t device_bytes, char *error, size_t error_bytes, int *code);

@@ -158,6 +158,36 @@ static void threads_do_not_race(void **state)
     free(logits[1]);
 }
 
+/* One chunk with its COMP rows at a time, and a window row by row. */
+static void small_passes_are_as_large_ones(void **state)
+{
+    (void)state;
+    enum { STREAMS = 3, COUNT = 2 * TINY_CHUNK + 40, ROWS = 64, WINDOW = 34 };
+    struct engine *on[2] = {gpu, engine_in_passes_of(1)};
+    uint64_t hash[2][STREAMS];
+    float nll[2][ROWS];
+    for (int i = 0; i < 2; i++) {
+        struct held h[STREAMS];
+        struct stream_work work[STREAMS];
+        struct history *history;
+        for (uint32_t n = 0; n < STREAMS; n++) {
+            h[n] = stream_of(on[i], 1u << n, 1);
+            work[n] = (struct stream_work){h[n].stream, tokens + n, COUNT, 1};
+        }
+        assert_int_equal(streams_feed(work, STREAMS), 0);
+        for (uint32_t n = 0; n < STREAMS; n++) {
+            hash[i][n] = hash_of(&h[n]);
+            drop(&h[n]);
+        }
+        assert_int_equal(history_open(&history, on[i], WINDOW, false), 0);
+        assert_int_equal(history_score(history, tokens, tokens + 1, ROWS, NULL, nll[i]), 0);
+        history_close(&history);
+    }
+    assert_memory_equal(hash[0], hash[1], sizeof hash[0]);
+    assert_memory_equal(nll[0], nll[1], sizeof nll[0]);
+    engine_close(&on[1]);
+}
+
 /* Either device goes on from what the other has read. */
 static void states_cross_over(void **state)
 {
@@ -482,6 +512,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(loss_and_ratio_are_the_cpus),
         cmocka_unit_test(cuts_and_company_do_not_matter),
+        cmocka_unit_test(small_passes_are_as_large_ones),
         cmocka_unit_test(threads_do_not_race),
         cmocka_unit_test(states_cross_over),
         cmocka_unit_test(forks_answer_as_the_cpus),
