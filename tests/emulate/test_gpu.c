@@ -162,7 +162,7 @@ static void threads_do_not_race(void **state)
 static void small_passes_are_as_large_ones(void **state)
 {
     (void)state;
-    enum { STREAMS = 3, COUNT = 2 * TINY_CHUNK + 40, ROWS = 64, WINDOW = 34 };
+    enum { STREAMS = 3, COUNT = 2 * TINY_CHUNK + 40, ROWS = 96, WINDOW = 34 };
     struct engine *on[2] = {gpu, engine_in_passes_of(1)};
     uint64_t hash[2][STREAMS];
     float nll[2][ROWS];
