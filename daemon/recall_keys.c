@@ -14,7 +14,8 @@
 
 /* Two megabytes under way: a disk that takes long for a read takes as long for many. */
 enum { READ_PAGES = 32, READS = 16, KEY_VERSION = 1 };
-enum { SAMPLE_KEYS = 256 };
+/* Of fewer than BOUND_KEYS each is scored: a bound takes time to begin. */
+enum { BOUND_KEYS = 2048, SAMPLE_KEYS = 256 };
 #define KEY_MAGIC 0x31474b544c4953u /* "SILTKG1" */
 
 struct page {
@@ -40,7 +41,8 @@ struct key_file {
 
 /* What keys score at most for one question. */
 struct bound {
-    const uint8_t *table;              /* the question's */
+    const uint8_t *table; /* the question's */
+    bool used;
     uint32_t sampled;                  /* keys */
     uint32_t sum[RECALL_QUERY_TOKENS]; /* of the best that each of them has */
     uint8_t base[RECALL_QUERY_TOKENS]; /* the mean of it */
@@ -286,9 +288,10 @@ static void keep(struct best *best, uint64_t chunk, uint32_t score)
     best->hits[at] = (struct recall_hit){chunk, score};
 }
 
-static void begin_bound(struct bound *b, const uint8_t *table)
+static void begin_bound(struct bound *b, const uint8_t *table, uint64_t keys)
 {
     b->table = table;
+    b->used = keys >= BOUND_KEYS;
     b->sampled = b->base_sum = b->known = 0;
     memset(b->sum, 0, sizeof b->sum);
 }
@@ -348,9 +351,9 @@ static void score_page(struct bound *b, const struct page *page, uint64_t chunk_
         const uint16_t *tokens = page->token[i];
         uint32_t count = page->token_count[i];
 
-        if (b->sampled < SAMPLE_KEYS)
+        if (b->used && b->sampled < SAMPLE_KEYS)
             sample_key(b, tokens, count);
-        else if (best->count == best->max &&
+        else if (b->used && best->count == best->max &&
                  score_at_most(b, tokens, count) <= best->hits[best->max - 1].score)
             continue;
         keep(best, page->chunk + i, recall_score(b->table, tokens, count));
@@ -430,7 +433,7 @@ int recall_file_find(struct recall_keys *k, uint32_t file, const uint8_t *table,
         return code ? code : -EINVAL;
     end = chunk_end < f->chunks ? chunk_end : f->chunks;
     pages = (end + RECALL_PAGE_KEYS - 1) / RECALL_PAGE_KEYS;
-    begin_bound(&k->bound, table);
+    begin_bound(&k->bound, table, end);
     code = score_pages(k, f, pages, end, &best);
     return code ? code : (int)best.count;
 }
