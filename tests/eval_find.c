@@ -25,7 +25,7 @@ enum { PIECE_BYTES = 32 << 10, PIECE_TOKENS = 1 << 17, LINE_BYTES = 4096 };
 
 static struct engine *engine;
 static struct slot slot;
-static clock_t spent[3]; /* by enum search_by */
+static clock_t spent[3], spent_texts; /* by enum search_by */
 
 static void die(const char *what, const char *why)
 {
@@ -157,13 +157,17 @@ static void find(struct search *search, struct search_job *job, enum search_by b
 /* The best chunk's, on one line, and the entries of all. */
 static void print_excerpt(struct search *search, struct search_job *job)
 {
+    clock_t start;
+
     job->kind = SEARCH_TEXTS;
     for (job->text_count = 0;
          job->text_count < job->hit_count && job->text_count < STREAM_RECALL_MAX; job->text_count++)
         job->text[job->text_count].chunk = job->hits[job->text_count].chunk;
     if (search_submit(search, job))
         die("search", "full");
+    start = clock();
     search_step(search);
+    spent_texts += clock() - start;
     for (uint32_t i = job->text[0].focus_from; job->text_count && i < job->text[0].focus_to; i++)
         putchar((uint8_t)job->text[0].text[i] < ' ' ? ' ' : job->text[0].text[i]);
     printf("\t%d\t", job->text_count && job->text[0].about);
@@ -199,10 +203,11 @@ static void print_cost(unsigned asked)
 
     fprintf(stderr,
             "%llu tokens, %u questions; ms of a core each: by words %.1f, by keys %.1f, by both "
-            "%.1f; SQLite's memory %.1f MB\n",
+            "%.1f, then the texts %.1f; SQLite's memory %.1f MB\n",
             (unsigned long long)atomic_load(&slot.tokens_acked), asked,
             each * (double)spent[SEARCH_BY_WORDS], each * (double)spent[SEARCH_BY_KEYS],
-            each * (double)spent[SEARCH_BY_BOTH], (double)sqlite3_memory_highwater(0) / 1e6);
+            each * (double)spent[SEARCH_BY_BOTH], each * (double)spent_texts,
+            (double)sqlite3_memory_highwater(0) / 1e6);
 }
 
 int main(int argc, char **argv)
