@@ -56,21 +56,22 @@ static bool graph_again(struct cuda *c)
     cudaGraph_t recorded = NULL;
     if (!g)
         return false;
-    bool fine = cudaStreamEndCapture(s->stream, &recorded) == cudaSuccess && !s->unrecordable &&
+    bool made = cudaStreamEndCapture(s->stream, &recorded) == cudaSuccess && !s->unrecordable &&
                 cudaGraphInstantiate(&g->ready, recorded, 0) == cudaSuccess;
+    bool fine = made && cudaGraphUpload(g->ready, s->stream) == cudaSuccess;
     if (recorded)
         (void)cudaGraphDestroy(recorded);
     s->recording = NULL;
-    if (!fine) { /* a library that cannot be recorded: launched one by one from now on */
+    if (!fine) { /* by a library, or for lack of memory: launched one by one from now on */
         (void)cudaGetLastError();
+        if (made)
+            (void)cudaGraphExecDestroy(g->ready);
         g->ready = NULL;
         s->graphs_off = !c->ahead; /* ahead of time: it is tried again when it comes */
         return !c->ahead;
     }
     c->graphs++;
-    if (c->ahead) /* its memory on the device too */
-        cuda_note(c, cudaGraphUpload(g->ready, s->stream), "graph");
-    else
+    if (!c->ahead)
         cuda_note(c, cudaGraphLaunch(g->ready, s->stream), "graph");
     return false;
 }

@@ -28,7 +28,8 @@ enum simt_trouble {
     SIMT_BROKEN,
     SIMT_NO_GRAPHS,
     SIMT_OTHER_DEVICE, /* not of those that it was built for */
-    SIMT_NO_CAPTURE
+    SIMT_NO_CAPTURE,
+    SIMT_NO_UPLOAD /* no memory for a recorded pass */
 };
 extern "C" void simt_trouble(enum simt_trouble trouble, size_t memory_bytes);
 

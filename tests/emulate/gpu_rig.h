@@ -16,7 +16,8 @@ enum trouble {
     BROKEN,
     NO_GRAPHS,
     OTHER_DEVICE,
-    NO_CAPTURE
+    NO_CAPTURE,
+    NO_UPLOAD
 };
 void simt_trouble(enum trouble trouble, size_t memory_bytes);
 void simt_backwards(bool now);

@@ -179,7 +179,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsign
 }
 cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t)
 {
-    return state();
+    return trouble == SIMT_NO_UPLOAD ? last = cudaErrorMemoryAllocation : state();
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t)
 {

@@ -385,7 +385,7 @@ static uint64_t read_and_answer(struct engine *e, float *logits)
 static void graphs_change_nothing(void **state)
 {
     (void)state;
-    static const enum trouble troubles[] = {NO_GRAPHS, NO_CAPTURE};
+    static const enum trouble troubles[] = {NO_GRAPHS, NO_CAPTURE, NO_UPLOAD};
     char error[256];
     int code;
     size_t bytes = gpu->shape.vocab * sizeof(float);
@@ -393,7 +393,7 @@ static void graphs_change_nothing(void **state)
     uint64_t recorded = read_and_answer(gpu, with);
     printf("%u graphs\n", gpu->gpu->cuda->graphs);
     assert_true(gpu->gpu->cuda->graphs > 2);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         struct engine *e = engine_on(DEVICE_CUDA, error, sizeof error, &code);
         simt_trouble(troubles[i], 0);
         uint64_t plain = read_and_answer(e, without);
