@@ -11,7 +11,8 @@ enum {
     SPILL_FILE_RECORDS = 16,     /* of one file at least, */
     SPILL_FILE_RECORDS_MAX = 64, /* and more where they are small */
     SPILL_FILE_BYTES = 2 << 20,
-    SPILL_UNIT_SHARE = 32, /* a stream's unit takes one part in so many of its quota at most */
+    SPILL_UNIT_SHARE = 32, /* a stream's unit takes one part in so many of its quota at most, */
+    SPILL_UNIT_MIN = 2,    /* and where it is a file's least records or fewer one in four */
     SPILL_RUN_BYTES = 512 << 10, /* of neighbours that are written as one, at most */
     SPILL_GROW_MERGED = 4,       /* files of higher levels grow by as many at least */
     SPILL_PATH_MAX = 1024,
@@ -132,7 +133,7 @@ int spill_file_get(struct spill *spill, const struct segment_place *place, bool 
 void spill_files_drop(struct spill *spill, uint64_t stream_id);
 uint64_t spill_offset(const struct spill *spill, uint64_t number);
 /* Records that files of level 0 grow by, and pairs merged for one sync: the more the less each of
- * them costs, and the more of the quota stands empty. A power of two from SPILL_FILE_RECORDS to
+ * them costs, and the more of the quota stands empty. A power of two from SPILL_UNIT_MIN to
  * file_records. */
 uint32_t spill_unit(const struct spill *spill);
 /* Bytes that a record's file will grow by to hold it. */

@@ -187,7 +187,8 @@ uint32_t spill_unit(const struct spill *s)
 {
     uint32_t unit = s->file_records;
     uint64_t share = (uint64_t)SPILL_UNIT_SHARE * s->attached * s->shape.record_bytes;
-    while (s->limit && unit > SPILL_FILE_RECORDS && unit * share > s->limit)
+    while (s->limit && unit > SPILL_UNIT_MIN &&
+           unit * share / (unit > SPILL_FILE_RECORDS ? 1 : SPILL_UNIT_SHARE / 4) > s->limit)
         unit /= 2;
     return unit;
 }

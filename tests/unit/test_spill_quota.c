@@ -104,6 +104,30 @@ static void an_odd_first_is_merged_too(void **state)
     spill_rig_close(&h);
 }
 
+/* Of a small quota the room that files have ahead is no large part: what it holds is merged. */
+static void a_small_quota_of_several_streams(void **state)
+{
+    enum { STREAMS = 3, CHUNKS = 300, RECORDS = 72 };
+    (void)state;
+    spill_rig_clear();
+    struct held h = spill_rig_open(false, SEGMENT_F16);
+    struct spill_stat stat;
+    spill_limit(h.spill, RECORDS * h.spill->shape.record_bytes);
+    for (uint64_t stream = 1; stream <= STREAMS; stream++)
+        assert_int_equal(spill_attach(h.spill, stream, 1), 0);
+    for (uint64_t n = 0; n < CHUNKS; n += 4)
+        for (uint64_t stream = 1; stream <= STREAMS; stream++)
+            spill_rig_put_many(h.spill, stream, n, n + 4);
+    spill_drain(h.spill);
+    spill_stat(h.spill, &stat);
+    assert_true(stat.bytes_disk <= RECORDS * h.spill->shape.record_bytes);
+    assert_int_equal(stat.segments_dropped, 0);
+    assert_int_equal(stat.segments_lost, 0);
+    for (uint64_t stream = 1; stream <= STREAMS; stream++)
+        assert_int_equal(spill_rig_stat(h.spill, stream).chunks_from, 0);
+    spill_rig_close(&h);
+}
+
 static void a_quota_holds(void **state)
 {
     (void)state;
@@ -246,6 +270,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_quota_holds),
         cmocka_unit_test(a_limit_comes_down),
+        cmocka_unit_test(a_small_quota_of_several_streams),
         cmocka_unit_test(an_odd_first_is_merged_too),
         cmocka_unit_test(what_comes_meanwhile_is_not_lost),
         cmocka_unit_test(a_gap_is_given_back),
