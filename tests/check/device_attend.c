@@ -291,4 +291,12 @@ void check_device_attend(struct on_device *d)
             attend_case(d, dims[i], 8, 17, mix, 60, false);
             attend_case(d, dims[i], 3, 9, mix, 20, true);
         }
+    /* More heads, and wider ones, than tensor cores are used for: by the plain kernel. */
+    for (enum mix mix = 0; mix < (d->small ? 1 : MIX_COUNT); mix++) {
+        attend_case(d, 64, 16, 1, mix, 60, false); /* the most that are, of single tokens */
+        attend_case(d, 64, 20, 1, mix, 60, false);
+        attend_case(d, 128, 7, 18, mix, 30, false);
+        attend_case(d, 256, 2, 3, mix, 30, false);
+        attend_case(d, 2, 2, 32, mix, 30, false);
+    }
 }

@@ -287,8 +287,8 @@ static void rows_case(struct on_device *d, uint32_t dim, uint32_t items, uint32_
 
 void check_device_rows(struct on_device *d)
 {
-    static const uint32_t dims[] = {32, 64, 128, 48};
-    for (size_t i = 0; i < (d->small ? 2 : 4); i++)
+    static const uint32_t dims[] = {32, 64, 128, 48, 256, 2};
+    for (size_t i = 0; i < (d->small ? 2 : 6); i++)
         for (uint32_t items = 1; items <= 8; items += items < 3 ? 1 : 5) {
             rows_case(d, dims[i], items, 256 + KV_HEADS * 2, 0);
             rows_case(d, dims[i], items, 256 + KV_HEADS * 2, 5); /* nearly all merge */
