@@ -41,7 +41,6 @@ enum {
     CUDA_LORAS_MAX = 2,
     CUDA_TILE_ROWS = 32,
     CUDA_FILE_ROWS = 64, /* that a product with tiles pays for */
-    CUDA_FILE_FORMS = 6,
 };
 
 /* Rows that lie alike for every (layer, kv head): head h's begin at (h * stride + first). */
@@ -182,7 +181,6 @@ struct cuda {
     bool ahead;  /* passes are recorded, not computed, and those that have been stay as they are */
     bool few;    /* products of single tokens: another algorithm, as fixed as the first */
     bool simple; /* attention by the plain kernel that the fast ones are checked against */
-    uint32_t file_form; /* of matmul_file: which of several ways */
     bool apart;  /* SwiGLU apart from its projection, as it is where they cannot be one */
     struct cuda_state *state;
 

@@ -4,25 +4,24 @@
  *
  * A block of threads takes a row of tiles (weight_tile.cuh) and 8 to 32 rows of x. Its warps take
  * turns along the tiles, and their sums are added in one order, whatever the rows of x. Codes
- * become floats by a mask and an exponent's bits, which is half of the work of a conversion, then
- * weights, and bf16 as weight_make rounds them; the tensor cores multiply. Or, another way, codes
- * become bf16, 16 above what they are, what is 16 too much is taken off the sums over a block, and
- * its scale and minimum are applied to these: less work for few rows, with weights un-rounded. An
- * instruction sums over 16 columns whatever their order. A row of x has a column of it to itself,
- * so its result does not depend on the others.
+ * become floats by a mask and an exponent's bits, which is less work than a conversion, then
+ * weights, and bf16 as weight_make rounds them; the tensor cores multiply. An instruction sums over
+ * 16 columns whatever their order: a lane has eight that lie together. A row of x has a column of
+ * it to itself, so its result does not depend on the others.
+ *
+ * (Codes multiplied as bf16, with scales and minima applied to a block's sums, take a tenth to a
+ * fourth less time for up to 16 rows, more for 64; but weights that are not rounded are other ones
+ * than those of all other products.)
  */
 #include "kernels/weight_tile.cuh"
 
 enum {
-    EIGHT = 8,             /* rows of x that an instruction takes */
-    APART = TILE_ROWS + 4, /* sums in shared memory, so that a warp's are in banks of their own */
-    BF16_16 = 0x41804180,
-    BF16_16_LESS = 0xc180c180, /* -16, twice */
-    BF16_24_LESS = 0xc1c0c1c0,
-    CODE_BITS = 0x00780078,  /* of 16 + code */
-    BYTE_CODES = 0x78787878, /* the same of a float's third byte */
-    BYTE_16 = 0x80808080,
-    FLOAT_16 = 0x41000000, /* with that byte, 16 */
+    WARPS = 16,
+    EIGHT = 8,              /* rows of x that an instruction takes */
+    APART = TILE_ROWS + 4,  /* sums in shared memory, so that a warp's are in banks of their own */
+    CODE_BITS = 0x78787878, /* four codes, where a float's third byte has them */
+    CODE_16 = 0x80808080,   /* the rest of that byte, */
+    FLOAT_16 = 0x41000000,  /* and the byte above it, of 16 + code */
 };
 
 struct file_job {
@@ -68,49 +67,19 @@ static __device__ __forceinline__ void load_piece(struct piece<type, count> &p, 
         p.x[n] = *(const uint4 *)(x[n] + (size_t)block * KERNELS_BLOCK);
 }
 
-/* Values 2 pair and 2 pair + 1 of eight: 16 + code; of Q8_0 the codes. */
-static __device__ __forceinline__ uint32_t nibbles(uint32_t word, int pair)
-{
-    return ((pair ? word >> (4 * pair - 3) : word << 3) & CODE_BITS) | BF16_16;
-}
-static __device__ __forceinline__ uint32_t bytes(uint32_t word, int pair)
-{
-    return bf16_pair((float)(int8_t)(word >> (pair % 2 * 16)),
-                     (float)(int8_t)(word >> (pair % 2 * 16 + 8)));
-}
-
-/* The instructions' operands of tile rows 16 t .. 16 t + 15: of four columns, then of four more. */
+/* The instructions' operands of tile rows 16 t .. 16 t + 15, of four columns and of four more: the
+ * weights, as weight_make rounds them. d, m: scales and minima of two rows. */
 template <int type>
-static __device__ __forceinline__ void operands(uint32_t a[2][4], const uint4 *codes, int t)
-{
-    const uint4 &c = codes[type == TENSOR_Q8_0 ? t : 0];
-    uint32_t first[2] = {c.x, c.y}, second[2] = {c.z, c.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        int row = i % 2;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int pair = 2 * half + i / 2;
-            if (type == TENSOR_Q8_0)
-                a[half][i] = bytes(row ? second[half] : first[half], pair);
-            else
-                a[half][i] = nibbles(t ? second[row] : first[row], pair);
-        }
-    }
-}
-
-/* The same of the weights, as weight_make rounds them. d, m: scales and minima of two rows. */
-template <int type>
-static __device__ __forceinline__ void rounded(uint32_t a[2][4], const uint4 *codes, int t,
-                                               const float d[2], const float m[2])
+static __device__ __forceinline__ void operands(uint32_t a[2][4], const uint4 *codes, int t,
+                                                const float d[2], const float m[2])
 {
     const uint4 &c = codes[type == TENSOR_Q8_0 ? t : 0];
     uint32_t first[2] = {c.x, c.y}, second[2] = {c.z, c.w};
 #pragma unroll
     for (int row = 0; row < 2; row++) {
         uint32_t word = t ? second[row] : first[row];
-        uint32_t low = (word << 3 & BYTE_CODES) | BYTE_16;
-        uint32_t high = (word >> 1 & BYTE_CODES) | BYTE_16;
+        uint32_t low = (word << 3 & CODE_BITS) | CODE_16;
+        uint32_t high = (word >> 1 & CODE_BITS) | CODE_16;
 #pragma unroll
         for (int pair = 0; pair < 4; pair++) {
             float value[2];
@@ -131,8 +100,8 @@ static __device__ __forceinline__ void rounded(uint32_t a[2][4], const uint4 *co
 }
 
 template <int type, int count>
-static __device__ __forceinline__ void multiply_rounded(float sum[2][count][4],
-                                                        const struct piece<type, count> &p)
+static __device__ __forceinline__ void multiply(float sum[2][count][4],
+                                                const struct piece<type, count> &p)
 {
 #pragma unroll
     for (int t = 0; t < 2; t++) {
@@ -144,7 +113,7 @@ static __device__ __forceinline__ void multiply_rounded(float sum[2][count][4],
             m[h] =
                 type == TENSOR_Q4_1 ? half_to_float((f16)(p.scale[2 * t + h] >> 16)) : -8.0f * d[h];
         }
-        rounded<type>(a, p.codes, t, d, m);
+        operands<type>(a, p.codes, t, d, m);
 #pragma unroll
         for (int n = 0; n < count; n++) {
             mma_16x8x16_bf16(sum[t][n], a[0], p.x[n].x, p.x[n].y);
@@ -153,45 +122,8 @@ static __device__ __forceinline__ void multiply_rounded(float sum[2][count][4],
     }
 }
 
-template <int type, int count>
-static __device__ __forceinline__ void multiply(float sum[2][count][4],
-                                                const struct piece<type, count> &p)
-{
-    const uint32_t less_16 = type == TENSOR_Q4_1 ? BF16_16_LESS : BF16_24_LESS;
-    const uint32_t less[4] = {less_16, less_16, less_16, less_16};
-    float before[count][4] = {}; /* what the codes are too large by, times x */
-#pragma unroll
-    for (int n = 0; type != TENSOR_Q8_0 && n < count; n++) {
-        mma_16x8x16_bf16(before[n], less, p.x[n].x, p.x[n].y);
-        mma_16x8x16_bf16(before[n], less, p.x[n].z, p.x[n].w);
-    }
-#pragma unroll
-    for (int t = 0; t < 2; t++) {
-        uint32_t a[2][4];
-        float d[2], m[2];
-        operands<type>(a, p.codes, t);
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            d[h] = half_to_float((f16)p.scale[2 * t + h]);
-            m[h] = half_to_float((f16)(p.scale[2 * t + h] >> 16)) * -0.0625f;
-        }
-#pragma unroll
-        for (int n = 0; n < count; n++) {
-            float of[4] = {before[n][0], before[n][1], before[n][2], before[n][3]};
-            mma_16x8x16_bf16(of, a[0], p.x[n].x, p.x[n].y);
-            mma_16x8x16_bf16(of, a[1], p.x[n].z, p.x[n].w);
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (type == TENSOR_Q4_1)
-                    sum[t][n][i] = fmaf(m[i / 2], before[n][i], sum[t][n][i]);
-                sum[t][n][i] = fmaf(d[i / 2], of[i], sum[t][n][i]);
-            }
-        }
-    }
-}
-
-/* A warp's tiles, every `warps`th: sums of 32 rows by 8 `count` ones. `depth` are read at once. */
-template <int type, int count, int warps, int depth, bool rounds>
+/* A warp's tiles, every WARPS-th: sums of 32 rows by 8 `count` ones. `depth` are read at once. */
+template <int type, int count, int depth>
 static __device__ __forceinline__ void sum_tiles(float sum[2][count][4], const struct file_job &job)
 {
     uint32_t lane = threadIdx.x % WARP, tiles = job.cols / KERNELS_BLOCK;
@@ -202,17 +134,17 @@ static __device__ __forceinline__ void sum_tiles(float sum[2][count][4], const s
         uint32_t at = (blockIdx.x * count + n) * EIGHT + lane / 4;
         x[n] = job.x + (size_t)min(at, job.x_rows - 1) * job.cols + lane % 4 * EIGHT;
     }
-    for (uint32_t b = threadIdx.x / WARP; b < tiles; b += warps * depth) {
+    for (uint32_t b = threadIdx.x / WARP; b < tiles; b += WARPS * depth) {
         struct piece<type, count> p[depth];
 #pragma unroll
         for (int i = 0; i < depth; i++)
-            if (b + i * warps < tiles)
-                load_piece(p[i], row + (size_t)(b + i * warps) * tile_bytes(type), x,
-                           b + i * warps);
+            if (b + i * WARPS < tiles)
+                load_piece(p[i], row + (size_t)(b + i * WARPS) * tile_bytes(type), x,
+                           b + i * WARPS);
 #pragma unroll
         for (int i = 0; i < depth; i++)
-            if (b + i * warps < tiles)
-                rounds ? multiply_rounded(sum, p[i]) : multiply(sum, p[i]);
+            if (b + i * WARPS < tiles)
+                multiply(sum, p[i]);
     }
 }
 
@@ -230,24 +162,24 @@ static __device__ __forceinline__ void put(const struct file_job &job, uint32_t 
 }
 
 /* The warps' sums are added in the warps' order. */
-template <int type, int count, int warps, int depth, int at_once, bool rounds>
-static __global__ void __launch_bounds__(warps *WARP, at_once) file_kernel(struct file_job job)
+template <int type, int count, int depth, int at_once>
+static __global__ void __launch_bounds__(WARPS *WARP, at_once) file_kernel(struct file_job job)
 {
-    __shared__ float all[warps][EIGHT][APART];
+    __shared__ float all[WARPS][EIGHT][APART];
     float sum[2][count][4] = {};
     uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    sum_tiles<type, count, warps, depth, rounds>(sum, job);
+    sum_tiles<type, count, depth>(sum, job);
 #pragma unroll
     for (int n = 0; n < count; n++) {
 #pragma unroll
         for (int i = 0; i < 8; i++)
             all[warp][lane % 4 * 2 + i % 2][i / 2 * 8 + lane / 4] = sum[i / 4][n][i % 4];
         __syncthreads();
-        for (uint32_t i = threadIdx.x; i < EIGHT * TILE_ROWS; i += warps * WARP) {
+        for (uint32_t i = threadIdx.x; i < EIGHT * TILE_ROWS; i += WARPS * WARP) {
             uint32_t at = i / TILE_ROWS, row = i % TILE_ROWS;
             float value = 0;
 #pragma unroll
-            for (int w = 0; w < warps; w++)
+            for (uint32_t w = 0; w < WARPS; w++)
                 value += all[w][at][row];
             put(job, (blockIdx.x * count + n) * EIGHT + at, blockIdx.y * TILE_ROWS + row, value);
         }
@@ -255,46 +187,28 @@ static __global__ void __launch_bounds__(warps *WARP, at_once) file_kernel(struc
     }
 }
 
-template <int type, int count, int warps, int depth, int at_once, bool rounds>
+template <int type, int count, int depth, int at_once>
 static void launch(struct cuda *c, const struct file_job &job)
 {
     dim3 grid((job.x_rows + EIGHT * count - 1) / (EIGHT * count),
               (job.rows + TILE_ROWS - 1) / TILE_ROWS);
-    const auto kernel = file_kernel<type, count, warps, depth, at_once, rounds>;
-    LAUNCH(c, kernel, grid, dim3(warps * WARP), job);
+    const auto kernel = file_kernel<type, count, depth, at_once>;
+    LAUNCH(c, kernel, grid, dim3(WARPS * WARP), job);
 }
 
-/* More rows of x a block take registers. What else a block takes is the same for any number of
- * them, for so are then a row's sums. */
-template <int type, int warps, int depth, int at_once, bool rounds>
-static void launch_rows(struct cuda *c, const struct file_job &job)
-{
-    const int fewer = at_once > 1 ? at_once / 2 : 1;
-    if (job.x_rows <= EIGHT)
-        launch<type, 1, warps, depth, at_once, rounds>(c, job);
-    else if (job.x_rows <= 2 * EIGHT)
-        launch<type, 2, warps, depth, fewer, rounds>(c, job);
-    else
-        launch<type, 4, warps, 2, 1, rounds>(c, job);
-}
-
+/* More rows of x a block take registers. How many tiles are read at once is what was the fastest;
+ * a row's sums are the same for any. */
 template <int type> static void launch_type(struct cuda *c, const struct file_job &job)
 {
-    const bool exact = type == TENSOR_Q8_0; /* takes no less time un-rounded */
-    switch (c->file_form) {
-    case 1:
-        return launch_rows<type, 16, 2, 2, true>(c, job);
-    case 2:
-        return launch_rows<type, 8, 4, 2, true>(c, job);
-    case 3:
-        return launch_rows<type, 16, 4, 1, exact>(c, job);
-    case 4:
-        return launch_rows<type, 16, 2, 2, exact>(c, job);
-    case 5:
-        return launch_rows<type, 8, 4, 2, exact>(c, job);
-    default:
-        return launch_rows<type, 16, 4, 1, true>(c, job);
-    }
+    uint32_t tiles = job.cols / KERNELS_BLOCK, blocks = (job.rows + TILE_ROWS - 1) / TILE_ROWS;
+    if (job.x_rows > 2 * EIGHT)
+        launch<type, 4, 2, 1>(c, job);
+    else if (job.x_rows > EIGHT)
+        launch<type, 2, 4, 1>(c, job);
+    else if (blocks <= c->processors && tiles > 2 * WARPS)
+        launch<type, 1, 4, 1>(c, job);
+    else
+        launch<type, 1, 2, 2>(c, job);
 }
 
 static void matmul_file(struct cuda *c, void *out, enum cuda_out kind, size_t out_stride,

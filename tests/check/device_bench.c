@@ -37,8 +37,8 @@ static double seconds_of(const struct file_bench *b, enum way way)
 {
     struct cuda *c = b->cuda;
     struct {
-        uint32_t wide, cols, rows, type, way, form;
-    } key = {b->wide, b->cols, b->rows, b->type, way, c->file_form};
+        uint32_t wide, cols, rows, type, way;
+    } key = {b->wide, b->cols, b->rows, b->type, way};
     size_t bytes =
         b->wide * (way == WAY_BF16 ? b->cols * sizeof(bf16) : tensor_row_bytes(b->type, b->cols));
     bytes = (bytes + 255) / 256 * 256;
@@ -58,19 +58,15 @@ static double seconds_of(const struct file_bench *b, enum way way)
     return best / (double)count;
 }
 
-static void bench_rows(struct on_device *d, struct file_bench *b, const char *name)
+static void bench_rows(const struct file_bench *b, const char *name)
 {
     double bytes = (double)b->wide * (double)tensor_row_bytes(b->type, b->cols);
     char what[64];
     snprintf(what, sizeof what, "%s %ux%u", name, b->wide, b->cols);
     printf("%-16s %4u", what, b->rows);
-    for (uint32_t form = 0; form < CUDA_FILE_FORMS; form++) {
-        d->cuda->file_form = form;
-        double seconds = seconds_of(b, WAY_FILE);
-        printf(" | %8.2f %6.0f", seconds * 1e6, bytes / seconds * 1e-9);
-    }
-    d->cuda->file_form = 0;
-    printf(" | %8.2f | %8.2f\n", seconds_of(b, WAY_MADE) * 1e6, seconds_of(b, WAY_BF16) * 1e6);
+    double seconds = seconds_of(b, WAY_FILE);
+    printf(" | %8.2f %6.0f | %8.2f | %8.2f\n", seconds * 1e6, bytes / seconds * 1e-9,
+           seconds_of(b, WAY_MADE) * 1e6, seconds_of(b, WAY_BF16) * 1e6);
 }
 
 void bench_device_file(struct on_device *d)
@@ -105,7 +101,7 @@ void bench_device_file(struct on_device *d)
                 b.wide = shapes[s][0];
                 b.cols = shapes[s][1];
                 b.rows = rows[r];
-                bench_rows(d, &b, types[t].name);
+                bench_rows(&b, types[t].name);
             }
     d->cuda->few = false;
     free(some);

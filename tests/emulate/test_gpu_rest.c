@@ -408,15 +408,18 @@ static void graphs_change_nothing(void **state)
     free(without);
 }
 
-/* Two answers' next tokens in one product, each as alone. */
+/* Two answers' next tokens in one product, each as alone; no matrix is made for them. */
 static void tokens_together(struct engine *e)
 {
     enum { FORKS = 2 };
+    struct gpu *g = e->gpu;
+    uint8_t *scratch = malloc(g->scratch_bytes);
     struct held h = stream_of(e, 2, RING);
     struct fork *alone[FORKS], *together[FORKS];
     struct fork_work work[FORKS];
     void *memory[2 * FORKS];
     assert_int_equal(stream_feed(h.stream, tokens, STREAM_BLOCK_TOKENS), 0);
+    g->cuda->clear(g->cuda, g->scratch, g->scratch_bytes);
     for (uint32_t i = 0; i < FORKS; i++) {
         alone[i] = fork_of(&h, &memory[i]);
         together[i] = fork_of(&h, &memory[FORKS + i]);
@@ -424,6 +427,11 @@ static void tokens_together(struct engine *e)
         work[i] = (struct fork_work){.fork = together[i], .tokens = tokens + 9 * i, .count = 1};
     }
     assert_int_equal(forks_feed(work, FORKS), 0);
+    g->cuda->copy_out(g->cuda, scratch, g->scratch, g->scratch_bytes);
+    assert_int_equal(g->cuda->sync(g->cuda), 0);
+    for (size_t i = 0; i < g->scratch_bytes; i++)
+        assert_int_equal(scratch[i], 0);
+    free(scratch);
     for (uint32_t i = 0; i < FORKS; i++) {
         assert_memory_equal(fork_logits(alone[i]), fork_logits(together[i]),
                             e->shape.vocab * sizeof(float));
@@ -481,7 +489,7 @@ static void kept_weights_give_the_same(void **state)
         printf("%zu bytes of weights as bf16, %zu kept; logits %.5f of their size apart\n",
                weights[BF16], weights[MADE], far / top);
         assert_memory_equal(logits[BF16], logits[MADE], vocab * sizeof(float));
-        assert_true(far > 0 && far < 0.01 * top);
+        assert_true(far < 0.01 * top); /* few terms may come to the same in any order */
         assert_true(hash[BF16] == hash[MADE] && hash[BF16] == hash[FILE_ROWS]);
         assert_true(weights[MADE] < weights[BF16]);
         for (int way = 0; way < WAYS; way++)
