@@ -77,7 +77,7 @@ struct ask {
     struct spill_fetch *fetch;
     uint64_t chunks[STREAM_RECALL_MAX]; /* chosen, best first */
     uint32_t chunk_count;
-    bool goes_on; /* with a list: its entries are before it, its last line begins the answer */
+    bool goes_on;         /* a list: no turn, the answer goes on the question's text */
     uint64_t cold_chunks; /* chunks below have left the ring */
     uint32_t recalled;    /* segments that came back */
 };

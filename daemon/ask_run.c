@@ -55,6 +55,7 @@ void ask_begin(struct sched *sched, struct ask *ask)
     ask->position = ask->started_us = ask->decode_us = 0;
     ask->chunk_count = ask->recalled = ask->job.text_count = 0;
     ask->held = ask->stop;
+    ask->goes_on = false;
     sampler_init(&ask->sampler, &ask->sampling);
 }
 
@@ -80,14 +81,13 @@ static int build_prompt(struct sched *sched, struct ask *ask)
         result = ask_recall_prompt(sched, ask);
     if (result)
         return result;
-    n = token_turn_open(sched->tokenizer, "assistant", ask->tokens + ask->prompt_count,
-                        FORK_TOKENS_MAX - ask->prompt_count);
+    n = ask->goes_on
+            ? 0
+            : token_turn_open(sched->tokenizer, "assistant", ask->tokens + ask->prompt_count,
+                              FORK_TOKENS_MAX - ask->prompt_count);
     if (n < 0)
         return n;
     ask->prompt_count += (uint32_t)n;
-    result = ask_recall_begin(sched, ask);
-    if (result)
-        return result;
     return ask->prompt_count + ANSWER_TOKENS_MIN <= FORK_TOKENS_MAX ? 0 : -ENOSPC;
 }
 

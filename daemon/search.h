@@ -26,7 +26,7 @@ enum {
     SEARCH_FOCUS_MIN = 32,      /* bytes: a line so short says little by itself */
     SEARCH_FOCUS_MAX = 320,
     SEARCH_EXCERPT_WORDS = 64,
-    SEARCH_ENTRIES_MAX = 4, /* of a list that the question goes on */
+    SEARCH_ENTRIES_MIN = 2, /* of a list that the question goes on */
     SEARCH_ENTRIES_BYTES = 880,
     SEARCH_OVERLAP = 32,     /* tokens of the chunk before that are indexed with a chunk */
     SEARCH_CHUNK_MAX = 1024, /* tokens */
@@ -122,10 +122,9 @@ uint32_t search_cut(const uint8_t *text, uint32_t bytes, uint32_t bytes_max);
 /* [from, to) of a text grows to whole lines, where these are long to whole sentences, of
  * SEARCH_FOCUS_MIN bytes at the least where there are as many and SEARCH_FOCUS_MAX at most. */
 void search_focus(const uint8_t *text, uint32_t bytes, uint32_t *from, uint32_t *to);
-/* search_entries.c: paragraphs of a text that are of the question's own form, SEARCH_ENTRIES_MAX of
- * those most like it, the nearest last, each with a blank line behind it; out
- * [SEARCH_ENTRIES_BYTES]. Returns their bytes; 0: the question has one line, or its last one begins
- * no line that goes on. */
+/* search_entries.c: paragraphs of a text that are of the question's own form, as many of those most
+ * like it as fit, the nearest last, each with a blank line behind it; out [SEARCH_ENTRIES_BYTES].
+ * Returns their bytes; 0: the question has one line, or its last one begins no lines that go on. */
 uint32_t search_entries(const uint8_t *text, uint32_t bytes, const uint8_t *question,
                         uint32_t question_bytes, uint8_t *out);
 /* The last line of a question that has others, without blanks at its end: its bytes, or 0. */

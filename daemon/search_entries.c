@@ -157,10 +157,10 @@ static void score(struct entry_list *list, const uint8_t *text, const uint8_t *q
 /* The best, the best of them last: bytes of out. */
 static uint32_t put(struct entry_list *list, const uint8_t *text, uint8_t *out)
 {
-    const struct entry *taken[SEARCH_ENTRIES_MAX];
+    const struct entry *taken[LIST_MAX];
     uint32_t count = 0, used = 0;
 
-    while (count < SEARCH_ENTRIES_MAX && count < list->count) {
+    while (count < list->count) {
         struct entry *best = NULL;
 
         for (uint32_t i = 0; i < list->count; i++)
@@ -192,6 +192,8 @@ uint32_t search_entries(const uint8_t *text, uint32_t bytes, const uint8_t *ques
     if (!mark.bytes)
         return 0;
     collect(&list, text, bytes, &mark);
+    if (list.count < SEARCH_ENTRIES_MIN)
+        return 0;
     score(&list, text, question, question_bytes);
     return put(&list, text, out);
 }

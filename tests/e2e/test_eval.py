@@ -428,11 +428,12 @@ def test_tasks_are_asked_as_siltd_asks():
             "id": "d0", "examples": 4, "tokens": [1] * tasks.CHUNK * 17}
     listed = "".join(part + "\n\n" for part in found)
     hits = {"entries": listed, "all": [9, 1], "cold": [1, 0], "excerpt": "", "about": False}
-    put = tasks.put(item, [hits], "auto", 0, None)
-    assert put == {"question": f"{tasks.USE}\n\n{listed}Question: {question}", "raw": False,
-                   "choices": ["Intent: lost\n", "Intent: new\n"], "recall": [1]}
-    source = (lib.ROOT / "daemon/ask_recall.c").read_text()
-    assert json.dumps(tasks.USE + "\n\n") in source and '"Question: "' in source
+    assert tasks.put(item, [hits], "auto", 0, None) == {
+        "question": f"\n\n{listed}{question}", "raw": True, "choices": item["choices"],
+        "recall": [1]}
+    bare = tasks.put(item, [dict(hits, entries="")], "auto", 0, None)
+    assert bare == {"question": question, "raw": False, "choices": ["lost\n", "new\n"],
+                    "recall": [1]}
     assert tasks.put(item, [hits], "raw segments", 0, None) == {
         "question": f"\n\n{question}", "raw": True, "choices": item["choices"], "recall": [0, 1]}
     assert "recall" not in tasks.put(item, [hits], "raw", 0, None)
@@ -441,11 +442,11 @@ def test_tasks_are_asked_as_siltd_asks():
              for losses, recalled, tokens in (([1, 2], 0, 20), ([1, 2], 0, 22), ([1, 2], 1, 120),
                                               ([2, 1], 1, 122))]
     (folder / "tasks some ccm 1x.json").write_text(
-        json.dumps({"forms": ["turn", "auto"]}) + "\n" +
+        json.dumps({"forms": ["raw", "auto"]}) + "\n" +
         json.dumps({"document": "d0", "questions": lines}) + "\n")
     arguments = argparse.Namespace(runs=folder)
     told = tasks.read(arguments, "some", [item], "ccm", "1")
-    assert told["turn", 4] == (1, 2, 520, 520) and told["auto", 4] == (2, 2, 636, 636)
+    assert told["raw", 4] == (1, 2, 520, 520) and told["auto", 4] == (2, 2, 636, 636)
     assert tasks.share(70, 50, 75) == "80 %" and tasks.share(70, 50, 45) == "-"
 
 

@@ -5,9 +5,14 @@ import json
 import pathlib
 import random
 import struct
+import subprocess
+import sys
 import time
 
 import lib
+
+sys.path.insert(0, str(lib.ROOT / "tests/eval"))
+import tasks  # noqa: E402
 
 WORDS = ("meeting report budget network server house river stone bread window garden market "
          "train letter music winter summer doctor school bridge").split()
@@ -269,27 +274,33 @@ def test_one_signal_alone():
 
 
 def test_a_question_goes_on_a_list():
-    """Entries of its own form stand before it, wherever a chunk begins; its last line begins the
-    answer."""
-    entries = [f"Text: the {word} is here\nIntent: {kind}\n\n"
-               for word, kind in zip(WORDS, ["city", "home"] * len(WORDS))]
+    """It stands behind entries of its own form as their next, whole wherever a chunk begins."""
+    listed = [f"Text: the {word} is here\nIntent: {kind}\n\n"
+              for word, kind in zip(WORDS, ["city", "home"] * len(WORDS))]
+    fed = text(8, 5) + b"\n" + "".join(listed).encode() + text(12, 5, 2)
     with daemon() as siltd:
-        feed(siltd, "list", text(8, 5) + b"\n" + "".join(entries).encode() +
-             text(12, 5, 2))
-        begun = set()
-        for first, second in zip(entries, entries[1:]):
-            words = " and the ".join(entry.split()[2] for entry in (first, second))
-            question = f"Text: where is the {words}\nIntent:"
-            others = [entry for entry in entries if entry not in (first, second)][:2]
-            found = "".join([*others[::-1], second, first])
-            asked = ask(siltd, "list", question=question)
-            same = ask(siltd, "list", "--recall", "segments", question="Use this text to answer "
-                       f"the question.\n\n{found}Question: {question}")
-            begun.add(asked["question_tokens"] - same["question_tokens"])
-            assert asked["sources"]
-        assert len(begun) == 1 and 0 < begun.pop() <= len("Intent:"), begun
-        bare = ask(siltd, "list", "--recall", "segments", question=question)
-        assert bare["question_tokens"] < asked["question_tokens"] - 100
+        feed(siltd, "list", fed)
+        for first, second in zip(WORDS, WORDS[1:]):
+            question = f"Text: where is the {first} and the {second}\nIntent:"
+            before = tasks.entries([fed.decode()], question)
+            assert f"the {first} is here" in before[-1] and len(before) > 10
+            prompt = "\n\n" + "".join(entry + "\n\n" for entry in before) + question
+            asked = ask(siltd, "list", question=f"\n{question}\n")
+            assert asked["question_tokens"] == tokens_of(prompt), (asked, prompt)
+            assert asked["sources"] and "\n\n" not in asked["answer"]
+        for other in (question.replace("Intent", "Folder"), question.split("\n", maxsplit=1)[0],
+                      "Intent:"):
+            asked = ask(siltd, "list", question=other)
+            alone = ask(siltd, "list", "--recall", "segments", question=other)
+            turn = tokens_of(other)
+            assert turn < alone["question_tokens"] < turn + 40, (turn, alone)
+            assert asked["question_tokens"] != tokens_of(f"\n\n{other}")
+
+
+def tokens_of(words):
+    done = subprocess.run([lib.BUILD / "tests/token-dump", lib.tiny()[0]], input=words.encode(),
+                          stdout=subprocess.PIPE, check=True)
+    return len(done.stdout) // 4
 
 
 def test_wait_waits_for_the_index():

@@ -95,9 +95,10 @@ def entries(texts, question, room=ROOM, most=99):
 # Forms: (item, found, question, vocabulary) -> what stands before the question and behind it.
 
 def auto_form(item, found, question, vocabulary):
-    """siltd's own: a question that goes on a list stands behind its entries."""
+    """siltd's own: a question that goes on a list stands behind its entries, raw; any other in a
+    turn."""
     if found["entries"]:
-        return f"{USE}\n\n{found['entries']}Question: {question}"
+        return found["entries"] + question
     return siltd_form(forms.SHIPPED)(item, found, question, vocabulary)
 
 
@@ -126,7 +127,7 @@ def entry_form(most=99, head="", ask="", best_last=True):
 # name: (raw, whether the answer repeats the question's last line, form); auto is siltd's, and most
 # others are what it was chosen from.
 FORMS = {
-    "auto": (False, True, auto_form),
+    "auto": (False, False, auto_form),
     "raw": (True, False, None),
     "turn": (False, False, None),
     "turn, mark": (False, True, None),
@@ -197,6 +198,7 @@ def put(item, found, name, place, vocabulary):
     """A question as silt-eval --choose reads it."""
     asked, hits = item["asked"][place], found[place]
     raw, marked, form = FORMS[name]
+    raw = raw or (name == "auto" and bool(hits["entries"]))
     bare = asked.strip()
     text = form(item, hits, bare, vocabulary) if form else bare
     line = {"question": "\n\n" + text if raw else text, "raw": raw,
@@ -212,8 +214,8 @@ def put(item, found, name, place, vocabulary):
 
 
 def names_of(policy, arguments):
-    return [name for name in arguments.forms if not FORMS[name][2]] if policy == "full" else \
-        arguments.forms
+    bare = [name for name in arguments.forms if not FORMS[name][2] and "segments" not in name]
+    return bare if policy == "full" else arguments.forms
 
 
 def lines_for(items, found, names, vocabulary):
@@ -273,7 +275,7 @@ def read(arguments, name, items, policy, ratio):
         told = {form: line["questions"][at * count:(at + 1) * count]
                 for at, form in enumerate(names)}
         for form, replies in told.items():
-            bare = told["raw" if FORMS[form][0] else "turn"]
+            bare = told["raw" if FORMS[form][0] or form == "auto" else "turn"]
             for reply, alone, right in zip(replies, bare, item["right"]):
                 rows = reply["kv_rows"] + COMP * reply["recalled"] + \
                     reply["tokens"] - alone["tokens"]

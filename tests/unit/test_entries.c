@@ -35,14 +35,17 @@ static void a_question_goes_on_a_list(void **state)
     uint32_t seed = 7;
 
     (void)state;
-    /* Of five, the four that share most with it, the nearest last. */
+    /* Each once, whole; those that share most with it last. */
     assert_string_equal(entries(list, "Text: I lost a card\nIntent:"),
+                        "Text: what is the rate of the yen\nIntent: rate\n\n"
                         "Text: the rate of the euro\nIntent: rate\n\n"
                         "Text: top up my card\nIntent: top up\n\n"
                         "Text: the card was stolen\nIntent: lost card\n\n"
                         "Text: my card is lost\nIntent: lost card\n\n");
-    assert_string_equal(entries("Q: who?\nA: he", "\nQ: when?\nA: \n"), "Q: who?\nA: he\n\n");
-    /* No list, or none that is of the question's form. */
+    assert_string_equal(entries("Q: who?\nA: he\n\nA: 6", "\nQ: when?\nA: \n"),
+                        "A: 6\n\nQ: who?\nA: he\n\n");
+    /* No list, or none that is of the question's form: one alone would be the answer to all. */
+    assert_string_equal(entries("Q: who?\nA: he\n\nQ: who?\nA: he", "Q: when?\nA:"), "");
     assert_string_equal(entries(list, "I lost a card\nFolder:"), "");
     assert_string_equal(entries(list, "Intent:"), "");
     assert_string_equal(entries(list, "\nText: my card is lost\n"), "");
@@ -52,8 +55,8 @@ static void a_question_goes_on_a_list(void **state)
     /* One that has no room is none; as many others as fit. */
     memset(most, 'x', sizeof most - 1);
     most[sizeof most - 1] = '\0';
-    snprintf(text, sizeof text, "A: %s\n\nA: small", most);
-    assert_string_equal(entries(text, "b\nA:"), "A: small\n\n");
+    snprintf(text, sizeof text, "A: %s\n\nA: small\n\nA: b", most);
+    assert_string_equal(entries(text, "b\nA:"), "A: small\n\nA: b\n\n");
     most[300] = '\0';
     snprintf(text, sizeof text, "A: 1%s\n\nA: 2%s\n\nA: 3%s", most, most, most);
     assert_int_equal(strlen(entries(text, "b\nA:")), 2 * 306);
