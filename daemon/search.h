@@ -18,7 +18,7 @@ enum {
     SEARCH_FORMAT = 1,
     SEARCH_OPEN_MAX = 4,
     SEARCH_CACHE_BYTES = 2 << 20, /* of each */
-    SEARCH_HEAP_BYTES = SEARCH_OPEN_MAX * (SEARCH_CACHE_BYTES + (2 << 20)) + (4 << 20),
+    SEARCH_HEAP_BYTES = SEARCH_OPEN_MAX * (SEARCH_CACHE_BYTES + (2 << 20)),
     SEARCH_HITS_MAX = 64,
     SEARCH_WORD_HITS_MAX = 256, /* what the keys find may have little of the words, and counts */
     SEARCH_WORDS_MAX = 32,      /* of a question */
