@@ -16,7 +16,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-enum { RANK_WINDOW = 8, NEAR_MAX = 64, CAP_SCALE = 1 << 12 };
+enum { RANK_WINDOW = 8, NEAR_MAX = 64, CAP_SCALE = 1 << 12, MARKS = 1 << 12 };
 #define WEIGHT_MIN  0.1   /* of what is in every other chunk */
 #define PLACE_SHARE 0.25f /* of the question, for a place to be the one it asks for */
 
@@ -320,22 +320,36 @@ static bool term_stands_at(const struct rank_term *term, const struct rank_words
     return true;
 }
 
+/* A bit for each stem that a term begins with, or that looks like it: few words of a text do. */
+static void mark_stems(const struct search_rank *r, uint64_t bits[MARKS / 64])
+{
+    memset(bits, 0, MARKS / 8);
+    for (uint32_t i = 0; i < r->term_count; i++)
+        if (r->term[i].held)
+            bits[r->term[i].token[0] % MARKS / 64] |= UINT64_C(1) << r->term[i].token[0] % 64;
+}
+
 int search_rank_place(struct search *s, struct word_table *t, const uint8_t *text,
                       size_t bytes_count, struct rank_place *out)
 {
     const struct search_rank *r = &s->rank;
     struct postings *p = &s->postings;
     struct rank_words *w = &s->words;
+    uint64_t bits[MARKS / 64];
     struct window window;
 
     *out = (struct rank_place){0};
     w->count = p->count = 0;
     if (word_table_stems(t, (const char *)text, bytes_count, w, see_word))
         return -EIO;
-    for (uint32_t at = 0; at < w->count; at++)
-        for (uint32_t i = 0; i < r->term_count && p->count < p->room; i++)
-            if (term_stands_at(&r->term[i], w, at))
+    mark_stems(r, bits);
+    for (uint32_t at = 0; at < w->count; at++) {
+        uint64_t stem = w->word[at].stem;
+
+        for (uint32_t i = 0; bits[stem % MARKS / 64] >> stem % 64 & 1 && i < r->term_count; i++)
+            if (term_stands_at(&r->term[i], w, at) && p->count < p->room)
                 p->place[p->count++] = (uint64_t)at << 16 | i;
+    }
     window = find_window(r, p->place, p->count, 0);
     if (window.words && window.score >= search_rank_most(r) * PLACE_SHARE)
         *out = (struct rank_place){window.words, w->word[window.from].from, w->word[window.to].to};
