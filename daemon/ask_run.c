@@ -34,10 +34,15 @@ static void finish(struct sched *sched, struct ask *ask, Silt__V1__Done__Finish 
     sched_send(sched, &message, NULL);
 }
 
+/* Whatever cannot be done on a device that has failed, it is for that. */
 static void fail(struct sched *sched, struct ask *ask, Silt__V1__Error__Code code, const char *text)
 {
     struct sched_message message = {.news = SCHED_END, .index = ask->index};
 
+    if (engine_failure(sched->engine)) {
+        code = SILT__V1__ERROR__CODE__INTERNAL;
+        text = "the device has failed: see siltd's log";
+    }
     message.end.error = 1 + (uint32_t)code;
     snprintf(message.end.message, sizeof message.end.message, "%s", text);
     fork_close(&ask->fork);
@@ -168,9 +173,8 @@ void ask_fed(struct sched *sched, struct ask *ask, int result)
     ask->want_count = 0;
     if (result) {
         fail(sched, ask, SILT__V1__ERROR__CODE__INTERNAL,
-             engine_failure(sched->engine) ? "the device has failed: see siltd's log"
-             : ask->phase == PHASE_PREFILL ? "the question cannot be computed"
-                                           : "the answer cannot be computed");
+             ask->phase == PHASE_PREFILL ? "the question cannot be computed"
+                                         : "the answer cannot be computed");
         return;
     }
     if (ask->phase != PHASE_PREFILL)

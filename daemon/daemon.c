@@ -294,6 +294,9 @@ static int start_thread(pthread_t *thread, void *(*body)(void *), struct core *c
 static void begin_stop(void *user)
 {
     struct core *core = user;
+    const char *why = atomic_load(&core->compute_done) && core->sched.failed
+                          ? "siltd ends: its device has failed, see its log"
+                          : "siltd is stopping: ask again when it is back";
 
     doorbell_clear(&core->stop_bell);
     if (atomic_exchange(&core->stopping, true))
@@ -304,7 +307,7 @@ static void begin_stop(void *user)
 
         if (ask->stage != ASK_FREE && ask->client.bytes)
             reply_error(core, &ask->client, ask->request_id, SILT__V1__ERROR__CODE__SHUTTING_DOWN,
-                        "siltd is stopping: ask again when it is back");
+                        "%s", why);
         ask->client.bytes = 0;
     }
     doorbell_ring(&core->journal_bell);

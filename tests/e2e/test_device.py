@@ -104,6 +104,18 @@ def test_a_device_that_breaks():
             after.stop()
 
 
+def test_a_question_on_a_device_that_breaks():
+    """It ends with what has happened, not with what it may be on another day."""
+    with Device() as daemon:
+        feed(daemon, "s", texts.text(700, seed=6))
+        settled(daemon, "s")
+        daemon.broken.touch()
+        done = lib.silt(daemon.endpoint, "ask", "s", "What is it?", code=None)
+        assert done.code == 1, done.text()
+        assert b"device has failed" in done.err or b"went away" in done.err, done.text()
+        assert daemon.process.wait(timeout=60 * lib.SLOW) == 1, daemon.log_text()
+
+
 def test_pins_and_repair():
     """What was refused on a device once: a pin, and a cold segment that rotted."""
     with Device(["--streams-max", "2"]) as daemon:
