@@ -54,6 +54,22 @@ def choose_shift(logits, ratio, quotas):
     return shift
 
 
+def choose_quotas(mean, most, cap, room):
+    """Quotas of heads, [layers, kv], from their appends a chunk in the mean and at most: that with
+    headroom, or where these are more than `room` together as large a share of the way there from the
+    mean as fits.  A head that never merges keeps its cap: less would merge the end of its every
+    chunk."""
+    wish = (most * HEADROOM).clamp(max=cap)
+    low, high = 0.0, 1.0
+    if wish.ceil().sum() <= room:
+        low = 1.0
+    for _ in range(24):
+        share = (low + high) / 2
+        fits = (mean + share * (wish - mean)).ceil().sum() <= room
+        low, high = (share, high) if fits else (low, share)
+    return (mean + low * (wish - mean)).ceil().clamp(1, cap)
+
+
 def shift_rounds(silt, rows, options, index, count, tell):
     """Shifts a ratio's bias so many times, the quotas in force.  -> merges, [layers, C, n, kv]."""
     ratio, quotas = silt.parameters.ratios[index], silt.quotas[index]
@@ -81,10 +97,8 @@ def calibrate(silt, rows, options, rounds=3, tell=print, ratios=None, cap_sum=Fa
         silt.quotas[index] = cap
         appends = (~shift_rounds(silt, rows, options, index, rounds, tell)).sum(2)
         most = appends.max(1).values.float()                # of [layers, C, kv]
-        quota = (most * HEADROOM).ceil().clamp(max=cap)
-        room = min(n, 2 * n // ratio) * quota.numel()
-        if quota.sum() > room:          # only with cap_sum: less headroom for everyone alike
-            quota = (quota * room / quota.sum()).floor().clamp(min=1)
+        quota = choose_quotas(appends.float().mean(1), most, cap,
+                              min(n, 2 * n // ratio) * most.numel())
         silt.quotas[index] = quota.to(silt.quotas.dtype)
         if (quota < most).any():        # they merge by force: fewer merges of their own then
             appends = (~shift_rounds(silt, rows, options, index, 2, tell)).sum(2)

@@ -317,7 +317,8 @@ def check_widened(folder):
 
 
 def check_calibration():
-    """A shift realises its ratio with quotas in force, where some heads merge by force."""
+    """A shift realises its ratio with quotas in force, where some heads merge by force; quotas stay
+    within their sum, and a head that never merges keeps its own."""
     torch.manual_seed(3)
     logits = torch.randn(5, 4, 64, 3)                       # [layers, C, n, kv]
     wide, tight = torch.full((5, 3), 64), torch.full((5, 3), 64)
@@ -330,7 +331,12 @@ def check_calibration():
         if abs(len(kept) / sum(kept) - 4) > 0.05:
             print("%s quotas: %.3fx instead of 4x" % (name, len(kept) / sum(kept)))
             return False
-    return found["tight"] < found["wide"] - 0.01
+    mean, most = torch.tensor([[64., 1.], [8., 20.]]), torch.tensor([[64., 4.], [30., 64.]])
+    quotas = calibrate.choose_quotas(mean, most, 64, 128)
+    return found["tight"] < found["wide"] - 0.01 and quotas.sum() <= 128 \
+        and quotas[0, 0] == 64 and (quotas > mean).sum() == 3 \
+        and torch.equal(calibrate.choose_quotas(mean, most, 64, 9999),
+                        torch.tensor([[64., 6.], [39., 64.]]))
 
 
 def all_end_well(processes):
