@@ -1,8 +1,9 @@
 """What evaluate.py measures on, as small token arrays: text goes in here, once, and no further.
 
-    python3 evalset.py --model BASE.gguf --text DEV [--sets SETS] --out EVALSET
+    python3 evalset.py --model BASE.gguf --text DEV [--sets SETS [--train TRAIN]] --out EVALSET
 
-DEV holds KIND.jsonl[.xz|.zst]; SETS, for the in-context tasks, the files of two open sets (README).
+DEV holds KIND.jsonl[.xz|.zst]; SETS, for the in-context tasks, the files of two open sets (README);
+TRAIN, for those that forms are chosen on, the text of training.
 EVALSET gets KIND.npy [streams, tokens], long.npy [tokens], questions.npz, task_NAME.npz, and as text
 (and tokens) for the C engine questions-passage.jsonl, questions-none.jsonl and task_NAME.jsonl.
 """
@@ -14,6 +15,7 @@ import os
 import numpy as np
 
 import data
+import labels
 
 CHUNK = 256
 STREAMS = {"dialogue": 24576, "meeting": 24576, "log": 24576, "mixed": 24576, "book": 65536}
@@ -201,6 +203,26 @@ def tasks(tokenizer, text_folder, sets_folder, count, seed=2):
     return out
 
 
+def choosing_tasks(tokenizer, train_folder, sets_folder, count, seed=6):
+    """Episodes that forms of what is put before a question are chosen on: other texts of CLINC150's
+    labels, those texts in users' folders, and MedQuAD's questions by what they ask for."""
+    random, texts, size, train = np.random.RandomState(seed), [], 0, {}
+    for document in data.documents_of(train_folder, "dialogue"):
+        if size <= 700000:
+            texts.append(document["text"])
+            size += len(document["text"])
+    filler = joined(tokenizer, texts, 100000)[:100000]
+    with open(os.path.join(sets_folder, "clinc150.json")) as file:
+        for text, label in json.load(file)["train"]:
+            train.setdefault(label.replace("_", " "), []).append(text)
+    asked = {label: list(dict.fromkeys(texts))[:60] for label, texts in
+             labels.medical(data.documents_of(train_folder, "qa"))}
+    asked = {label: texts for label, texts in asked.items() if len(texts) >= 12}
+    return {name: episodes(tokenizer, groups, own, filler, count, random) for name, groups, own in
+            (("made_clinc", train, False), ("made_clinc, user's folders", train, True),
+             ("made_med", asked, False))}
+
+
 def task_lines(tokenizer, name, streams, items):
     """The same as text, for tests/eval/tasks.py: a line a stream, with what is asked behind it."""
     for episode, (rows, item) in enumerate(zip(streams, items)):
@@ -227,6 +249,7 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--sets", default="")
+    parser.add_argument("--train", default="")
     parser.add_argument("--out", required=True)
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--questions", default="160,96", help="of qa and of meetings")
@@ -260,8 +283,11 @@ def main():
                     "question": item["question"],
                     "answer": item["text"]}) + "\n")
     if options.sets:
-        for name, (streams, items) in tasks(tokenizer, options.text, options.sets,
-                                            options.episodes).items():
+        found = tasks(tokenizer, options.text, options.sets, options.episodes)
+        if options.train:
+            found.update(choosing_tasks(tokenizer, options.train, options.sets,
+                                        options.episodes // 2))
+        for name, (streams, items) in found.items():
             path = "task_%s.npz" % name.replace(", user's ", "_")
             pack(os.path.join(options.out, path), streams, items)
             with open(os.path.join(options.out, path[:-4] + ".jsonl"), "w") as file:
