@@ -124,10 +124,11 @@ uint32_t search_cut(const uint8_t *text, uint32_t bytes, uint32_t bytes_max);
 void search_focus(const uint8_t *text, uint32_t bytes, uint32_t *from, uint32_t *to);
 /* search_entries.c: paragraphs of a text that are of the question's own form, as many of those most
  * like it as fit, the nearest last, each with a blank line behind it; out [SEARCH_ENTRIES_BYTES].
- * Returns their bytes; 0: the question has one line, or its last one begins no lines that go on. */
+ * Returns their bytes; 0: the question has no search_mark, or that begins no lines that go on. */
 uint32_t search_entries(const uint8_t *text, uint32_t bytes, const uint8_t *question,
                         uint32_t question_bytes, uint8_t *out);
-/* The last line of a question that has others, without blanks at its end: its bytes, or 0. */
+/* The last line of a question that has others, if it is open: it ends, but for blanks, with one of
+ * ":>=|-". Its bytes without these blanks, or 0. */
 uint32_t search_mark(const uint8_t *question, uint32_t bytes, const uint8_t **out);
 /* The question as an FTS5 expression; 0: no word is in it. */
 size_t search_expression(const uint8_t *question, size_t bytes_count, char *out, size_t out_bytes);

@@ -2,12 +2,12 @@
  * Entries of the question's own form.
  *
  * "Text: where is my card?\nIntent:" asks for what stands behind "Intent:" where a stream was fed
- * such texts with their intents. Where a question's last line begins lines of the found text which
- * go on behind it, the question is one more entry of a list, and what it needs are the entries most
- * like it, whole: of those the model goes on from the pattern, and from the nearest last (Liu et
- * al., "What Makes Good In-Context Examples for GPT-3?", DeeLIO 2022). An entry is what stands
- * between blank lines. How alike two are say the words that they share, each by how few of the
- * entries have it.
+ * such texts with their intents. Where a question's last line is open, and begins lines of the
+ * found text which go on behind it, the question is one more entry of a list, and what it needs are
+ * the entries most like it, whole: of those the model goes on from the pattern, and from the
+ * nearest last (Liu et al., "What Makes Good In-Context Examples for GPT-3?", DeeLIO 2022). An
+ * entry is what stands between blank lines. How alike two are say the words that they share, each
+ * by how few of the entries have it.
  */
 #include <math.h>
 #include <string.h>
@@ -52,7 +52,9 @@ uint32_t search_mark(const uint8_t *question, uint32_t bytes, const uint8_t **ou
     while (from > first && question[from - 1] != '\n')
         from--;
     *out = question + from;
-    return from > first && to - from >= MARK_MIN ? to - from : 0;
+    /* A last line that ends with a word is most often a whole one: "Thanks". */
+    return from > first && to - from >= MARK_MIN && strchr(":>=|-", question[to - 1]) ? to - from
+                                                                                      : 0;
 }
 
 /* Whether a line of [from, to) begins with the mark and goes on. */

@@ -70,9 +70,11 @@ def joined(numbers, tokens, vocabulary):
 
 def entries(texts, question, room=ROOM, most=99):
     """Paragraphs of the texts that are of the question's own form: a line of theirs goes on where
-    its last line ends.  Those most like it, best last: by the words they share with it, each by how
-    few of them have it."""
+    its last line, an open one, ends.  Those most like it, best last: by the words they share with
+    it, each by how few of them have it."""
     mark, found = question.split("\n")[-1], []
+    if not mark or mark[-1] not in ":>=|-":
+        return []
     for text in texts:
         for part in re.split(r"\n\s*\n", text):
             if any(line.startswith(mark) and line[len(mark):].strip()

@@ -50,6 +50,9 @@ static void a_question_goes_on_a_list(void **state)
     assert_string_equal(entries(list, "Intent:"), "");
     assert_string_equal(entries(list, "\nText: my card is lost\n"), "");
     assert_string_equal(entries(list, "Text: I lost a card\n "), "");
+    assert_string_equal(entries("Thanks a lot\n\nThanks to all", "Where is it?\nThanks"), "");
+    assert_string_equal(entries("a => 1\n\nb => 2\n\nc =>\n\nd:\n=> 4\n\ne\n=> 5", "f\n=> "),
+                        "e\n=> 5\n\nd:\n=> 4\n\n");
     assert_string_equal(entries(list, ""), "");
     assert_string_equal(entries("", "a\nIntent:"), "");
     /* One that has no room is none; as many others as fit. */
