@@ -1,8 +1,9 @@
 /*
  * libFuzzer: any bytes as the head of an adapter for the tiny model: keys, names, shapes, types,
  * offsets. Values are the tensors', which lie behind it and are always the same. What loads must
- * also serve: a stream of each ratio takes text up to its second chunk.
+ * also serve: words near in meaning; a stream of each ratio takes text up to its second chunk.
  */
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,6 +65,22 @@ static void serve(struct engine *engine, uint32_t ratio)
     free(memory);
 }
 
+/* Whatever the lexicon holds, what comes out of it can stand in a query. */
+static void look_up(const struct engine *engine)
+{
+    static const char *const words[] = {"red", "car", "ruined", "rust", "a"};
+    struct near_word near[8];
+
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        uint32_t count = engine_near_words(engine, words[i], near, 8);
+
+        for (uint32_t j = 0; j < count; j++)
+            for (const char *c = near[j].text; *c || c == near[j].text; c++)
+                if ((uint8_t)*c < 0x80 && !isalnum((uint8_t)*c))
+                    abort();
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     struct engine_options options = {.model_path = model_path,
@@ -82,6 +99,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
             abort(); /* a refusal has a sentence */
         return 0;
     }
+    look_up(engine);
     engine_info(engine, &info);
     for (uint32_t i = 0; i < info.ratio_count; i++)
         serve(engine, info.ratio[i]);
