@@ -41,9 +41,9 @@ enum {
 
 /* ---- engine: weights and adapter, shared, read-only ---- */
 
-/* Weights on a GPU: bf16, or quantised ones as they are in the file, each matrix made bf16 before
- * its products: less memory, more time, the same bits; but single tokens of up to 16 answers are
- * computed with the file's rows at once, and differ in the order of a sum. */
+/* Weights on a GPU: bf16, or quantised ones with the file's values, each matrix made bf16 before
+ * its products: less memory, more time, the same bits; but single tokens of up to 64 answers are
+ * multiplied with these values at once, which sums in another order. */
 enum device_weights {
     WEIGHTS_AUTO, /* bf16 where there is room for a stream beside them */
     WEIGHTS_BF16,
