@@ -103,22 +103,21 @@ void stats_pins(struct core *core, const struct wire_client *client, uint64_t id
     reply_send(core, client, &reply);
 }
 
+/* What is computed, and its hash, are of one moment: the ring's head moves before they are there. */
 static void fill_live(const struct core *core, struct slot *slot, struct stat_parts *parts,
                       bool with_heads)
 {
     Silt__V1__StreamStat *out = &parts->stat;
-    uint64_t head = atomic_load(&slot->ring.head);
+    uint64_t rebuild_to = 0;
 
-    out->tokens_acked = atomic_load(&slot->tokens_acked);
-    out->tokens_computed = head;
-    out->lag_tokens = slot_lag(slot);
-    out->bytes_text = atomic_load(&slot->bytes_text);
     out->bytes_plan = slot->memory_bytes + stream_device_bytes(core->engine, &slot->options);
     out->indexed_to = atomic_load(&slot->indexed_to);
     pthread_mutex_lock(&slot->stat_lock);
     if (atomic_load(&slot->ready)) {
         const struct stream_stat *stat = &slot->stat.stream;
 
+        rebuild_to = atomic_load(&slot->rebuild_to);
+        out->tokens_computed = stat->tokens_computed + stat->tokens_pending;
         out->chunks = stat->chunks;
         out->segments_ring = stat->segments_ring;
         out->segments_cold = stat->segments_cold;
@@ -126,7 +125,7 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
         out->hash_chunk = stat->hash_chunk;
         out->dmc_ratio = stat->ratio_realised;
         out->rows_mean = stat->rows_mean;
-        out->tokens_per_second = out->lag_tokens ? slot->stat.tokens_per_second : 0;
+        out->tokens_per_second = slot->stat.tokens_per_second;
         fill_tiers(parts, stat);
         out->recall_hits = slot->stat.recall_hits;
         out->recalled_us = slot->stat.recalled_us;
@@ -143,10 +142,16 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
         else
             out->n_pins = 0; /* a page of streams has no room for them */
     }
-    out->rebuilding_to = slot_rebuilding(slot);
-    if (out->rebuilding_to) {
+    out->tokens_acked = atomic_load(&slot->tokens_acked);
+    out->bytes_text = atomic_load(&slot->bytes_text);
+    if (out->tokens_acked > out->tokens_computed)
+        out->lag_tokens = out->tokens_acked - out->tokens_computed;
+    else
+        out->tokens_per_second = 0;
+    if (out->tokens_computed < rebuild_to) {
+        out->rebuilding_to = rebuild_to;
         snprintf(parts->rebuilding, sizeof parts->rebuilding, "rebuilding %llu/%llu",
-                 (unsigned long long)head, (unsigned long long)out->rebuilding_to);
+                 (unsigned long long)out->tokens_computed, (unsigned long long)rebuild_to);
         parts->degraded[out->n_degraded++] = parts->rebuilding;
     }
     if (slot->stat.failed)

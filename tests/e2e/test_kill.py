@@ -129,6 +129,12 @@ def damage(siltd, rng):
     return 1
 
 
+def held(stat):
+    """What a stream has and what became of it, to compare and to show."""
+    return (f"{stat.bytes_text} bytes, {stat.tokens_computed} of {stat.tokens_acked} tokens, "
+            f"{stat.memory_hash:016x} at chunk {stat.hash_chunk}")
+
+
 def expect_never_killed(ended, feeders):
     """Their stats are those of a siltd that was fed the same and to which nothing happened."""
     model, adapter = lib.tiny()
@@ -140,10 +146,9 @@ def expect_never_killed(ended, feeders):
                 raw.patient(wire.feed, feeder.stream, "p", sequence, feeder.message(sequence))
         clean = [wire.settled(feeder.stream) for feeder in feeders]
     for stat, same in zip(ended, clean):
-        assert stat.bytes_text == same.bytes_text, stat.stream
-        assert stat.tokens_acked == same.tokens_acked, stat.stream
-        assert (stat.memory_hash, stat.hash_chunk) == (same.memory_hash, same.hash_chunk), (
-            stat.stream)
+        assert held(stat) == held(same), (
+            f"{stat.stream}: {held(stat)}, and {held(same)} where nothing happened; "
+            f"{'; '.join(stat.degraded)}")
 
 
 def settle(wire, stream):
