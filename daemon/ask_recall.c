@@ -15,13 +15,12 @@
 #include "daemon/sched.h"
 
 enum {
-    TABLE_BYTES_MAX = 1024,    /* of a question, by which it is looked for */
-    PASSAGES_MAX = 1,          /* of text, read again around the question */
-    PASSAGE_TOKENS_MAX = 1100, /* all of them */
-    ANSWER_ROOM = 512,         /* that passages leave, where the question asks for as much */
-    PASSAGES_BYTES_MAX = 2 * PASSAGES_MAX * (SEARCH_TEXT_MAX + 8) + 256, /* before and after */
+    TABLE_BYTES_MAX = 1024, /* of a question, by which it is looked for */
+    AROUND_TOKENS = 768,    /* of text read again, the found line in its middle */
+    ANSWER_ROOM = 512,      /* that text leaves, where the question asks for as much */
+    LINE_BYTES_MAX = 2 * (SEARCH_TEXT_MAX + 8) + 256, /* before and after */
 };
-_Static_assert(SEARCH_ENTRIES_BYTES + 256 <= (int)PASSAGES_BYTES_MAX, "entries fit as well");
+_Static_assert(SEARCH_ENTRIES_BYTES + 256 <= (int)LINE_BYTES_MAX, "entries fit as well");
 
 /* What the question asks for by meaning; without recall keys its words alone are looked for. */
 static void ask_table(struct sched *sched, struct ask *ask)
@@ -50,7 +49,7 @@ bool ask_find(struct sched *sched, struct ask *ask)
     bool texts = ask->recall != RECALL_SEGMENTS;
 
     ask->chunk_count = ask->recalled = 0;
-    ask->job.text_count = ask->job.entries_bytes = 0;
+    ask->job.text_count = ask->job.entries_bytes = ask->job.around_bytes = 0;
     if (ask->recall == RECALL_NONE || !sched->search)
         return false;
     stream_stat(slot->stream, &stat);
@@ -94,6 +93,7 @@ static void fetch(struct sched *sched, struct ask *ask)
     }
     ask->job.kind = SEARCH_TEXTS;
     ask->job.text_count = ask->chunk_count;
+    ask->job.around_tokens = ask->recall == RECALL_SEGMENTS ? 0 : AROUND_TOKENS;
     ask->searching = ask->chunk_count && search_submit(sched->search, &ask->job) == 0;
     if (!ask->searching)
         ask->job.text_count = ask->job.entries_bytes = 0;
@@ -183,49 +183,32 @@ static size_t append(char *out, size_t used, const void *bytes, size_t bytes_cou
     return used + bytes_count;
 }
 
-static size_t append_passages(const struct ask *ask, uint32_t mask, char *text, size_t used)
+static size_t append_line(const struct search_text *found, char *text, size_t used)
 {
-    const struct search_text *passage;
-
-    for (uint32_t i = 0; i < ask->job.text_count; i++) {
-        if (!(mask >> i & 1))
-            continue;
-        passage = &ask->job.text[i];
-        used = append(text, used, passage->text + passage->focus_from,
-                      passage->focus_to - passage->focus_from);
-        used = append(text, used, "\n\n", 2);
-    }
-    return used;
+    used = append(text, used, found->text + found->focus_from, found->focus_to - found->focus_from);
+    return append(text, used, "\n\n", 2);
 }
 
-/* Each of them has what is asked for in one place. A question that is about no one place, as what
- * a text is about, is not to be answered with a sentence of it. */
-static bool all_about(const struct ask *ask, uint32_t mask)
+/* The question, alone or with the found line before it, and once more behind it: not where that is
+ * about no one place, as what a text is about, which is not to be answered with a sentence of it.
+ * Tokens from `from` on, or -ENOSPC. */
+static int write_turn(struct sched *sched, struct ask *ask, bool line, char *text, uint32_t to)
 {
-    for (uint32_t i = 0; i < ask->job.text_count; i++)
-        if (mask >> i & 1 && !ask->job.text[i].about)
-            return false;
-    return mask != 0;
-}
-
-/* The question alone, or behind the passages in mask, or between them. Tokens from `from` on, or
- * -ENOSPC. */
-static int write_turn(struct sched *sched, struct ask *ask, uint32_t mask, char *text,
-                      uint32_t from, uint32_t to)
-{
+    const struct search_text *found = &ask->job.text[0];
+    uint32_t from = ask->prompt_count;
     size_t used = 0;
 
     if (from >= to)
         return -ENOSPC;
-    if (mask) {
+    if (line) {
         used = append(text, used, before_text, sizeof before_text - 1);
-        used = append_passages(ask, mask, text, used);
+        used = append_line(found, text, used);
         used = append(text, used, before_question, sizeof before_question - 1);
     }
     used = append(text, used, ask->question, ask->question_bytes);
-    if (all_about(ask, mask)) {
+    if (line && found->about) {
         used = append(text, used, "\n\n", 2);
-        used = append_passages(ask, mask, text, used);
+        used = append_line(found, text, used);
         used = append(text, used, after_text, sizeof after_text - 1);
     }
     return token_turn(sched->tokenizer, "user", (const uint8_t *)text, used, ask->tokens + from,
@@ -236,10 +219,10 @@ static int write_turn(struct sched *sched, struct ask *ask, uint32_t mask, char 
  * it, up to where it ends, and a blank line ends the answer. The model then says a label of theirs;
  * in a turn it says something about the text (right of 192 made questions with four examples and
  * with sixteen, in turns and so: 79 and 95 %, 93 and 98 %). */
-static int write_entries(struct sched *sched, struct ask *ask, char *text, uint32_t from,
-                         uint32_t to)
+static int write_entries(struct sched *sched, struct ask *ask, char *text, uint32_t to)
 {
     struct token_text held = {0};
+    uint32_t from = ask->prompt_count;
     const uint8_t *mark, *question = ask->question;
     uint32_t bytes = search_mark(question, ask->question_bytes, &mark);
     size_t used = append(text, 0, "\n\n", 2);
@@ -265,38 +248,49 @@ static void stop_at_blank_line(struct stop_strings *stop)
     memcpy(stop->text[stop->count++], "\n\n", 2);
 }
 
-/* Passages by rank as long as they fit beside the question and an answer. */
+/* Where the line is about no one place, the text around it goes in front of all turns, as if the
+ * stream had it once more: a question about a discussion needs more than a line of it. In the
+ * question's own turn the same text loses answers that a line gives, and where a line is what was
+ * asked for, text in front of the turn may, too (stream/retrofit/RUNS.md). */
+static void read_again(struct sched *sched, struct ask *ask, uint32_t to)
+{
+    int32_t tokens[SEARCH_AROUND_MAX];
+    struct token_text text = {0};
+    size_t count =
+        token_feed(sched->tokenizer, &text, ask->job.around, ask->job.around_bytes, tokens);
+
+    count += token_flush(sched->tokenizer, &text, tokens + count);
+    if (ask->prompt_count + count > to)
+        return;
+    memmove(ask->tokens + count, ask->tokens, ask->prompt_count * sizeof *tokens);
+    memcpy(ask->tokens, tokens, count * sizeof *tokens);
+    ask->prompt_count += (uint32_t)count;
+}
+
+/* As much of what was found as fits beside the question and an answer. */
 int ask_recall_prompt(struct sched *sched, struct ask *ask)
 {
-    char text[PASSAGES_BYTES_MAX + QUESTION_BYTES_MAX]; /* one turn */
-    uint32_t mask = 0, base = ask->prompt_count;
-    uint32_t passages = ask->recall == RECALL_SEGMENTS ? 0 : ask->job.text_count;
-    int tokens = write_turn(sched, ask, 0, text, base, FORK_TOKENS_MAX);
-    uint32_t limit, answer = ask->tokens_max + ANSWER_TOKENS_MIN;
+    char text[LINE_BYTES_MAX + QUESTION_BYTES_MAX]; /* one turn */
+    uint32_t answer = ask->tokens_max + ANSWER_TOKENS_MIN, to;
+    bool found = ask->recall != RECALL_SEGMENTS && ask->job.text_count, line = false;
+    int tokens = -ENOSPC;
 
+    to = FORK_TOKENS_MAX - (answer < ANSWER_ROOM ? answer : ANSWER_ROOM);
+    if (found && ask->job.entries_bytes)
+        tokens = write_entries(sched, ask, text, to);
+    ask->goes_on = tokens > 0;
+    if (ask->goes_on)
+        stop_at_blank_line(&ask->held);
+    if (!ask->goes_on && found && ask->job.text[0].bytes) {
+        tokens = write_turn(sched, ask, true, text, to);
+        line = tokens > 0;
+    }
+    if (tokens < 0) /* no room for more than the question */
+        tokens = write_turn(sched, ask, false, text, FORK_TOKENS_MAX);
     if (tokens < 0)
         return tokens;
-    limit = base + (uint32_t)tokens + PASSAGE_TOKENS_MAX;
-    answer = answer < ANSWER_ROOM ? answer : ANSWER_ROOM;
-    if (limit > FORK_TOKENS_MAX - answer)
-        limit = FORK_TOKENS_MAX - answer;
-    if (passages && ask->job.entries_bytes) {
-        int more = write_entries(sched, ask, text, base, limit);
-
-        if (more > 0) {
-            ask->goes_on = true;
-            stop_at_blank_line(&ask->held);
-            ask->prompt_count = base + (uint32_t)more;
-            return 0;
-        }
-    }
-    if (passages > PASSAGES_MAX)
-        passages = PASSAGES_MAX;
-    for (uint32_t i = 0; i < passages; i++)
-        if (ask->job.text[i].bytes && write_turn(sched, ask, mask | 1u << i, text, base, limit) > 0)
-            mask |= 1u << i;
-    /* The last try may have been one too many: once more, with what fits. */
-    tokens = write_turn(sched, ask, mask, text, base, FORK_TOKENS_MAX);
-    ask->prompt_count = base + (uint32_t)(tokens > 0 ? tokens : 0);
-    return tokens < 0 ? tokens : 0;
+    ask->prompt_count += (uint32_t)tokens;
+    if (line)
+        read_again(sched, ask, to);
+    return 0;
 }

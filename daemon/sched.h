@@ -113,8 +113,8 @@ bool ask_find(struct sched *sched, struct ask *ask);
 bool ask_recall_step(struct sched *sched, struct ask *ask);
 /* Nothing of the question is with other threads any more; false: not yet. */
 bool ask_recall_end(struct ask *ask);
-/* The question with its passages before it, as one turn; or as text which the answer goes on:
- * ask->goes_on. 0, -ENOSPC. */
+/* The question as a turn with what was found around it, and text before all turns; or as text which
+ * the answer goes on: ask->goes_on. 0, -ENOSPC. */
 int ask_recall_prompt(struct sched *sched, struct ask *ask);
 /* Takes a new question in. */
 void ask_begin(struct sched *sched, struct ask *ask);

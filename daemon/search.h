@@ -25,6 +25,7 @@ enum {
     SEARCH_TEXT_MAX = 800,      /* of a chunk, around the question's words */
     SEARCH_FOCUS_MIN = 32,      /* bytes: a line so short says little by itself */
     SEARCH_FOCUS_MAX = 320,
+    SEARCH_AROUND_MAX = 8192, /* bytes */
     SEARCH_EXCERPT_WORDS = 64,
     SEARCH_ENTRIES_MIN = 2, /* of a list that the question goes on */
     SEARCH_ENTRIES_BYTES = 880,
@@ -71,6 +72,12 @@ struct search_job {
      * not indexed comes back with 0 bytes */
     struct search_text text[STREAM_RECALL_MAX];
     uint32_t text_count;
+    /* and where text[0] is not about it, around_tokens of text, some less at its ends, with what is
+     * put of text[0] in the middle, of its chunk and those next to it that are below chunk_end;
+     * whole UTF-8 characters */
+    uint32_t around_tokens; /* 0: none are wanted */
+    uint32_t around_bytes;
+    uint8_t around[SEARCH_AROUND_MAX];
 };
 
 /* Which of the two signals counts. */

@@ -136,8 +136,7 @@ static uint32_t nearest_window(const uint8_t *table, const int32_t *tokens, uint
     return (first + last) / 2;
 }
 
-/* A chunk's text as tokens again, in s->tokens. */
-static uint32_t form_tokens(struct search *s, const uint8_t *text, size_t bytes_count)
+uint32_t search_form_tokens(struct search *s, const uint8_t *text, size_t bytes_count)
 {
     struct token_text held = {0};
     size_t count = token_feed(s->options.tokenizer, &held, text, bytes_count, s->tokens);
@@ -151,7 +150,7 @@ struct span {
     uint32_t from, to;
 };
 
-static size_t count_bytes(const struct search *s, uint32_t from, uint32_t to)
+size_t search_count_bytes(const struct search *s, uint32_t from, uint32_t to)
 {
     size_t bytes = 0, one;
 
@@ -170,7 +169,7 @@ static struct span nearest_place(const struct search *s, const uint8_t *table, u
 
     first += nearest_window(table, s->tokens + first, size, FOCUS_TOKENS, &score);
     first = first + FOCUS_TOKENS / 2 < count ? first + FOCUS_TOKENS / 2 : count - 1;
-    first = (uint32_t)count_bytes(s, 0, first);
+    first = (uint32_t)search_count_bytes(s, 0, first);
     return (struct span){true, false, first, first};
 }
 
@@ -181,7 +180,7 @@ static uint32_t window_around(const struct search *s, uint32_t count, size_t byt
     size_t end = 0;
 
     for (; at < count && end <= byte; at++)
-        end += count_bytes(s, at, at + 1);
+        end += search_count_bytes(s, at, at + 1);
     at = at > EXCERPT_TOKENS / 2 ? at - EXCERPT_TOKENS / 2 : 0;
     return at < most ? at : most;
 }
@@ -213,7 +212,7 @@ static int find_place(struct search *s, struct word_table *t, const uint8_t *tex
 static void excerpt_near(struct search *s, const uint8_t *table, struct span place,
                          const uint8_t *text, size_t bytes_count, struct search_text *out)
 {
-    uint32_t first, last, count = form_tokens(s, text, bytes_count);
+    uint32_t first, last, count = search_form_tokens(s, text, bytes_count);
     size_t from, bytes;
 
     if (!count)
@@ -222,8 +221,8 @@ static void excerpt_near(struct search *s, const uint8_t *table, struct span pla
         place = nearest_place(s, table, count);
     first = window_around(s, count, place.from + (place.to - place.from) / 2);
     last = first + EXCERPT_TOKENS < count ? first + EXCERPT_TOKENS : count;
-    from = count_bytes(s, 0, first);
-    bytes = count_bytes(s, first, last);
+    from = search_count_bytes(s, 0, first);
+    bytes = search_count_bytes(s, first, last);
     while (from < bytes_count && bytes && (text[from] & 0xc0) == 0x80)
         from++, bytes--; /* the rest of a character that began before */
     if (from > bytes_count || bytes > bytes_count - from)
@@ -294,7 +293,8 @@ static void add_places(struct search *s, struct word_table *t, const uint8_t *ta
 
             bytes = bytes < CHUNK_TEXT_MAX ? bytes : CHUNK_TEXT_MAX;
             if (text)
-                nearest_window(table, s->tokens, form_tokens(s, text, bytes), PLACE_TOKENS, &score);
+                nearest_window(table, s->tokens, search_form_tokens(s, text, bytes), PLACE_TOKENS,
+                               &score);
         }
         sqlite3_reset(get);
         hits[i].score += score;
@@ -362,9 +362,11 @@ static int texts(struct search *s, struct word_table *t, struct search_job *job)
         result = search_rank_question(s, t, job);
     for (uint32_t i = 0; i < job->text_count && !result; i++)
         result = get_text(s, t, table, &job->text[i]);
-    if (!result)
-        search_job_entries(s, t, job);
-    return result;
+    if (result)
+        return result;
+    search_job_entries(s, t, job);
+    search_around(s, t, job);
+    return 0;
 }
 
 static void try_job(struct search *s, struct search_job *job, bool again)

@@ -14,6 +14,7 @@ enum {
     POSTINGS_MAX = 512 << 10, /* at a time: those of a question in 40,000 to 150,000 chunks */
     BLOCK_PLACES = 4096,      /* more than a chunk has, few enough for a cache next to the core */
     BLOCK_CHUNKS = 1024,
+    AROUND_CHUNKS = 3,                   /* the best one and its neighbours */
     RANK_WORDS_MAX = CHUNK_TEXT_MAX / 2, /* of a text: marks or blanks are between them */
 };
 
@@ -107,7 +108,7 @@ struct search {
     struct search_rank rank;
     struct postings postings;
     struct rank_words words;
-    uint8_t text[CHUNK_TEXT_MAX];
+    uint8_t text[CHUNK_TEXT_MAX], around[AROUND_CHUNKS * CHUNK_TEXT_MAX];
     int32_t tokens[CHUNK_TEXT_MAX + 2 * PRETOKEN_BYTES_MAX]; /* of a chunk's text, formed again */
     struct cursor cursors[];                                 /* [slot_count] */
 };
@@ -160,6 +161,12 @@ struct rank_place {
 int search_rank_place(struct search *search, struct word_table *table, const uint8_t *text,
                       size_t bytes_count, struct rank_place *out);
 
+/* search_find.c: at most CHUNK_TEXT_MAX bytes of text as tokens again, in search->tokens; how many,
+ * and the bytes of [from, to) of them. */
+uint32_t search_form_tokens(struct search *search, const uint8_t *text, size_t bytes_count);
+size_t search_count_bytes(const struct search *search, uint32_t from, uint32_t to);
+/* search_around.c: makes job->around, once its texts are there. */
+void search_around(struct search *search, struct word_table *table, struct search_job *job);
 /* search_entries.c: of the texts of a job, once they are there. */
 void search_job_entries(struct search *search, struct word_table *table, struct search_job *job);
 /* search_find.c */

@@ -327,7 +327,9 @@ def test_found_text_is_put_as_siltd_puts_it():
     words = forms.Vocabulary(Trial().home / "tiny.gguf")
     item = {"id": "q", "question": "Who?", "answer": "He.",
             "tokens": [words.bytes.index(b"x")] * questions.CHUNK * (questions.RING + 10)}
-    line = forms.FORMS["line"]
+    line = forms.FORMS[forms.SHIPPED]
+    assert f"AROUND_TOKENS = {line.window}, " in source
+    assert line.apart and line.vague
     twice = forms.prompt(line, "Who?", found, item["tokens"], words)
     before, middle, after = twice.split(found["excerpt"])
     for text in (before, middle.split("Who?")[0].lstrip("\n"), after.lstrip("\n")):
@@ -335,7 +337,7 @@ def test_found_text_is_put_as_siltd_puts_it():
     once = forms.prompt(line, "Who?", dict(found, about=False), item["tokens"], words)
     assert once + "\n\n" == before + found["excerpt"] + middle
     assert forms.prompt(line, "Who?", dict(found, excerpt=""), item["tokens"], words) == "Who?"
-    assert questions.asked(words, item, found, "auto", "line")["recall"] == [1, 3]
+    assert questions.asked(words, item, found, "auto", forms.SHIPPED)["recall"] == [1, 3]
     assert questions.asked(words, item, found, "segments")["recall"] == [3, 5]
     assert "recall" not in questions.asked(words, item, found, "ring")
 

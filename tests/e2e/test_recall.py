@@ -82,6 +82,21 @@ def test_far_facts_are_found_and_named():
         assert found(ask(siltd, "s"))
 
 
+def test_as_much_text_is_put_before_a_question_as_fits():
+    """The text around what is found where no line of it is about the question, or, where that is
+    long, a line; or nothing."""
+    with daemon() as siltd:
+        feed(siltd, "s", text(700, 300))
+        taken = []
+        for words in (0, 700, 850):     # of the question, which the tiny model has no tokens for
+            question = "Ottoline?" + " x" * words
+            tokens = [ask(siltd, "s", "--recall", recall, question=question)["question_tokens"]
+                      for recall in ("none", "text")]
+            taken.append(tokens[1] - tokens[0])
+        around, line, nothing = taken
+        assert 700 < around < 1100 and 20 < line < 400 and nothing == 0, taken
+
+
 def test_lists_say_the_disk_that_stat_says():
     """Whatever a stream has on the disk counts, in `ls` as in `stat`, also while it is parked."""
     with daemon("--streams-max", 1) as siltd:

@@ -1,7 +1,8 @@
 """What may stand around a question of what the search has found: forms of siltd's prompt.
 
 siltd's own is SHIPPED (daemon/ask_recall.c); the others are what it was chosen from.  A form puts
-whole chunks before the question, or the found line, or both, and the line once more behind it.
+whole chunks or the text around the found line before the question, or the line, or both, and the
+line once more behind it; or reads the text again in front of the question's turn.
 """
 import dataclasses
 import re
@@ -29,7 +30,7 @@ class Form:
     first: bool = False     # the question before the text, too
 
 
-WINDOWS = (256, 512, 768, 1024)
+WINDOWS = (256, 384, 512, 768, 1024)
 FORMS = {
     "line": Form(),
     "line once": Form(again="never"),
@@ -48,6 +49,7 @@ FORMS = {
     **{f"window {n}, vague": Form(window=n, line=False, vague=True) for n in WINDOWS},
     **{f"window {n}, line": Form(window=n) for n in WINDOWS},
     **{f"window {n} apart": Form(window=n, apart=True) for n in WINDOWS},
+    **{f"window {n} apart, vague": Form(window=n, apart=True, vague=True) for n in WINDOWS},
     **{f"window {n} apart, once": Form(window=n, apart=True, again="never") for n in WINDOWS},
     **{f"window {n} apart, bare": Form(window=n, line=False, apart=True, again="never")
        for n in WINDOWS},
@@ -58,7 +60,7 @@ FORMS = {
     "4 chunks, asked first": Form(4, line=False, again="never", first=True),
     "4 around, asked first": Form(4, around=1, line=False, again="never", first=True),
 }
-SHIPPED = "line"
+SHIPPED = "window 768 apart, vague"
 
 
 class Vocabulary:

@@ -372,6 +372,62 @@ static void places_are_of_their_own_question(void **state)
     close_parts(p);
 }
 
+/* What is put around a line is the stream's own text, of as many tokens as are wanted. */
+static void text_around_is_as_it_was(void **state)
+{
+    static char text[TEXT_MAX];
+    static const uint32_t wanted[] = {1, 40, 256, 600, 700};
+    const struct tokenizer *tokenizer = engine_tokenizer(rig_engine());
+    static int32_t tokens[SEARCH_AROUND_MAX + PRETOKEN_BYTES_MAX];
+    struct parts *p = open_parts();
+    struct search_job *job = malloc(sizeof *job);
+    char question[64];
+
+    (void)state;
+    p->table = calloc(1 << 16, RECALL_QUERY_TOKENS); /* nothing is near in meaning */
+    for (uint32_t i = 0; i < 40; i++) {
+        filler(text + strlen(text), i / 2, 90 + i * 7); /* twice the same */
+        snprintf(question, sizeof question, " Köln — the keeper of gate%u\n", i);
+        add(text, question);
+    }
+    feed(p, 1, text);
+    index_all(p);
+    for (uint32_t i = 0; i < 40; i++) {
+        snprintf(question, sizeof question, "What of gate%u?", i);
+        find(p, job, question);
+        if (!job->hit_count)
+            continue; /* in the open chunk */
+        for (uint32_t k = 0; k < 2 * sizeof wanted / sizeof *wanted; k++) {
+            struct token_text held = {0};
+            size_t count;
+
+            job->around_tokens = wanted[k / 2];
+            job->chunk_end = k % 2 ? job->hits[0].chunk + 1 : UINT32_MAX;
+            read_texts(p, job);
+            assert_true(wire_utf8_valid(job->around, job->around_bytes));
+            assert_non_null(memmem(text, strlen(text), job->around, job->around_bytes));
+            count = token_feed(tokenizer, &held, job->around, job->around_bytes, tokens);
+            count += token_flush(tokenizer, &held, tokens + count);
+            assert_true(count <= job->around_tokens + 2); /* a cut one may become two */
+            if (wanted[k / 2] > CHUNK / 2 && i >= 10 && i < 36)
+                assert_non_null(memmem(job->around, job->around_bytes, question + 8, 6));
+            if (k % 2 == 0 && i > 10 && i < 20)
+                assert_true(count + 8 >= job->around_tokens || wanted[k / 2] == 1);
+        }
+    }
+    job->around_tokens = 0;
+    read_texts(p, job);
+    assert_int_equal(job->around_bytes, 0);
+    find(p, job, "Who is the keeper of gate7?");
+    job->around_tokens = 100;
+    read_texts(p, job);
+    assert_true(job->text[0].about); /* the line is enough */
+    assert_int_equal(job->around_bytes, 0);
+    free(p->table);
+    free(job);
+    close_parts(p);
+}
+
 static bool index_has(const struct parts *p, const char *word)
 {
     char command[300];
@@ -531,6 +587,7 @@ int main(void)
         cmocka_unit_test(words_near_in_meaning),
         cmocka_unit_test(other_words_are_found_in_one_place),
         cmocka_unit_test(places_are_of_their_own_question),
+        cmocka_unit_test(text_around_is_as_it_was),
         cmocka_unit_test(a_question_waits_for_one_batch),
     };
 
