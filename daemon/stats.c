@@ -103,7 +103,7 @@ void stats_pins(struct core *core, const struct wire_client *client, uint64_t id
     reply_send(core, client, &reply);
 }
 
-/* What is computed, and its hash, are of one moment: the ring's head moves before they are there. */
+/* Tokens computed and hash are of one moment: the ring's head moves before the hash is there. */
 static void fill_live(const struct core *core, struct slot *slot, struct stat_parts *parts,
                       bool with_heads)
 {
