@@ -98,7 +98,7 @@ def entries(texts, question, room=ROOM, most=99):
 
 def auto_form(item, found, question, vocabulary):
     """siltd's own: a question that goes on a list stands behind its entries, raw; any other in a
-    turn."""
+    turn, here without the text that siltd may read again in front of it."""
     if found["entries"]:
         return found["entries"] + question
     return siltd_form(forms.SHIPPED)(item, found, question, vocabulary)
