@@ -4,6 +4,7 @@
 import contextlib
 import json
 import random
+import time
 
 import lib
 import raw
@@ -106,6 +107,20 @@ def on_disk(siltd):
     return sum(size for size, _ in files.values()), sum(shared for _, shared in files.values())
 
 
+def at_rest(siltd):
+    """on_disk once nothing is added any more: segments are written, and files for them made, after
+    the text is computed and indexed."""
+    seen = [None]
+
+    def same():
+        last, seen[0] = seen[0], on_disk(siltd)
+        time.sleep(1)
+        return seen[0] == last
+
+    lib.wait_until("nothing is written any more", same, 60)
+    return seen[0]
+
+
 def test_what_is_common_is_there_once():
     text = texts.text(60_000, seed=8)
     with start("--streams-max", 2) as siltd:
@@ -114,7 +129,7 @@ def test_what_is_common_is_there_once():
         wire.feed_all("a", "p", [text])
         wire.settled("a")
         lib.wait_until("its text is indexed", lambda: done(siltd, "a"), 60)
-        before = on_disk(siltd)
+        before = at_rest(siltd)
         for i in range(5):
             wire.call(fork=pb.Fork(stream="a", branch=f"b{i}"))
         after = on_disk(siltd)
