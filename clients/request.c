@@ -10,7 +10,7 @@
 
 enum { LIST_PAGES_MAX = 1 << 20 };
 
-int client_run(struct client *client, wire_request *request,
+static int run(struct client *client, wire_request *request, bool change,
                int (*reply)(struct pending *, const wire_reply *), void *user,
                struct client_error *error)
 {
@@ -19,28 +19,27 @@ int client_run(struct client *client, wire_request *request,
         .user = user,
         .error = error,
         .again = true,
+        .change = change,
         .timeout_ms = client->options.timeout_ms,
     };
 
     return client_request(client, request, &pending);
 }
 
+int client_run(struct client *client, wire_request *request,
+               int (*reply)(struct pending *, const wire_reply *), void *user,
+               struct client_error *error)
+{
+    return run(client, request, false, reply, user, error);
+}
+
 int client_change(struct client *client, wire_request *request,
                   int (*reply)(struct pending *, const wire_reply *), void *user,
                   struct client_error *error)
 {
-    struct pending pending = {
-        .reply = reply,
-        .user = user,
-        .error = error,
-        .again = true,
-        .change = true,
-        .timeout_ms = client->options.timeout_ms,
-    };
-
     if (getrandom(&request->change, sizeof request->change, 0) != sizeof request->change)
         return client_fail(error, -EIO, "the system gives no random number");
-    return client_request(client, request, &pending);
+    return run(client, request, true, reply, user, error);
 }
 
 int client_odd(struct client_error *error)

@@ -8,19 +8,6 @@
 
 #include "daemon/search_internal.h"
 
-enum { OVERLAP_BYTES_MAX = SEARCH_OVERLAP * 24 };
-
-/* How much of a text's beginning stands at the end of what is there. */
-static size_t overlap(const uint8_t *have, size_t have_bytes, const uint8_t *text, size_t bytes)
-{
-    size_t most = have_bytes < bytes ? have_bytes : bytes;
-
-    most = most < OVERLAP_BYTES_MAX ? most : OVERLAP_BYTES_MAX;
-    while (most && memcmp(have + have_bytes - most, text, most) != 0)
-        most--;
-    return most;
-}
-
 /* A chunk's text behind `used` bytes of s->around; *place: where the line of the best chunk is. New
  * `used`, 0: the chunk is not there. */
 static size_t add_chunk(struct search *s, sqlite3_stmt *get, uint64_t chunk, size_t used,
@@ -35,7 +22,7 @@ static size_t add_chunk(struct search *s, sqlite3_stmt *get, uint64_t chunk, siz
 
         bytes = (size_t)sqlite3_column_bytes(get, 3);
         bytes = bytes < CHUNK_TEXT_MAX ? bytes : CHUNK_TEXT_MAX;
-        shared = overlap(s->around, used, text, bytes);
+        shared = search_overlap(s->around, used, text, bytes);
         if (bytes && chunk == best->chunk) {
             line = memmem(text, bytes, best->text + best->focus_from, focus);
             *place = used - shared + (line ? (size_t)(line - text) + focus / 2 : bytes / 2);

@@ -15,7 +15,7 @@
 
 #include "daemon/search_internal.h"
 
-enum { LIST_MAX = 256, MARK_MIN = 2, GAP = 2, OVERLAP_BYTES_MAX = SEARCH_OVERLAP * 24 };
+enum { LIST_MAX = 256, MARK_MIN = 2, GAP = 2 };
 
 struct mark {
     const uint8_t *text;
@@ -214,10 +214,7 @@ static uint32_t add_chunk(struct search *s, struct word_table *t, uint64_t chunk
         uint32_t bytes = text ? (uint32_t)sqlite3_column_bytes(get, 3) : 0, shared = 0;
 
         if (follows && bytes) {
-            shared = used < bytes ? used : bytes;
-            shared = shared < OVERLAP_BYTES_MAX ? shared : OVERLAP_BYTES_MAX;
-            while (shared && memcmp(s->text + used - shared, text, shared) != 0)
-                shared--;
+            shared = (uint32_t)search_overlap(s->text, used, text, bytes);
         } else if (used && used + GAP <= CHUNK_TEXT_MAX) {
             memcpy(s->text + used, "\n\n", GAP);
             used += GAP;

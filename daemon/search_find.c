@@ -18,6 +18,7 @@
 
 enum {
     EXCERPT_TOKENS = 96,
+    OVERLAP_BYTES_MAX = SEARCH_OVERLAP * 24,
     EXCERPT_STEP = 4,
     PLACE_TOKENS = 32,
     FOCUS_TOKENS = 16, /* of the line that is put before a question */
@@ -149,6 +150,16 @@ struct span {
     bool found, about;
     uint32_t from, to;
 };
+
+size_t search_overlap(const uint8_t *have, size_t have_bytes, const uint8_t *text, size_t bytes)
+{
+    size_t most = have_bytes < bytes ? have_bytes : bytes;
+
+    most = most < OVERLAP_BYTES_MAX ? most : OVERLAP_BYTES_MAX;
+    while (most && memcmp(have + have_bytes - most, text, most) != 0)
+        most--;
+    return most;
+}
 
 size_t search_count_bytes(const struct search *s, uint32_t from, uint32_t to)
 {

@@ -165,6 +165,9 @@ int search_rank_place(struct search *search, struct word_table *table, const uin
  * and the bytes of [from, to) of them. */
 uint32_t search_form_tokens(struct search *search, const uint8_t *text, size_t bytes_count);
 size_t search_count_bytes(const struct search *search, uint32_t from, uint32_t to);
+/* How much of a chunk's indexed text, which begins with the end of the chunk before, stands at the
+ * end of what is there. */
+size_t search_overlap(const uint8_t *have, size_t have_bytes, const uint8_t *text, size_t bytes);
 /* search_around.c: makes job->around, once its texts are there. */
 void search_around(struct search *search, struct word_table *table, struct search_job *job);
 /* search_entries.c: of the texts of a job, once they are there. */

@@ -262,8 +262,9 @@ def write(arguments):
         writer.writerows(rows)
 
 
-def main(words=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def options(text, dmc):
+    """What all that asks silt-eval takes."""
+    parser = argparse.ArgumentParser(description=text.split("\n")[0])
     parser.add_argument("set", type=pathlib.Path)
     parser.add_argument("--runs", type=pathlib.Path, default=ROOT / "build/quality/grid")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "tests/eval/results")
@@ -271,7 +272,23 @@ def main(words=None):
     parser.add_argument("--model", type=pathlib.Path, default=grid.MODEL)
     parser.add_argument("--adapter", type=pathlib.Path, default=ADAPTER)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dmc", default="1")
+    parser.add_argument("--dmc", default=dmc)
+    return parser
+
+
+def parse(parser, words):
+    """Options, and in .more those of silt-eval; the folders are there."""
+    words = sys.argv[1:] if words is None else words
+    cut = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_args(words[:cut])
+    arguments.more = words[cut + 1:]
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    return arguments
+
+
+def main(words=None):
+    parser = options(__doc__, dmc="1")
     parser.add_argument("--each", type=int, default=0,
                         help="so many questions of each kind and distance; 0: all")
     parser.add_argument("--at-once", type=int, default=8,
@@ -279,14 +296,9 @@ def main(words=None):
     parser.add_argument("--memories", default=",".join(MEMORIES))
     parser.add_argument("--forms", default=forms.SHIPPED,
                         help=f"of auto, with ; between them: {'; '.join(forms.FORMS)}")
-    words = sys.argv[1:] if words is None else words
-    cut = words.index("--") if "--" in words else len(words)
-    arguments = parser.parse_args(words[:cut])
-    arguments.more = words[cut + 1:]
+    arguments = parse(parser, words)
     arguments.forms = arguments.forms.split(";")
     arguments.vocabulary = forms.Vocabulary(arguments.model)
-    arguments.runs.mkdir(parents=True, exist_ok=True)
-    arguments.results.mkdir(parents=True, exist_ok=True)
     grid.keep_settings(arguments.runs / "settings of questions", {
         "set": str(arguments.set.resolve()), "model": grid.file_sum(arguments.model),
         "adapter": grid.file_sum(arguments.adapter), "device": arguments.device,

@@ -15,7 +15,6 @@ KV rows are counted as the question's own words see them: of the memory, recalle
 stands before and around those words.  The search is siltd's and is told nothing of the examples.
 What is in the runs folder already is not run again.
 """
-import argparse
 import collections
 import concurrent.futures
 import csv
@@ -337,15 +336,7 @@ def write(arguments, streams):
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("set", type=pathlib.Path)
-    parser.add_argument("--runs", type=pathlib.Path, default=ROOT / "build/quality/grid")
-    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "tests/eval/results")
-    parser.add_argument("--program", type=pathlib.Path, default=ROOT / "build/silt-eval")
-    parser.add_argument("--model", type=pathlib.Path, default=grid.MODEL)
-    parser.add_argument("--adapter", type=pathlib.Path, default=questions.ADAPTER)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dmc", default="1,4,2,8")
+    parser = questions.options(__doc__, dmc="1,4,2,8")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--shots", default=",".join(map(str, SHOTS)))
     parser.add_argument("--forms", default=";".join(ASKED))
@@ -353,15 +344,10 @@ def main(words=None):
     parser.add_argument("--no-full", action="store_true")
     parser.add_argument("--find-only", action="store_true")
     parser.add_argument("--read-only", action="store_true")
-    words = sys.argv[1:] if words is None else words
-    cut = words.index("--") if "--" in words else len(words)
-    arguments = parser.parse_args(words[:cut])
-    arguments.more = words[cut + 1:]
+    arguments = questions.parse(parser, words)
     arguments.dmc = [ratio for ratio in arguments.dmc.split(",") if ratio]
     arguments.shots = [int(shots) for shots in arguments.shots.split(",")]
     arguments.forms = arguments.forms.split(";")
-    arguments.runs.mkdir(parents=True, exist_ok=True)
-    arguments.results.mkdir(parents=True, exist_ok=True)
     if not arguments.read_only:
         grid.keep_settings(arguments.runs / "settings of tasks", {
             "set": str(arguments.set.resolve()), "model": grid.file_sum(arguments.model),
