@@ -83,14 +83,19 @@ static int question_make(struct question *q, const struct tokenizer *tokenizer,
     return 0;
 }
 
-static double loss_of(const float *logits, uint32_t count, int32_t token)
+double log_sum(const float *logits, uint32_t count)
 {
     double top = -INFINITY, sum = 0.0;
     for (uint32_t i = 0; i < count; i++)
         top = fmax(top, (double)logits[i]);
     for (uint32_t i = 0; i < count; i++)
         sum += exp((double)logits[i] - top);
-    return top + log(sum) - (double)logits[token];
+    return top + log(sum);
+}
+
+static double loss_of(const float *logits, uint32_t count, int32_t token)
+{
+    return log_sum(logits, count) - (double)logits[token];
 }
 
 enum { LANES = EVAL_LANES_MAX, BLOCK = STREAM_BLOCK_TOKENS, KEPT_MAX = 4 * STREAM_RECALL_MAX };

@@ -8,7 +8,6 @@
  * else ("raw") both are plain text that goes on where the document ends.
  */
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -182,16 +181,6 @@ static int open_branch(struct branch *b, struct engine *engine, const struct eva
     b->out->recalled = count;
     b->out->rows = stream_rows_now(s->stream);
     return result || !count ? result : fork_recall(b->fork, recalled, count);
-}
-
-static double log_sum(const float *logits, uint32_t count)
-{
-    double top = -INFINITY, sum = 0.0;
-    for (uint32_t i = 0; i < count; i++)
-        top = fmax(top, (double)logits[i]);
-    for (uint32_t i = 0; i < count; i++)
-        sum += exp((double)logits[i] - top);
-    return top + log(sum);
 }
 
 /* Choice `which` of every branch, behind its question; the first token's loss is known. */

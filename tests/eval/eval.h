@@ -108,6 +108,9 @@ void score_add(struct score *total, const struct score *score);
 
 /* ---- ask.c ---- */
 
+/* ln of the sum of exp of the logits: a token's loss and its logit. */
+double log_sum(const float *logits, uint32_t count);
+
 struct answer {
     double nll;       /* nats a token of the right answer */
     uint32_t tokens;  /* of it */
