@@ -15,7 +15,7 @@
  * -EBUSY: try again in retry_us; -EINTR: `interrupted` became set; others as the wire's codes:
  * -EINVAL, -ENOENT, -EEXIST, -EILSEQ (gap), -EMSGSIZE, -ENOSPC, -EACCES, -EOPNOTSUPP, -ESHUTDOWN,
  * -EIO (siltd failed inside). A request whose connection goes is sent again on the next one, and
- * siltd does no change twice; but questions and client_stream_forget are not: -ECONNRESET.
+ * siltd does no change twice; but a question is not: -ECONNRESET.
  * Limits: a producer holds at most PRODUCER_HELD_BYTES_MAX unacked and never more than siltd's
  * credit, a client's producers together CLIENT_HELD_BYTES_MAX, so a slow siltd slows the caller:
  * calls that send block until there is room.
@@ -133,8 +133,7 @@ struct client_forgotten {
     uint64_t from, to; /* as they were */
     uint64_t tokens;   /* what the stream holds now */
 };
-/* Takes tokens [from, to) out for good. Later ones move down, so this is never sent twice:
- * -ECONNRESET means that nobody knows whether it was done. */
+/* Takes tokens [from, to) out for good; later ones move down by as many. */
 int client_stream_forget(struct client *client, const char *stream, uint64_t from, uint64_t to,
                          struct client_forgotten *out, struct client_error *error);
 

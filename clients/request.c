@@ -156,12 +156,6 @@ int client_stream_forget(struct client *client, const char *stream, uint64_t fro
 {
     Silt__V1__Forget forget = SILT__V1__FORGET__INIT;
     wire_request request = SILT__V1__REQUEST__INIT;
-    struct pending pending = {
-        .reply = forgotten_reply,
-        .user = out,
-        .error = error,
-        .timeout_ms = client->options.timeout_ms,
-    };
     int r = client_name_check(stream, error);
 
     if (r)
@@ -171,7 +165,7 @@ int client_stream_forget(struct client *client, const char *stream, uint64_t fro
     forget.to = to;
     request.body_case = SILT__V1__REQUEST__BODY_FORGET;
     request.forget = &forget;
-    return client_request(client, &request, &pending);
+    return client_change(client, &request, forgotten_reply, out, error);
 }
 
 /* ---- stat ---- */

@@ -153,20 +153,20 @@ void serve_send_removed(struct core *core, const struct wire_client *client, uin
     reply_send(core, client, &reply);
 }
 
-static void send_forgotten(struct core *core, const struct erase *erase,
-                           const struct ingest_result *result)
+void serve_send_forgotten(struct core *core, const struct wire_client *client, uint64_t id,
+                          const char *stream, uint64_t from, uint64_t to, uint64_t tokens)
 {
     Silt__V1__Reply reply = SILT__V1__REPLY__INIT;
     Silt__V1__Forgotten forgotten = SILT__V1__FORGOTTEN__INIT;
 
-    forgotten.stream = core->table.records[result->record].name;
-    forgotten.from = erase->from;
-    forgotten.to = erase->to;
-    forgotten.tokens = result->tokens_acked;
-    reply.id = result->request_id;
+    forgotten.stream = (char *)(uintptr_t)stream;
+    forgotten.from = from;
+    forgotten.to = to;
+    forgotten.tokens = tokens;
+    reply.id = id;
     reply.body_case = SILT__V1__REPLY__BODY_FORGOTTEN;
     reply.forgotten = &forgotten;
-    reply_send(core, &result->client, &reply);
+    reply_send(core, client, &reply);
 }
 
 void serve_erased(struct core *core, const struct ingest_result *result)
@@ -185,7 +185,8 @@ void serve_erased(struct core *core, const struct ingest_result *result)
         record->bytes_text = result->bytes_text;
         say(SAY_INFO, "tokens %llu to %llu of stream %s are gone; what follows is read again",
             (unsigned long long)erase->from, (unsigned long long)erase->to, record->name);
-        send_forgotten(core, erase, result);
+        serve_send_forgotten(core, &result->client, result->request_id, record->name, erase->from,
+                             erase->to, record->tokens);
         (void)serve_wake(core, result->record); /* else when it is asked or fed */
     }
     if (erase)

@@ -381,9 +381,13 @@ static bool asked_again(struct core *core, const struct wire_client *client,
     else if (request->kind == REQUEST_FORK)
         serve_send_forked(core, client, request->id, request->stream, request->branch,
                           change->tokens);
+    else if (request->kind == REQUEST_FORGET)
+        serve_send_forgotten(core, client, request->id, request->stream, request->from, request->to,
+                             change->tokens);
     else if (request->kind == REQUEST_PINS)
         request->verb = SILT__V1__PINS__VERB__LIST; /* which answers as the others do */
-    return request->kind == REQUEST_REMOVE || request->kind == REQUEST_FORK;
+    return request->kind == REQUEST_REMOVE || request->kind == REQUEST_FORK ||
+           request->kind == REQUEST_FORGET;
 }
 
 static void dispatch(struct core *core, const struct wire_client *client,

@@ -42,6 +42,9 @@ void serve_erase(struct core *core, const struct wire_client *client,
 bool serve_erase_left(struct core *core, uint32_t record);
 void serve_send_removed(struct core *core, const struct wire_client *client, uint64_t id,
                         const char *stream);
+/* Tokens [from, to) are gone; the stream had `tokens` then. */
+void serve_send_forgotten(struct core *core, const struct wire_client *client, uint64_t id,
+                          const char *stream, uint64_t from, uint64_t to, uint64_t tokens);
 void serve_erased(struct core *core, const struct ingest_result *result);
 void serve_erase_tick(struct core *core);
 /* A range of the record's stream, or all of it, is being taken out. */

@@ -343,6 +343,7 @@ static void take_change(uint64_t number, struct wire_request *out)
         break;
     case REQUEST_OPEN:
     case REQUEST_REMOVE:
+    case REQUEST_FORGET:
     case REQUEST_FORK:
         break;
     default:

@@ -75,6 +75,10 @@ class FromC:
     def fork(self, stream, branch):
         return json.loads(lib.silt(self.endpoint, "fork", stream, branch, "--json").out)["tokens"]
 
+    def forget(self, stream, start, end):
+        out = lib.silt(self.endpoint, "forget", stream, "--from", start, "--to", end).text()
+        return int(out.split(" has ")[1].replace(",", ""))
+
     def pin(self, stream, start, end):
         lib.silt(self.endpoint, "pin", stream, "--from", start, "--to", end)
 
@@ -135,6 +139,8 @@ def test_done_once_and_said_so():
                 assert len(direct.pins(f"{name}-branch").pins) == 1
                 again("unpin", f"{name}-branch", 5, 6, before=before)
                 assert not direct.pins(f"{name}-branch").pins
+                left = again("forget", f"{name}-branch", 10, 30, before=before)
+                assert left == tokens - 20 == direct.stat(f"{name}-branch").tokens_acked
                 again("remove", f"{name}-branch", before=before)
                 again("remove", f"{name}-new", before=before)
                 assert [stat.stream for stat in direct.list()] == ["s"]
@@ -170,10 +176,14 @@ def test_siltd_was_killed_meanwhile():
         for client, lossy, name in each:
             branch = f"{name}-branch"
             lossy.lose(branch, die)
-            assert client.fork("s", branch) == direct.stat("s").tokens_acked
+            tokens = client.fork("s", branch)
+            assert tokens == direct.stat("s").tokens_acked
+            lossy.lose(branch, die)
+            assert client.forget(branch, 10, 30) == tokens - 20
+            assert direct.stat(branch).tokens_acked == tokens - 20
             lossy.lose(branch, die)
             client.remove(branch)
-            assert lossy.losses == 2 and [stat.stream for stat in direct.list()] == ["s"]
+            assert lossy.losses == 3 and [stat.stream for stat in direct.list()] == ["s"]
 
 
 def test_a_key_that_is_denied():

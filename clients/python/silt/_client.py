@@ -220,7 +220,7 @@ class AsyncClient:
     async def forget(self, stream: str, start: int, end: int) -> int:
         """Takes tokens [start, end) out for good; returns how many the stream has then."""
         wire: Dict[str, Any] = {"stream": check_name(stream), "from": start, "to": end}
-        reply = await self._link.call(once=True, forget=pb.Forget(**wire))
+        reply = await self._link.call(change=True, forget=pb.Forget(**wire))
         return int(reply.forgotten.tokens)
 
     async def pins(self, stream: str) -> Pins:

@@ -254,10 +254,9 @@ class Link:
     def forget(self, request_id: int) -> None:
         self._waiting.pop(request_id, None)
 
-    async def call(self, once: bool = False, change: bool = False, gone: bool = False,
-                   **body: Any) -> pb.Reply:
-        """A request with one reply, asked again on a new connection but for `once`. change: siltd
-        does not do it twice; gone: NotFound, when it was asked again, says that it is done."""
+    async def call(self, change: bool = False, gone: bool = False, **body: Any) -> pb.Reply:
+        """A request with one reply, asked again on a new connection. change: siltd does not do it
+        twice; gone: NotFound, when it was asked again, says that it is done."""
         await self.start()
         request_id = self.next_id()
         if change:
@@ -273,9 +272,6 @@ class Link:
                 except asyncio.TimeoutError:
                     raise Silent(f"siltd at {self.endpoint} did not answer in "
                                  f"{self.timeout:.0f} s") from None
-                if isinstance(reply, int) and once and reply >= epoch:
-                    raise Lost(f"the connection to siltd at {self.endpoint} was lost: nobody knows "
-                               "whether it was done")
                 if isinstance(reply, int):
                     if reply >= epoch:
                         epoch = await self.send(frame)
