@@ -172,12 +172,14 @@ struct client_stream_stat {
     double dmc_ratio, rows_mean, tokens_per_second;
     uint32_t dmc_ratio_asked, ring_segments, layers, kv_heads;
     size_t tier_count, head_ratio_count, degraded_count;
+    bool parked;     /* on the disk alone, until it is fed or asked */
+    bool hash_known; /* of memory_hash: not of every parked stream */
     struct client_tier *tiers;
     double *head_ratio; /* [layers * kv_heads] */
     char **degraded;
     struct client_loss loss;
-    struct client_pins pins; /* of client_stat; a list says how much alone */
-    uint64_t pin_tokens;     /* of all pins together */
+    struct client_pins pins; /* of client_stat; a list says how much alone; parked: not known */
+    uint64_t pin_tokens;     /* of all pins together; parked: not known */
     uint64_t recall_hits;    /* cold segments that came back for questions */
     uint64_t recalled_us;    /* when the last ones did, wall clock; 0: never */
     size_t recalled_count;

@@ -251,6 +251,8 @@ static void stream_stat_numbers(struct client_stream_stat *out, const Silt__V1__
         .head_ratio_count = stat->n_head_ratio,
         .degraded_count = stat->n_degraded,
     };
+    out->parked = stat->parked;
+    out->hash_known = stat->hash_chunk || !stat->chunks;
     out->recall_hits = stat->recall_hits;
     out->recalled_us = stat->recalled_us;
     for (size_t i = 0; i < stat->n_recalled && i < CLIENT_RECALLED_MAX; i++)

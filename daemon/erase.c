@@ -183,6 +183,7 @@ void serve_erased(struct core *core, const struct ingest_result *result)
     } else if (erase) {
         record->tokens = result->tokens_acked;
         record->bytes_text = result->bytes_text;
+        record->memory_hash = record->indexed_to = 0;
         say(SAY_INFO, "tokens %llu to %llu of stream %s are gone; what follows is read again",
             (unsigned long long)erase->from, (unsigned long long)erase->to, record->name);
         serve_send_forgotten(core, &result->client, result->request_id, record->name, erase->from,

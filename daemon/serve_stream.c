@@ -103,7 +103,8 @@ static void give_slot(struct slot *slot, const struct record *record, uint32_t i
     slot->record = index;
     slot->name = record->name;
     slot->stat.failed = false;
-    slot->stat.recall_hits = slot->stat.recalled_us = slot->stat.recalled_count = 0;
+    slot->stat.recall_hits = record->recall_hits;
+    slot->stat.recalled_us = slot->stat.recalled_count = 0;
     atomic_store(&slot->past, record->past);
     atomic_store(&slot->unread, false);
     atomic_store(&slot->stream_id, record->stream_id);
@@ -206,6 +207,16 @@ void serve_leave(struct core *core, uint32_t index)
     }
 }
 
+/* Of all its text, as the compute thread left it; 0: it had not come so far. */
+static uint64_t last_hash(const struct slot *slot)
+{
+    const struct stream_stat *stat = &slot->stat.stream;
+    bool is_whole = atomic_load(&slot->ready) && stat->tokens_computed + stat->tokens_pending ==
+                                                     atomic_load(&slot->tokens_acked);
+
+    return is_whole ? stat->memory_hash : 0;
+}
+
 void serve_slot_closed(struct core *core, uint32_t slot_index)
 {
     struct slot *slot = &core->slots[slot_index];
@@ -213,6 +224,9 @@ void serve_slot_closed(struct core *core, uint32_t slot_index)
 
     record->tokens = atomic_load(&slot->tokens_acked);
     record->bytes_text = atomic_load(&slot->bytes_text);
+    record->memory_hash = last_hash(slot);
+    record->indexed_to = atomic_load(&slot->indexed_to);
+    record->recall_hits = slot->stat.recall_hits;
     /* Else the search thread went on with it, and made what is forgotten next from a journal that
      * has yet to lose it. */
     atomic_store(&slot->stream_id, 0);

@@ -36,8 +36,13 @@ _Static_assert(STATS_BYTES >= LIST_PAGE_MAX * sizeof(struct stat_parts), "a page
 _Static_assert(STATS_BYTES >= sizeof(struct stat_parts) + HEADS_MAX * sizeof(double),
                "a stream with all its heads fits");
 
-static void fill_tiers(struct stat_parts *parts, const struct stream_stat *stat)
+/* Plan and tiers, and how many chunks stand for the text. */
+static void fill_held(struct stat_parts *parts, const struct stream_stat *stat)
 {
+    parts->stat.bytes_plan = stat->bytes_plan;
+    parts->stat.chunks = stat->chunks;
+    parts->stat.segments_ring = stat->segments_ring;
+    parts->stat.segments_cold = stat->segments_cold;
     for (int i = 0; i < TIER_COUNT; i++) {
         silt__v1__tier__init(&parts->tiers[i]);
         parts->tiers[i].name = (char *)(uintptr_t)tier_names[i];
@@ -47,6 +52,31 @@ static void fill_tiers(struct stat_parts *parts, const struct stream_stat *stat)
     }
     parts->stat.tiers = parts->tier_list;
     parts->stat.n_tiers = TIER_COUNT;
+}
+
+/* Of a stream that is not in its place; its shape tells as much. */
+static void fill_shape(const struct core *core, const struct stream_options *options,
+                       uint64_t tokens, struct stat_parts *parts)
+{
+    struct stream_stat shape;
+
+    if (stream_stat_shape(core->engine, options, tokens, &shape) == 0)
+        fill_held(parts, &shape);
+}
+
+static void fill_parked(const struct core *core, const struct record *record,
+                        struct stat_parts *parts)
+{
+    Silt__V1__StreamStat *out = &parts->stat;
+
+    out->parked = true;
+    out->tokens_acked = out->tokens_computed = record->tokens;
+    out->bytes_text = record->bytes_text;
+    out->indexed_to = record->indexed_to;
+    fill_shape(core, &record->options, record->tokens, parts);
+    out->memory_hash = record->memory_hash;
+    out->hash_chunk = record->memory_hash ? out->chunks : 0;
+    out->recall_hits = record->recall_hits;
 }
 
 static void fill_heads(const struct core *core, const struct slot *slot, struct stat_parts *parts)
@@ -110,7 +140,7 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
     Silt__V1__StreamStat *out = &parts->stat;
     uint64_t rebuild_to = 0;
 
-    out->bytes_plan = slot->memory_bytes + stream_device_bytes(core->engine, &slot->options);
+    fill_shape(core, &slot->options, 0, parts); /* until it is ready */
     out->indexed_to = atomic_load(&slot->indexed_to);
     pthread_mutex_lock(&slot->stat_lock);
     if (atomic_load(&slot->ready)) {
@@ -118,21 +148,16 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
 
         rebuild_to = atomic_load(&slot->rebuild_to);
         out->tokens_computed = stat->tokens_computed + stat->tokens_pending;
-        out->chunks = stat->chunks;
-        out->segments_ring = stat->segments_ring;
-        out->segments_cold = stat->segments_cold;
         out->memory_hash = stat->memory_hash;
         out->hash_chunk = stat->hash_chunk;
         out->dmc_ratio = stat->ratio_realised;
         out->rows_mean = stat->rows_mean;
         out->tokens_per_second = slot->stat.tokens_per_second;
-        fill_tiers(parts, stat);
-        out->recall_hits = slot->stat.recall_hits;
+        fill_held(parts, stat);
         out->recalled_us = slot->stat.recalled_us;
         out->n_recalled = slot->stat.recalled_count;
         memcpy(parts->recalled, slot->stat.recalled, sizeof parts->recalled);
         out->recalled = parts->recalled;
-        out->pin_tokens_max = core->info.pin_tokens_max;
         out->pins = parts->pin_list;
         out->n_pins = fill_pins(slot, parts->pins, parts->pin_list);
         for (size_t i = 0; i < out->n_pins; i++)
@@ -142,6 +167,7 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
         else
             out->n_pins = 0; /* a page of streams has no room for them */
     }
+    out->recall_hits = slot->stat.recall_hits;
     out->tokens_acked = atomic_load(&slot->tokens_acked);
     out->bytes_text = atomic_load(&slot->bytes_text);
     if (out->tokens_acked > out->tokens_computed)
@@ -235,15 +261,14 @@ static void fill_stream(struct core *core, uint32_t index, struct stat_parts *pa
     out->layers = core->info.layer_count;
     out->kv_heads = core->info.kv_head_count;
     out->numerics_epoch = journal_epoch(core->journal);
+    out->pin_tokens_max = core->info.pin_tokens_max;
     out->degraded = parts->degraded;
     if (core->info.adapter_fingerprint == 0)
         parts->degraded[out->n_degraded++] = "compression is off: no adapter for this model";
-    if (record->slot != SLOT_NONE) {
+    if (record->slot != SLOT_NONE)
         fill_live(core, &core->slots[record->slot], parts, with_heads);
-    } else {
-        out->tokens_acked = out->tokens_computed = record->tokens;
-        out->bytes_text = record->bytes_text;
-    }
+    else
+        fill_parked(core, record, parts);
     fill_cold(core, record->stream_id, parts);
     cold_stream_bytes(core, record->stream_id, &out->bytes_segments, &out->bytes_checkpoints,
                       &out->bytes_index);

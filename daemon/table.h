@@ -25,7 +25,10 @@ struct record {
     uint32_t asks;
     uint32_t next; /* of the same hash, or free */
     uint64_t created_us, touched_us;
-    uint64_t tokens, bytes_text; /* of a parked one */
+    uint64_t tokens, bytes_text; /* of a parked one, here and below */
+    uint64_t memory_hash;        /* behind its last chunk; 0: not known */
+    uint64_t indexed_to;         /* 0: not known */
+    uint64_t recall_hits;        /* since siltd started */
     uint64_t first_position;     /* text before it was trimmed away */
     uint64_t trim_after_us;      /* nothing of it may go before */
     bool past;                   /* a stream as it was at `tokens`, for one question */

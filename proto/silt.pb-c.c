@@ -3902,7 +3902,7 @@ const ProtobufCMessageDescriptor silt__v1__pin__descriptor =
   (ProtobufCMessageInit) silt__v1__pin__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor silt__v1__stream_stat__field_descriptors[41] =
+static const ProtobufCFieldDescriptor silt__v1__stream_stat__field_descriptors[42] =
 {
   {
     "stream",
@@ -4396,6 +4396,18 @@ static const ProtobufCFieldDescriptor silt__v1__stream_stat__field_descriptors[4
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "parked",
+    42,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, parked),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__stream_stat__field_indices_by_name[] = {
   32,   /* field[32] = bytes_checkpoints */
@@ -4419,6 +4431,7 @@ static const unsigned silt__v1__stream_stat__field_indices_by_name[] = {
   37,   /* field[37] = loss */
   9,   /* field[9] = memory_hash */
   24,   /* field[24] = numerics_epoch */
+  41,   /* field[41] = parked */
   40,   /* field[40] = pin_tokens */
   39,   /* field[39] = pin_tokens_max */
   38,   /* field[38] = pins */
@@ -4443,7 +4456,7 @@ static const unsigned silt__v1__stream_stat__field_indices_by_name[] = {
 static const ProtobufCIntRange silt__v1__stream_stat__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 41 }
+  { 0, 42 }
 };
 const ProtobufCMessageDescriptor silt__v1__stream_stat__descriptor =
 {
@@ -4453,7 +4466,7 @@ const ProtobufCMessageDescriptor silt__v1__stream_stat__descriptor =
   "Silt__V1__StreamStat",
   "silt.v1",
   sizeof(Silt__V1__StreamStat),
-  41,
+  42,
   silt__v1__stream_stat__field_descriptors,
   silt__v1__stream_stat__field_indices_by_name,
   1,  silt__v1__stream_stat__number_ranges,

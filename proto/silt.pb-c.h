@@ -655,6 +655,9 @@ struct  Silt__V1__StreamStat
   Silt__V1__Tier **tiers;
   uint64_t bytes_disk;
   uint64_t memory_hash;
+  /*
+   * chunks that memory_hash covers; 0 of more: it is not known while the stream is parked
+   */
   uint64_t hash_chunk;
   uint64_t indexed_to;
   /*
@@ -735,10 +738,14 @@ struct  Silt__V1__StreamStat
    * of all pins together
    */
   uint32_t pin_tokens;
+  /*
+   * on the disk alone, until it is fed or asked: nothing is in use, pins are not shown
+   */
+  protobuf_c_boolean parked;
 };
 #define SILT__V1__STREAM_STAT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__stream_stat__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, NULL, 0,NULL, 0, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, NULL, 0,NULL, 0, 0, 0 }
 
 
 struct  Silt__V1__ProcessStat

@@ -310,17 +310,38 @@ void stream_swap_memory(struct stream *stream, const struct stream *other)
     stream->swap = other;
 }
 
+/* K or V of one row, all heads */
+static size_t row_bytes(const struct layout *l, const struct shape *s)
+{
+    return (size_t)l->heads * s->head_dim * sizeof(f16);
+}
+
+static void plan_tiers(const struct engine *engine, const struct layout *l, struct stream_stat *out)
+{
+    const struct shape *s = &engine->shape;
+    size_t row = row_bytes(l, s), *plan = out->tier_plan_bytes;
+    out->bytes_plan =
+        handle_bytes() + held_bytes(engine, l) + (engine->gpu ? gpu_stream_bytes(l) : 0);
+    plan[TIER_SINKS] = 3 * row * s->sinks;
+    plan[TIER_SUMMARY] = (2 + 4) * row * s->comp;
+    plan[TIER_RING] = 3 * row * l->ring * s->comp;
+    plan[TIER_WINDOW] = 4 * (size_t)l->window_rows * s->head_dim * sizeof(f16);
+    if (l->ratio > 1)
+        plan[TIER_WINDOW] += 2 * row * (STREAM_BLOCK_TOKENS + 1);
+    plan[TIER_PINS] = 3 * row * l->pin_rows;
+    plan[TIER_STATE] = out->bytes_plan;
+    for (int t = 0; t < TIER_STATE; t++)
+        plan[TIER_STATE] -= plan[t];
+}
+
 static void stat_tiers(const struct stream *stream, struct stream_stat *out)
 {
     const struct layout *l = &stream->layout;
     const struct shape *s = &stream->engine->shape;
     const struct state *state = stream->state;
-    size_t row = (size_t)l->heads * s->head_dim * sizeof(f16); /* K or V of one row, all heads */
+    size_t row = row_bytes(l, s);
     size_t *plan = out->tier_plan_bytes, *used = out->tier_used_bytes;
-    plan[TIER_SINKS] = 3 * row * s->sinks;
-    plan[TIER_SUMMARY] = (2 + 4) * row * s->comp;
-    plan[TIER_RING] = 3 * row * l->ring * s->comp;
-    plan[TIER_WINDOW] = 4 * (size_t)l->window_rows * s->head_dim * sizeof(f16);
+    plan_tiers(stream->engine, l, out);
     uint64_t held = state->tokens < s->sinks ? state->tokens : s->sinks;
     used[TIER_SINKS] = 3 * row * held;
     used[TIER_SUMMARY] = state->summary_count ? plan[TIER_SUMMARY] : 0;
@@ -328,15 +349,9 @@ static void stat_tiers(const struct stream *stream, struct stream_stat *out)
     double entries = heads_mean(stream, l->count[!state->open]) +
                      heads_mean(stream, l->ratio > 1 ? l->held : l->count[state->open]);
     used[TIER_WINDOW] = (size_t)(entries * l->heads + 0.5) * 2 * s->head_dim * sizeof(f16);
-    if (l->ratio > 1)
-        plan[TIER_WINDOW] += 2 * row * (STREAM_BLOCK_TOKENS + 1);
     if (window_raw_rows(l, state->chunk_tokens))
         used[TIER_WINDOW] += 2 * row * (STREAM_BLOCK_TOKENS + 1);
-    plan[TIER_PINS] = 3 * row * l->pin_rows;
     used[TIER_PINS] = 3 * row * pin_rows(l, state);
-    plan[TIER_STATE] = out->bytes_plan;
-    for (int t = 0; t < TIER_STATE; t++)
-        plan[TIER_STATE] -= plan[t];
     used[TIER_STATE] = plan[TIER_STATE];
 }
 
@@ -362,10 +377,28 @@ void stream_stat(const struct stream *stream, struct stream_stat *out)
         .rows_mean = stream_rows_now(stream),
         .memory_hash = state->hash,
         .hash_chunk = state->hash_chunk,
-        .bytes_plan = handle_bytes() + held_bytes(stream->engine, l) +
-                      (stream->device ? gpu_stream_bytes(l) : 0),
     };
     stat_tiers(stream, out);
+}
+
+int stream_stat_shape(const struct engine *engine, const struct stream_options *options,
+                      uint64_t tokens, struct stream_stat *out)
+{
+    struct layout l;
+    int code = layout_make(&l, engine, options, NULL, 0);
+    if (code)
+        return code;
+    uint64_t chunks = tokens / engine->shape.chunk;
+    *out = (struct stream_stat){
+        .tokens_computed = tokens,
+        .chunks = chunks,
+        .segments_ring = (uint32_t)(chunks < l.ring ? chunks : l.ring),
+        .segments_cold = l.ring && chunks > l.ring ? chunks - l.ring : 0,
+        .dmc_ratio = l.ratio,
+        .ring_segments = l.ring,
+    };
+    plan_tiers(engine, &l, out);
+    return 0;
 }
 
 uint64_t stream_entries(const struct stream *stream, uint64_t *counts)

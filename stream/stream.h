@@ -251,6 +251,10 @@ int stream_score(struct stream *stream, const int32_t *tokens, const int32_t *ta
 int stream_feed_scored(struct stream *stream, const int32_t *tokens, uint32_t count, double *nll,
                        uint32_t *scored);
 void stream_stat(const struct stream *stream, struct stream_stat *out);
+/* The same of a stream that is not here, of `tokens` that all are computed, as far as its shape
+ * tells: plan, chunks and segments; all else is 0. -EINVAL: not possible with this engine. */
+int stream_stat_shape(const struct engine *engine, const struct stream_options *options,
+                      uint64_t tokens, struct stream_stat *out);
 /* Entries per (layer, kv head) of the closed chunks, summed: counts [layers * kv_heads], chunks
  * covered as the result. */
 uint64_t stream_entries(const struct stream *stream, uint64_t *counts);

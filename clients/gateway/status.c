@@ -70,7 +70,8 @@ static json_t *stream_json(const struct client_stream_stat *stat)
         stat->tokens_per_second, "ring_segments", (json_int_t)stat->ring_segments);
 
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)stat->memory_hash);
-    json_object_set_new(json, "memory_hash", json_string(hash));
+    json_object_set_new(json, "memory_hash", stat->hash_known ? json_string(hash) : json_null());
+    json_object_set_new(json, "parked", json_boolean(stat->parked));
     json_object_set_new(json, "rows_mean", json_real(stat->rows_mean));
     json_object_set_new(json, "indexed_to", json_integer((json_int_t)stat->indexed_to));
     json_object_set_new(json, "layers", json_integer(stat->layers));

@@ -15,7 +15,8 @@ static const char help[] =
     "  silt stat log --json | jq .memory_hash\n"
     "  silt stat                     the whole daemon\n"
     "\n"
-    "  --json   one JSON object; sizes are bytes, positions are tokens, hashes 16 hex digits\n";
+    "  --json   one JSON object; sizes are bytes, positions are tokens, hashes 16 hex digits;\n"
+    "           what is not known while a stream is parked is null\n";
 
 static json_t *tiers_json(const struct client_tier *tiers, size_t count, bool plan)
 {
@@ -82,6 +83,7 @@ json_t *stat_json(const struct client_stream_stat *stat)
 
     snprintf(hash, sizeof hash, "%016" PRIx64, stat->memory_hash);
     set_text(json, "stream", stat->stream);
+    json_object_set_new(json, "parked", json_boolean(stat->parked));
     set_count(json, "tokens_acked", stat->tokens_acked);
     set_count(json, "tokens_computed", stat->tokens_computed);
     set_count(json, "lag_tokens", stat->lag_tokens);
@@ -97,7 +99,7 @@ json_t *stat_json(const struct client_stream_stat *stat)
     set_count(json, "bytes_used_total", stat->bytes_used);
     set_count(json, "bytes_disk", stat->bytes_disk);
     set_count(json, "bytes_text", stat->bytes_text);
-    set_text(json, "memory_hash", hash);
+    json_object_set_new(json, "memory_hash", stat->hash_known ? json_string(hash) : json_null());
     set_count(json, "hash_chunk", stat->hash_chunk);
     set_count(json, "numerics_epoch", stat->numerics_epoch);
     set_count(json, "indexed_to", stat->indexed_to);
@@ -122,8 +124,9 @@ json_t *stat_json(const struct client_stream_stat *stat)
     json_object_set_new(json, "head_ratio", heads);
     for (size_t i = 0; i < stat->recalled_count; i++)
         json_array_append_new(recalled, json_integer((json_int_t)stat->recalled[i]));
-    json_object_set_new(json, "pins", pins_json(&stat->pins));
-    set_count(json, "pin_tokens", stat->pin_tokens);
+    json_object_set_new(json, "pins", stat->parked ? json_null() : pins_json(&stat->pins));
+    json_object_set_new(json, "pin_tokens",
+                        stat->parked ? json_null() : json_integer((json_int_t)stat->pin_tokens));
     set_count(json, "pin_tokens_max", stat->pins.tokens_max);
     json_object_set_new(json, "loss", loss_json(&stat->loss));
     set_count(json, "recall_hits", stat->recall_hits);
@@ -253,14 +256,22 @@ static void print_stream(const struct client_stream_stat *stat)
            text_count(a, stat->chunks), text_count(b, stat->segments_ring), stat->ring_segments,
            text_count(c, stat->segments_cold));
     print_cold(stat);
-    printf("  merged          %.2fx of %ux asked; a query attends %.0f rows a head\n",
-           stat->dmc_ratio, stat->dmc_ratio_asked, stat->rows_mean);
+    if (stat->parked)
+        printf(
+            "  parked          on the disk alone, until it is fed or asked; pins are not shown\n");
+    else
+        printf("  merged          %.2fx of %ux asked; a query attends %.0f rows a head\n",
+               stat->dmc_ratio, stat->dmc_ratio_asked, stat->rows_mean);
     print_heads(stat);
     printf("  speed           %s tokens/s\n", text_count(a, (uint64_t)stat->tokens_per_second));
-    printf("  disk            %s, text searchable up to token %s\n",
-           text_bytes(a, stat->bytes_disk), text_count(b, stat->indexed_to));
-    printf("  memory hash     %016" PRIx64 " at chunk %s\n", stat->memory_hash,
-           text_count(a, stat->hash_chunk));
+    printf("  disk            %s", text_bytes(a, stat->bytes_disk));
+    if (stat->indexed_to || !stat->parked)
+        printf(", text searchable up to token %s", text_count(b, stat->indexed_to));
+    if (stat->hash_known)
+        printf("\n  memory hash     %016" PRIx64 " at chunk %s\n", stat->memory_hash,
+               text_count(a, stat->hash_chunk));
+    else
+        printf("\n  memory hash     not known while it is parked\n");
     for (size_t i = 0; i < stat->pins.count; i++)
         printf("  pinned          tokens %" PRIu64 " to %" PRIu64 "%s\n", stat->pins.pin[i].from,
                stat->pins.pin[i].to,

@@ -273,7 +273,9 @@ static void draw_stream(const struct client_stream_stat *stat, bool hit)
     table_part(", %.1fx merged", stat->dmc_ratio);
     table_part(", %s cold segments", text_count(text, stat->segments_cold));
     table_part(", %s chunks", text_count(text, stat->chunks));
-    table_part(", hash %016" PRIx64, stat->memory_hash);
+    if (stat->hash_known)
+        table_part(", hash %016" PRIx64, stat->memory_hash);
+    table_part("%s", stat->parked ? ", parked" : "");
     strip_draw(stat, hit, HEADER_LINES + 1);
     draw_measured(stat, HEADER_LINES + 3);
     if (stat->degraded_count) {

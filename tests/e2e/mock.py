@@ -186,7 +186,7 @@ class Mock:
             tiers=[pb.Tier(name="ring", bytes_plan=700, bytes_used=300),
                    pb.Tier(name="window", bytes_plan=300, bytes_used=100)],
             memory_hash=0xfedcba9876543210, dmc_ratio=3.5, layers=2, kv_heads=2, chunks=1,
-            head_ratio=[1, 2, 3, 4])
+            hash_chunk=1, head_ratio=[1, 2, 3, 4])
 
     def on_stat(self, who, request):
         if not request.stat.stream:

@@ -101,8 +101,12 @@ def test_lists_say_the_disk_that_stat_says():
     """Whatever a stream has on the disk counts, in `ls` as in `stat`, also while it is parked."""
     with daemon("--streams-max", 1) as siltd:
         feed(siltd, "s", text(700, 20))
+        assert found(ask(siltd, "s"))
+        hits = lib.stat(siltd.endpoint, "s")["recall_hits"]
         feed(siltd, "other", text(40, 20))  # s is parked
-        parts = lib.stat(siltd.endpoint, "s")["bytes_disk_by_tier"]
+        parked = lib.stat(siltd.endpoint, "s")
+        assert parked["parked"] and parked["recall_hits"] == hits > 0
+        parts = parked["bytes_disk_by_tier"]
         assert all(parts.values()), parts
         number = segment_files(siltd)[0].parent.name  # of the stream, in every name
         files = [path for folder in ("segments", "checkpoints", "search")

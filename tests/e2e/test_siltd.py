@@ -180,6 +180,34 @@ def test_question_leaves_no_trace_but_with_keep():
         assert now > before["tokens_acked"] + kept["answer_tokens"]
 
 
+def test_what_is_known_of_a_parked_stream():
+    """Its shape, and the hash that it left its place with; of one that has been in none since the
+    start no hash, rather than a wrong one."""
+    with daemon("--streams-max", 1) as siltd:
+        lib.silt(siltd.endpoint, "feed", "s", "--wait", stdin=texts.text(9000))
+        lib.wait_until("it is indexed", lambda: lib.stat(siltd.endpoint, "s")["indexed_to"] > 512)
+        before = lib.stat(siltd.endpoint, "s")
+        plan = json.loads(lib.silt(siltd.endpoint, "plan", "s", "--json").out)
+        lib.silt(siltd.endpoint, "feed", "before-s", "--wait", stdin=texts.text(600))
+        parked = lib.stat(siltd.endpoint, "s")
+        assert parked["parked"] and not before["parked"] and before["hash_chunk"] > 3
+        for name in ("memory_hash", "hash_chunk", "chunks", "segments_ring", "segments_cold",
+                     "tokens_computed", "indexed_to", "bytes_plan", "bytes_plan_by_tier"):
+            assert parked[name] == before[name], (name, parked[name], before[name])
+        assert parked["bytes_used_total"] == 0 and parked["pins"] is None is parked["pin_tokens"]
+        assert json.loads(lib.silt(siltd.endpoint, "plan", "s", "--json").out) == plan
+        siltd.stop()
+        siltd.start()
+        parked = lib.stat(siltd.endpoint, "s")
+        assert parked["parked"] and parked["memory_hash"] is None and parked["hash_chunk"] == 0
+        assert parked["chunks"] == before["chunks"]
+        said = lib.silt(siltd.endpoint, "stat", "s").text()
+        assert "not known while it is parked" in said and "searchable" not in said, said
+        wire = raw.Raw(siltd.endpoint)
+        raw.patient(wire.call, attach=pb.Attach(stream="s", producer="p"))
+        assert f"{wire.settled('s').memory_hash:016x}" == before["memory_hash"]
+
+
 def test_questions_more_than_fit():
     with daemon("--forks-max", 2) as siltd:
         lib.silt(siltd.endpoint, "feed", "s", "--wait", stdin=texts.text(3000))

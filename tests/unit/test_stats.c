@@ -29,8 +29,12 @@ int __wrap_reply_send(struct core *to, const struct wire_client *client,
                       const Silt__V1__Reply *reply)
 {
     const Silt__V1__StreamStat *stat = reply->stat->stream;
+    uint64_t plan = 0;
 
     (void)to, (void)client;
+    for (size_t i = 0; i < stat->n_tiers; i++)
+        plan += stat->tiers[i]->bytes_plan;
+    assert_true(plan > 0 && plan == stat->bytes_plan);
     assert_int_equal(stat->chunks, stat->tokens_computed / core.info.chunk_tokens);
     assert_int_equal(stat->hash_chunk, stat->chunks);
     assert_true((stat->memory_hash != 0) == (stat->hash_chunk != 0));

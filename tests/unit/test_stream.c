@@ -122,6 +122,19 @@ static void every_token_counts(void **state)
     stream_rig_close(&b);
 }
 
+/* Of a stream that is not there, its length tells as much as the stream itself. */
+static void shape_says(const struct stream_stat *stat)
+{
+    struct stream_options options = {stat->dmc_ratio, stat->ring_segments};
+    struct stream_stat shape;
+    assert_int_equal(stream_stat_shape(engine, &options, stat->tokens_computed, &shape), 0);
+    assert_int_equal(shape.chunks, stat->chunks);
+    assert_int_equal(shape.segments_ring, stat->segments_ring);
+    assert_int_equal(shape.segments_cold, stat->segments_cold);
+    assert_int_equal(shape.bytes_plan, stat->bytes_plan);
+    assert_memory_equal(shape.tier_plan_bytes, stat->tier_plan_bytes, sizeof shape.tier_plan_bytes);
+}
+
 /* Ring, summary, rows and tiers as DESIGN 2.4 and 2.5 say, chunk by chunk; nothing ever passes the
  * plan. */
 static void slides_as_designed(void **state)
@@ -146,6 +159,7 @@ static void slides_as_designed(void **state)
         assert_int_equal(plan, s.bytes_plan);
         assert_int_equal(plan, h.bytes);
         assert_true(used <= plan);
+        shape_says(&s);
     }
     stream_rig_close(&h);
 }
@@ -156,6 +170,8 @@ static void quotas_hold(void **state)
     for (uint32_t ratio = 2; ratio <= 8; ratio *= 2) {
         struct held_stream h = stream_rig_open(engine, ratio, 4);
         assert_int_equal(stream_feed(h.stream, tokens, TOKENS), 0);
+        struct stream_stat s = stream_rig_stat(&h);
+        shape_says(&s);
         uint64_t counts[TINY_LAYERS * TINY_KV_HEADS];
         assert_int_equal(stream_entries(h.stream, counts), TOKENS / TINY_CHUNK);
         for (uint32_t i = 0; i < TINY_LAYERS * TINY_KV_HEADS; i++) {

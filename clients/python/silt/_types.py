@@ -95,7 +95,7 @@ class StreamStat:
     bytes_checkpoints: int
     bytes_index: int
     tiers: Tuple[Tier, ...]
-    memory_hash: str  # 16 hex digits
+    memory_hash: Optional[str]  # 16 hex digits; None: not known while it is parked
     hash_chunk: int
     indexed_to: int
     dmc_ratio: float  # realised
@@ -116,7 +116,8 @@ class StreamStat:
     degraded: Tuple[str, ...]  # empty: well
     pin_tokens: int  # of all pins together
     pin_tokens_max: int
-    pins: Tuple[Pin, ...]  # of stat(); list() leaves them out
+    pins: Tuple[Pin, ...]  # of stat(); list() leaves them out; parked: not known
+    parked: bool  # on the disk alone, until it is fed or asked
     loss: Optional[Loss]  # None: not measured yet
     recall_hits: int  # cold segments that came back for questions
     recalled: Tuple[int, ...]  # the last ones, by chunk
@@ -208,7 +209,8 @@ def stream_of(wire: pb.StreamStat) -> StreamStat:
         lag_tokens=wire.lag_tokens, tokens_per_second=wire.tokens_per_second, chunks=wire.chunks,
         segments_ring=wire.segments_ring, segments_cold=wire.segments_cold,
         bytes_plan=wire.bytes_plan, bytes_disk=wire.bytes_disk, bytes_text=wire.bytes_text,
-        tiers=_tiers(wire.tiers), memory_hash=f"{wire.memory_hash:016x}",
+        tiers=_tiers(wire.tiers),
+        memory_hash=f"{wire.memory_hash:016x}" if wire.hash_chunk or not wire.chunks else None,
         hash_chunk=wire.hash_chunk, indexed_to=wire.indexed_to, dmc_ratio=wire.dmc_ratio,
         dmc_ratio_asked=wire.dmc_ratio_asked, ring_segments=wire.ring_segments,
         rows_mean=wire.rows_mean, head_ratio=tuple(wire.head_ratio), layers=wire.layers,
@@ -218,7 +220,7 @@ def stream_of(wire: pb.StreamStat) -> StreamStat:
         rebuilding_to=wire.rebuilding_to, segments_merged=wire.segments_merged,
         segments_dropped=wire.segments_dropped, segments_repaired=wire.segments_repaired,
         segments_approximate=wire.segments_approximate, pin_tokens=wire.pin_tokens,
-        pin_tokens_max=wire.pin_tokens_max, pins=_pins(wire.pins),
+        pin_tokens_max=wire.pin_tokens_max, pins=_pins(wire.pins), parked=wire.parked,
         degraded=tuple(wire.degraded), loss=_loss(wire), recall_hits=wire.recall_hits,
         recalled=tuple(wire.recalled), recalled_us=wire.recalled_us)
 
