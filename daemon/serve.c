@@ -98,8 +98,8 @@ static void push_or_busy(struct core *core, const struct ingest_request *request
 
 /* ---- requests ---- */
 
-static void refuse_place(struct core *core, const struct wire_client *client, uint64_t id,
-                         int result)
+void serve_refuse_place(struct core *core, const struct wire_client *client, uint64_t id,
+                        int result)
 {
     if (result == -EBUSY)
         reply_busy(core, client, id, "the stream is changing places: send this again in a moment");
@@ -130,7 +130,7 @@ static uint32_t wanted(struct core *core, const struct wire_client *client, uint
     result = serve_wake(core, record);
     if (!result)
         return record;
-    refuse_place(core, client, id, result);
+    serve_refuse_place(core, client, id, result);
     return RECORD_NONE;
 }
 
@@ -264,7 +264,7 @@ static void open_new(struct core *core, const struct wire_client *client,
     result = serve_wake(core, index);
     if (result) {
         table_drop(&core->table, index);
-        refuse_place(core, client, request->id, result);
+        serve_refuse_place(core, client, request->id, result);
         return;
     }
     out = new_request(core, INGEST_CREATE, client, request->id, index);

@@ -112,6 +112,9 @@ void stats_list(struct core *core, const struct wire_client *client, uint64_t id
 bool serve_same_client(const struct wire_client *a, const struct wire_client *b);
 void serve_send_opened(struct core *core, const struct wire_client *client, uint64_t id,
                        const struct record *record, bool created);
+/* What serve_wake says. */
+void serve_refuse_place(struct core *core, const struct wire_client *client, uint64_t id,
+                        int result);
 void serve_owed_tick(struct core *core);
 void serve_result_error(struct core *core, const struct ingest_result *result);
 /* A request has come back from the journal. */

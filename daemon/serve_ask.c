@@ -63,6 +63,7 @@ static uint32_t place_for(struct core *core, const struct wire_client *client,
                           const struct wire_request *request, uint32_t index)
 {
     const Silt__V1__Ask *from = request->ask;
+    int result;
 
     if (serve_erasing(core, index)) {
         reply_busy(core, client, request->id,
@@ -71,10 +72,10 @@ static uint32_t place_for(struct core *core, const struct wire_client *client,
     }
     if (from->at_given && !serve_is_present(core, index, from->at_position))
         return serve_past(core, client, request, index);
-    if (serve_wake(core, index) == 0)
+    result = serve_wake(core, index);
+    if (!result)
         return index;
-    reply_busy(core, client, request->id,
-               "no place for the stream is free now: try again when one is idle");
+    serve_refuse_place(core, client, request->id, result);
     return RECORD_NONE;
 }
 

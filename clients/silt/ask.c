@@ -254,7 +254,9 @@ static int ask(struct silt *silt, struct question *q)
 
     if (r)
         return r;
-    r = client_ask(silt->client, &q->ask, on_token, q, &answer, &silt->error);
+    do
+        r = client_ask(silt->client, &q->ask, on_token, q, &answer, &silt->error);
+    while (silt_again(silt, r));
     if (!q->json && !q->newline)
         putchar('\n');
     if (r)

@@ -34,7 +34,9 @@ static int run(struct silt *silt, int argc, char **argv)
     r = silt_connect(silt, 0);
     if (r)
         return r;
-    r = client_stream_fork(silt->client, argv[optind], argv[optind + 1], &tokens, &silt->error);
+    do
+        r = client_stream_fork(silt->client, argv[optind], argv[optind + 1], &tokens, &silt->error);
+    while (silt_again(silt, r));
     if (r)
         return silt_fail(silt);
     if (json)

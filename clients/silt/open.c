@@ -56,7 +56,10 @@ static int run(struct silt *silt, int argc, char **argv)
     r = silt_connect(silt, 0);
     if (r)
         return r;
-    if (client_stream_open(silt->client, argv[optind], &options, &opened, &silt->error))
+    do
+        r = client_stream_open(silt->client, argv[optind], &options, &opened, &silt->error);
+    while (silt_again(silt, r));
+    if (r)
         return silt_fail(silt);
     if (json)
         return text_json_print(

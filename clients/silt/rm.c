@@ -34,7 +34,9 @@ static int run(struct silt *silt, int argc, char **argv)
     if (r)
         return r;
     for (int i = optind; i < argc; i++) {
-        r = client_stream_remove(silt->client, argv[i], &silt->error);
+        do
+            r = client_stream_remove(silt->client, argv[i], &silt->error);
+        while (silt_again(silt, r));
         if (r && !(force && r == -ENOENT))
             result = silt_fail(silt);
         if (result == EXIT_AWAY || result == EXIT_STOPPED)

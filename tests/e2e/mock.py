@@ -25,7 +25,7 @@ class Mock:
         self.turns = []
         self.times = []  # (text, wall clock) of each message
         self.feeds = 0
-        self.busy = 0  # so many feeds are told to come again
+        self.busy = 0  # so many feeds and questions are told to come again
         self.full = False  # every feed is told that the disk is
         self.die_at = None  # this feed's connection dies: "before" it is stored or "after"
         self.unacked_max = 0
@@ -159,6 +159,10 @@ class Mock:
 
     def on_ask(self, who, request):
         if self.stream(who, request, request.ask.stream) is None:
+            return
+        if self.busy:
+            self.busy -= 1
+            self.error(who, request, pb.Error.BUSY, "later", retry_us=20000)
             return
         self.asks.append(request.ask)
         for piece in (b"It was ", b"K\xc3", b"\xb6ln."):

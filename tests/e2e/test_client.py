@@ -339,6 +339,19 @@ def test_ask():
     assert not mock.asks[0].HasField("sampling")
 
 
+def test_ask_waits_while_siltd_is_busy():
+    mock = Mock()
+    lib.silt(mock.endpoint, "open", "s")
+    mock.busy = 3
+    assert lib.silt(mock.endpoint, "ask", "s", "Where?", "-q").out == "It was Köln.\n".encode()
+    assert len(mock.asks) == 1 and mock.busy == 0
+    mock.busy = 1 << 30
+    start = time.monotonic()
+    refused = lib.silt(mock.endpoint, "ask", "s", "Where?", code=4)
+    assert "later (try again in 0.0 s)" in refused.text() and not refused.out.strip()
+    assert 4 < time.monotonic() - start < 20 * lib.SLOW
+
+
 def test_ask_cancel():
     mock = Mock()
     lib.silt(mock.endpoint, "open", "s")

@@ -208,6 +208,19 @@ def test_what_is_known_of_a_parked_stream():
         assert f"{wire.settled('s').memory_hash:016x}" == before["memory_hash"]
 
 
+def test_commands_wait_for_a_place():
+    """A stream that has to come back first, while another goes, is no reason to be sent away."""
+    with daemon("--streams-max", 1) as siltd:
+        for name in ("a", "b"):
+            lib.silt(siltd.endpoint, "feed", name, "--wait", stdin=texts.text(3000))
+        for name, *command in (("a", "ask", "Hm?", "--tokens", 2), ("b", "pins"),
+                               ("a", "pin", "--from", 0, "--to", 20), ("b", "open"),
+                               ("a", "unpin", "--from", 0, "--to", 20), ("b", "ask", "Hm?", "-q"),
+                               ("a", "forget", "--from", 30, "--to", 50), ("c", "open"),
+                               ("a", "fork", "d"), ("b", "rm"), ("a", "ask", "Hm?", "-q")):
+            lib.silt(siltd.endpoint, command[0], name, *command[1:])
+
+
 def test_questions_more_than_fit():
     with daemon("--forks-max", 2) as siltd:
         lib.silt(siltd.endpoint, "feed", "s", "--wait", stdin=texts.text(3000))
