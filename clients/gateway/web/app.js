@@ -158,7 +158,8 @@ function drawStream(stream) {
   card.numbers.classList.toggle("lag", stream.lag_tokens > 0);
   drawStrip(stream, card);
   card.below.textContent = `${bytes(stream.bytes_used)} of ${bytes(stream.bytes_plan)} planned, ` +
-    `${stream.dmc_ratio.toFixed(1)}x merged, ${count(stream.chunks)} chunks, ` +
+    `${stream.parked ? "parked" : `${stream.dmc_ratio.toFixed(1)}x merged`}, ` +
+    `${count(stream.chunks)} chunks, ` +
     `${bytes(stream.bytes_disk)} on disk` + lossText(stream.loss);
   card.bad.textContent = stream.degraded.join("; ");
   return card.root;
