@@ -400,7 +400,7 @@ def check_training(folder):
     subprocess.run(more + ["4", "--from", begun, "--rows", "2", "--ask-rows", "1", "--ring-max",
                            "3", "--ramp", "0", "--noise", "0.3,0.2", "--comp-rank", "6", "--lr-dmc",
                            "4e-4", "--fall", "0.5", "--average", "0.9", "--small-rings", "0.3",
-                           "--ask-kl", "0.5", "--recall", "2",
+                           "--ask-kl", "0.5", "--recall", "2", "--kl-above", "0.4",
                            "--save-minutes", "0", "--export", written], check=True)
     if train.load_checkpoint(asking, base)[2]["constants"]["ring"] != 2 \
             or silt_adapter.read(written)["blk.0.comp_q.a"].shape[0] != 6:

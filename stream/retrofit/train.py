@@ -78,6 +78,9 @@ def parse():
                         help="what is exported is a running average of the weights, of which a step"
                         " keeps this share (0.995: about 200 steps); 0: the weights themselves")
     parser.add_argument("--kl", type=float, default=0.5, help="share of the loss that is KL")
+    parser.add_argument("--kl-above", type=float, default=-1.0,
+                        help="the same at ratios above 1, where a LoRA reads every token and KL to"
+                        " the base model keeps it from the text; -1: --kl")
     parser.add_argument("--long", type=int, default=1024,
                         help="tokens of the short context that far-context weights are taken from;"
                         " 0: all tokens weigh alike")
@@ -344,8 +347,9 @@ def run_step(silt, teacher, functions, batch, ratio, goal, width, options, shift
         short = loss_file.short_losses(teacher, base.head, tokens[:read], options.long,
                                        options.long // 4, shift, functions[1], options.loss_chunk)
     hidden, seen = silt.forward(tokens, raw, tables, ratio, width)
+    share = options.kl_above if ratio > 1 and options.kl_above >= 0 else options.kl
     loss, ce, kl = loss_file.head_loss(hidden[:read], target, base.head, tokens[:read],
-                                       weight[:read], options.kl, functions[0],
+                                       weight[:read], share, functions[0],
                                        options.loss_chunk, short)
     asked = []
     if options.ask_rows:
