@@ -256,6 +256,16 @@ def test_choices_behind_documents():
     for a, b in zip(*pairs):
         for c, d in zip(a["losses"], b["losses"]):
             near(c, d, 1e-2)
+    # Text read again before a question is as if the stream had it, in front of a turn or of text.
+    one = {"id": "d", "text": story(22, 3), "questions": [dict(q, before=story(23, 3))
+                                                          for q in some]}
+    path.write_text(json.dumps(dict(one, text=one["text"] + story(23, 3), questions=some)) + "\n" +
+                    json.dumps(one) + "\n")
+    pair = trial.run(path, "ccm", "--choose", "--dmc", 1)
+    for a, b in zip(*[line["questions"] for line in pair]):
+        assert b["tokens"] > a["tokens"]
+        for c, d in zip(a["losses"], b["losses"]):
+            near(c, d, 2e-2)
     # A chunk that has left the ring comes back for the question that names it, and no other.
     few = choose("ccm", some, "--ring", 1)
     again = choose("ccm", [dict(some[0], recall=[0]), some[1]], "--ring", 1)

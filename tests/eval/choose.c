@@ -68,20 +68,23 @@ static int add_text(const struct tokenizer *tokenizer, const char *text, int32_t
 static int make_tail(struct branch *b, const struct tokenizer *tokenizer)
 {
     const struct choice_question *q = b->question;
+    int again = q->before ? add_text(tokenizer, q->before, b->tail, TAIL_MAX) : 0;
     int turn, opening = 0;
+    if (again < 0)
+        return again;
+    int32_t *tail = b->tail + again;
+    size_t most = TAIL_MAX - (size_t)again;
     if (q->raw) {
-        turn = add_text(tokenizer, q->text, b->tail, TAIL_MAX);
+        turn = add_text(tokenizer, q->text, tail, most);
     } else {
-        turn = token_turn(tokenizer, "user", (const uint8_t *)q->text, strlen(q->text), b->tail,
-                          TAIL_MAX);
+        turn = token_turn(tokenizer, "user", (const uint8_t *)q->text, strlen(q->text), tail, most);
         if (turn > 0)
-            opening =
-                token_turn_open(tokenizer, "assistant", b->tail + turn, TAIL_MAX - (size_t)turn);
+            opening = token_turn_open(tokenizer, "assistant", tail + turn, most - (size_t)turn);
     }
     if (turn < 0 || opening < 0)
         return turn < 0 ? turn : opening;
-    b->tail_count = (uint32_t)(turn + opening);
-    return b->tail_count ? 0 : -EINVAL;
+    b->tail_count = (uint32_t)(again + turn + opening);
+    return turn + opening ? 0 : -EINVAL;
 }
 
 static int make_branch(struct branch *b, const struct tokenizer *tokenizer)

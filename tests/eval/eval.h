@@ -49,6 +49,7 @@ struct eval_options {
 
 struct choice_question {
     char *text;
+    char *before;   /* text that is read again in front of it, or NULL */
     char **choices; /* [choice_count], at most EVAL_CHOICES_MAX */
     uint32_t choice_count;
     uint64_t *recall; /* [recall_count] */

@@ -97,7 +97,7 @@ def entries(texts, question, room=ROOM, most=99):
 
 def auto_form(item, found, question, vocabulary):
     """siltd's own: a question that goes on a list stands behind its entries, raw; any other in a
-    turn, here without the text that siltd may read again in front of it."""
+    turn, in front of which text may be read again (put)."""
     if found["entries"]:
         return found["entries"] + question
     return siltd_form(forms.SHIPPED)(item, found, question, vocabulary)
@@ -211,6 +211,8 @@ def put(item, found, name, place, vocabulary):
     elif form:
         line["recall"] = sorted(chunk for chunk in hits["all"]
                                 if chunk < questions.cold_chunks(item))
+    if name == "auto" and not raw:
+        line["before"] = forms.before(forms.FORMS[forms.SHIPPED], hits, item["tokens"], vocabulary)
     return line
 
 

@@ -204,14 +204,16 @@ static int build_recall(const json_t *object, uint64_t **out, uint32_t *out_coun
 static int build_choice_question(struct choice_question *q, const json_t *object)
 {
     const char *text = json_string_value(json_object_get(object, "question"));
+    const char *before = json_string_value(json_object_get(object, "before"));
     const json_t *choices = json_object_get(object, "choices");
     size_t count = json_array_size(choices);
     if (!text || !count || count > EVAL_CHOICES_MAX)
         return -EBADMSG;
     q->raw = json_is_true(json_object_get(object, "raw"));
     q->text = strdup(text);
+    q->before = before ? strdup(before) : NULL;
     q->choices = calloc(count, sizeof *q->choices);
-    if (!q->text || !q->choices)
+    if (!q->text || !q->choices || (before && !q->before))
         return -ENOMEM;
     for (q->choice_count = 0; q->choice_count < count; q->choice_count++) {
         const char *choice = json_string_value(json_array_get(choices, q->choice_count));
@@ -347,6 +349,7 @@ static void choice_question_free(struct choice_question *question)
         free(question->choices[i]);
     free(question->choices);
     free(question->text);
+    free(question->before);
     free(question->recall);
 }
 
