@@ -393,6 +393,23 @@ def test_one_at_a_time_and_many():
         assert sum(r[0] == 200 and r[1]["silt"]["stream"] == "one" for r in results) == 1, results
 
 
+def test_a_stream_comes_back_to_its_place():
+    """Others have been there meanwhile: whoever asks waits for that, and is not sent away."""
+    with Gateway(siltd_args=("--streams-max", "1")) as gateway:
+        held = {}
+        for turn in range(3):
+            for stream in ("a", "b"):
+                messages = held.setdefault(stream, []) + [("user", f"Turn {turn}")]
+                status, reply = gateway.chat(messages, stream)
+                assert status == 200, reply
+                held[stream] = messages + [("assistant", reply["choices"][0]["message"]["content"])]
+        assert gateway.chat([("user", "Something else")], "a")[1]["silt"]["stream"] == "a.edit-1"
+        for stream in ("a", "b"):
+            status, text, _ = gateway.call("POST", "/api/ask", {
+                "stream": stream, "question": "Hm?", "max_tokens": 4}, raw=True)
+            assert status == 200 and "busy" not in text, text
+
+
 def test_a_burst_leaves_places_to_others():
     """Of many requests at once the connections go again: siltd has --clients-max places."""
     with Gateway(siltd_args=("--clients-max", "6", "--streams-max", "8")) as gateway:
