@@ -133,7 +133,8 @@ struct client_forgotten {
     uint64_t from, to; /* as they were */
     uint64_t tokens;   /* what the stream holds now */
 };
-/* Takes tokens [from, to) out for good; later ones move down by as many. */
+/* Takes tokens [from, to) out for good, and pins that have some of them; later ones move down by as
+ * many. */
 int client_stream_forget(struct client *client, const char *stream, uint64_t from, uint64_t to,
                          struct client_forgotten *out, struct client_error *error);
 

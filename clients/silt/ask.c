@@ -78,7 +78,7 @@ static int sampling_option(const struct silt *silt, struct question *q, int opti
     q->sampled |= option != 'P';
     switch (option) {
     case 't':
-        return silt_real(silt, "--temperature", optarg, 0, 100, &sampling->temperature);
+        return silt_real(silt, "--temperature", optarg, 0, 10, &sampling->temperature);
     case 'p':
         r = silt_real(silt, "--top-p", optarg, 0, 1, &sampling->top_p);
         if (!r && sampling->top_p == 0)
@@ -87,7 +87,7 @@ static int sampling_option(const struct silt *silt, struct question *q, int opti
     case 'm':
         return silt_real(silt, "--min-p", optarg, 0, 1, &sampling->min_p);
     case 'P':
-        return silt_real(silt, "--repeat-penalty", optarg, 0.01, 100, &sampling->repeat_penalty);
+        return silt_real(silt, "--repeat-penalty", optarg, 0.01, 10, &sampling->repeat_penalty);
     case 'K':
         r = silt_number(silt, "--top-k", optarg, 0, UINT32_MAX, &number);
         sampling->top_k = (uint32_t)number;

@@ -114,9 +114,9 @@ json_t *stat_json(const struct client_stream_stat *stat)
                                   "segments", (json_int_t)stat->bytes_segments, "checkpoints",
                                   (json_int_t)stat->bytes_checkpoints, "index",
                                   (json_int_t)stat->bytes_index));
-    json_object_set_new(json, "dmc_ratio", json_real(stat->dmc_ratio));
+    json_object_set_new(json, "dmc_ratio", stat->parked ? json_null() : json_real(stat->dmc_ratio));
     set_count(json, "dmc_ratio_asked", stat->dmc_ratio_asked);
-    json_object_set_new(json, "rows_mean", json_real(stat->rows_mean));
+    json_object_set_new(json, "rows_mean", stat->parked ? json_null() : json_real(stat->rows_mean));
     set_count(json, "layers", stat->layers);
     set_count(json, "kv_heads", stat->kv_heads);
     for (size_t i = 0; i < stat->head_ratio_count; i++)

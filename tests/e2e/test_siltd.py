@@ -195,6 +195,7 @@ def test_what_is_known_of_a_parked_stream():
                      "tokens_computed", "indexed_to", "bytes_plan", "bytes_plan_by_tier"):
             assert parked[name] == before[name], (name, parked[name], before[name])
         assert parked["bytes_used_total"] == 0 and parked["pins"] is None is parked["pin_tokens"]
+        assert parked["dmc_ratio"] is None is parked["rows_mean"]
         assert json.loads(lib.silt(siltd.endpoint, "plan", "s", "--json").out) == plan
         siltd.stop()
         siltd.start()
