@@ -164,7 +164,7 @@ int client_ask(struct client *client, const struct client_ask *ask, client_token
     request.body_case = SILT__V1__REQUEST__BODY_ASK;
     request.ask = &wire;
     r = client_request(client, &request, &pending);
-    if (r == -EINTR && !pending.done && pending.epoch)
+    if (r == -EINTR && !pending.done && pending.epoch && !pending.later_us)
         r = ask_interrupted(client, &request, &pending);
     return r;
 }

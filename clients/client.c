@@ -281,15 +281,22 @@ int client_send(struct client *client, const wire_request *request)
     return r;
 }
 
-/* A change that was asked for again may be in siltd's hands still, from the first time: only its
- * end says what became of it. */
-static bool still_done(struct pending *pending, const wire_reply *reply)
+/* siltd is busy, and says when to try again: for as long as was asked for, or, as a change that was
+ * sent before may be in its hands still and only its end says what became of it, for longer. */
+static bool comes_later(const struct client *client, struct pending *pending,
+                        const wire_reply *reply)
 {
-    if (!pending->change || pending->sends < 2 || pending->sends > LATER_MAX ||
-        reply->body_case != SILT__V1__REPLY__BODY_ERROR ||
+    int64_t now_us = client_now_us();
+
+    if (reply->body_case != SILT__V1__REPLY__BODY_ERROR || !reply->error->retry_us ||
         reply->error->code != SILT__V1__ERROR__CODE__BUSY)
         return false;
-    pending->later_us = client_now_us() + (int64_t)reply->error->retry_us;
+    if (!pending->busy_us)
+        pending->busy_us = now_us;
+    if (now_us - pending->busy_us >= (int64_t)client->options.busy_ms * 1000 &&
+        (!pending->change || !pending->lost || pending->sends > LATER_MAX))
+        return false;
+    pending->later_us = now_us + (int64_t)reply->error->retry_us;
     return true;
 }
 
@@ -302,7 +309,7 @@ static void link_reply(struct client *client, const wire_reply *reply)
         producers_reply(client, reply);
         return;
     }
-    if (still_done(pending, reply))
+    if (comes_later(client, pending, reply))
         return;
     if (reply->body_case == SILT__V1__REPLY__BODY_ERROR)
         r = client_fail_wire(pending->error, reply->error);
@@ -409,6 +416,7 @@ static int request_send(struct client *client, const wire_request *request, stru
     int r = client_send(client, request);
 
     if (!r) {
+        pending->lost |= pending->epoch && pending->epoch != client->epoch;
         pending->epoch = client->epoch;
         pending->sent_us = client_now_us();
         pending->sends++;
@@ -458,6 +466,6 @@ int client_request(struct client *client, wire_request *request, struct pending 
     client->pending = pending;
     r = client_wait(client, request, pending);
     client->pending = NULL;
-    client->resent = pending->sends > 1;
+    client->resent = pending->lost;
     return r;
 }

@@ -54,6 +54,7 @@ struct client_options {
     int connect_ms;         /* how long to try to reach siltd; 0: 5,000; or CLIENT_WAIT_FOREVER */
     int reconnect_ms;       /* the same once it had been reached; 0: connect_ms */
     int timeout_ms;         /* for an answer that needs no computing; 0: 30,000 */
+    int busy_ms; /* to try again for, where siltd is busy and says when; 0: that is -EBUSY */
     const volatile sig_atomic_t *interrupted; /* NULL, or a flag a signal handler sets */
     /* Called when the connection goes (up false) and comes back; NULL: nobody cares. */
     void (*on_link)(void *user, bool up);

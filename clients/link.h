@@ -29,8 +29,9 @@ struct pending {
     uint64_t id, epoch; /* of the connection it was sent on; 0: not yet */
     int64_t sent_us;
     unsigned sends;
-    int64_t
-        later_us; /* siltd was at the request of before: not sent again until then; 0: it was not */
+    bool lost;        /* it was sent on a connection that went */
+    int64_t busy_us;  /* since when siltd has been; 0: it is not */
+    int64_t later_us; /* not sent again until then, as siltd was busy; 0: it was not */
     bool done;
     int result;
 };
@@ -49,7 +50,7 @@ struct client {
     uint64_t epoch;   /* connections so far; 0: never */
     int64_t down_us;  /* since when there is no connection */
     uint64_t id_last; /* of the requests */
-    bool resent;      /* the last request went out more than once */
+    bool resent;      /* the last request went out on more than one connection */
     struct pending *pending;
     struct producer *producers; /* attached to this client */
     size_t held_bytes;          /* payloads unacked, of all of them */

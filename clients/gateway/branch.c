@@ -90,13 +90,9 @@ int branch_take(struct question *q, struct client *client, const struct client_s
     if (!r)
         r = number ? branch_name(q->chat.stream, stream, number) : -EBUSY;
     if (!r && !choice.best && !choice.unused)
-        do
-            r = client_stream_remove(client, q->chat.stream, &q->error);
-        while (question_again(q, client, r));
+        r = client_stream_remove(client, q->chat.stream, &q->error);
     if (!r)
-        do
-            r = client_stream_open(client, q->chat.stream, &options, NULL, &q->error);
-        while (question_again(q, client, r));
+        r = client_stream_open(client, q->chat.stream, &options, NULL, &q->error);
     if (!r)
         r = client_stat(client, q->chat.stream, &stat, &q->error);
     if (r)

@@ -53,7 +53,6 @@ struct question {
     size_t messages_known, messages_new;
     bool branched;
     uint64_t id, begun_us, first_us;
-    uint64_t busy_us; /* since when siltd has been; 0: it is not */
     time_t created;
 
     /* The connection's thread's own. */
@@ -69,9 +68,6 @@ struct question {
 struct question *question_open(struct gateway *gateway);
 /* Begins on a thread of its own; 0 or -errno. */
 int question_start(struct question *question);
-/* Whether to try again: siltd was busy, as while a stream comes back to its place, and what it
- * asked to wait is over. False where it is for seconds, and where result is another. */
-bool question_again(struct question *question, struct client *client, int result);
 /* Nobody reads any more: what is under way ends. */
 void question_close(struct question **question);
 /* Waits for text after `seen` bytes or the end; false: neither within the time. Locked on return.

@@ -10,6 +10,7 @@
 enum {
     CONNECT_MS = 2000,
     TIMEOUT_MS = 10000,
+    BUSY_MS = 5000, /* a stream comes back to its place, or a question ends */
     EVENTS_MAX = 4,
     WAIT_SECONDS = 5, /* for another to be given back */
     IDLE_MAX = 4,     /* kept: each takes one of siltd's --clients-max places from others */
@@ -90,7 +91,8 @@ struct pooled *pool_take(struct gateway *gateway, bool long_use, struct client_e
                                      .server_key = gateway->options.server_key,
                                      .client_key = gateway->options.client_key,
                                      .connect_ms = CONNECT_MS,
-                                     .timeout_ms = TIMEOUT_MS};
+                                     .timeout_ms = TIMEOUT_MS,
+                                     .busy_ms = BUSY_MS};
 
     *error = (struct client_error){.code = -EBUSY, .retry_us = 1000000};
     snprintf(error->text, sizeof error->text,

@@ -5,12 +5,7 @@
 
 #include "clients/gateway/chat.h"
 
-enum {
-    DRAIN_MS = 30000,
-    BUSY_PATIENCE_US = 5000000,
-    ITEMS_PER_MESSAGE = 64,
-    TURN_BYTES_MAX = 256 << 10
-};
+enum { DRAIN_MS = 30000, ITEMS_PER_MESSAGE = 64, TURN_BYTES_MAX = 256 << 10 };
 
 static const char producer_name[] = "gateway";
 
@@ -83,22 +78,6 @@ bool question_wait(struct question *q, size_t seen, int milliseconds)
         if (pthread_cond_timedwait(&q->news, &q->lock, &until) == ETIMEDOUT)
             break;
     return q->text.bytes > seen || q->ended;
-}
-
-bool question_again(struct question *q, struct client *client, int result)
-{
-    uint64_t now = now_us();
-    bool is_busy = result == -EBUSY && q->error.retry_us;
-
-    if (is_busy && !q->busy_us)
-        q->busy_us = now;
-    if (!is_busy || now - q->busy_us > BUSY_PATIENCE_US) {
-        q->busy_us = 0;
-        return false;
-    }
-    client_poll(client, -1, (int)(q->error.retry_us / 1000));
-    q->error = (struct client_error){0};
-    return true;
 }
 
 static int on_text(void *user, const uint8_t *bytes, size_t bytes_count)
@@ -270,12 +249,9 @@ static int feed_turns(struct question *q, struct client *client, struct chain *c
 static int ask(struct question *q, struct client *client)
 {
     char out[UTF8_OUT_MAX];
+    int r = client_ask(client, &q->chat.ask, on_text, q, &q->answer, &q->error);
     size_t n;
-    int r;
 
-    do
-        r = client_ask(client, &q->chat.ask, on_text, q, &q->answer, &q->error);
-    while (question_again(q, client, r));
     pthread_mutex_lock(&q->lock);
     n = utf8_end(&q->utf8, out);
     if (n)
@@ -316,11 +292,8 @@ static int with_chain(struct question *q, struct client *client)
     struct client_stream_stat stat;
     struct chain chain;
     uint64_t tokens;
-    int r;
+    int r = client_stream_open(client, q->chat.stream, NULL, NULL, &q->error);
 
-    do
-        r = client_stream_open(client, q->chat.stream, NULL, NULL, &q->error);
-    while (question_again(q, client, r));
     if (!r)
         r = client_stat(client, q->chat.stream, &stat, &q->error);
     if (r)

@@ -254,9 +254,7 @@ static int ask(struct silt *silt, struct question *q)
 
     if (r)
         return r;
-    do
-        r = client_ask(silt->client, &q->ask, on_token, q, &answer, &silt->error);
-    while (silt_again(silt, r));
+    r = client_ask(silt->client, &q->ask, on_token, q, &answer, &silt->error);
     if (!q->json && !q->newline)
         putchar('\n');
     if (r)

@@ -51,9 +51,7 @@ static int run(struct silt *silt, int argc, char **argv)
     r = silt_connect(silt, 0);
     if (r)
         return r;
-    do
-        r = client_stream_forget(silt->client, argv[optind], from, to, &done, &silt->error);
-    while (silt_again(silt, r));
+    r = client_stream_forget(silt->client, argv[optind], from, to, &done, &silt->error);
     if (r)
         return silt_fail(silt);
     printf("%s tokens are gone; stream %s has %s\n", text_count(a, done.to - done.from),

@@ -34,9 +34,7 @@ static int run(struct silt *silt, int argc, char **argv)
     r = silt_connect(silt, 0);
     if (r)
         return r;
-    do
-        r = client_stream_fork(silt->client, argv[optind], argv[optind + 1], &tokens, &silt->error);
-    while (silt_again(silt, r));
+    r = client_stream_fork(silt->client, argv[optind], argv[optind + 1], &tokens, &silt->error);
     if (r)
         return silt_fail(silt);
     if (json)

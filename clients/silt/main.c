@@ -10,7 +10,7 @@
 #include "clients/silt/silt.h"
 #include "proto/endpoint.h"
 
-enum { FULL_SAY_US = 60000000, BUSY_PATIENCE_US = 5000000 };
+enum { FULL_SAY_US = 60000000, BUSY_MS = 5000 };
 
 volatile sig_atomic_t silt_stop;
 
@@ -187,6 +187,7 @@ int silt_connect(struct silt *silt, int reconnect_ms)
         .server_key = silt->server_key,
         .client_key = silt->client_key,
         .reconnect_ms = reconnect_ms,
+        .busy_ms = reconnect_ms ? 0 : BUSY_MS, /* who feeds has others to see to meanwhile */
         .interrupted = &silt_stop,
         .on_link = reconnect_ms ? on_link : NULL, /* others do not go on */
         .on_full = reconnect_ms == CLIENT_WAIT_FOREVER ? on_full : NULL,
@@ -195,21 +196,6 @@ int silt_connect(struct silt *silt, int reconnect_ms)
     };
 
     return client_open(&silt->client, &options, &silt->error) ? silt_fail(silt) : 0;
-}
-
-bool silt_again(struct silt *silt, int result)
-{
-    int64_t now_us = silt_now_us();
-    bool is_busy = result == -EBUSY && silt->error.retry_us && !silt_stop;
-
-    if (is_busy && !silt->busy_us)
-        silt->busy_us = now_us;
-    if (!is_busy || now_us - silt->busy_us > BUSY_PATIENCE_US) {
-        silt->busy_us = 0;
-        return false;
-    }
-    client_poll(silt->client, -1, (int)(silt->error.retry_us / 1000));
-    return true;
 }
 
 int silt_fail(const struct silt *silt)

@@ -56,9 +56,7 @@ static int run(struct silt *silt, int argc, char **argv)
     r = silt_connect(silt, 0);
     if (r)
         return r;
-    do
-        r = client_stream_open(silt->client, argv[optind], &options, &opened, &silt->error);
-    while (silt_again(silt, r));
+    r = client_stream_open(silt->client, argv[optind], &options, &opened, &silt->error);
     if (r)
         return silt_fail(silt);
     if (json)

@@ -100,13 +100,11 @@ static int run(struct silt *silt, const struct command *command, int argc, char 
     r = silt_connect(silt, 0);
     if (r)
         return r;
-    do
-        if (lists)
-            r = client_pins(silt->client, argv[optind], &pins, &silt->error);
-        else
-            r = (command == &command_pin ? client_pin : client_unpin)(
-                silt->client, argv[optind], from, to, &pins, &silt->error);
-    while (silt_again(silt, r));
+    if (lists)
+        r = client_pins(silt->client, argv[optind], &pins, &silt->error);
+    else
+        r = (command == &command_pin ? client_pin : client_unpin)(silt->client, argv[optind], from,
+                                                                  to, &pins, &silt->error);
     return r ? silt_fail(silt) : print(&pins, json);
 }
 

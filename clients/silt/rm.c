@@ -34,9 +34,7 @@ static int run(struct silt *silt, int argc, char **argv)
     if (r)
         return r;
     for (int i = optind; i < argc; i++) {
-        do
-            r = client_stream_remove(silt->client, argv[i], &silt->error);
-        while (silt_again(silt, r));
+        r = client_stream_remove(silt->client, argv[i], &silt->error);
         if (r && !(force && r == -ENOENT))
             result = silt_fail(silt);
         if (result == EXIT_AWAY || result == EXIT_STOPPED)

@@ -29,7 +29,6 @@ struct silt {
     struct client *client;
     struct client_error error;
     int64_t full_us;          /* when it was last said that siltd is full */
-    int64_t busy_us;          /* since when it has been busy; 0: it is not */
     void (*turn)(void *user); /* see client_options.on_turn; NULL: nothing */
     void *turn_user;
 };
@@ -81,9 +80,6 @@ int silt_real(const struct silt *silt, const char *option, const char *text, dou
 
 /* Connects: 0 or the exit code after saying so. reconnect_ms as in client_options. */
 int silt_connect(struct silt *silt, int reconnect_ms);
-/* Whether to try again: siltd was busy, and what it asked to wait is over. False where it is for
- * seconds, and where result is another. */
-bool silt_again(struct silt *silt, int result);
 /* Says silt->error and returns its exit code. */
 int silt_fail(const struct silt *silt);
 int64_t silt_now_us(void); /* of a clock that only goes forward */
