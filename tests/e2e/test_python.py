@@ -146,6 +146,29 @@ def test_errors_are_named():
         silt.Client("nonsense").process()
 
 
+def test_a_stream_comes_back_to_its_place():
+    """Whoever wants it waits for that while another goes, and is not sent away; not for ever."""
+    with siltd("--streams-max", "1") as daemon, silt.Client(daemon.endpoint) as client:
+        for turn in range(2):
+            for stream in ("a", "b"):
+                client.open(stream)
+                with client.feed(stream, "p") as feed:
+                    feed.write(texts.text(600, seed=turn))
+        assert client.ask("a", "Hm?", tokens_max=2, wait=True).text() is not None
+        assert client.pin("b", 0, 20).pins and not client.pins("a").pins
+        assert client.forget("b", 30, 40) == client.stat("b").tokens_acked
+    mock = Mock()
+    with silt.Client(mock.endpoint) as client:
+        client.open("s")
+        mock.busy = 2
+        assert client.ask("s", "Where?").text() == "It was Köln."
+        mock.busy = 1 << 30
+        start = time.monotonic()
+        with refused(silt.Busy, "later"):
+            client.ask("s", "Where?").text()
+        assert 4 < time.monotonic() - start < 20 * lib.SLOW
+
+
 def test_feed_through_cuts_and_little_credit():
     data = texts.text(200_000)
     mock = Mock(credit=9000)

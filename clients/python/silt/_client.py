@@ -12,7 +12,7 @@ from ._errors import Error, Invalid, Lost, of_wire
 from ._feed import AsyncFeed
 from ._follow import Path, follow, watch
 from ._keys import is_key, settings
-from ._link import Link, pack
+from ._link import Link, Patience, pack
 from ._types import (PRODUCER_BYTES_MAX, STOP_MAX, Done, Grant, Keys, Opened, Pins, ProcessStat,
                      Sampling, StreamStat, check_name, done_of, grant_of, opened_of, pins_of,
                      process_of, sampling_to, stream_of)
@@ -35,6 +35,8 @@ class AsyncAnswer:
         self._ask = ask
         self._id = 0
         self._epoch = 0
+        self._frame = b""
+        self._busy = Patience()
         self._queue: Optional[asyncio.Queue[Union[pb.Reply, int]]] = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._ended = False
@@ -42,10 +44,13 @@ class AsyncAnswer:
     async def _start(self) -> None:
         await self._link.start()
         self._id = self._link.next_id()
-        frame = pack(self._id, {"ask": self._ask})
+        self._frame = pack(self._id, {"ask": self._ask})
         self._queue = self._link.expect(self._id)
+        await self._send()
+
+    async def _send(self) -> None:
         try:
-            self._epoch = await self._link.send(frame)
+            self._epoch = await self._link.send(self._frame)
         except BaseException:
             self._finish()
             raise
@@ -76,6 +81,10 @@ class AsyncAnswer:
                 self._finish()
                 raise Lost(f"siltd at {self._link.endpoint} went away before the end")
             kind = reply.WhichOneof("body")
+            if kind == "error" and self._busy.lasts(reply.error):
+                await asyncio.sleep(reply.error.retry_us / 1e6)
+                await self._send()
+                continue
             if kind == "error":
                 self._finish()
                 raise of_wire(reply.error)

@@ -30,6 +30,7 @@ HEARTBEAT_DEAD_MS = 20000
 SEND_QUEUE_MAX = 256
 BLOCKED_SECONDS = 0.005  # until the next try to send
 LATER_MAX = 150  # sends of one request
+BUSY_SECONDS = 5.0  # to try again for, where siltd is busy: a stream comes back, a question ends
 REPLIES_PER_TURN = 64
 LAST_REPLIES_MAX = 1024
 EVENT_DENIED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -255,15 +256,16 @@ class Link:
         self._waiting.pop(request_id, None)
 
     async def call(self, change: bool = False, gone: bool = False, **body: Any) -> pb.Reply:
-        """A request with one reply, asked again on a new connection. change: siltd does not do it
-        twice; gone: NotFound, when it was asked again, says that it is done."""
+        """A request with one reply, asked again on a new connection and, for BUSY_SECONDS, where
+        siltd is busy. change: siltd does not do it twice; gone: NotFound, when it was asked again
+        on a new connection, says that it is done."""
         await self.start()
         request_id = self.next_id()
         if change:
             body["change"] = 1 + secrets.randbits(63)
         frame = pack(request_id, body)
         queue = self.expect(request_id)
-        sends = 1
+        sends, lost, busy = 1, False, Patience()
         try:
             epoch = await self.send(frame)
             while True:
@@ -275,20 +277,34 @@ class Link:
                 if isinstance(reply, int):
                     if reply >= epoch:
                         epoch = await self.send(frame)
-                        sends += 1
+                        sends, lost = sends + 1, True
                     continue
                 if reply.WhichOneof("body") != "error":
                     return reply
-                if gone and sends > 1 and reply.error.code == pb.Error.NOT_FOUND:
+                if gone and lost and reply.error.code == pb.Error.NOT_FOUND:
                     return pb.Reply()
-                if not change or not 1 < sends <= LATER_MAX or reply.error.code != pb.Error.BUSY:
-                    raise of_wire(reply.error)
                 # It may be in siltd's hands from the first time: its end says what became of it.
+                still = change and lost and sends <= LATER_MAX
+                if not busy.lasts(reply.error, still):
+                    raise of_wire(reply.error)
                 await asyncio.sleep(reply.error.retry_us / 1e6)
                 epoch = await self.send(frame)
                 sends += 1
         finally:
             self.forget(request_id)
+
+
+class Patience:
+    """How long siltd has been busy for one request."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+
+    def lasts(self, error: pb.Error, longer: bool = False) -> bool:
+        """Whether to try again after error.retry_us."""
+        self._since = self._since or time.monotonic()
+        return error.code == pb.Error.BUSY and error.retry_us > 0 and (
+            longer or time.monotonic() < self._since + BUSY_SECONDS)
 
 
 def pack(request_id: int, body: Dict[str, Any]) -> bytes:
