@@ -17,6 +17,9 @@ enum {
     /* What a GPU's driver takes here beside the engine: for kernels (180 MB on an H200), and
      * recorded passes (at most 64, of 1.7 MB). */
     GPU_DRIVER_BYTES = 320 << 20,
+    /* By which what is left beside weights may be more than they are less: a device gives memory
+     * in units. */
+    PIECES_BYTES = 64 << 20,
     WARM_SAID_US = 1000000, /* a start that takes as long is told why */
 };
 
@@ -158,22 +161,29 @@ static int make_plan(struct core *core, struct plan_costs *costs, char *error, s
 /* bf16 weights beside which the plan does not fit, and nobody has asked for them. */
 static bool weights_too_large(const struct core *core)
 {
-    return core->config.device_weights == WEIGHTS_AUTO && core->info.device_weights_bytes &&
-           !core->info.device_scratch_bytes &&
+    return core->config.device_weights == WEIGHTS_AUTO && core->info.device_kept_bytes &&
            core->plan.device_bytes > core->plan.device_memory_bytes;
 }
 
-/* How weights lie on the GPU is settled when the engine is opened: it is opened again. */
+/* How weights lie on the GPU is settled when the engine is opened: it is opened again, but where
+ * the plan does not fit beside those either. */
 static int keep_weights(struct core *core, struct plan_costs *costs, char *error,
                         size_t error_bytes)
 {
+    uint64_t others = core->plan.device_bytes - core->info.device_weights_bytes;
     char why[ERROR_BYTES_MAX];
     int result;
 
-    engine_close(&core->engine);
-    result = open_engine(core, WEIGHTS_FILE, why, sizeof why);
-    if (!result)
-        result = make_plan(core, costs, why, sizeof why);
+    if (others + core->info.device_kept_bytes > core->plan.device_memory_bytes + PIECES_BYTES) {
+        costs->device_weights_bytes = core->info.device_kept_bytes;
+        result = plan_make(&core->plan, &core->config, costs, why, sizeof why);
+    } else {
+        say(SAY_INFO, "the plan does not fit beside bf16 weights: the model is opened again");
+        engine_close(&core->engine);
+        result = open_engine(core, WEIGHTS_FILE, why, sizeof why);
+        if (!result)
+            result = make_plan(core, costs, why, sizeof why);
+    }
     if (result)
         snprintf(error, error_bytes, "%s%s",
                  result == -ENOSPC || result == -ENOMEM

@@ -71,6 +71,7 @@ int engine_open(struct engine **out, const struct engine_options *options, char 
         e->info.work_bytes += e->gpu->host_bytes;
         e->info.device_weights_bytes = e->gpu->weights_bytes;
         e->info.device_scratch_bytes = e->gpu->scratch_bytes;
+        e->info.device_kept_bytes = gpu_kept_bytes(e);
         e->info.device_work_bytes = e->gpu->work_bytes;
         e->info.device_arena_bytes = e->gpu->arena_bytes;
     }

@@ -156,6 +156,8 @@ void gpu_give(struct gpu *g, void *memory);
 int gpu_load_weights(struct engine *engine, char *error, size_t error_bytes);
 /* What all of them would take as bf16, but for small things. */
 size_t gpu_bf16_bytes(const struct engine *engine);
+/* engine_info.device_kept_bytes */
+size_t gpu_kept_bytes(const struct engine *engine);
 /* " as bf16", for a sentence. */
 const char *gpu_weights_are(const struct gpu *g);
 /* The matrix for the products queued next, until another is asked for. */

@@ -132,6 +132,8 @@ struct sizes {
     size_t part;    /* the largest part on the device, or the embeddings */
     size_t made;    /* the largest part of those that are bf16 anyway */
     size_t lora;    /* floats of a layer's updates, the most */
+    size_t loras;   /* of all layers' */
+    size_t less;    /* that those take as in the file which are worth it */
 };
 
 static void larger(size_t *most, size_t bytes)
@@ -139,11 +141,21 @@ static void larger(size_t *most, size_t bytes)
     *most = bytes > *most ? bytes : *most;
 }
 
-static void add_projection(struct sizes *s, const struct projection *p, uint32_t kinds)
+/* A tied head: it lies there. */
+static bool is_embedding(const struct engine *e, const struct projection *p)
 {
-    s->bf16 += bf16_bytes(p) * (size_t)__builtin_popcount(kinds);
-    if (worth_keeping(p))
+    return p->part[0].data == e->embedding->data;
+}
+
+static void add_projection(struct sizes *s, const struct engine *e, const struct projection *p,
+                           uint32_t kinds)
+{
+    size_t bytes = bf16_bytes(p) * (size_t)__builtin_popcount(kinds);
+    s->bf16 += bytes;
+    if (worth_keeping(p)) {
         larger(&s->scratch, bf16_bytes(p));
+        s->less += bytes - (is_embedding(e, p) ? 0 : file_bytes(p));
+    }
     for (uint32_t i = 0; i < p->count; i++)
         larger(worth_keeping(p) ? &s->part : &s->made, part_bytes(&p->part[i]));
 }
@@ -153,14 +165,15 @@ static struct sizes sizes_of(const struct engine *e)
     struct weight embedding = embedding_of(e);
     struct sizes s = {.bf16 = part_bytes(&embedding), .part = part_bytes(&embedding)};
     uint32_t kinds = kinds_of(e);
-    add_projection(&s, &e->head, BASE_ALONE);
+    add_projection(&s, e, &e->head, BASE_ALONE);
     for (uint32_t n = 0; n < e->shape.layers; n++) {
         const struct layer *l = &e->layer[n];
-        add_projection(&s, &l->qkv, kinds);
-        add_projection(&s, &l->o, kinds);
-        add_projection(&s, &l->gate_up, BASE_ALONE);
-        add_projection(&s, &l->down, BASE_ALONE);
+        add_projection(&s, e, &l->qkv, kinds);
+        add_projection(&s, e, &l->o, kinds);
+        add_projection(&s, e, &l->gate_up, BASE_ALONE);
+        add_projection(&s, e, &l->down, BASE_ALONE);
         larger(&s.lora, layer_lora_floats(&e->shape, l));
+        s.loras += layer_lora_floats(&e->shape, l);
     }
     larger(&s.part, s.made);
     return s;
@@ -169,6 +182,14 @@ static struct sizes sizes_of(const struct engine *e)
 size_t gpu_bf16_bytes(const struct engine *e)
 {
     return sizes_of(e).bf16;
+}
+
+size_t gpu_kept_bytes(const struct engine *e)
+{
+    struct sizes s = sizes_of(e);
+    return e->gpu->keep || !s.scratch
+               ? 0
+               : e->gpu->weights_bytes - s.less + s.scratch + s.loras * sizeof(float);
 }
 
 /* ---- low-rank updates ---- */
@@ -293,10 +314,9 @@ static void load_projection(struct upload *u, struct gpu_weight *out, uint32_t k
                             const struct projection *p, int first_part)
 {
     bool keep = u->g->keep && worth_keeping(p);
-    bool shared = p->part[0].data == u->e->embedding->data; /* a tied head: it lies there */
     size_t bytes = bf16_bytes(p);
     uint32_t cols = p->part[0].cols, rows = (uint32_t)(bytes / sizeof(bf16) / cols);
-    char *to = keep && !shared ? take(u, file_bytes(p)) : NULL;
+    char *to = keep && !is_embedding(u->e, p) ? take(u, file_bytes(p)) : NULL;
     for (enum gpu_kind k = 0; kinds >> k; k++)
         if (kinds >> k & 1) {
             out[k].made = (struct cuda_weight){keep ? u->g->scratch : take(u, bytes), rows, cols};

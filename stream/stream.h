@@ -83,6 +83,8 @@ struct engine_info {
     size_t device_weights_bytes, device_work_bytes, device_arena_bytes;
     size_t device_scratch_bytes; /* of the weights: where quantised ones are made bf16; 0: all are
                                   * bf16 */
+    size_t device_kept_bytes;    /* of weights that are bf16, were they kept as in the file; 0: they
+                                  * are, or none is quantised */
     /* Tokens that are computed together fastest: a block, or what a device takes in one pass. */
     uint32_t batch_tokens;
 };

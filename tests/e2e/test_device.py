@@ -198,6 +198,7 @@ def test_weights_stay_quantised_where_memory_is_short():
     for line in ("GPU: weights, quantised", "GPU: one matrix made bf16"):
         assert line in shown and line in log, shown + log
     assert "KEEPS WEIGHTS QUANTISED, as bf16 ones and the plan do not fit" in log, log
+    assert log.count("opened again") == 1, log
 
 
 def test_what_fits_in_neither_form_says_so_once():
@@ -211,6 +212,7 @@ def test_what_fits_in_neither_form_says_so_once():
                           capture_output=True, timeout=120 * lib.SLOW, check=False, text=True)
     assert done.returncode == 1, done.stderr
     assert done.stderr.count(" warn adapter ") == 1, done.stderr
+    assert "opened again" not in done.stderr, done.stderr
     last = done.stderr.splitlines()[-1]
     assert "neither as bf16 nor kept quantised" in last and "--streams-max" in last, last
 
