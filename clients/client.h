@@ -175,6 +175,7 @@ struct client_stream_stat {
     uint32_t dmc_ratio_asked, ring_segments, layers, kv_heads;
     size_t tier_count, head_ratio_count, degraded_count;
     bool parked;     /* on the disk alone, until it is fed or asked */
+    bool stopped;    /* computed no further until siltd is started again: degraded says why */
     bool hash_known; /* of memory_hash: not of every parked stream */
     struct client_tier *tiers;
     double *head_ratio; /* [layers * kv_heads] */

@@ -252,6 +252,7 @@ static void stream_stat_numbers(struct client_stream_stat *out, const Silt__V1__
         .degraded_count = stat->n_degraded,
     };
     out->parked = stat->parked;
+    out->stopped = stat->stopped;
     out->hash_known = stat->hash_chunk || !stat->chunks;
     out->recall_hits = stat->recall_hits;
     out->recalled_us = stat->recalled_us;

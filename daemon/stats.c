@@ -180,6 +180,7 @@ static void fill_live(const struct core *core, struct slot *slot, struct stat_pa
                  (unsigned long long)out->tokens_computed, (unsigned long long)rebuild_to);
         parts->degraded[out->n_degraded++] = parts->rebuilding;
     }
+    out->stopped = slot->stat.failed || atomic_load(&slot->unread);
     if (slot->stat.failed)
         parts->degraded[out->n_degraded++] = "not computed: see siltd's log";
     if (atomic_load(&slot->unread))

@@ -3902,7 +3902,7 @@ const ProtobufCMessageDescriptor silt__v1__pin__descriptor =
   (ProtobufCMessageInit) silt__v1__pin__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor silt__v1__stream_stat__field_descriptors[42] =
+static const ProtobufCFieldDescriptor silt__v1__stream_stat__field_descriptors[43] =
 {
   {
     "stream",
@@ -4408,6 +4408,18 @@ static const ProtobufCFieldDescriptor silt__v1__stream_stat__field_descriptors[4
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "stopped",
+    43,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__StreamStat, stopped),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__stream_stat__field_indices_by_name[] = {
   32,   /* field[32] = bytes_checkpoints */
@@ -4447,6 +4459,7 @@ static const unsigned silt__v1__stream_stat__field_indices_by_name[] = {
   27,   /* field[27] = segments_merged */
   29,   /* field[29] = segments_repaired */
   4,   /* field[4] = segments_ring */
+  42,   /* field[42] = stopped */
   0,   /* field[0] = stream */
   7,   /* field[7] = tiers */
   1,   /* field[1] = tokens_acked */
@@ -4456,7 +4469,7 @@ static const unsigned silt__v1__stream_stat__field_indices_by_name[] = {
 static const ProtobufCIntRange silt__v1__stream_stat__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 42 }
+  { 0, 43 }
 };
 const ProtobufCMessageDescriptor silt__v1__stream_stat__descriptor =
 {
@@ -4466,7 +4479,7 @@ const ProtobufCMessageDescriptor silt__v1__stream_stat__descriptor =
   "Silt__V1__StreamStat",
   "silt.v1",
   sizeof(Silt__V1__StreamStat),
-  42,
+  43,
   silt__v1__stream_stat__field_descriptors,
   silt__v1__stream_stat__field_indices_by_name,
   1,  silt__v1__stream_stat__number_ranges,

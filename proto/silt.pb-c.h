@@ -742,10 +742,14 @@ struct  Silt__V1__StreamStat
    * on the disk alone, until it is fed or asked: nothing is in use, pins are not shown
    */
   protobuf_c_boolean parked;
+  /*
+   * it is computed no further until siltd is started again: `degraded` says why
+   */
+  protobuf_c_boolean stopped;
 };
 #define SILT__V1__STREAM_STAT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__stream_stat__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, NULL, 0,NULL, 0, 0, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, NULL, 0,NULL, 0, 0, 0, 0 }
 
 
 struct  Silt__V1__ProcessStat

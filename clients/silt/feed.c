@@ -306,17 +306,25 @@ static int feed_wait(struct feed *feed)
 
     for (;;) {
         uint64_t computed;
+        bool stopped;
 
         if (client_stat(feed->silt->client, feed->intake.stream, &stat, &feed->silt->error))
             return silt_fail(feed->silt);
         if (!goal)
             goal = stat.tokens_acked;
+        stopped = stat.stopped;
         computed = stat.tokens_computed;
         feed->progress.tokens_acked = stat.tokens_acked;
         feed->progress.tokens_computed = computed;
         client_stat_free(&stat);
         if (computed + BLOCK_TOKENS > goal)
             return EXIT_DONE;
+        if (stopped) {
+            progress_clear(&feed->progress);
+            silt_say("all is acked, but stream %s is not computed: see siltd's log, restart siltd",
+                     feed->intake.stream);
+            return EXIT_REFUSED;
+        }
         progress_draw(&feed->progress);
         if (client_poll(feed->silt->client, -1, WAIT_MS) == -EINTR) {
             progress_clear(&feed->progress);

@@ -84,6 +84,7 @@ json_t *stat_json(const struct client_stream_stat *stat)
     snprintf(hash, sizeof hash, "%016" PRIx64, stat->memory_hash);
     set_text(json, "stream", stat->stream);
     json_object_set_new(json, "parked", json_boolean(stat->parked));
+    json_object_set_new(json, "stopped", json_boolean(stat->stopped));
     set_count(json, "tokens_acked", stat->tokens_acked);
     set_count(json, "tokens_computed", stat->tokens_computed);
     set_count(json, "lag_tokens", stat->lag_tokens);

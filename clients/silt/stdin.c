@@ -92,6 +92,14 @@ static int pump(struct pipe *pipe, struct producer *producer, struct convert *co
     }
 }
 
+/* Whatever was to say something has failed: a turn without words would stay in the talk. */
+static int nothing(struct client_error *error)
+{
+    *error = (struct client_error){.code = -EINVAL};
+    snprintf(error->text, sizeof error->text, "stdin is empty: there is no turn to add");
+    return error->code;
+}
+
 /* All of stdin as one turn: it is sent when it is complete. */
 static int one_turn(struct pipe *pipe, struct producer *producer)
 {
@@ -112,6 +120,8 @@ static int one_turn(struct pipe *pipe, struct producer *producer)
     /* `echo` ends what it says with a line end that is not part of it. */
     if (item.bytes_count && text[item.bytes_count - 1] == '\n')
         item.bytes_count--;
+    if (!r && !item.bytes_count)
+        r = nothing(&pipe->intake->silt->error);
     if (!r)
         r = producer_send(producer, &item, 1, 0, &pipe->intake->silt->error);
     pipe->bytes += item.bytes_count;

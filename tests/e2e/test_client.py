@@ -82,6 +82,9 @@ def test_feed_stdin_as_it_comes():
 def test_feed_turn():
     mock = Mock()
     lib.silt(mock.endpoint, "feed", "s", "--turn", "system", stdin=b"Be brief.\n")
+    for nothing in (b"", b"\n"):
+        said = lib.silt(mock.endpoint, "feed", "s", "--turn", "user", stdin=nothing, code=1)
+        assert "no turn to add" in said.text()
     assert mock.turns == [("system", b"Be brief.")] and not mock.marks
 
 

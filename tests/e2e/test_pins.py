@@ -79,6 +79,29 @@ def test_refusals():
         assert pins(wire, "s") == []
 
 
+def test_more_pins_than_a_later_start_has_room_for():
+    """The stream stops where they are met, and whoever waits for it is told."""
+    with daemon() as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("s")
+        fed(wire, "s", "p", texts.text(3000))
+        pins(wire, "s", pb.Pins.PIN, 0, 100)
+        fed(wire, "s", "p2", texts.text(3000))
+        assert not wire.stat("s").stopped
+        siltd.stop()
+        command = siltd.command
+        siltd.command = [*command, "--pin-tokens-max", "50"]
+        siltd.start()
+        said = lib.silt(siltd.endpoint, "feed", "s", "--wait", stdin=b"More.", code=1, seconds=30)
+        assert "is not computed: see siltd's log" in said.text(), said.text()
+        assert "start siltd with as many as before" in siltd.log_text()
+        assert raw.Raw(siltd.endpoint).stat("s").stopped
+        siltd.stop()
+        siltd.command = command
+        siltd.start()
+        lib.silt(siltd.endpoint, "feed", "s", "--wait", stdin=b"Still more.")
+
+
 def story(wire, crash):
     """Pins and text in a fixed order; crash() may end siltd between any two steps."""
     wire = crash(wire)

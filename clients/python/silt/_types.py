@@ -118,6 +118,7 @@ class StreamStat:
     pin_tokens_max: int
     pins: Tuple[Pin, ...]  # of stat(); list() leaves them out; parked: not known
     parked: bool  # on the disk alone, until it is fed or asked
+    stopped: bool  # computed no further until siltd is started again: degraded says why
     loss: Optional[Loss]  # None: not measured yet
     recall_hits: int  # cold segments that came back for questions
     recalled: Tuple[int, ...]  # the last ones, by chunk
@@ -221,6 +222,7 @@ def stream_of(wire: pb.StreamStat) -> StreamStat:
         segments_dropped=wire.segments_dropped, segments_repaired=wire.segments_repaired,
         segments_approximate=wire.segments_approximate, pin_tokens=wire.pin_tokens,
         pin_tokens_max=wire.pin_tokens_max, pins=_pins(wire.pins), parked=wire.parked,
+        stopped=wire.stopped,
         degraded=tuple(wire.degraded), loss=_loss(wire), recall_hits=wire.recall_hits,
         recalled=tuple(wire.recalled), recalled_us=wire.recalled_us)
 

@@ -520,7 +520,7 @@ class StatReply(_message.Message):
     def __init__(self, process: _Optional[_Union[ProcessStat, _Mapping]] = ..., stream: _Optional[_Union[StreamStat, _Mapping]] = ...) -> None: ...
 
 class StreamStat(_message.Message):
-    __slots__ = ["bytes_checkpoints", "bytes_disk", "bytes_index", "bytes_plan", "bytes_segments", "bytes_text", "chunks", "created_us", "degraded", "dmc_ratio", "dmc_ratio_asked", "first_position", "hash_chunk", "head_ratio", "indexed_to", "kv_heads", "lag_tokens", "layers", "loss", "memory_hash", "numerics_epoch", "parked", "pin_tokens", "pin_tokens_max", "pins", "rebuilding_to", "recall_hits", "recalled", "recalled_us", "ring_segments", "rows_mean", "segments_approximate", "segments_cold", "segments_dropped", "segments_merged", "segments_repaired", "segments_ring", "stream", "tiers", "tokens_acked", "tokens_computed", "tokens_per_second"]
+    __slots__ = ["bytes_checkpoints", "bytes_disk", "bytes_index", "bytes_plan", "bytes_segments", "bytes_text", "chunks", "created_us", "degraded", "dmc_ratio", "dmc_ratio_asked", "first_position", "hash_chunk", "head_ratio", "indexed_to", "kv_heads", "lag_tokens", "layers", "loss", "memory_hash", "numerics_epoch", "parked", "pin_tokens", "pin_tokens_max", "pins", "rebuilding_to", "recall_hits", "recalled", "recalled_us", "ring_segments", "rows_mean", "segments_approximate", "segments_cold", "segments_dropped", "segments_merged", "segments_repaired", "segments_ring", "stopped", "stream", "tiers", "tokens_acked", "tokens_computed", "tokens_per_second"]
     BYTES_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     BYTES_DISK_FIELD_NUMBER: _ClassVar[int]
     BYTES_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -558,6 +558,7 @@ class StreamStat(_message.Message):
     SEGMENTS_MERGED_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_REPAIRED_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_RING_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_ACKED_FIELD_NUMBER: _ClassVar[int]
@@ -600,12 +601,13 @@ class StreamStat(_message.Message):
     segments_merged: int
     segments_repaired: int
     segments_ring: int
+    stopped: bool
     stream: str
     tiers: _containers.RepeatedCompositeFieldContainer[Tier]
     tokens_acked: int
     tokens_computed: int
     tokens_per_second: float
-    def __init__(self, stream: _Optional[str] = ..., tokens_acked: _Optional[int] = ..., tokens_computed: _Optional[int] = ..., chunks: _Optional[int] = ..., segments_ring: _Optional[int] = ..., segments_cold: _Optional[int] = ..., bytes_plan: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ..., bytes_disk: _Optional[int] = ..., memory_hash: _Optional[int] = ..., hash_chunk: _Optional[int] = ..., indexed_to: _Optional[int] = ..., dmc_ratio: _Optional[float] = ..., dmc_ratio_asked: _Optional[int] = ..., ring_segments: _Optional[int] = ..., degraded: _Optional[_Iterable[str]] = ..., rows_mean: _Optional[float] = ..., head_ratio: _Optional[_Iterable[float]] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., lag_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., bytes_text: _Optional[int] = ..., created_us: _Optional[int] = ..., numerics_epoch: _Optional[int] = ..., first_position: _Optional[int] = ..., rebuilding_to: _Optional[int] = ..., segments_merged: _Optional[int] = ..., segments_dropped: _Optional[int] = ..., segments_repaired: _Optional[int] = ..., segments_approximate: _Optional[int] = ..., bytes_segments: _Optional[int] = ..., bytes_checkpoints: _Optional[int] = ..., bytes_index: _Optional[int] = ..., recall_hits: _Optional[int] = ..., recalled: _Optional[_Iterable[int]] = ..., recalled_us: _Optional[int] = ..., loss: _Optional[_Union[LossMeter, _Mapping]] = ..., pins: _Optional[_Iterable[_Union[Pin, _Mapping]]] = ..., pin_tokens_max: _Optional[int] = ..., pin_tokens: _Optional[int] = ..., parked: bool = ...) -> None: ...
+    def __init__(self, stream: _Optional[str] = ..., tokens_acked: _Optional[int] = ..., tokens_computed: _Optional[int] = ..., chunks: _Optional[int] = ..., segments_ring: _Optional[int] = ..., segments_cold: _Optional[int] = ..., bytes_plan: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ..., bytes_disk: _Optional[int] = ..., memory_hash: _Optional[int] = ..., hash_chunk: _Optional[int] = ..., indexed_to: _Optional[int] = ..., dmc_ratio: _Optional[float] = ..., dmc_ratio_asked: _Optional[int] = ..., ring_segments: _Optional[int] = ..., degraded: _Optional[_Iterable[str]] = ..., rows_mean: _Optional[float] = ..., head_ratio: _Optional[_Iterable[float]] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., lag_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., bytes_text: _Optional[int] = ..., created_us: _Optional[int] = ..., numerics_epoch: _Optional[int] = ..., first_position: _Optional[int] = ..., rebuilding_to: _Optional[int] = ..., segments_merged: _Optional[int] = ..., segments_dropped: _Optional[int] = ..., segments_repaired: _Optional[int] = ..., segments_approximate: _Optional[int] = ..., bytes_segments: _Optional[int] = ..., bytes_checkpoints: _Optional[int] = ..., bytes_index: _Optional[int] = ..., recall_hits: _Optional[int] = ..., recalled: _Optional[_Iterable[int]] = ..., recalled_us: _Optional[int] = ..., loss: _Optional[_Union[LossMeter, _Mapping]] = ..., pins: _Optional[_Iterable[_Union[Pin, _Mapping]]] = ..., pin_tokens_max: _Optional[int] = ..., pin_tokens: _Optional[int] = ..., parked: bool = ..., stopped: bool = ...) -> None: ...
 
 class Tier(_message.Message):
     __slots__ = ["bytes_plan", "bytes_used", "name", "on_device"]
