@@ -211,6 +211,11 @@ int client_curve(struct client *client, const struct client_settings *settings,
     client->curve = strncmp(client->endpoint, "tcp://", 6) == 0;
     if (!client->curve)
         return 0;
+    if (!endpoint_port_valid(client->endpoint, false))
+        return client_fail(error, -EINVAL,
+                           "cannot connect to \"%s\": give tcp://HOST:PORT, the port a number from "
+                           "1 to 65535",
+                           client->endpoint);
     if (!settings->server_key[0])
         return client_fail(error, -EACCES,
                            "%s is reached over the network, which needs siltd's server key: `silt "

@@ -198,6 +198,11 @@ int config_size(const char *text, uint64_t *out)
 static int set_text(char *field, size_t field_bytes, const struct option_row *row,
                     const char *value, char *error, size_t error_bytes)
 {
+    if (!value[0]) {
+        snprintf(error, error_bytes, "--%s needs a value: --%s %s", row->name, row->name,
+                 row->argument);
+        return -EINVAL;
+    }
     if (strlen(value) >= field_bytes) {
         snprintf(error, error_bytes, "--%s: longer than %zu bytes", row->name, field_bytes - 1);
         return -EINVAL;
@@ -298,15 +303,20 @@ static int set_option(struct config *config, const struct option_row *row, const
 
     switch (row->kind) {
     case OPTION_PATH:
-        if (row->offset == AT(adapter)) {
-            config->adapter_given = true;
-            if (strcmp(value, "none") == 0)
-                value = "";
+        config->adapter_given |= row->offset == AT(adapter);
+        if (row->offset == AT(adapter) && strcmp(value, "none") == 0) {
+            field[0] = '\0';
+            return 0;
         }
         return set_text(field, PATH_BYTES_MAX, row, value, error, error_bytes);
     case OPTION_ENDPOINT:
         if (strncmp(value, "tcp://", 6) == 0)
             field = config->listen_network;
+        if (field == config->listen_network && !endpoint_port_valid(value, true)) {
+            snprintf(error, error_bytes,
+                     "--listen %s: give tcp://ADDRESS:PORT, the port a number up to 65535", value);
+            return -EINVAL;
+        }
         return set_text(field, ENDPOINT_BYTES_MAX, row, value, error, error_bytes);
     case OPTION_SIZE:
         if (config_size(value, (uint64_t *)(void *)field) == 0)

@@ -6,9 +6,12 @@
 #ifndef SILT_ENDPOINT_H
 #define SILT_ENDPOINT_H
 
+#include <ctype.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -34,6 +37,22 @@ static inline int endpoint_default(char *out, size_t out_bytes)
                 : snprintf(out, out_bytes, "ipc:///tmp/silt-%u/silt.sock", (unsigned)getuid());
 
     return n < 0 || (size_t)n >= out_bytes ? -1 : 0;
+}
+
+/* Whether what stands behind the last colon is a port that can be had: ZeroMQ takes 99999 for what
+ * is left of it in 16 bits. 0 or *, where one listens: any. */
+static inline bool endpoint_port_valid(const char *endpoint, bool listens)
+{
+    const char *port = strrchr(endpoint, ':');
+    char *end;
+    unsigned long number;
+
+    if (listens && port && strcmp(port, ":*") == 0)
+        return true;
+    if (!port || !isdigit((unsigned char)port[1]))
+        return false;
+    number = strtoul(port + 1, &end, 10);
+    return !*end && number <= 65535 && (number || listens);
 }
 
 #endif

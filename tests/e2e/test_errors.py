@@ -83,7 +83,9 @@ REFUSED = [
     (["key", "allow", KEY, "s", "--name", "two words"], "A-Z a-z 0-9 . _ -"),
     (["gateway", "--state", "/proc/nowhere"], "cannot make"),
 ]
-AWAY = [  # endpoint, options, exit code, words
+AWAY = [     ("tcp://127.0.0.1:99999", [], 1, "1 to 65535"),
+    ("tcp://127.0.0.1", [], 1, "tcp://HOST:PORT"),
+ # endpoint, options, exit code, words
     ("http://x", [], 1, "looks like ipc:///"),
     ("/tmp/x.sock", [], 1, "looks like ipc:///"),
     ("ipc://" + "/x" * 80, [], 1, "too long"),
@@ -109,6 +111,13 @@ DAEMON = [
     (["--data", "/proc/x"], 1, "another folder"),
     (["--config", "absent"], 2, "No such file"),
     (["--config", "wrong.conf"], 2, "memry"),
+    # Of a variable that is not set: an empty --data was the root folder.
+    (["--data", ""], 2, "--data needs a value"),
+    (["--model="], 2, "--model needs a value"),
+    (["--adapter", ""], 2, "--adapter needs a value"),
+    (["--config", "empty.conf"], 2, "empty.conf line 1: --data needs a value"),
+    (["--listen", "tcp://127.0.0.1:99999"], 2, "up to 65535"),
+    (["--listen", "tcp://localhost"], 2, "tcp://ADDRESS:PORT"),
 ]
 
 
@@ -129,6 +138,7 @@ def fill(home):
     (home / "folder").mkdir()
     (home / "notes.vtt").write_text("no captions in here\n")
     (home / "wrong.conf").write_text("memry = 1G\n")
+    (home / "empty.conf").write_text("data =\n")
     silt(home, "key", "new", "open-key")
     for name in ("open-key", "t"):
         (home / name).chmod(0o644)

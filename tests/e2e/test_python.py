@@ -144,6 +144,8 @@ def test_errors_are_named():
         silt.Client(f"ipc://{daemon.home}/none", connect_timeout=0.3).process()
     with refused(silt.Invalid, "looks like"):
         silt.Client("nonsense").process()
+    with refused(silt.Invalid, "1 to 65535"):
+        silt.Client("tcp://127.0.0.1:99999").process()
 
 
 def test_a_stream_comes_back_to_its_place():

@@ -39,6 +39,10 @@ def settings(endpoint: Optional[str], server_key: Optional[str],
     where = _choose(endpoint, "endpoint", file) or _local()
     if not where.startswith("tcp://"):
         return Settings(where, None)
+    port = where.rpartition(":")[2]  # ZeroMQ takes 99999 for what is left of it in 16 bits
+    if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise Invalid(f'cannot connect to "{where}": give tcp://HOST:PORT, the port a number from '
+                      "1 to 65535")
     server = _choose(server_key, "server-key", file)
     if not server:
         raise Denied(f"{where} is reached over the network, which needs siltd's server key: `silt "
