@@ -2,6 +2,7 @@
 soak/faults adds up what its tasks say."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -53,9 +54,9 @@ while [ $at -le 100 ]; do n=$((n + 1)) at=$((at + ${SILT_STRIDE:-1})); done
 """
 
 
-def faults(build, part, **env):
+def faults(build, part, root=lib.ROOT, **env):
     done = subprocess.run([lib.ROOT / "soak/faults", part], capture_output=True, check=False,
-                          cwd=lib.ROOT, timeout=60 * lib.SLOW,
+                          cwd=root, timeout=60 * lib.SLOW,
                           env={**os.environ, "BUILD": str(build), "RESULTS": str(build / "results"),
                                "JOBS": "3", **env})
     texts = list((build / "results").glob(f"{part}*.txt"))
@@ -99,6 +100,22 @@ def test_faults_add_up():
                               env={**os.environ, "BUILD": str(build), "RESULTS": str(build),
                                    **more})
         assert done.returncode and why in done.stderr.decode(), done.stderr
+
+
+def test_faults_miss_tests_that_cannot_be_listed():
+    root = lib.folder()
+    (root / "tests/e2e").mkdir(parents=True)
+    (root / "bin").mkdir()
+    (root / "bin/pkg-config").write_text("#!/bin/sh\nexit 1\n")  # what runs was built elsewhere
+    (root / "bin/pkg-config").chmod(0o755)
+    groups = re.search(r"for group in (.*);", (lib.ROOT / "soak/faults").read_text())[1].split()
+    for group in groups:
+        (root / f"tests/e2e/test_{group}.py").write_text(
+            "import nowhere" if group == "recall" else f"print('test_{group}')")
+    code, said, error = faults(root / "build", "threads", root, TESTS="/test_",
+                               PATH=f"{root}/bin:{os.environ['PATH']}")
+    assert code == 1 and "test_recall.py does not list its tests" in error, (code, error)
+    assert "e2e/kill/kill: exit 0, 0 races" in said and "recall" not in said, said
 
 
 def test_nothing_is_left_of_a_soak_that_is_ended():
