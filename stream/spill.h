@@ -149,6 +149,9 @@ void spill_shrink(struct spill *spill);
 
 /* spill_quota.c: merges and drops until `need` more bytes fit the limit; the disk must be idle. */
 void spill_make_room(struct spill *spill, uint64_t need);
+/* Which records of a level there are now: what is put meanwhile extends level 0. Takes the lock. */
+struct spill_range spill_held(struct spill *spill, const struct spill_stream *stream,
+                              uint32_t level);
 
 /* spill_mend.c; under the lock. */
 void spill_note_damage(struct spill *spill, const struct segment_place *place);

@@ -386,7 +386,7 @@ int spill_punch(struct spill *s, struct spill_stream *stream, uint32_t level, ui
         struct segment_place place = {.stream_id = stream->id, .number = from, .level = level};
         uint64_t record = from % s->file_records, count = s->file_records - record;
         /* What lies before these may be the level's still. */
-        bool all = count <= to - from && (!record || from <= stream->level[level].from);
+        bool all = count <= to - from && (!record || from <= spill_held(s, stream, level).from);
         if (count > to - from)
             count = to - from;
         from += count;
@@ -418,7 +418,7 @@ static int shrink_file(void *user, int folder, const char *name)
     (void)folder;
     if (!is_file(name, &level, &number))
         return 0;
-    struct spill_range range = shrinking->stream->level[level];
+    struct spill_range range = spill_held(s, shrinking->stream, level);
     uint64_t first = number * s->file_records, end = first + s->file_records;
     struct segment_place place = {
         .stream_id = shrinking->stream->id, .number = first, .level = level};

@@ -12,9 +12,18 @@
 #include <errno.h>
 #include <string.h>
 
-static uint64_t held(const struct spill_stream *stream, uint32_t level)
+struct spill_range spill_held(struct spill *s, const struct spill_stream *stream, uint32_t level)
 {
-    return stream->level[level].to - stream->level[level].from;
+    pthread_mutex_lock(&s->lock);
+    struct spill_range range = stream->level[level];
+    pthread_mutex_unlock(&s->lock);
+    return range;
+}
+
+static uint64_t count_held(struct spill *s, const struct spill_stream *stream, uint32_t level)
+{
+    struct spill_range range = spill_held(s, stream, level);
+    return range.to - range.from;
 }
 
 static struct spill_stream *largest(struct spill *s)
@@ -81,13 +90,14 @@ static void read_batch(struct spill *s, struct spill_stream *stream, uint32_t le
     struct segment_place place = place_of(s, stream, level, number);
     size_t bytes = s->shape.record_bytes;
     int64_t came = transfer(s, DISK_READ, &place, s->batch, count);
+    uint64_t first = spill_held(s, stream, level).from;
     for (uint32_t i = 0; i < count; i++) {
         uint8_t *record = s->batch + i * bytes;
         place = place_of(s, stream, level, number + i);
         enum segment_fault fault =
             fault_of(s, &place, record, came < 0 ? came : came - (int64_t)(i * bytes));
         fit[i] = false;
-        if (number + i < stream->level[level].from)
+        if (number + i < first)
             continue; /* the stream has none before it */
         if (fault && came != -ENOENT)
             fault = fault_of(s, &place, record, transfer(s, DISK_READ, &place, record, 1));
@@ -159,7 +169,7 @@ static int sync_level(struct spill *s, const struct spill_stream *stream, uint32
 /* Records [from, to) of a level go, and with them what is older of that level. */
 static int drop(struct spill *s, struct spill_stream *stream, uint32_t level, uint64_t to)
 {
-    int code = spill_punch(s, stream, level, stream->level[level].from, to);
+    int code = spill_punch(s, stream, level, spill_held(s, stream, level).from, to);
     pthread_mutex_lock(&s->lock);
     stream->level[level].from = to;
     pthread_mutex_unlock(&s->lock);
@@ -170,11 +180,11 @@ static int drop(struct spill *s, struct spill_stream *stream, uint32_t level, ui
  * beside their halves, and a unit, at most; they end where a file of halves does, if any ends. The
  * first may be alone in its pair. short_of: there is less room than that, the limit having come
  * down: a few means go beyond it until their halves have gone, not what they stand for. */
-static struct spill_range next_pairs(const struct spill *s, const struct spill_stream *stream,
+static struct spill_range next_pairs(struct spill *s, const struct spill_stream *stream,
                                      uint32_t level, bool short_of)
 {
-    struct spill_range range = stream->level[level];
-    uint64_t from = range.from / 2, to = range.to / 2, most = held(stream, level) / 4;
+    struct spill_range range = spill_held(s, stream, level);
+    uint64_t from = range.from / 2, to = range.to / 2, most = (range.to - range.from) / 4;
     uint64_t room = s->limit > s->stat.bytes_disk ? s->limit - s->stat.bytes_disk : 0;
     uint64_t unit = spill_unit(s), left = unit - from % unit, file = s->file_records / 2;
     most = most ? most : 1;
@@ -222,11 +232,12 @@ static int drop_oldest(struct spill *s, struct spill_stream *stream)
     uint64_t disk = s->stat.bytes_disk, over = disk > s->limit ? disk - s->limit : 0;
     uint64_t count = over / s->shape.record_bytes + 1;
     uint32_t level = SEGMENT_LEVELS - 1;
-    while (!held(stream, level))
+    while (!count_held(s, stream, level))
         level--;
-    if (count > held(stream, level))
-        count = held(stream, level);
-    int code = drop(s, stream, level, stream->level[level].from + count);
+    struct spill_range range = spill_held(s, stream, level);
+    if (count > range.to - range.from)
+        count = range.to - range.from;
+    int code = drop(s, stream, level, range.from + count);
     pthread_mutex_lock(&s->lock);
     s->stat.segments_dropped += count;
     stream->dropped += count;
@@ -241,11 +252,14 @@ void spill_make_room(struct spill *s, uint64_t need)
     struct spill_stream *stream;
     int code = 0;
     while (s->stat.bytes_disk + need > s->limit && (stream = largest(s)) && !code) {
+        uint64_t most = 0, count;
         uint32_t level = 0;
-        for (uint32_t i = 1; i < SEGMENT_LEVELS; i++)
-            if (held(stream, i) > held(stream, level))
+        for (uint32_t i = 0; i < SEGMENT_LEVELS; i++)
+            if ((count = count_held(s, stream, i)) > most) {
+                most = count;
                 level = i;
-        if (held(stream, level) > 2 && level < SEGMENT_LEVELS - 1 &&
+            }
+        if (most > 2 && level < SEGMENT_LEVELS - 1 &&
             (code = merge_some(s, stream, level, some && shrunk)) != -EDQUOT)
             continue;
         /* No room even to merge: the limit has come down. What files have grown by goes first. */
@@ -255,7 +269,7 @@ void spill_make_room(struct spill *s, uint64_t need)
             spill_shrink(s);
             continue;
         }
-        if (!held(stream, level))
+        if (!most)
             break;
         code = drop_oldest(s, stream);
     }
