@@ -315,7 +315,7 @@ struct spill_io *spill_staging_take(struct spill *s)
         io->state = IO_FILLING;
         io->kind = SPILL_WRITE;
         io->order = s->orders++;
-        io->promised = io->alone = false;
+        io->promised = io->alone = io->only = false;
         io->mends = MENDS_NOTHING;
         return io;
     }
@@ -331,12 +331,14 @@ static bool has_gone(const struct spill_stream *stream, uint64_t number)
     return number < stream->level[0].from;
 }
 
-static void extend(struct spill_range *range, uint64_t number)
+/* True: it was not of the range. */
+static bool extend(struct spill_range *range, uint64_t number)
 {
+    bool beyond = number >= range->to;
     if (range->from == range->to)
         range->from = number;
-    if (number >= range->to)
-        range->to = number + 1;
+    range->to = beyond ? number + 1 : range->to;
+    return beyond;
 }
 
 static void fill(struct spill *s, struct spill_io *io, const struct segment_view *segment,
@@ -389,7 +391,7 @@ static int take_place(struct spill *s, uint64_t stream_id, uint64_t number, bool
                                            .stream_epoch = stream->epoch,
                                            .number = number,
                                            .offset = spill_offset(s, number)};
-    extend(&stream->level[0], number);
+    (*out)->only = extend(&stream->level[0], number);
     return 0;
 }
 

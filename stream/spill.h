@@ -64,6 +64,7 @@ struct spill_io {
     uint8_t *record; /* [segment_buffer_bytes]; of staging [record_bytes] */
     bool promised;   /* a write that the quota has room for */
     bool alone;      /* a write that failed beside others */
+    bool only;       /* a write of what no file has yet */
     uint32_t run;    /* places of staging, from this one on, that are one write */
     enum spill_mends mends;
     struct spill_fetch *fetch;

@@ -20,9 +20,27 @@ struct spill_range spill_held(struct spill *s, const struct spill_stream *stream
     return range;
 }
 
-static uint64_t count_held(struct spill *s, const struct spill_stream *stream, uint32_t level)
+/* The same without what is only on its way to the disk: merged before it is there, it would be
+ * taken for lost. */
+static struct spill_range on_disk(struct spill *s, const struct spill_stream *stream,
+                                  uint32_t level)
 {
-    struct spill_range range = spill_held(s, stream, level);
+    pthread_mutex_lock(&s->lock);
+    struct spill_range range = stream->level[level];
+    for (uint32_t i = 0; i < s->options.staging_max && !level; i++) {
+        const struct spill_io *io = &s->staging[i];
+        if (io->state != IO_FREE && io->only && &s->streams[io->stream] == stream &&
+            io->place.number < range.to)
+            range.to = io->place.number;
+    }
+    if (range.to < range.from)
+        range.to = range.from;
+    pthread_mutex_unlock(&s->lock);
+    return range;
+}
+
+static uint64_t count_of(struct spill_range range)
+{
     return range.to - range.from;
 }
 
@@ -183,8 +201,8 @@ static int drop(struct spill *s, struct spill_stream *stream, uint32_t level, ui
 static struct spill_range next_pairs(struct spill *s, const struct spill_stream *stream,
                                      uint32_t level, bool short_of)
 {
-    struct spill_range range = spill_held(s, stream, level);
-    uint64_t from = range.from / 2, to = range.to / 2, most = (range.to - range.from) / 4;
+    struct spill_range range = on_disk(s, stream, level);
+    uint64_t from = range.from / 2, to = range.to / 2, most = count_of(range) / 4;
     uint64_t room = s->limit > s->stat.bytes_disk ? s->limit - s->stat.bytes_disk : 0;
     uint64_t unit = spill_unit(s), left = unit - from % unit, file = s->file_records / 2;
     most = most ? most : 1;
@@ -232,11 +250,11 @@ static int drop_oldest(struct spill *s, struct spill_stream *stream)
     uint64_t disk = s->stat.bytes_disk, over = disk > s->limit ? disk - s->limit : 0;
     uint64_t count = over / s->shape.record_bytes + 1;
     uint32_t level = SEGMENT_LEVELS - 1;
-    while (!count_held(s, stream, level))
+    while (!count_of(on_disk(s, stream, level)))
         level--;
-    struct spill_range range = spill_held(s, stream, level);
-    if (count > range.to - range.from)
-        count = range.to - range.from;
+    struct spill_range range = on_disk(s, stream, level);
+    if (count > count_of(range))
+        count = count_of(range);
     int code = drop(s, stream, level, range.from + count);
     pthread_mutex_lock(&s->lock);
     s->stat.segments_dropped += count;
@@ -255,7 +273,7 @@ void spill_make_room(struct spill *s, uint64_t need)
         uint64_t most = 0, count;
         uint32_t level = 0;
         for (uint32_t i = 0; i < SEGMENT_LEVELS; i++)
-            if ((count = count_held(s, stream, i)) > most) {
+            if ((count = count_of(on_disk(s, stream, i))) > most) {
                 most = count;
                 level = i;
             }

@@ -10,6 +10,8 @@
 #include <cmocka.h>
 #include <fcntl.h>
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -237,6 +239,60 @@ static void what_comes_meanwhile_is_not_lost(void **state)
     spill_rig_close(&h);
 }
 
+/* The thread that computes, and waits for room. */
+struct computing {
+    struct spill *spill;
+    uint64_t chunks;
+    _Atomic bool ended;
+};
+
+static void *compute(void *arg)
+{
+    struct computing *c = arg;
+    static f16 rows[VALUES];
+    int code = 0;
+    for (uint64_t n = 0; n < c->chunks && !code; n++) {
+        spill_rig_rows(1, n, rows);
+        struct segment_view view = {n, n * TINY_CHUNK, (n + 1) * TINY_CHUNK, rows, sizeof rows};
+        code = spill_put_wait(c->spill, 1, &view, n + 1, n + 2);
+    }
+    atomic_store(&c->ended, true);
+    return code ? c : NULL;
+}
+
+/* Few records a level, some of them on their way: none is merged before it is on the disk. What is
+ * there of a stream is looked at while more comes (soak/faults threads: no race). */
+static void chunks_come_while_room_is_made(void **state)
+{
+    (void)state;
+    spill_rig_clear();
+    struct held h = spill_rig_open(false, SEGMENT_F16);
+    struct computing c = {.spill = h.spill, .chunks = 600};
+    struct spill_stat stat;
+    uint64_t limit = 42 * h.spill->shape.record_bytes;
+    pthread_t thread;
+    void *failed;
+    spill_limit(h.spill, limit);
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    assert_int_equal(pthread_create(&thread, NULL, compute, &c), 0);
+    while (!atomic_load(&c.ended)) {
+        spill_step(h.spill, false);
+        spill_stat(h.spill, &stat);
+        assert_true(stat.bytes_disk <= limit);
+    }
+    assert_int_equal(pthread_join(thread, &failed), 0);
+    assert_null(failed);
+    spill_drain(h.spill);
+    spill_stat(h.spill, &stat);
+    assert_int_equal(stat.segments_lost, 0);
+    assert_int_equal(stat.last_error, 0);
+    assert_int_equal(stat.faults[SEGMENT_MISSING], 0);
+    assert_int_equal(stat.segments_dropped, 0);
+    for (uint64_t n = 0; n < c.chunks; n++)
+        assert_true(has_chunk(h.spill, n));
+    spill_rig_close(&h);
+}
+
 /* Records of a level that begins anew far behind its last one: what files had grown by between the
  * two, over the end of a file too, is given back. */
 static void a_gap_is_given_back(void **state)
@@ -273,6 +329,7 @@ int main(void)
         cmocka_unit_test(a_small_quota_of_several_streams),
         cmocka_unit_test(an_odd_first_is_merged_too),
         cmocka_unit_test(what_comes_meanwhile_is_not_lost),
+        cmocka_unit_test(chunks_come_while_room_is_made),
         cmocka_unit_test(a_gap_is_given_back),
     };
     return cmocka_run_group_tests_name("spill quota", tests, spill_rig_set_up, spill_rig_tear_down);
