@@ -120,6 +120,7 @@ struct named {
     const char *name;
     char key[CLIENT_KEY_BYTES + 1];
     bool found, twice;
+    bool all; /* it is allowed every stream */
 };
 
 static int grant_named(void *user, const struct client_grant *grant)
@@ -178,22 +179,47 @@ static int key_allow(struct silt *silt, const struct key_options *options, char 
     return EXIT_DONE;
 }
 
-static int key_deny(struct silt *silt, char **words, int count)
+static int grant_of_all(void *user, const struct client_grant *grant)
+{
+    struct named *named = user;
+
+    named->all |= !grant->stream[0] && strcmp(named->key, grant->key) == 0;
+    return 0;
+}
+
+/* A key that may use every stream may use this one. 0 or the exit code after saying so. */
+static int key_has_all(struct silt *silt, struct named *key)
+{
+    if (client_keys(silt->client, NULL, grant_of_all, key, &silt->error))
+        return silt_fail(silt);
+    if (!key->all)
+        return 0;
+    silt_say("key %s is allowed every stream, and so all of these still: `silt key deny '%s'` "
+             "takes back all that it has",
+             key->key, key->key);
+    return EXIT_REFUSED;
+}
+
+static int key_deny(struct silt *silt, const struct key_options *options, char **words, int count)
 {
     struct named key;
     int r;
 
-    if (count < 1)
+    if (count < 1 || (count > 1 && options->all))
         return silt_usage(silt, "deny takes a key, or a key and streams");
     r = key_find(silt, words[0], &key);
     if (r)
         return r;
     if (count == 1 && client_key_deny(silt->client, key.key, NULL, &silt->error))
         return silt_fail(silt);
-    for (int i = 1; i < count; i++)
-        if (client_key_deny(silt->client, key.key, words[i], &silt->error))
+    for (int i = 1; i < count; i++) {
+        r = client_key_deny(silt->client, key.key, words[i], &silt->error);
+        if (r == -ENOENT && key_has_all(silt, &key) == EXIT_REFUSED)
+            return EXIT_REFUSED;
+        if (r)
             return silt_fail(silt);
-    return EXIT_DONE;
+    }
+    return count > 1 ? key_has_all(silt, &key) : EXIT_DONE;
 }
 
 static int key_run(struct silt *silt, const struct key_options *options, char **words, int count)
@@ -216,7 +242,7 @@ static int key_run(struct silt *silt, const struct key_options *options, char **
     if (!strcmp(verb, "allow"))
         return key_allow(silt, options, words + 1, count - 1);
     if (!strcmp(verb, "deny"))
-        return key_deny(silt, words + 1, count - 1);
+        return key_deny(silt, options, words + 1, count - 1);
     return silt_usage(silt, "\"%s\" is not what it does: new, server, list, allow or deny", verb);
 }
 

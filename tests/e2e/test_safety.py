@@ -442,6 +442,14 @@ def test_keys_by_name():
         run([*local, "deny", "laptop"], **env)  # there is one of that name now
         assert "neither a public key" in run([*local, "deny", "laptop"], 1, **env)
         assert "a key and streams" in run([*local, "allow", keys[0]], 2, **env)
+        # What takes nothing back, as the key has every stream, says so.
+        run([*local, "allow", keys[0], "s"], **env)
+        run([*local, "allow", keys[0], "--all"], **env)
+        for stream in ("s", "t"):
+            assert "allowed every stream" in run([*local, "deny", keys[0], stream], 1, **env)
+        run([*local, "deny", keys[0], "s", "--all"], 2, **env)
+        run([*local, "deny", keys[0]], **env)
+        assert "not allowed that" in run([*local, "deny", keys[0], "t"], 1, **env)
         # As many as a page of the plan holds, and no more; one that goes makes room.
         for i in range(1024):
             siltd.allow(keys[0].encode(), stream=f"s{i}")
