@@ -63,6 +63,7 @@ enum {
     DRAIN_MS = 20000,
     BLOCK_TOKENS = 32, /* siltd computes in blocks: fewer wait for more text */
     PATIENCE_S = 60,
+    BUSY_SAY_US = 3000000, /* siltd was busy for so long: why is said */
 };
 
 struct feed {
@@ -72,7 +73,9 @@ struct feed {
     bool wait, quiet;
     int patience_ms; /* 0: by what is fed */
     struct progress progress;
-    uint64_t bytes; /* sent by this run */
+    uint64_t bytes;  /* sent by this run */
+    int64_t busy_us; /* since when siltd is busy; 0: it is not */
+    bool busy_said;
 };
 
 static const struct option longs[] = {{"follow", no_argument, NULL, 'f'},
@@ -236,6 +239,21 @@ static int file_send(struct feed *feed, struct source *source)
     return 0;
 }
 
+/* siltd is busy, as a rule for a moment: a stream comes to its place. False: we are stopped. */
+static bool wait_busy(struct feed *feed)
+{
+    int64_t now_us = silt_now_us();
+
+    if (!feed->busy_us)
+        feed->busy_us = now_us;
+    if (!feed->busy_said && now_us - feed->busy_us > BUSY_SAY_US) {
+        progress_clear(&feed->progress);
+        silt_say("waiting: %s", feed->silt->error.text);
+        feed->busy_said = true;
+    }
+    return client_poll(feed->silt->client, -1, WAIT_MS) >= 0;
+}
+
 static int feed_file(struct feed *feed, const char *path)
 {
     struct silt *silt = feed->silt;
@@ -245,8 +263,9 @@ static int feed_file(struct feed *feed, const char *path)
 
     if (fd < 0)
         return -fd - 1;
-    while ((r = source_open(&source, &feed->intake, path, fd)) == -EBUSY && !silt_stop)
-        client_poll(silt->client, -1, WAIT_MS);
+    while ((r = source_open(&source, &feed->intake, path, fd)) == -EBUSY && wait_busy(feed))
+        ;
+    feed->busy_us = 0;
     if (r == -EBUSY) {
         close(fd);
         return EXIT_STOPPED;
@@ -360,7 +379,8 @@ static int feed_run(struct feed *feed, char **paths, int path_count)
 
     do
         r = intake->each ? 0 : intake_open(intake, intake->stream);
-    while (r == -EBUSY && client_poll(feed->silt->client, -1, WAIT_MS) >= 0);
+    while (r == -EBUSY && wait_busy(feed));
+    feed->busy_us = 0;
     if (r)
         return r == -EBUSY ? EXIT_STOPPED : r;
     feed->progress.client = feed->silt->client;

@@ -2,6 +2,8 @@
 a rest on the disk; gone when let go or forgotten."""
 
 import json
+import signal
+import subprocess
 
 import lib
 import raw
@@ -80,8 +82,8 @@ def test_refusals():
 
 
 def test_more_pins_than_a_later_start_has_room_for():
-    """The stream stops where they are met, and whoever waits for it is told."""
-    with daemon() as siltd:
+    """The stream stops where they are met, and whoever waits for it, or for its place, is told."""
+    with daemon("--streams-max", "1") as siltd:
         wire = raw.Raw(siltd.endpoint)
         wire.open("s")
         fed(wire, "s", "p", texts.text(3000))
@@ -96,6 +98,11 @@ def test_more_pins_than_a_later_start_has_room_for():
         assert "is not computed: see siltd's log" in said.text(), said.text()
         assert "start siltd with as many as before" in siltd.log_text()
         assert raw.Raw(siltd.endpoint).stat("s").stopped
+        other = lib.spawn(lib.SILT, "-c", siltd.endpoint, "feed", "other", __file__,
+                          stderr=subprocess.PIPE)
+        lib.Listener(other.stderr).wait(b"waiting: all 1 places for live streams are at work")
+        other.send_signal(signal.SIGINT)
+        assert lib.ends(other) == 130
         siltd.stop()
         siltd.command = command
         siltd.start()
