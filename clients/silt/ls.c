@@ -5,7 +5,7 @@ static const char help[] =
     "silt ls [--json] [--quiet]\n"
     "\n"
     "Lists the streams, a line each: what was read, how far behind, memory in use of its plan,\n"
-    "disk.\n"
+    "disk. One that is parked is on the disk alone until it is fed or asked.\n"
     "\n"
     "  silt ls\n"
     "  silt ls -q | xargs silt rm        names alone, for other programs\n"
@@ -33,13 +33,13 @@ static int list_one(void *user, const struct client_stream_stat *stat)
     if (!listing->count++)
         printf("%-24s %14s %10s %6s %10s %10s %10s\n", "stream", "tokens", "lag", "ratio", "memory",
                "plan", "disk");
-    /* Of a branch that nobody has fed or asked there is no ratio yet. */
     if (stat->dmc_ratio > 0)
         snprintf(ratio, sizeof ratio, "%.1fx", stat->dmc_ratio);
-    printf("%-24s %14s %10s %6s %10s %10s %10s%s\n", stat->stream,
+    printf("%-24s %14s %10s %6s %10s %10s %10s%s%s\n", stat->stream,
            text_count(acked, stat->tokens_acked), text_count(lag, stat->lag_tokens), ratio,
            text_bytes(used, stat->bytes_used), text_bytes(plan, stat->bytes_plan),
-           text_bytes(disk, stat->bytes_disk), stat->degraded_count ? "  degraded" : "");
+           text_bytes(disk, stat->bytes_disk), stat->parked ? "  parked" : "",
+           stat->degraded_count ? "  degraded" : "");
     return 0;
 }
 

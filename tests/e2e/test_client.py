@@ -353,6 +353,10 @@ def test_ask_waits_while_siltd_is_busy():
     refused = lib.silt(mock.endpoint, "ask", "s", "Where?", code=4)
     assert "later (try again in 0.0 s)" in refused.text() and not refused.out.strip()
     assert 4 < time.monotonic() - start < 20 * lib.SLOW
+    ask = lib.spawn(lib.SILT, "-c", mock.endpoint, "ask", "s", "Where?")
+    time.sleep(0.5)
+    ask.send_signal(signal.SIGINT)
+    assert lib.ends(ask) == 130
 
 
 def test_ask_cancel():

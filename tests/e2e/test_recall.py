@@ -116,7 +116,9 @@ def test_lists_say_the_disk_that_stat_says():
         assert held == sum(parts.values()) - parts["text"], (parts, files)
         row = [line for line in lib.silt(siltd.endpoint, "ls").out.decode().splitlines()
                if line.startswith("s ")][0]
-        said = float(row.split()[-2]) * {"kB": 1e3, "MB": 1e6}[row.split()[-1]]
+        number, unit, parked = row.split()[-3:]
+        assert parked == "parked"
+        said = float(number) * {"kB": 1e3, "MB": 1e6}[unit]
         assert abs(said / sum(parts.values()) - 1) < 0.03, (row, parts)
 
 
