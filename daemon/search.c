@@ -265,8 +265,12 @@ static bool index_slot(struct search *s, uint32_t index)
 
     if (!stream_id || atomic_load(&slot->past))
         return false;
-    if (c->stream_id == stream_id && atomic_load(&slot->tokens_acked) < (c->chunk + 1) * chunk)
+    if (c->stream_id == stream_id && atomic_load(&slot->tokens_acked) < (c->chunk + 1) * chunk) {
+        /* It may have been away from its place, and come back before others were looked at. */
+        if (atomic_exchange(&slot->indexed_to, c->chunk * chunk) != c->chunk * chunk)
+            note_indexed(s, slot, false);
         return false;
+    }
     t = search_table(s, stream_id);
     if (!t)
         note_indexed(s, slot, true);

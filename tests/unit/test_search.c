@@ -263,9 +263,12 @@ static void sentences_are_found(void **state)
     }
     filler(text, 99, 4000);
     feed(p, 13, text);
-    index_all(p);
-    assert_int_equal(atomic_load(&p->rig.slots[0].indexed_to),
-                     atomic_load(&p->rig.slots[0].tokens_acked) / CHUNK * CHUNK);
+    for (int times = 0; times < 2; times++) { /* it was parked, and is back before anybody looked */
+        atomic_store(&p->rig.slots[0].indexed_to, 0);
+        index_all(p);
+        assert_int_equal(atomic_load(&p->rig.slots[0].indexed_to),
+                         atomic_load(&p->rig.slots[0].tokens_acked) / CHUNK * CHUNK);
+    }
     for (uint32_t i = 0; i < 12; i++) {
         snprintf(question, sizeof question, "Who keeps gate%u?", i);
         snprintf(fact, sizeof fact, "gate%u is person%u", i, i);
