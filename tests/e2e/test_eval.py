@@ -10,6 +10,7 @@ import lib
 
 sys.path.insert(0, str(lib.ROOT / "tests/eval"))
 import answers  # noqa: E402
+import facts  # noqa: E402
 import forms  # noqa: E402
 import questions  # noqa: E402
 import tasks  # noqa: E402
@@ -374,6 +375,33 @@ def test_forms_put_what_is_around_what_is_found():
     assert put(window=100, apart=True) == [found["excerpt"]]
     found["about"] = True
     assert put(chunks=2, line=False, vague=True)[0] == found["excerpt"]
+
+
+def test_answers_are_right_as_they_are():
+    assert answers.is_right("1,042", "It was 1042 dollars.")
+    assert answers.is_right("260", "260kilos") and answers.is_right("QX-71", "code qx-71.")
+    assert not answers.is_right("789", "The address is 123456789.")
+    assert not answers.is_right("17", "It takes 170 minutes.")
+
+
+def test_facts_go_on_with_what_is_missing():
+    """Figures without the far facts, which a run with them adds."""
+    kept, looked = (facts.ask_hits, facts.kept_stream), []
+    facts.kept_stream = lambda path, make: (b"", [], [])
+    facts.ask_hits = lambda options, streams, folder, length, results: (
+        looked.append(folder), results["hits"].append({
+            "distance": facts.FARTHEST if folder == "find-long" else 10000}))
+    options = argparse.Namespace(qmsum=None, facts=4, seed=2, data=lib.folder(), length=120000,
+                                 far=False, hits=True, answers=0)
+    try:
+        results = {"hits": [], "answers": [], "qmsum": []}
+        facts.run(argparse.Namespace(**dict(vars(options), far=True, hits=False)), results, list)
+        facts.run(options, results, list)
+        for _ in range(2):
+            facts.run(argparse.Namespace(**dict(vars(options), far=True)), results, list)
+    finally:
+        facts.ask_hits, facts.kept_stream = kept
+    assert looked == ["find", "find-long"], looked
 
 
 def test_no_siltd_is_left_behind():

@@ -6,6 +6,7 @@ is computed and indexed, and asks there what is to be asked; several questions a
 import concurrent.futures
 import math
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -100,7 +101,9 @@ class Daemon:
 
 
 def is_right(answer, text):
-    return answer.lower().replace(",", "") in text.lower().replace(",", "")
+    """Whether the text has the answer; a number is not that of which it is a part."""
+    words = re.escape(answer.lower().replace(",", ""))
+    return bool(re.search(rf"(?<!\d){words}(?!\d)", text.lower().replace(",", "")))
 
 
 def ask_fact(daemon, stream, kind, text, fact):

@@ -30,7 +30,7 @@ import answers
 import planted
 from answers import is_right, share
 from grid import file_sum, keep_settings
-from streams import (CHUNK, KINDS, LONG, MODEL, ROOT, Tokens, kept_stream, make_stream,
+from streams import (CHUNK, FARTHEST, KINDS, LONG, MODEL, ROOT, Tokens, kept_stream, make_stream,
                      read_lines, stop_token)
 
 FOUND_MAX = 8
@@ -125,6 +125,9 @@ def print_hits(hits):
 
 
 def run(options, results, save):
+    if options.qmsum:
+        keep_settings(options.data / "settings of qmsum", {
+            "meetings": options.meetings, "text": file_sum(options.qmsum)})
     if options.qmsum and not results["qmsum"]:
         results["qmsum"] = ask_meetings(options)
         save()
@@ -140,10 +143,12 @@ def run(options, results, save):
 
     streams = keep("find", options.length, options.facts)
     far = keep("find-long", LONG, options.facts // 2) if options.far else {}
-    if options.hits and not results["hits"]:
-        ask_hits(options, streams, "find", options.length, results)
-        ask_hits(options, far, "find-long", LONG, results)
-        save()
+    have = {hit["distance"] == FARTHEST for hit in results["hits"]}
+    for long, some, folder, length in ((False, streams, "find", options.length),
+                                       (True, far, "find-long", LONG)):
+        if options.hits and long not in have:
+            ask_hits(options, some, folder, length, results)
+            save()
     if options.answers:
         if options.answers_far:
             streams.update({f"{kind}-long": stream for kind, stream in far.items()})
