@@ -218,9 +218,9 @@ class Record:
             self.said = time.monotonic()
             print(f"{self.name} {self.seconds:.0f} s: {line}", file=sys.stderr, flush=True)
 
-    def column(self, name, after=0.0):
+    def column(self, name):
         at = self.columns.index(name)
-        return [row[at] for row in self.rows if row[0] >= after]
+        return [row[at] for row in self.rows]
 
     def held(self, what, held):
         """A promise and whether it held."""
@@ -244,7 +244,7 @@ class Record:
                   f"the first", late <= early * (1 + share) + slack)
 
     def finish(self):
-        """Writes the CSV and the plot; the exit status."""
+        """Writes the CSV, of which soak/run makes a plot; the exit status."""
         if self.options.csv:
             with open(self.options.csv, "w", newline="", encoding="ascii") as file:
                 file.write(f"# {self.name}: seed {self.options.seed}, model {self.options.model}, "
