@@ -546,6 +546,21 @@ def test_watch():
         assert seen == sorted(set(seen)), seen
 
 
+def test_a_long_text_is_cut_once():
+    """64 MiB in one write: what is left of it was copied with every piece, eleven seconds of it."""
+    held = []
+
+    async def write():
+        feed = silt.AsyncFeed(None, "s", "p")
+        feed._epoch, feed.credit_bytes = 1, 1 << 30
+        feed._hold = lambda items, payload, time_us: held.append(payload)
+        await feed.write(bytes(64 << 20))
+
+    begin = time.process_time()
+    asyncio.run(write())
+    assert sum(held) == 64 << 20 and time.process_time() - begin < 3
+
+
 def test_types():
     """mypy --strict over the package and its examples."""
     if not shutil.which("mypy"):

@@ -265,13 +265,13 @@ class AsyncFeed:
 
     async def write(self, text: Text, time_us: int = 0) -> int:
         """Text of any length, in as many messages as it takes. Returns the last one's number."""
-        data = as_bytes(text)
+        data, at = as_bytes(text), 0
         async with self._writing:
             self.check()
-            while data:
+            while at < len(data):
                 await self._wait_for(1)
-                size = max(1, min(self._room(), PIECE_BYTES))
-                piece, data = data[:size], data[size:]
+                piece = data[at:at + max(1, min(self._room(), PIECE_BYTES))]
+                at += len(piece)
                 self._hold([pb.Item(text=piece)], len(piece), time_us)
             return self._next - 1
 
