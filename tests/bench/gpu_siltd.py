@@ -39,6 +39,13 @@ def lag(endpoint):
     return sum(json.loads(line)["lag_tokens"] for line in lines)
 
 
+def feed(endpoint, stream, text, failed):
+    done = subprocess.run([str(lib.SILT), "-c", endpoint, "feed", stream], input=text,
+                          capture_output=True, check=False)
+    if done.returncode:
+        failed.append(done.stderr.decode(errors="replace"))
+
+
 def row(name, streams, value, unit):
     print(f"{name},,{streams},{value:.6g},{unit},gpu_siltd.py", flush=True)
 
@@ -61,9 +68,9 @@ def main():
         endpoint = daemon.endpoint
         lib.silt(endpoint, "feed", "asked", "--wait", stdin=text[:20_000], seconds=600)
         idle = [first_token(endpoint, "asked") for _ in range(options.questions)]
-        feeders = [threading.Thread(target=subprocess.run, args=(
-            [str(lib.SILT), "-c", endpoint, "feed", f"s{i}"],), kwargs={
-                "input": text, "capture_output": True, "check": False}) for i in range(streams)]
+        failed = []
+        feeders = [threading.Thread(target=feed, args=(endpoint, f"s{i}", text, failed))
+                   for i in range(streams)]
         before, start = computed(endpoint), time.monotonic()
         for thread in feeders:
             thread.start()
@@ -75,6 +82,8 @@ def main():
             rates.append((now - before) / (at - start))
         for thread in feeders:
             thread.join()
+        if failed:
+            sys.exit(f"{len(failed)} of {streams} streams were not fed: {failed[0]}")
         print("figure,ratio,streams,value,unit,command")
         row("first-token-idle", 0, statistics.median(idle), "s")
         if busy:
