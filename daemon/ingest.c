@@ -379,12 +379,10 @@ static void apply(struct ingest *ingest, const struct ingest_request *request)
         apply_feed(ingest, slot, request, result);
     else if (request->kind == INGEST_KEEP)
         take_items(ingest, slot, request, result, &(uint64_t){0});
-    else if (request->kind == INGEST_UNLOAD) {
-        slot->ingest.open = false;
-        atomic_store(&slot->behind, false);
-    } else {
+    else if (request->kind == INGEST_UNLOAD)
+        ingest_unload(ingest, slot);
+    else
         ingest_change(ingest, slot, request, result);
-    }
 }
 
 /* ---- the batch's end ---- */

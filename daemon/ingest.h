@@ -121,6 +121,8 @@ void ingest_refuse_long(struct ingest_result *result); /* -EMSGSIZE of forget_fo
 
 /* ingest_stream.c */
 void ingest_load(struct ingest *ingest, struct slot *slot, const struct ingest_request *request);
+/* The stream leaves its slot; what this batch has added to it is kept. */
+void ingest_unload(struct ingest *ingest, struct slot *slot);
 /* Create, remove, branch, forget or pin, with the client's number for it. slot: NULL where the
  * stream is in none. */
 void ingest_change(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,

@@ -88,6 +88,17 @@ int ingest_save_tail(struct ingest *ingest, const struct ingest_slot *in)
     return journal_stream_update(ingest->journal, &stream);
 }
 
+void ingest_unload(struct ingest *ingest, struct slot *slot)
+{
+    /* Of a batch that has failed nothing is written: there may be no transaction any more. */
+    int error = ingest->broken ? 0 : ingest_save_tail(ingest, &slot->ingest);
+
+    if (error)
+        ingest_failed(ingest, error);
+    slot->ingest.open = false;
+    atomic_store(&slot->behind, false);
+}
+
 /* What this batch has added to the parent belongs to the branch too. */
 static void branch_stream(struct ingest *ingest, const struct ingest_request *request,
                           struct ingest_result *result)

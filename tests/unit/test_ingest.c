@@ -429,6 +429,39 @@ static void parking_changes_nothing(void **state)
     assert_int_equal(rig_hash(&rig, 1), hash);
 }
 
+/* To be forgotten in part a stream leaves its slot at once, whatever was sent before that and is in
+ * the same batch; with its last word still open. */
+static void what_comes_as_it_leaves_is_kept(void **state)
+{
+    static const char text[] = "it was the best of times, it was the worst of ti";
+    static const char rest[] = "mes";
+    struct journal_stream before, after;
+    uint64_t id, next;
+
+    (void)state;
+    rig_stream(&rig, 0, "a", 4);
+    next = feed_mixture(0, 1, 3000, 31);
+    id = atomic_load(&rig.slots[0].stream_id);
+    assert_int_equal(journal_stream_get(rig.journal, id, &before), 0);
+    rig_text(&rig, 0, "p", next, text, sizeof text - 1);
+    rig_request(&rig, INGEST_UNLOAD, 0, "");
+    rig_settle(&rig);
+    assert_int_equal(rig_last(&rig, INGEST_FEED)->error, 0);
+    assert_int_equal(journal_stream_get(rig.journal, id, &after), 0);
+    assert_int_equal(after.items, before.items + 1);
+    assert_int_equal(after.bytes_text, before.bytes_text + sizeof text - 1);
+    assert_true(after.tokens > before.tokens);
+    rig_order(&rig, SCHED_CLOSE, 0, id, 0);
+    rig_settle(&rig);
+    rig_stream(&rig, 1, "a", 4);
+    rig_text(&rig, 1, "p", next + 1, rest, sizeof rest - 1);
+    rig_settle(&rig);
+    assert_int_equal(rig_last(&rig, INGEST_FEED)->error, 0);
+    assert_int_equal(atomic_load(&rig.slots[1].tokens_acked), atomic_load(&rig.slots[1].ring.head));
+    assert_int_equal(journal_stream_get(rig.journal, id, &after), 0);
+    assert_int_equal(after.items, before.items + 2);
+}
+
 static void removal_leaves_nothing(void **state)
 {
     struct journal_stream stream;
@@ -533,6 +566,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(an_old_checkpoint_is_not_used, set_up, tear_down),
         cmocka_unit_test_setup_teardown(another_format_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(parking_changes_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_comes_as_it_leaves_is_kept, set_up, tear_down),
         cmocka_unit_test_setup_teardown(removal_leaves_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(killed_in_the_middle, set_up, tear_down),
     };
