@@ -14,7 +14,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
-enum { KEY_BYTES_MAX = 128 };
+enum { KEY_BYTES_MAX = 128, SCALING_MAX = 1024 };
 
 static int model_u32(struct engine *e, const char *key, uint32_t *out, uint32_t most, char *error,
                      size_t error_bytes)
@@ -29,18 +29,42 @@ static int model_u32(struct engine *e, const char *key, uint32_t *out, uint32_t 
     return 0;
 }
 
+/* By how much all positions lie closer (position interpolation, arXiv 2306.15595): 1 where the file
+ * says nothing. */
+static int read_scaling(struct engine *e, double *factor, char *error, size_t error_bytes)
+{
+    struct gguf_string type = {"none", 4};
+    *factor = 1;
+    (void)gguf_string(e->model, "llama.rope.scaling.type", &type);
+    if (type.bytes == 4 && memcmp(type.text, "none", 4) == 0)
+        return 0;
+    if (type.bytes != 6 || memcmp(type.text, "linear", 6) != 0)
+        return fail_with(error, error_bytes, -ENOTSUP,
+                         "model file: RoPE scaling '%.*s' is not supported, only linear",
+                         (int)(type.bytes < 64 ? type.bytes : 64), type.text);
+    if (!gguf_f64(e->model, "llama.rope.scaling.factor", factor) || !(*factor >= 1) ||
+        *factor > SCALING_MAX)
+        return fail_with(error, error_bytes, -EBADMSG,
+                         "model file: 'llama.rope.scaling.factor' is missing or not in 1..%d",
+                         SCALING_MAX);
+    return 0;
+}
+
 /* RoPE frequencies theta^(-2i/d) (RoFormer, arXiv 2104.09864), divided by the file's own factors
  * where it has them. */
-static int read_rope(struct engine *e)
+static int read_rope(struct engine *e, char *error, size_t error_bytes)
 {
     uint32_t half = e->shape.head_dim / 2;
-    double theta = 10000;
+    double theta = 10000, factor;
+    int code = read_scaling(e, &factor, error, error_bytes);
+    if (code)
+        return code;
     (void)gguf_f64(e->model, "llama.rope.freq_base", &theta);
     e->inverse_frequency = calloc(half, sizeof(double));
     if (!e->inverse_frequency)
         return -ENOMEM;
     for (uint32_t i = 0; i < half; i++)
-        e->inverse_frequency[i] = pow(theta, -2.0 * i / e->shape.head_dim);
+        e->inverse_frequency[i] = pow(theta, -2.0 * i / e->shape.head_dim) / factor;
     const struct gguf_tensor *factors = gguf_tensor(e->model, "rope_freqs.weight");
     if (factors && factors->type == TENSOR_F32 && factors->dim[0] == half)
         for (uint32_t i = 0; i < half; i++)
@@ -95,7 +119,10 @@ int metadata_read_model(struct engine *e, char *error, size_t error_bytes)
     double eps = 1e-5;
     (void)gguf_f64(e->model, "llama.attention.layer_norm_rms_epsilon", &eps);
     s->norm_eps = (float)eps;
-    return read_rope(e);
+    if (gguf_tensor(e->model, "blk.0.attn_q.bias"))
+        return fail_with(error, error_bytes, -ENOTSUP,
+                         "model file: attention with biases is not supported");
+    return read_rope(e, error, error_bytes);
 }
 
 void metadata_model_name(const struct gguf *model, char *out, size_t out_bytes)

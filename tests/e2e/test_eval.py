@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import struct
 import subprocess
 import sys
 
@@ -499,6 +500,37 @@ def test_questions_are_drawn_from_every_group():
     sizes = [len(places) for kind, name, places in questions.groups([ids[i] for i in few])
              if name != "all"]
     assert sizes == [5] * 8
+
+
+def with_keys(data, keys):
+    """A GGUF with more keys, strings or floats, and one that keeps what follows in place."""
+    def words(value):
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    added = b"".join(words(name) + (struct.pack("<I", 8) + words(value) if isinstance(value, str)
+                                    else struct.pack("<If", 6, value)) for name, value in keys)
+    added += words("pad") + struct.pack("<I", 8) + words("." * (-(len(added) + 23) % 32))
+    count = struct.unpack_from("<Q", data, 16)[0] + len(keys) + 1
+    return data[:16] + struct.pack("<Q", count) + added + data[24:]
+
+
+def test_scaled_positions():
+    """RoPE scaling that a model file asks for: done, or refused; it had been passed over."""
+    trial = Trial()
+    text, model = trial.write("one.jsonl", story(12, 400)), trial.home / "tiny.gguf"
+    data, name = model.read_bytes(), "llama.rope.scaling."
+
+    def said(*keys, code=0):
+        model.write_bytes(with_keys(data, [(name + key, value) for key, value in keys]))
+        out = trial.run(text, "full", code=code, adapter=False)
+        return out if code else out[-1]["nll"]
+
+    plain = said()
+    near(said(("type", "none")), plain)
+    near(said(("type", "linear"), ("factor", 1.0)), plain)
+    assert abs(said(("type", "linear"), ("factor", 8.0)) - plain) > 1e-3
+    assert "yarn" in said(("type", "yarn"), ("factor", 4.0), code=1)
+    assert "factor" in said(("type", "linear"), code=1)
 
 
 def test_what_it_cannot_do_it_says():
