@@ -533,6 +533,26 @@ def test_scaled_positions():
     assert "factor" in said(("type", "linear"), code=1)
 
 
+def test_quality_takes_any_kind():
+    """tests/eval/quality.py on a folder of a user's own kinds, and on one without text."""
+    trial = Trial()
+    folder = trial.home / "texts"
+    command = [lib.ROOT / "tests/eval/quality.py", folder, "--program", EVAL, "--tokens", 320,
+               "--dmc", 4, "--quick", "--csv", trial.home / "rows.csv", "--", "--model",
+               trial.home / "tiny.gguf", "--adapter", trial.home / "tiny-adapter.gguf"]
+
+    def run():
+        return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True,
+                              check=False, timeout=300 * lib.SLOW)
+    folder.mkdir()
+    assert "has no text" in run().stderr
+    trial.write("texts/mails.jsonl", story(13, 500), story(14, 500))
+    done = run()
+    assert done.returncode == 0, done.stderr
+    rows = (trial.home / "rows.csv").read_text().splitlines()
+    assert len(rows) == 2 and rows[1].startswith("mails,4,2,320,"), rows
+
+
 def test_what_it_cannot_do_it_says():
     trial = Trial()
     text = trial.write("one.jsonl", story(10, 50))

@@ -3,7 +3,8 @@
 
     tests/eval/quality.py [FOLDER | FILE.jsonl ...] [--dmc 1,4] [--tokens N] [--streams N]
 
-FOLDER holds KIND.jsonl[.zst]; without any, text of this machine is used: licences, manuals, logs.
+FOLDER holds KIND.jsonl[.zst] or KIND.txt; without any, text of this machine is used: licences,
+manuals, logs.
 Where there is a GPU and FOLDER holds all four kinds, the full grid runs on it instead, and what is
 asked behind passages: tests/eval/grid.py, questions.py, tasks.py.  --quick: not these.
 A file's documents are joined and cut into streams.  For each file and DMC ratio silt-eval, the C
@@ -91,6 +92,17 @@ def folder_texts(folder):
     for kind in KINDS:
         found += [folder / (kind + end) for end in (".jsonl", ".jsonl.zst")
                   if (folder / (kind + end)).exists()][:1]
+    return found
+
+
+def texts_of(path):
+    """The files of a folder, its own kinds where it has none of these, or the file itself."""
+    found = [path]
+    if path.is_dir():
+        found = folder_texts(path) or sorted(file for end in ("*.jsonl", "*.jsonl.zst", "*.txt")
+                                             for file in path.glob(end))
+    if not found or not found[0].exists():
+        sys.exit(f"{path} has no text: KIND.jsonl[.zst] or KIND.txt")
     return found
 
 
@@ -206,7 +218,7 @@ def main():
         return run_grid(arguments)
     texts = []
     for path in arguments.text:
-        texts += folder_texts(path) if path.is_dir() else [path]
+        texts += texts_of(path)
     if not arguments.text:
         count = 2 + arguments.streams * arguments.tokens * 5 // DOCUMENT_BYTES
         texts = [path for path in (machine_text(kind, count) for kind in PLACES) if path]
