@@ -11,6 +11,7 @@
 
 #include "stream/segment.h"
 
+int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
 static struct engine engine = {.shape = {.layers = 2,
@@ -20,6 +21,17 @@ static struct engine engine = {.shape = {.layers = 2,
                                          .kv_dim = 32,
                                          .chunk = 64,
                                          .comp = 4}};
+
+/* Rows as int8 are packed and spread out by kernels. */
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+    const struct kernels_options options = {.threads = 1, .feature_mask = UINT32_MAX};
+
+    (void)argc, (void)argv;
+    if (kernels_open(&engine.kernels, &options))
+        abort();
+    return 0;
+}
 
 static void mend(const struct segment_shape *shape, uint8_t *record,
                  const struct segment_place *place, bool header_too)
