@@ -51,6 +51,7 @@ n=0 at=${SILT_FROM:-1}
 while [ $at -le 100 ]; do n=$((n + 1)) at=$((at + ${SILT_STRIDE:-1})); done
 [ "${SILT_STRIDE:-1}" = 1 ] && echo "EIO: each of $n reads of it" ||
     echo "EIO: $n reads of it, each $SILT_STRIDE. from $SILT_FROM"
+[ "${SILT_FROM:-1}" != 1 ] || echo "4 a write: 9 ways of each of 12 reads, 3 writes and 0 syncs"
 """
 
 
@@ -81,6 +82,7 @@ def test_faults_add_up():
     assert table.endswith("journal,flip,4,8,388,0\n"), table
     code, said, _ = faults(build, "nth")
     assert code == 0 and said.count("EIO: each of 100 reads of it\n") == 4, said
+    assert said.count("4 a write: 9 ways of each of 12 reads, 3 writes and 0 syncs\n") == 4, said
     fails.write_text("3")  # of the seeds 1 to 4
     code, said, error = faults(build, "rot", ROUNDS="400")
     assert code == 1 and "in all: 300 damages" in said and "SILT_SEED=3" in error, (said, error)
