@@ -3,10 +3,10 @@
 
     tests/bench/gpu_siltd.py --model GGUF --adapter GGUF [--device cuda] [--streams 200]
 
-Every stream is fed the same text through `silt feed`. Questions are asked first of an idle siltd,
-then one after the other while all streams are read, until they are or ten times as many are
-answered; CSV rows: seconds from question to first token and how many, and tokens read a second by
-the daemon's own count.
+Questions are asked first of an idle siltd. Then every stream is fed the same text through `silt
+feed`, and when all is read once more, while one question is asked after the other, until all
+is read or ten times as many are answered: passes are small then (daemon/sched.h). CSV rows: seconds
+from question to first token and how many, and tokens read a second by the daemon's own count.
 """
 
 import argparse
@@ -46,6 +46,30 @@ def feed(endpoint, stream, text, failed):
         failed.append(done.stderr.decode(errors="replace"))
 
 
+def read_all(endpoint, streams, text, ask=None):
+    """Feeds every stream the text; tokens read a second until all are read, or while ask() asks."""
+    failed = []
+    feeders = [threading.Thread(target=feed, args=(endpoint, f"s{i}", text, failed))
+               for i in range(streams)]
+    before, start = computed(endpoint), time.monotonic()
+    for thread in feeders:
+        thread.start()
+    rate = 0
+    while any(thread.is_alive() for thread in feeders) or lag(endpoint):
+        if not ask:
+            time.sleep(0.05)
+        elif not ask():
+            break
+        rate = (computed(endpoint) - before) / (time.monotonic() - start)
+    for thread in feeders:
+        thread.join()
+    while lag(endpoint):
+        time.sleep(0.05)
+    if failed:
+        sys.exit(f"{len(failed)} of {streams} streams were not fed: {failed[0]}")
+    return rate
+
+
 def row(name, streams, value, unit):
     print(f"{name},,{streams},{value:.6g},{unit},gpu_siltd.py", flush=True)
 
@@ -68,29 +92,23 @@ def main():
         endpoint = daemon.endpoint
         lib.silt(endpoint, "feed", "asked", "--wait", stdin=text[:20_000], seconds=600)
         idle = [first_token(endpoint, "asked") for _ in range(options.questions)]
-        failed = []
-        feeders = [threading.Thread(target=feed, args=(endpoint, f"s{i}", text, failed))
-                   for i in range(streams)]
-        before, start = computed(endpoint), time.monotonic()
-        for thread in feeders:
-            thread.start()
-        busy, rates = [], []
-        while len(busy) < 10 * options.questions and (
-                any(thread.is_alive() for thread in feeders) or lag(endpoint)):
-            busy.append(first_token(endpoint, "asked"))
-            now, at = computed(endpoint), time.monotonic()
-            rates.append((now - before) / (at - start))
-        for thread in feeders:
-            thread.join()
-        if failed:
-            sys.exit(f"{len(failed)} of {streams} streams were not fed: {failed[0]}")
         print("figure,ratio,streams,value,unit,command")
         row("first-token-idle", 0, statistics.median(idle), "s")
+        row("ingest-siltd-alone", streams, read_all(endpoint, streams, text), "tokens/s")
+        busy = []
+
+        def ask():
+            if len(busy) < 10 * options.questions:
+                busy.append(first_token(endpoint, "asked"))
+                return True
+            return False
+
+        rate = read_all(endpoint, streams, text, ask)
         if busy:
             row("first-token-beside-ingest", streams, statistics.median(busy), "s")
             row("first-token-beside-ingest-most", streams, max(busy), "s")
             row("first-token-questions", streams, len(busy), "1")
-            row("ingest-siltd", streams, rates[-1], "tokens/s")
+            row("ingest-siltd", streams, rate, "tokens/s")
         daemon.stop(seconds=120)
 
 
