@@ -30,7 +30,8 @@ import tempfile
 import time
 
 import forms
-import grid
+import grid     # which knows where gguf is
+import gguf
 from forms import CHUNK
 
 ROOT = grid.ROOT
@@ -46,7 +47,16 @@ ADAPTER = ROOT / "stream/adapters/smollm2-135m-instruct.gguf"
 
 def cold_chunks(item):
     """How many chunks of the stream the ring has dropped."""
-    return len(item["tokens"]) // CHUNK - RING
+    return max(0, len(item["tokens"]) // CHUNK - item.get("ring", RING))
+
+
+def read_items(path, arguments):
+    """The lines of a set, with the ring that their streams are read with."""
+    ring = gguf.Reader(str(arguments.adapter)).meta["silt.ring_segments"]
+    if "--ring" in arguments.more:
+        ring = int(arguments.more[arguments.more.index("--ring") + 1])
+    return [dict(json.loads(line), ring=ring)
+            for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def find(arguments, item):
@@ -68,8 +78,7 @@ def find(arguments, item):
 
 def find_all(arguments, name):
     """As find, of every question of a file, once."""
-    items = [json.loads(line) for line in
-             (arguments.set / f"questions-{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    items = read_items(arguments.set / f"questions-{name}.jsonl", arguments)
     path = arguments.runs / f"found-{name}.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -178,8 +178,7 @@ def find(arguments, item):
 
 def load(arguments, name):
     """Streams of a set and what their questions find."""
-    lines = (arguments.set / f"task_{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    items = [json.loads(line) for line in lines]
+    items = questions.read_items(arguments.set / f"task_{name}.jsonl", arguments)
     items = [item for item in items if item["examples"] in arguments.shots and
              int(item["id"].split()[-1]) < arguments.episodes]
     items.sort(key=lambda item: arguments.shots.index(item["examples"]))
