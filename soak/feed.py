@@ -67,9 +67,11 @@ def phrases():
     return [line for line in found if line] or [b"nothing to log on this machine"]
 
 
-def follow(siltd, stream, pattern):
-    process = subprocess.Popen([rig.SILT, "-c", siltd.endpoint, "feed", stream, "--follow",
-                                "--quiet", pattern], stderr=subprocess.PIPE)
+def follow(siltd, stream, pattern, log):
+    """What it says goes to a file: a pipe that nobody reads would stop it after some days."""
+    with open(log, "wb") as file:
+        process = subprocess.Popen([rig.SILT, "-c", siltd.endpoint, "feed", stream, "--follow",
+                                    "--quiet", pattern], stderr=file)
     rig.atexit.register(process.kill)
     return process
 
@@ -159,15 +161,18 @@ def main():
     record = rig.Record("feed", options, ("written_bytes", "acked_bytes", "lag_tokens",
                                           "resident_bytes", "rotations", "kills"))
     record.kills = 0
-    feed = follow(siltd, "%" if each else "log", f"{logs_folder}/*")
+    feed = follow(siltd, "%" if each else "log", f"{logs_folder}/*", home / "said")
     write_for_a_while(options, siltd, logs, record, rng, away)
     end = time.monotonic() + STILL_SECONDS
     while sample(siltd, logs, record) and time.monotonic() < end and feed.poll() is None:
         time.sleep(1)
     feed.send_signal(signal.SIGINT)
-    said = feed.stderr.read().decode(errors="replace")
+    try:
+        feed.wait(STILL_SECONDS)
+    except subprocess.TimeoutExpired:
+        feed.kill()
     record.held(f"silt feed ran to the end ({feed.wait()})", feed.returncode == 130)
-    print(said[-2000:], end="")
+    print((home / "said").read_text(errors="replace")[-2000:], end="")
     compare(siltd, logs, record, each)
     return record.finish()
 
