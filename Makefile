@@ -54,7 +54,7 @@ SILT := $(call objects,$(wildcard clients/silt/*.c))
 EVAL := $(call objects,$(wildcard tests/eval/*.c))
 UNIT := $(patsubst tests/unit/%.c,$(O)/tests/%,$(wildcard tests/unit/test_*.c))
 
-.PHONY: all cuda help deps model test check bench bench-instructions demo soak fuzz quality facts clean format tidy proto proto-check install
+.PHONY: all cuda help deps model test check bench bench-instructions demo soak fuzz quality facts adapter clean format tidy proto proto-check install
 all: $(O)/siltd $(O)/silt $(O)/silt-eval $(O)/silt-gateway
 
 $(O)/siltd: $(O)/obj/daemon/main.c.o $(DAEMON) $(STREAM) $(KERNELS) $(PROTO)
@@ -245,6 +245,9 @@ quality: $(O)/silt-eval $(O)/tests/eval-find
 	$(Q)python3 tests/eval/quality.py $(QUALITY)
 facts: all $(O)/tests/token-dump $(O)/tests/eval-find
 	$(Q)tests/eval/facts.py --text '$(FACTS)' --data $(O)/facts $(FACTS_OPTIONS)
+adapter:
+	$(Q)$(MAKE) --no-print-directory -C stream/retrofit adapter MODEL='$(abspath $(MODEL))' \
+	    TEXT='$(abspath $(TEXT))' $(if $(OUT),OUT='$(abspath $(OUT))')
 fuzz:
 	$(Q)tests/fuzz/run $(SECONDS_EACH)
 proto-check:
@@ -264,6 +267,7 @@ help:
 #: make soak       one endless stream, then kills, damage and faults; MINUTES=30 endless, churn, chaos, feed, budget and flat
 #: make quality    what compression costs, against windows of equal size; QUALITY=FOLDER of texts
 #: make facts      far facts planted in streams: found by words, by keys, by both; FACTS=FOLDER of dialogue, meeting, log
+#: make adapter    an adapter for MODEL=GGUF, trained on TEXT=FOLDER of JSON lines (PyTorch, a GPU); MINUTES=25
 #: make fuzz       hostile files and text; SECONDS_EACH=60
 #: make format     clang-format all sources; make tidy checks the other rules of style
 #: make proto      C code from proto/silt.proto; make proto-check says if it is current

@@ -2,9 +2,10 @@
 
     python3 tests/token_compare.py MODEL.gguf [TEXT ...] [--fuzz N] [--pieces P] [--seed S]
 
-The reference is built from the GGUF's own tokens and merges.  Each TEXT (plain, .jsonl or
-.jsonl.zst with a "text" field) is compared document by document, then N fuzzed documents of random
-Unicode.  Every code point is also tried between letters, signs and blanks.
+The reference is the training code's (stream/retrofit/data.py), built from the GGUF's own tokens and
+merges.  Each TEXT (plain, .jsonl or .jsonl.zst with a "text" field) is compared document by
+document, then N fuzzed documents of random Unicode.  Every code point is also tried between
+letters, signs and blanks.
 
 Left out, by name: code points that Python's Unicode does not know (libraries of different age class
 them differently), bytes the vocabulary has no token for (the reference drops them, silt marks the
@@ -19,67 +20,10 @@ import subprocess
 import sys
 import unicodedata
 
-import tokenizers
-from tokenizers import Regex, models, pre_tokenizers
-
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "stream", "retrofit"))
-
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}"
-          r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-
-
-def read_gguf(path):
-    """The keys of a GGUF, arrays as lists: just enough of a reader for the tokenizer."""
-    data = open(path, "rb").read(64 << 20)
-    at = 4 + 4
-    sizes = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q",
-             11: "<q", 12: "<d"}
-
-    def take(form):
-        nonlocal at
-        value, = struct.unpack_from(form, data, at)
-        at += struct.calcsize(form)
-        return value
-
-    def value(kind):
-        nonlocal at
-        if kind == 8:
-            size = take("<Q")
-            at += size
-            return data[at - size:at].decode("utf-8", "replace")
-        if kind == 9:
-            inner, count = take("<I"), take("<Q")
-            return [value(inner) for _ in range(count)]
-        return take(sizes[kind])
-
-    take("<Q")
-    return {value(8): value(take("<I")) for _ in range(take("<Q"))}
-
-
-def letters():
-    """GPT-2's letters, byte by byte."""
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = iter(range(256, 512))
-    return [chr(byte) if byte in visible else chr(next(rest)) for byte in range(256)]
-
-
-def reference(keys):
-    tokens = keys["tokenizer.ggml.tokens"]
-    types = keys["tokenizer.ggml.token_type"]
-    vocabulary = {token: i for i, token in enumerate(tokens) if types[i] == 1}
-    merges = [tuple(merge.split(" ", 1)) for merge in keys["tokenizer.ggml.merges"]]
-    rule = keys.get("tokenizer.ggml.pre", "default")
-    out = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=rule == "llama-bpe"))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False,
-                                          use_regex=rule not in ("llama-bpe", "qwen2"))
-    if rule in ("smollm", "starcoder"):
-        first = pre_tokenizers.Digits(individual_digits=True)
-    elif rule in ("llama-bpe", "qwen2"):
-        digits = 3 if rule == "llama-bpe" else 1
-        first = pre_tokenizers.Split(Regex(LLAMA3 % digits), "isolated")
-    else:
-        return out, byte_level
-    return out, first, byte_level
+import data  # noqa: E402
+import gguf  # noqa: E402
+import tiny  # noqa: E402
 
 
 def dump(program, model, text, seed):
@@ -130,12 +74,10 @@ def fuzzed(rng, pieces):
 class Comparison:
     def __init__(self, arguments):
         self.arguments = arguments
-        self.keys = read_gguf(arguments.model)
-        self.tokenizer, *steps = reference(self.keys)
-        self.steps = pre_tokenizers.Sequence(steps)
-        self.tokenizer.pre_tokenizer = self.steps
-        have = set(self.keys["tokenizer.ggml.tokens"])
-        table = letters()
+        self.names = gguf.Reader(arguments.model).meta["tokenizer.ggml.tokens"]
+        self.tokenizer = data.Tokenizer(arguments.model).fast
+        table = tiny.byte_names()
+        have = set(self.names)
         self.missing = {byte for byte in range(256) if table[byte] not in have}
         self.bytes = self.tokens = self.cut = 0
 
@@ -147,7 +89,8 @@ class Comparison:
     def compare(self, text, name, seed):
         text = self.clean(text)
         raw = text.encode()
-        if any(len(piece) > 1024 for piece, _ in self.steps.pre_tokenize_str(text)):
+        pieces = self.tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        if any(len(piece) > 1024 for piece, _ in pieces):
             self.cut += 1
             return True
         wanted = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -156,10 +99,9 @@ class Comparison:
             if got != wanted:
                 at = next((i for i, (a, b) in enumerate(zip(got, wanted)) if a != b),
                           min(len(got), len(wanted)))
-                tokens = self.keys["tokenizer.ggml.tokens"]
                 print(f"{name}: differs at token {at} (cuts {cuts}):")
-                print("  silt     ", [tokens[i] for i in got[max(0, at - 3):at + 5]])
-                print("  reference", [tokens[i] for i in wanted[max(0, at - 3):at + 5]])
+                for who, ids in (("silt", got), ("reference", wanted)):
+                    print(f"  {who:9}", [self.names[i] for i in ids[max(0, at - 3):at + 5]])
                 return False
         self.bytes += len(raw)
         self.tokens += len(wanted)

@@ -16,6 +16,8 @@ try:
 except ImportError:
     TRITON = False
 
+LAG = 32                # model.BLOCK
+
 if TRITON:
     @triton.jit
     def _scores(q, k, column, rows, cols, own_start, low, high, S, N: tl.constexpr,
@@ -168,7 +170,6 @@ if TRITON:
         tl.store(DQ + q_at, (dq * scale).to(DQ.dtype.element_ty), mask=rows[:, None] < S)
 
     BLOCK = 64
-    LAG = 32            # model.BLOCK
 
     def _grid(count, heads, chunks):
         return (triton.cdiv(count, BLOCK), heads, chunks)
@@ -257,12 +258,14 @@ def difference(plain, device, dtype, entries, chunks=3, n=256, comp=16, far=300,
                for a, b in zip(*results))
 
 
-def usable(plain, device, dtype):
-    """True where Triton runs and agrees; says why not otherwise."""
+def usable(plain, device, dtype, n=256, **shape):
+    """True where Triton runs and agrees on rows of that shape (as for difference): it takes head
+    sizes that are powers of two alone; says why not otherwise."""
     if not TRITON or device == "cpu":
         return False
     try:
-        error = max(difference(plain, device, dtype, entries) for entries in (0, 224))
+        error = max(difference(plain, device, dtype, entries, n=n, **shape)
+                    for entries in sorted({0, max(0, n - LAG)}))
     except Exception as problem:         # a kernel that will not build must not stop a training
         print("attention kernel not used: %s" % str(problem).split("\n")[0][:200])
         return False

@@ -11,6 +11,7 @@ import model as model_file
 import plan as plan_file
 
 HEADROOM = 1.3
+KINDS = ("book", "dialogue", "meeting", "log")      # of held-out text, where there is any of them
 MISSED = 0.05           # share of a ratio by which it may miss what was asked without a word
 
 
@@ -112,5 +113,6 @@ def calibrate(silt, rows, options, rounds=3, tell=print, ratios=None, cap_sum=Fa
                 silt.quotas[index].float().mean()))
 
 
-def held_out_rows(maker, count, kinds=("book", "dialogue", "meeting", "log")):
+def held_out_rows(maker, count):
+    kinds = [kind for kind in KINDS if kind in maker.names] or maker.names
     return [maker.row("plain", kinds[i % len(kinds)])[0] for i in range(count)]

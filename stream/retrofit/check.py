@@ -19,7 +19,10 @@ import torch
 
 import answers
 import asks
+import batches
 import calibrate
+import check_use
+import checkpoint
 import data
 import evalset
 import evaluate
@@ -37,7 +40,6 @@ import reference
 import score as score_file
 import silt_adapter
 import tiny
-import train
 
 
 def check_parallel(folder, ratio, chunks=6, ring=2):
@@ -281,7 +283,7 @@ def check_recall(folder):
     maker = asks.AskMaker(data.RowMaker(folder, 2048, 6), folder)
     for _ in range(20):
         link = maker.row("facts", 4 * 64)[3]
-        found = train.draw_recall(random, options, 4, link, 12)
+        found = batches.draw_recall(random, options, 4, link, 12)
         for chunk, segments in found.items():
             if len(segments) > 8 or max(segments) >= chunk - 4 or segments != sorted(set(segments)):
                 print("recall: %s for chunk %d" % (segments, chunk))
@@ -391,7 +393,7 @@ def check_training(folder):
     # than a stream's; what is written is the average of the weights.
     asking, begun = os.path.join(folder, "asking"), os.path.join(folder, "begun.gguf")
     base = model_file.BaseModel(base_path)
-    parameters, quotas, state = train.load_checkpoint(run, base)
+    parameters, quotas, state = checkpoint.load(run, base)
     export.write(begun, base, parameters, quotas, state["constants"], gguf.fingerprint(base_path),
                  "begun")
     shutil.rmtree(asking, ignore_errors=True)
@@ -402,19 +404,19 @@ def check_training(folder):
                            "4e-4", "--fall", "0.5", "--average", "0.9", "--small-rings", "0.3",
                            "--ask-kl", "0.5", "--recall", "2", "--kl-above", "0.4",
                            "--save-minutes", "0", "--export", written], check=True)
-    if train.load_checkpoint(asking, base)[2]["constants"]["ring"] != 2 \
+    if checkpoint.load(asking, base)[2]["constants"]["ring"] != 2 \
             or silt_adapter.read(written)["blk.0.comp_q.a"].shape[0] != 6:
         return False
     # On from the checkpoint, in two processes as torchrun starts them (Debian's own torchrun does
     # not run under Debian's Python).
-    both = [subprocess.Popen(command + ["2", "--calibrate", "1"], env=dict(
+    both = [subprocess.Popen(command + ["2", "--calibrate", "4"], env=dict(
         os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(20000 + os.getpid() % 20000)))
         for rank in (1, 0)]
     if not all_end_well(both):
         raise SystemExit("a process of the training in two failed")
     base = model_file.BaseModel(base_path)
-    parameters, quotas, state = train.load_checkpoint(run, base)
+    parameters, quotas, state = checkpoint.load(run, base)
     path = os.path.join(folder, "trained.gguf")
     fingerprint = gguf.fingerprint(base_path)
     export.write(path, base, parameters, quotas, state["constants"], fingerprint, "check")
@@ -427,6 +429,7 @@ def check_training(folder):
     print("trained %d steps, adapter of %d bytes, golden vectors read back"
           % (state["step"], os.path.getsize(path)))
     return state["step"] == 5 and np.isfinite(losses).all() \
+        and os.path.getsize(os.path.join(run, "loss.svg")) > 500 \
         and np.isfinite(vectors["nll"]).all() and vectors["decisions"].shape[0] == len(tokens)
 
 
@@ -446,6 +449,10 @@ def main():
     passed.append(check_evaluation(options.folder))
     passed += [check_merging(os.path.join(options.folder, "figures")), check_processes()]
     passed.append(check_widened(options.folder))
+    passed += [check_use.check_text(options.folder),
+               check_use.check_options(options.folder),
+               check_use.check_workers(options.folder), check_use.check_checkpoint(options.folder),
+               check_use.check_keys(options.folder), check_use.check_models()]
     passed.append(check_rows(os.path.join(options.folder, "shards")))
     passed.append(check_calibration())
     passed.append(check_training(options.folder))

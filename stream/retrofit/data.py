@@ -3,13 +3,17 @@
     python3 data.py --model BASE.gguf --text FOLDER --out SHARDS
 
 FOLDER holds KIND.jsonl, .jsonl.xz or .jsonl.zst files; one document a line with `text`, and where
-there are questions `ans_at` or `qa`.  A row is T chunks of tokens with a loss weight and a flag for
-raw (fork) tokens.  Four sorts of row: plain text; text in which earlier excerpts come back, which
-rewards exact content; text with passages whose questions follow a thousand tokens or more later; and
-text strewn with single made-up facts, each asked for later in other words.  Rows that do nothing but
-ask are asks.py's.
+there are questions about it `qa`, a list of {"q": question, "a": answer} (`start`: the answer's place
+in a long text), or `ans_at`, where in a text that asks its answer begins.  Any KIND will do; those
+of SHARES have these shares, others theirs by size.
+
+A row is T chunks of tokens with a loss weight and a flag for raw (fork) tokens.  Four sorts of row:
+plain text; text in which earlier excerpts come back, which rewards exact content; text with passages
+whose questions follow a thousand tokens or more later; and text strewn with single made-up facts,
+each asked for later in other words.  Rows that do nothing but ask are asks.py's.
 """
 import argparse
+import hashlib
 import json
 import lzma
 import os
@@ -27,44 +31,89 @@ import labels
 SHARES = {"dialogue": 0.29, "log": 0.17, "book": 0.27, "meeting": 0.19, "agent": 0.02,
           "docs": 0.03, "qa": 0.03}
 HELD_OUT = 0.02         # the end of every kind's tokens: calibration, never trained on
-USER, TURN_END = 1, 2   # <|im_start|>, <|im_end|>
+START, END = [1], [2]   # <|im_start|>, <|im_end|> of shards that do not say
+OWN_SHARE = 0.5         # of all kinds together that have none in SHARES
 ANSWER_WEIGHT = 4.0
+NOT_KINDS = ("items", "facts", "labels", "singles", "spaced")      # names of other shards
 SORTS = {"plain": 0.50, "recall": 0.15, "question": 0.20, "facts": 0.15}
 FACTS = 40000
+TEXT_MIN = 64           # tokens of a kind
+OWN = "own"             # the source of documents that name none
+
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}"
+          r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+# tokenizer.ggml.pre, as stream/pretoken.c has them.
+DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
+PLAIN = ("default", "gpt-2", "gpt2", "olmo", "phi-2", "mpt")
+SPLIT = {"llama-bpe": 3, "llama3": 3, "llama-v3": 3, "qwen2": 1}     # digits of a number at once
+
+
+def pre_tokenizer(rule):
+    """None: the engine does not know it either."""
+    from tokenizers import Regex, pre_tokenizers
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule not in SPLIT)
+    if rule in PLAIN:
+        return byte_level
+    if rule in DIGITS:
+        first = pre_tokenizers.Digits(individual_digits=True)
+    elif rule in SPLIT:
+        first = pre_tokenizers.Split(Regex(LLAMA3 % SPLIT[rule]), "isolated")
+    else:
+        return None
+    return pre_tokenizers.Sequence([first, byte_level])
+
+
+def tokenizer_sum(meta):
+    """What shards are of: tokens are numbers of one vocabulary."""
+    texts = meta["tokenizer.ggml.tokens"] + meta.get("tokenizer.ggml.merges", [])
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 class Tokenizer:
-    """The smollm pre-tokenizer: digits one by one, then GPT-2 byte-level BPE, from the GGUF."""
+    """The GGUF's own: byte-level BPE behind the pre-tokenizer that it names, as the engine has it
+    (tests/token_compare.py).  `start` and `end` are what a turn stands between, nothing where the
+    model has no ChatML; `kind` is the type of its token numbers."""
 
     def __init__(self, model_path):
-        from tokenizers import Tokenizer as Fast, decoders, models, pre_tokenizers
+        try:
+            from tokenizers import Tokenizer as Fast, decoders, models
+        except ImportError:
+            raise SystemExit("the Python package `tokenizers` is needed: pip install tokenizers")
         meta = gguf.Reader(model_path).meta
+        rule = meta.get("tokenizer.ggml.pre", "default")
+        if meta.get("tokenizer.ggml.model") != "gpt2" or pre_tokenizer(rule) is None:
+            raise SystemExit("%s: tokenizer %s, %s is not supported, by siltd neither" % (
+                model_path, meta.get("tokenizer.ggml.model"), rule))
         tokens = meta["tokenizer.ggml.tokens"]
-        if len(tokens) > 1 << 16:
-            raise SystemExit("%s: %d tokens, and shards hold 16 bits of one" % (model_path,
-                                                                                len(tokens)))
         merges = [tuple(line.split(" ", 1)) for line in meta["tokenizer.ggml.merges"]]
         self.fast = Fast(models.BPE(vocab={text: i for i, text in enumerate(tokens)},
-                                    merges=merges))
-        self.fast.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+                                    merges=merges, ignore_merges=rule in SPLIT and rule != "qwen2"))
+        self.fast.pre_tokenizer = pre_tokenizer(rule)
         self.fast.decoder = decoders.ByteLevel()
-        self.size = len(tokens)
+        self.size, self.sum = len(tokens), tokenizer_sum(meta)
+        self.kind = np.uint16 if self.size <= 1 << 16 else np.uint32
+        chat = "<|im_start|>" in tokens and "<|im_end|>" in tokens
+        self.start = [tokens.index("<|im_start|>")] if chat else []
+        self.end = [tokens.index("<|im_end|>")] if chat else []
+
+    def role(self, name):
+        """Who speaks, behind `start`."""
+        return self.encode(name + ("\n" if self.start else ": ")).tolist()
 
     def decode(self, ids):
         return self.fast.decode(list(ids), skip_special_tokens=False)
 
     def encode(self, text):
-        return np.array(self.fast.encode(text, add_special_tokens=False).ids, np.uint16)
+        return np.array(self.fast.encode(text, add_special_tokens=False).ids, self.kind)
 
     def encode_many(self, texts):
-        return [np.array(item.ids, np.uint16)
+        return [np.array(item.ids, self.kind)
                 for item in self.fast.encode_batch(texts, add_special_tokens=False)]
 
 
 def read_documents(path):
-    """Yields one dict a line.  Lines end in a newline only: texts hold other separators."""
+    """Yields one dict a line, `source` OWN where it does not say.  Lines end in a newline only:
+    texts hold other separators."""
     if path.endswith(".xz"):
         data = lzma.open(path).read()
     elif path.endswith(".zst"):
@@ -72,18 +121,35 @@ def read_documents(path):
     else:
         with open(path, "rb") as file:
             data = file.read()
-    for line in data.split(b"\n"):
-        if line:
-            yield json.loads(line)
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.strip():
+            try:
+                document = json.loads(line)
+                if not isinstance(document["text"], str):
+                    raise ValueError
+            except (ValueError, KeyError, TypeError):
+                raise SystemExit('%s, line %d: not a JSON object with a "text"' % (path, number))
+            yield dict(document, source=document.get("source", OWN))
+
+
+def kinds_of(folder):
+    """{kind: path} of all KIND.jsonl[.xz|.zst]."""
+    found = {}
+    for name in sorted(os.listdir(folder)):
+        kind, dot, ending = name.partition(".")
+        if dot and ending in ("jsonl", "jsonl.xz", "jsonl.zst"):
+            if kind in found:
+                raise SystemExit("%s has %s twice" % (folder, kind))
+            found[kind] = os.path.join(folder, name)
+    if not found:
+        raise SystemExit("%s has no text: KIND.jsonl, .jsonl.xz or .jsonl.zst" % folder)
+    return found
 
 
 def documents_of(folder, kind):
-    """All documents of KIND.jsonl[.xz|.zst], none where there is no such file."""
-    for ending in (".jsonl", ".jsonl.xz", ".jsonl.zst"):
-        path = os.path.join(folder, kind + ending)
-        if os.path.exists(path):
-            return list(read_documents(path))
-    return []
+    """All documents of a kind, none where there is no such file."""
+    path = kinds_of(folder).get(kind)
+    return list(read_documents(path)) if path else []
 
 
 def cut_text(text, size=60000):
@@ -110,7 +176,7 @@ def question_items(document):
     """(passage, question, answer) triples of one document."""
     text, items = document["text"], []
     at = document.get("ans_at")
-    if at and document["source"] == "qa_t0_selfinstruct":
+    if at and document["source"] in (OWN, "qa_t0_selfinstruct"):
         question = find_question(text[:at])
         if question and at < 7000:
             passage = text[:at].replace(question, "").replace("Answer:", "").strip()
@@ -126,7 +192,7 @@ def question_items(document):
             turns = text.split("\n")
             parts = ["\n".join(turns[int(a):int(b) + 1]) for a, b in entry["spans"]]
             items.append(("\n".join(parts)[:5000], entry["q"], answer))
-        elif document["source"] == "qa_cosmos":
+        elif document["source"] in (OWN, "qa_cosmos"):
             items.append((text, entry["q"], answer))
     return [item for item in items if len(item[0]) > 100 and len(item[2]) < 1500]
 
@@ -135,15 +201,11 @@ def prepare(model_path, text_folder, out, seed=0):
     tokenizer = Tokenizer(model_path)
     random = np.random.RandomState(seed)
     os.makedirs(out, exist_ok=True)
-    items, kinds = [], []
-    for name in sorted(os.listdir(text_folder)):
-        kind = name.split(".")[0]
-        if kind not in SHARES or ".jsonl" not in name:
-            continue
-        if kind in kinds:
-            raise SystemExit("%s has %s twice" % (text_folder, kind))
-        kinds.append(kind)
-        documents = list(read_documents(os.path.join(text_folder, name)))
+    items, kinds = [], {}
+    for kind, path in kinds_of(text_folder).items():
+        if kind in NOT_KINDS:
+            raise SystemExit("%s: this name is taken, give it another" % path)
+        documents = list(read_documents(path))
         random.shuffle(documents)
         pieces = []
         for document in documents:
@@ -151,32 +213,38 @@ def prepare(model_path, text_folder, out, seed=0):
             # Passage prompts are used as questions over streams instead.
             if document["source"] != "qa_t0_selfinstruct":
                 pieces.extend(cut_text(document["text"] + "\n\n"))
-        tokens = np.concatenate(tokenizer.encode_many(pieces))
+        tokens = np.concatenate(tokenizer.encode_many(pieces) or [[]]).astype(tokenizer.kind)
+        if len(tokens) < TEXT_MIN:
+            print("%-9s has no text" % kind, flush=True)
+            continue
+        kinds[kind] = len(tokens)
         np.save(os.path.join(out, kind + ".npy"), tokens)
         print("%-9s %6d documents %6.1fM tokens" % (kind, len(documents), len(tokens) / 1e6),
               flush=True)
-    if len(kinds) < len(SHARES):
-        print("no text of: %s" % ", ".join(kind for kind in SHARES if kind not in kinds),
-              flush=True)
-    if not items:
-        raise SystemExit("%s has no text with questions" % text_folder)
+    if not kinds:
+        raise SystemExit("%s has no text" % text_folder)
     random.shuffle(items)
     for name, group in (("items", items), ("facts", [facts.draw(random) for _ in range(FACTS)])):
         flat = tokenizer.encode_many([text for item in group for text in item])
-        np.save(os.path.join(out, name + ".npy"), np.concatenate(flat))
-        np.save(os.path.join(out, name + "_ends.npy"), np.cumsum([len(part) for part in flat]))
-    prepare_words(tokenizer, out)
-    print("%d passages with a question" % len(items), flush=True)
+        np.save(os.path.join(out, name + ".npy"),
+                np.concatenate(flat or [[]]).astype(tokenizer.kind))
+        np.save(os.path.join(out, name + "_ends.npy"),
+                np.cumsum([len(part) for part in flat], dtype=np.int64))
+    prepare_words(tokenizer, kinds, out)
+    print("%d passages with a question%s" % (
+        len(items), "" if items else ": made-up facts are asked for alone"), flush=True)
     prepare_labels(tokenizer, documents_of(text_folder, "qa"), documents_of(text_folder, "docs"),
                    out, random)
 
 
-def prepare_words(tokenizer, out):
-    """words.json: what rows are put together with; spaced.npy: for every token the one that has a
-    space in front, itself where there is none."""
+def prepare_words(tokenizer, kinds, out):
+    """words.json: what rows are put together with, and of what; spaced.npy: for every token the one
+    that has a space in front, itself where there is none."""
     words = {name: tokenizer.encode(text).tolist() for name, text in
-             (("user", "user\n"), ("assistant", "assistant\n"), ("newline", "\n"),
-              ("question", "\n\nQuestion: "), ("answer", "\nAnswer: "), ("blank", "\n\n"))}
+             (("newline", "\n"), ("question", "\n\nQuestion: "), ("answer", "\nAnswer: "),
+              ("blank", "\n\n"))}
+    words.update(user=tokenizer.role("user"), assistant=tokenizer.role("assistant"),
+                 start=tokenizer.start, end=tokenizer.end, kinds=kinds, tokenizer=tokenizer.sum)
     words["line_ends"] = [token for token in range(tokenizer.size)
                           if tokenizer.decode([token]).endswith("\n")]
     words["space"] = tokenizer.encode(" ").tolist()[0]
@@ -194,7 +262,7 @@ def prepare_words(tokenizer, out):
                               if re.search(r"[.?!]$|\n$", text)]
     order = {text: token for token, text in enumerate(texts)}
     spaced = [order.get(" " + text, token) for token, text in enumerate(texts)]
-    np.save(os.path.join(out, "spaced.npy"), np.array(spaced, np.uint16))
+    np.save(os.path.join(out, "spaced.npy"), np.array(spaced, tokenizer.kind))
     with open(os.path.join(out, "words.json"), "w") as file:
         json.dump(words, file)
 
@@ -213,7 +281,7 @@ def prepare_labels(tokenizer, qa, docs, out, random):
     np.save(os.path.join(out, "labels_ends.npy"), np.cumsum([len(part) for part in flat]))
     np.save(os.path.join(out, "singles.npy"), np.array(
         [token for token in range(min(tokenizer.size, 24000))
-         if re.fullmatch(" [a-z]{3,10}", tokenizer.decode([token]))], np.uint16))
+         if re.fullmatch(" [a-z]{3,10}", tokenizer.decode([token]))], tokenizer.kind))
 
     def encoded(parts):
         return [[tokenizer.encode(text).tolist() for text in line] for line in parts]
@@ -229,22 +297,26 @@ class RowMaker:
 
     def __init__(self, folder, length, seed=0, held_out=False):
         self.length, self.random = length, np.random.RandomState(seed)
+        with open(os.path.join(folder, "words.json")) as file:
+            self.words = json.load(file)
+        sizes = self.words.get("kinds", {})
         self.kinds, self.shares = {}, []
-        for kind, share in SHARES.items():
+        for kind in [*SHARES, *(kind for kind in sizes if kind not in SHARES)]:
             path = os.path.join(folder, kind + ".npy")
             if os.path.exists(path):
                 tokens = np.load(path, mmap_mode="r")
-                edge = int(len(tokens) * (1 - HELD_OUT))
+                # At least a row of it, but of what is short a tenth.
+                edge = min(int(len(tokens) * (1 - HELD_OUT)),
+                           len(tokens) - max(1, min(length, len(tokens) // 10)))
                 self.kinds[kind] = tokens[edge:] if held_out else tokens[:edge]
-                self.shares.append(share)
+                self.shares.append(SHARES.get(kind, 0) or OWN_SHARE * sizes[kind] / sum(
+                    size for name, size in sizes.items() if name not in SHARES))
         self.names = list(self.kinds)
         self.shares = np.array(self.shares) / sum(self.shares)
         self.items = {name: (np.load(os.path.join(folder, name + ".npy"), mmap_mode="r"),
                              np.load(os.path.join(folder, name + "_ends.npy")))
                       for name in ("items", "facts")}
         self.held_out = held_out
-        with open(os.path.join(folder, "words.json")) as file:
-            self.words = json.load(file)
 
     def text(self, kind, count):
         tokens = self.kinds[kind]
@@ -292,9 +364,10 @@ class RowMaker:
 
     def item(self, name="items"):
         """(passage, question, answer), or of "facts" (statement, question, answer), as tokens."""
-        items, ends = self.items[name]
-        edge = int(len(ends) // 3 * (1 - HELD_OUT))
-        low, high = (edge, len(ends) // 3) if self.held_out else (0, edge)
+        items, ends = self.items[name if len(self.items[name][1]) else "facts"]
+        count = len(ends) // 3
+        edge = max(1, int(count * (1 - HELD_OUT)))
+        low, high = (min(edge, count - 1), count) if self.held_out else (0, edge)
         index = 3 * self.random.randint(low, high)
         starts = [0 if index == 0 else ends[index - 1], ends[index], ends[index + 1]]
         return [items[a:b].astype(np.int64) for a, b in zip(starts, ends[index:index + 3])]
@@ -303,9 +376,10 @@ class RowMaker:
         """Question and answer as the engine asks (chat template, raw rows) or as plain text."""
         words = self.words
         if chat or self.random.rand() < 0.6:
-            head = [USER] + words["user"] + list(question) + [TURN_END] + words["newline"] \
-                + [USER] + words["assistant"]
-            tail, raw = [TURN_END] + words["newline"], True
+            start, end = words.get("start", START), words.get("end", END)
+            head = start + words["user"] + list(question) + end + words["newline"] \
+                + start + words["assistant"]
+            tail, raw = end + words["newline"], True
         else:
             head = words["question"] + list(question) + words["answer"]
             tail, raw = words["blank"], False

@@ -42,18 +42,20 @@ def joined(tokenizer, texts, tokens=None):
 
 
 def kind_streams(tokenizer, folder, kind, tokens, count, spread=False):
-    """The first `count` streams of the joined documents, or `count` places spread evenly."""
+    """The first `count` streams of the joined documents, or `count` places spread evenly; fewer
+    where there is less text, none [0, tokens] where it is shorter than one."""
     ids = joined(tokenizer, [item["text"] for item in data.documents_of(folder, kind)],
                  None if spread else tokens * count)
     count = min(count, len(ids) // tokens)
     starts = [i * tokens for i in range(count)]
     if spread:
         starts = [int(place) for place in np.linspace(0, len(ids) - tokens, count)]
-    return np.stack([ids[start:start + tokens] for start in starts])
+    return np.array([ids[start:start + tokens] for start in starts], tokenizer.kind).reshape(
+        count, tokens)
 
 
 def vendor(document):
-    return document["source"] + "/" + document["id"].split("/")[0].split(".")[0]
+    return document["source"] + "/" + document.get("id", "").split("/")[0].split(".")[0]
 
 
 def mixed_streams(tokenizer, folder, tokens, count):
@@ -66,8 +68,9 @@ def mixed_streams(tokenizer, folder, tokens, count):
     for name in sorted(groups):
         ids = np.concatenate(groups[name])
         pieces.append([ids[at:at + MIXED_PIECE] for at in range(0, len(ids), MIXED_PIECE)])
-    turns = [part[i] for i in range(max(map(len, pieces))) for part in pieces if i < len(part)]
-    ids = np.concatenate(turns)
+    turns = [part[i] for i in range(max(map(len, pieces), default=0)) for part in pieces
+             if i < len(part)]
+    ids = np.concatenate(turns or [[]]).astype(tokenizer.kind)
     count = min(count, len(ids) // tokens)
     return ids[:count * tokens].reshape(count, tokens)
 
@@ -86,20 +89,20 @@ def long_stream(tokenizer, folder, tokens):
                     queue.pop(0)
                 parts.append(tokenizer.encode(text + "\n\n"))
                 size += len(parts[-1])
-    ids = np.concatenate(parts)[:tokens]
+    ids = np.concatenate(parts or [[]]).astype(tokenizer.kind)[:tokens]
     return ids[:len(ids) // CHUNK * CHUNK]
 
 
 # Questions about a passage some thousand tokens back.
 
 def question_tail(tokenizer, question):
-    words = [tokenizer.encode(text).tolist() for text in ("user\n", "\n", "assistant\n")]
-    return [data.USER] + words[0] + tokenizer.encode(question).tolist() + [data.TURN_END] \
-        + words[1] + [data.USER] + words[2]
+    return tokenizer.start + tokenizer.role("user") + tokenizer.encode(question).tolist() \
+        + tokenizer.end + tokenizer.encode("\n").tolist() + tokenizer.start \
+        + tokenizer.role("assistant")
 
 
 def questions(tokenizer, folder, counts, seed=1):
-    """streams uint16 [Q, 2, tokens]: with the passage and with other text in its place; a list of
+    """streams [Q, 2, tokens]: with the passage and with other text in its place; a list of
     dicts with source, tail and answer ids, the answer's text, and the distance."""
     random = np.random.RandomState(seed)
     filler = np.concatenate([
@@ -110,7 +113,9 @@ def questions(tokenizer, folder, counts, seed=1):
         found = [(document["source"],) + item for document in data.documents_of(folder, name)
                  for item in data.question_items(document)]
         random.shuffle(found)
-        for source, passage, question, answer in found:
+        for source, passage, question, answer in found if len(filler) > QUESTION_TOKENS else ():
+            if count == 0:
+                break
             passage, gold = tokenizer.encode(passage), tokenizer.encode(answer)
             tail = question_tail(tokenizer, question)
             gap = random.randint(1000, 6001)
@@ -125,9 +130,7 @@ def questions(tokenizer, folder, counts, seed=1):
             items.append({"source": source, "question": question, "tail": tail,
                           "gold": gold.tolist(), "text": answer, "distance": gap})
             count -= 1
-            if count == 0:
-                break
-    return np.stack(streams), items
+    return np.array(streams, tokenizer.kind), items
 
 
 # Few-shot classification and users' own folders: examples come in a stream, other text follows.
@@ -258,23 +261,28 @@ def main():
     os.makedirs(options.out, exist_ok=True)
     tokenizer = data.Tokenizer(options.model)
     for kind, tokens in STREAMS.items():
+        quick = None
         if kind == "mixed":
             streams = mixed_streams(tokenizer, options.text, tokens, options.streams)
         else:                   # what comes first in the logs is one project's: spread
             streams = kind_streams(tokenizer, options.text, kind, tokens, options.streams,
                                    kind == "log")
             quick = kind_streams(tokenizer, options.text, kind, QUICK[1], QUICK[0])
-            np.save(os.path.join(options.out, "quick-%s.npy" % kind), quick)
-        np.save(os.path.join(options.out, kind + ".npy"), streams)
-        print("%-9s %s" % (kind, streams.shape), flush=True)
+        for name, part in ((kind, streams), ("quick-" + kind, quick)):
+            if part is not None and len(part):
+                np.save(os.path.join(options.out, name + ".npy"), part)
+        print("%-9s %s" % (kind, streams.shape if len(streams) else
+                           "less text than a stream of %d tokens" % tokens), flush=True)
     ids = long_stream(tokenizer, options.text, LONG_TOKENS)
-    np.save(os.path.join(options.out, "long.npy"), ids)
+    if len(ids):
+        np.save(os.path.join(options.out, "long.npy"), ids)
     print("long      %d tokens" % len(ids), flush=True)
     counts = [int(part) for part in options.questions.split(",")]
     streams, items = questions(tokenizer, options.text, counts)
-    pack(os.path.join(options.out, "questions.npz"), streams, items)
     print("questions %s" % (streams.shape,), flush=True)
-    for which, name in enumerate(("passage", "none")):      # for silt-eval --ask
+    if items:
+        pack(os.path.join(options.out, "questions.npz"), streams, items)
+    for which, name in enumerate(("passage", "none") if items else ()):     # for silt-eval --ask
         with open(os.path.join(options.out, "questions-%s.jsonl" % name), "w") as file:
             for line, item in zip(streams[:, which], items):
                 file.write(json.dumps({

@@ -73,12 +73,14 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--name", default="silt adapter")
     options = parser.parse_args()
+    import checkpoint
     import gguf
-    import train
-    base = model_file.BaseModel(options.model)
-    parameters, quotas, state = train.load_checkpoint(options.checkpoint, base)
-    write(options.out, base, parameters, quotas, state["constants"],
-          gguf.fingerprint(options.model), options.name)
+    base, fingerprint = model_file.BaseModel(options.model), gguf.fingerprint(options.model)
+    parameters, quotas, state = checkpoint.load(options.checkpoint, base)
+    if state.get("base", fingerprint) != fingerprint:
+        raise SystemExit("%s was trained on another model than %s" % (options.checkpoint,
+                                                                     options.model))
+    write(options.out, base, parameters, quotas, state["constants"], fingerprint, options.name)
 
 
 if __name__ == "__main__":

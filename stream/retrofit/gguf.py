@@ -24,6 +24,10 @@ class GGUFError(ValueError):
     """The file is not a GGUF this reader can use; the text says why."""
 
 
+class NoHash(GGUFError):
+    """XXH3 is not on this machine."""
+
+
 def dequantise(data, kind, shape):
     """Raw little-endian bytes of one tensor -> float32 array of `shape`."""
     count = int(np.prod(shape))
@@ -186,4 +190,4 @@ def fingerprint(path):
             continue
         digest.restype, digest.argtypes = ctypes.c_uint64, (ctypes.c_char_p, ctypes.c_size_t)
         return "%016x" % digest(data, len(data))
-    raise GGUFError("XXH3 not found: install libxxhash0 or the Python package xxhash")
+    raise NoHash("XXH3 not found: install libxxhash0 or the Python package xxhash")

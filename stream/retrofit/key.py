@@ -18,7 +18,6 @@ found is mixed with it as held-out forms and words ask for.
 """
 import argparse
 import json
-import os
 import sys
 import time
 
@@ -36,31 +35,42 @@ CHUNK = 256
 QUESTION_MAX = 64       # tokens
 SORTS = ("passage", "fact", "passage held out", "fact held out")
 FACTS, FACTS_HELD = 60000, 1200
-FILLER = ("dialogue", "log", "meeting", "book", "agent")
+NO_FILLER = ("qa", "docs")              # kinds that other text is not taken from
 FILLER_TOKENS = 4000000
+VOCABULARY_MAX = 1 << 16                # the engine's keys are numbers of 16 bits
 SPAN_SHARE, FACT_SHARE = 0.15, 0.40     # of a batch; the rest are passages
 
 
 # ---- pairs ----
 
 def passage_pairs(folder):
-    """(passage, place in it, question) of all documents with questions."""
-    for name in sorted(os.listdir(folder)):
-        if name.split(".")[0] not in ("qa", "meeting") or ".jsonl" not in name:
-            continue
-        for document in data.read_documents(os.path.join(folder, name)):
+    """(passage, place in it, question, document) of all documents with questions."""
+    for kind, path in data.kinds_of(folder).items():
+        for number, document in enumerate(data.read_documents(path)):
             for passage, question, answer in data.question_items(document):
                 passage = passage[:6000]
-                yield passage, max(0, passage.find(answer)), question
+                yield passage, max(0, passage.find(answer)), question, (kind, number)
             if document["source"] == "qa_medquad":
                 at = document["ans_at"]
                 question = document["text"][:at].replace("Question:", "").replace("Answer:", "")
-                yield document["text"][at:at + 1200], 0, question.strip()
+                yield document["text"][at:at + 1200], 0, question.strip(), (kind, number)
 
 
-def chunk_frequency(pieces):
+def split(pairs):
+    """-> pairs to train on, pairs held out: a thirtieth of them, and none to train on is of their
+    documents or passages, which several questions and several prompts may share."""
+    held, rest = pairs[:len(pairs) // 30], pairs[len(pairs) // 30:]
+
+    def names(pair):
+        return {pair[3], " ".join(pair[0].split())[:300]}
+
+    taken = set().union(*map(names, held))
+    return [pair for pair in rest if not names(pair) & taken], held
+
+
+def chunk_frequency(pieces, size):
     """Of every token, the share of chunks it is in, as -log."""
-    count, total = np.ones(1 << 17), 1
+    count, total = np.ones(size), 1
     for tokens in pieces:
         for at in range(0, len(tokens) - CHUNK, CHUNK):
             count[np.unique(tokens[at:at + CHUNK])] += 1
@@ -70,13 +80,17 @@ def chunk_frequency(pieces):
 
 def prepare(model_path, text_folder, out, seed=0):
     tokenizer, random = data.Tokenizer(model_path), np.random.RandomState(seed)
+    if tokenizer.size > VOCABULARY_MAX:
+        raise SystemExit("no recall keys for %d tokens: the engine takes %d at most"
+                         % (tokenizer.size, VOCABULARY_MAX))
     pairs, held = list(passage_pairs(text_folder)), len(SORTS) // 2
     random.shuffle(pairs)
-    texts, sort = [], []
-    for index, (passage, place, question) in enumerate(pairs):
-        before = passage[:place][-500:]
-        texts += [before + passage[place:place + 700], "\n" + question]
-        sort.append(0 if index >= len(pairs) // 30 else held)
+    texts, sort, passages = [], [], split(pairs)
+    for which, part in zip((held, 0), passages[::-1]):
+        for passage, place, question, _ in part:
+            before = passage[:place][-500:]
+            texts += [before + passage[place:place + 700], "\n" + question]
+            sort.append(which)
     for index in range(FACTS + FACTS_HELD):
         fact, question, _ = key_facts.make_fact(random, index >= FACTS)
         texts += ["\n" + fact + "\n", "\n" + question]
@@ -84,19 +98,17 @@ def prepare(model_path, text_folder, out, seed=0):
     parts = tokenizer.encode_many(texts)
     for index in range(1, len(parts), 2):       # the question's line break is the template's
         parts[index] = parts[index][1:1 + QUESTION_MAX]
-    filler = []
-    for name in sorted(os.listdir(text_folder)):
-        if name.split(".")[0] in FILLER and ".jsonl" in name:
-            documents = list(data.read_documents(os.path.join(text_folder, name)))
-            random.shuffle(documents)
-            pieces = [d["text"][:30000] + "\n\n" for d in documents[:300]]
-            tokens = np.concatenate(tokenizer.encode_many(pieces))
-            filler.append(tokens[:FILLER_TOKENS // 5])
+    filler, kinds = [], data.kinds_of(text_folder)
+    for kind in [kind for kind in kinds if kind not in NO_FILLER] or kinds:
+        documents = list(data.read_documents(kinds[kind]))
+        random.shuffle(documents)
+        pieces = [d["text"][:30000] + "\n\n" for d in documents[:300]]
+        filler.append(np.concatenate(tokenizer.encode_many(pieces))[:FILLER_TOKENS // 5])
     np.savez(out, tokens=np.concatenate(parts), ends=np.cumsum([len(p) for p in parts]), sort=sort,
-             filler=np.concatenate(filler), rarity=chunk_frequency(filler),
-             user=tokenizer.encode("user\n"))
-    print("%d passages, %d facts, %.1fM tokens of other text"
-          % (len(pairs), FACTS, sum(map(len, filler)) / 1e6))
+             filler=np.concatenate(filler), rarity=chunk_frequency(filler, tokenizer.size),
+             head=tokenizer.start + tokenizer.role("user"))
+    print("%d passages, %d held out, %d facts, %.1fM tokens of other text"
+          % (*map(len, passages), FACTS, sum(map(len, filler)) / 1e6))
 
 
 class Pairs:
@@ -106,7 +118,7 @@ class Pairs:
         file = np.load(path)
         self.tokens, self.ends, self.sort = file["tokens"], file["ends"], file["sort"]
         self.filler, self.rarity = file["filler"], file["rarity"]
-        self.head = [data.USER] + [int(t) for t in file["user"]]
+        self.head = [int(t) for t in file["head"]]
         self.random = np.random.RandomState(seed)
         self.places = [np.flatnonzero(self.sort == s) for s in range(len(SORTS))]
 
@@ -114,8 +126,8 @@ class Pairs:
         return self.tokens[self.ends[index - 1] if index else 0:self.ends[index]].astype(np.int64)
 
     def other(self, count=CHUNK):
-        at = self.random.randint(0, len(self.filler) - count)
-        return self.filler[at:at + count].astype(np.int64)
+        at = self.random.randint(0, max(1, len(self.filler) - count))
+        return np.resize(self.filler[at:at + count], count).astype(np.int64)
 
     def pair(self, sort):
         """question, chunk: the passage somewhere in other text."""
@@ -141,7 +153,8 @@ class Pairs:
                 question, chunk = self.span()
                 lose = 0.8
             else:
-                question, chunk = self.pair(1 if draw < SPAN_SHARE + FACT_SHARE else 0)
+                fact = draw < SPAN_SHARE + FACT_SHARE or not len(self.places[0])
+                question, chunk = self.pair(1 if fact else 0)
                 lose = self.random.choice([0, 0.3, 0.7])
             chunk = np.unique(chunk)
             shared = np.isin(chunk, question) & (self.random.rand(len(chunk)) < lose)
@@ -246,9 +259,13 @@ def scores(key, read, chunks):
 
 @torch.no_grad()
 def hit_rates(key, reader, pairs, count):
-    """Share of held-out questions whose chunk is among the best 8 of the pool, by sort."""
+    """Share of held-out questions whose chunk is among the best 8 of the pool, by sort; 0 of those
+    of which there are none."""
     out = []
     for sort in (2, 3):
+        if not len(pairs.places[sort]):
+            out.append(0.0)
+            continue
         questions, chunks = pairs.pool(sort, min(count, 4 * len(pairs.places[sort])))
         table, hits = padded(chunks, key.token.device), []
         for at in range(0, len(questions), 32):
@@ -345,6 +362,10 @@ def main():
     parser.add_argument("--pool", type=int, default=1024)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    if options.prepare and not options.text:
+        sys.exit("--prepare: --text is needed")
+    if options.dim % 32 or not 0 < options.dim <= 256:
+        sys.exit("--dim: a multiple of 32 up to 256")
     if options.prepare:
         prepare(options.model, options.text, options.prepare)
         return
@@ -352,6 +373,8 @@ def main():
         sys.exit("--adapter, --out and one of --pairs and --key are needed")
     if options.key:
         other = silt_adapter.read(options.key)
+        if other.recall_layer is None:
+            sys.exit("%s has no recall keys" % options.key)
         write(options, {name: value for name, value in other.tensors.items()
                         if name.startswith("recall.")}, other.recall_layer, other.base_fingerprint)
         return

@@ -145,10 +145,9 @@ def near_words(wordnet, counts):
 
 def count_words(folder):
     counts = collections.Counter()
-    for name in sorted(os.listdir(folder)):
-        if ".jsonl" in name:
-            for document in data.read_documents(os.path.join(folder, name)):
-                counts.update(re.findall(r"[a-z]{2,24}", document["text"][:60000].lower()))
+    for path in data.kinds_of(folder).values():
+        for document in data.read_documents(path):
+            counts.update(re.findall(r"[a-z]{2,24}", document["text"][:60000].lower()))
     return counts
 
 

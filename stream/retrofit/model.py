@@ -36,9 +36,14 @@ class BaseModel:
         self.heads = meta["llama.attention.head_count"]
         self.kv_heads = meta.get("llama.attention.head_count_kv", self.heads)
         self.head_dim = meta.get("llama.attention.key_length", self.width // self.heads)
-        self.eps = meta["llama.attention.layer_norm_rms_epsilon"]
-        self.theta = meta.get("llama.rope.freq_base", 10000.0)
+        self.eps = meta.get("llama.attention.layer_norm_rms_epsilon", 1e-5)
+        turned = meta.get("llama.rope.dimension_count", self.head_dim)
+        if turned != self.head_dim:
+            raise gguf.GGUFError("%s: RoPE over %d of %d dimensions of a head is not supported"
+                                 % (path, turned, self.head_dim))
+        self.frequency = rope_frequency(reader, self.head_dim // 2)
         self.context = meta["llama.context_length"]
+        self.ends = end_tokens(meta)
 
         def load(name):
             return torch.from_numpy(reader.tensor(name)).to(device=device, dtype=dtype)
@@ -58,11 +63,27 @@ class BaseModel:
 
     def rope_table(self, positions, device):
         """cos and sin for integer positions; the angle in double, as the engine does it."""
-        half = self.head_dim // 2
-        frequency = self.theta ** (-torch.arange(half, dtype=torch.float64) / half)
         places = torch.as_tensor(positions).to(device).double()
-        angle = places[..., None] * frequency.to(device)
+        angle = places[..., None] * self.frequency.to(device)
         return angle.cos().float(), angle.sin().float()
+
+
+def end_tokens(meta):
+    """What ends an answer, as stream/vocab.c has it."""
+    names = dict(map(reversed, enumerate(meta.get("tokenizer.ggml.tokens", ()))))
+    ends = [meta.get("tokenizer.ggml.%s_token_id" % key) for key in ("eos", "eot", "eom")] \
+        + [names.get(name) for name in ("<|im_end|>", "<|endoftext|>", "<|eot_id|>",
+                                        "<|end_of_text|>", "<|eom_id|>", "</s>")]
+    return sorted({token for token in ends if token is not None})
+
+
+def rope_frequency(reader, half):
+    """theta^(-i/half), divided by the file's own factors where it has them, as the engine does."""
+    theta = reader.meta.get("llama.rope.freq_base", 10000.0)
+    frequency = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    if "rope_freqs.weight" in reader.tensors:
+        frequency = frequency / torch.from_numpy(reader.tensor("rope_freqs.weight")).double()
+    return frequency
 
 
 def rms_norm(x, weight, eps):

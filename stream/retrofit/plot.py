@@ -1,6 +1,7 @@
 """Plots as SVG, without a plotting package."""
 import math
 
+LOSS_COLOURS = ("#1b6", "#27c", "#c72", "#b24", "#75b", "#555")       # 1x, then ratios
 COLOURS = ("#27c", "#b24", "#1a7", "#c72", "#75b", "#555")
 PAGE = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" '
         'font-size="12"><rect width="%d" height="%d" fill="#fff"/>')
@@ -126,3 +127,22 @@ def rings(path, found, full):
                                     ("full, 8,192 rows", "#000")))
     out.append(text(560, height - 14, "nats a token over ring segments, 1x"))
     save(path, 940, height, out)
+
+
+def losses(path, history):
+    """A training's next-token loss: history has dicts of step, ratio, ce."""
+    points = [(item["step"], item["ce"], item["ratio"]) for item in history]
+    if len({step for step, _, _ in points}) < 2:
+        return
+    low, high = min(p[1] for p in points), max(p[1] for p in points)
+    last, out = max(p[0] for p in points), []
+    for place, ratio in enumerate(sorted({p[2] for p in points})):
+        colour = LOSS_COLOURS[place % len(LOSS_COLOURS)]
+        line = " ".join("%.1f,%.1f" % (50 + 690 * step / last, 290 - 260 * (value - low)
+                                       / max(high - low, 1e-9))
+                        for step, value, of in points if of == ratio)
+        out.append('<polyline fill="none" stroke="%s" points="%s"/>' % (colour, line))
+        out.append(text(60 + 40 * place, 20, "%dx" % ratio, 'fill="%s"' % colour))
+    out += [text(4, 34, "%.2f" % high), text(4, 292, "%.2f" % low),
+            text(640, 312, "step %d" % last), text(250, 312, "next-token loss, nats")]
+    save(path, 760, 320, out)

@@ -7,9 +7,7 @@ command goes on from it.  SHARDS come from data.py.  The end of the last run dra
 On several GPUs: `torchrun --nproc_per_node N train.py …`; --rows are those of one GPU.
 """
 import argparse
-import json
 import math
-import multiprocessing
 import os
 import time
 
@@ -19,16 +17,20 @@ import torch.distributed as dist
 
 import asks
 import attention
+import batches
 import calibrate
+import checkpoint
 import data
 import export
 import gguf
 import loss as loss_file
 import model as model_file
-import plan as plan_file
+import plot
 import silt_adapter
 
-PART_BYTES = 15 << 20       # checkpoints are cut into files that travel anywhere
+ROW_CHUNKS, RING = 32, 15
+ROW_MIN = 320           # tokens: rows of questions and excerpts have no room in less
+REPORT_STEPS, REPORT_SECONDS = 50, 60   # a progress line after so many, whichever comes first
 
 
 def parse():
@@ -47,10 +49,12 @@ def parse():
                         help="share of KL, to the base model that has the whole row before it, in"
                         " what is asked; with it the text between what is asked is text like other"
                         " rows'.  0: no teacher for rows that ask")
-    parser.add_argument("--chunks", type=int, default=32)
+    parser.add_argument("--chunks", type=int, default=0,
+                        help="of a row; 0: what the model's context holds, at most 32")
     parser.add_argument("--chunk-tokens", dest="n", type=int, default=256)
     parser.add_argument("--comp-tokens", dest="m", type=int, default=16)
-    parser.add_argument("--ring", type=int, default=15, help="of a new stream")
+    parser.add_argument("--ring", type=int, default=0,
+                        help="of a new stream; 0: 15, fewer where the context is short")
     parser.add_argument("--ring-max", type=int, default=0, help="that rows train; 0: the ring")
     parser.add_argument("--small-rings", type=float, default=0.0,
                         help="share of rows with a ring of 2 to 6: there the summary has to serve")
@@ -104,96 +108,45 @@ def parse():
     return parser.parse_args()
 
 
-# Batches come from worker processes: rows and plan tables are numpy, the GPU never waits.
-
-ASKED = 2048            # tokens of a row that asks which carry loss, at most
-
-
-def draw_ring(random, options, sort=None):
-    """For a row that asks, its sort: what is restated lies close, in half of the rows alone."""
-    longest, small = options.ring_max or options.ring, options.small_rings
-    draw = random.rand()
-    if draw < small or (sort == "restated" and draw < 0.5):
-        return random.randint(min(2, longest), min(6, longest) + 1)
-    return options.ring if draw < small + options.full_rings \
-        else random.randint(2, longest + 1)
+def ratios_of(options):
+    return [int(ratio) for ratio in options.ratios.split(",")]
 
 
-def draw_recall(random, options, ring, link, slots):
-    """{chunk: cold segments that are recalled for it} of one row.  Where something is asked for
-    that has left the ring (link: asks.py, or None), mostly its segments, among others."""
-    out, n = {}, options.n
-    for chunk in range(options.chunks):
-        cold = chunk - ring
-        most = min(8, slots - ring, cold - 1)
-        if most < 1:
-            continue
-        wanted = np.zeros(0, np.int64)
-        if link is not None:
-            asked = -link[chunk * n:(chunk + 1) * n]
-            told = np.isin(link[:cold * n], asked[asked > 0])
-            wanted = random.permutation(np.unique(np.flatnonzero(told) // n))[:most]
-        if len(wanted) and random.rand() < 0.8:
-            others = np.setdiff1d(random.choice(cold, most, replace=False), wanted)
-            count = random.randint(0, most - len(wanted) + 1)
-            out[chunk] = sorted([*wanted, *random.permutation(others)[:count]])
-        elif random.rand() < 0.2:
-            out[chunk] = sorted(random.choice(cold, random.randint(1, most + 1), replace=False))
-    return out
+def settle(options, context):
+    """What the model's context leaves open.  What cannot work is said before anything is begun."""
+    if not options.chunks:
+        options.chunks = min(ROW_CHUNKS, context // options.n)
+        while options.long and options.chunks > 3 and options.chunks * options.n % options.long:
+            options.chunks -= 1
+    options.ring = options.ring or max(1, min(RING, context // options.n * RING // ROW_CHUNKS))
+    shares = [float(share) for share in options.ratio_shares.split(",")]
+    wrong = [
+        (options.n % model_file.BLOCK or options.n % options.m,
+         "--chunk-tokens: a multiple of %d and of --comp-tokens" % model_file.BLOCK),
+        (options.chunks * options.n > context,
+         "--chunks: rows of %d tokens are more than the model's context of %d: it cannot teach there"
+         % (options.chunks * options.n, context)),
+        ((options.ring + 1) * options.n + options.m + options.sinks >= context,
+         "--ring: %d segments of %d tokens do not fit the model's context of %d"
+         % (options.ring, options.n, context)),
+        (options.rows < 1 or options.workers < 1, "--rows, --workers: at least 1"),
+        (not 0 <= options.ask_rows <= options.rows, "--ask-rows: at most --rows"),
+        (options.ask_kl and not options.kl, "--ask-kl: there is no teacher without --kl"),
+        (options.ask_rows == options.rows and not options.ask_kl,
+         "--ask-rows: without --ask-kl some of --rows must be text"),
+        (options.kl > 0 and options.long > 0 and options.chunks * options.n % options.long,
+         "--chunks, --long: the %d tokens of a row are no multiple of it"
+         % (options.chunks * options.n)),
+        (options.chunks < 3 or options.chunks * options.n < ROW_MIN,
+         "--chunks: at least 3, and %d tokens" % ROW_MIN),
+        (sorted(set(ratios_of(options))) != ratios_of(options) or min(ratios_of(options)) < 2
+         or max(ratios_of(options)) > 8, "--ratios: rising, from 2 to 8"),
+        (len(shares) != 1 + len(ratios_of(options)) or abs(sum(shares) - 1) > 1e-6,
+         "--ratio-shares: one of 1x and one of each ratio, together 1")]
+    for is_wrong, why in wrong:
+        if is_wrong:
+            raise SystemExit("train.py: " + why)
 
-
-def make_batch(maker, asker, random, options, progress=1.0):
-    """-> tokens, weight as text, raw, plan; for the rows that ask, which are the last: where what
-    is scored is predicted, each one's weight, and their sorts."""
-    text = options.rows - options.ask_rows
-    # Beside rows that ask, text is text.
-    rows = [maker.row("plain" if options.ask_rows and random.rand() < 0.85 else None)
-            for _ in range(text)]
-    sorts = [asker.sort() for _ in range(options.ask_rows)]
-    longest = options.ring_max or options.ring
-    rings = [draw_ring(random, options, sort) for sort in [None] * text + sorts]
-    asking = [asker.row(sort, ring * options.n, progress) for sort, ring in zip(sorts, rings[text:])]
-    links = [None] * text + [row[3] for row in asking]
-    rows += [(tokens, (link == 0).astype(np.float32), raw) for tokens, _, raw, link in asking]
-    slots = longest + options.recall
-    recall = {(row, chunk): segments for row, ring in enumerate(rings) for chunk, segments in
-              draw_recall(random, options, ring, links[row], slots).items()}
-    plan = plan_file.MemoryPlan(rings, options.chunks, slots, options.n, options.m,
-                                options.sinks, options.alpha_min, recall)
-    batch = [np.stack([row[i] for row in rows]) for i in range(3)] + [plan]
-    if asking:
-        size = min(ASKED, options.chunks * options.n)
-        places = np.zeros((len(asking), size), np.int64)
-        weights = np.zeros((len(asking), size), np.float32)
-        for row, (_, weight, _, _) in enumerate(asking):
-            scored = np.flatnonzero(weight[1:])
-            if len(scored) > size:
-                scored = np.sort(random.choice(scored, size, replace=False))
-            places[row, :len(scored)] = scored
-            weights[row, :len(scored)] = weight[1:][scored] / weight[1:][scored].sum()
-        batch += [places, weights, sorts]
-    return batch
-
-
-def work(queue, options, seed, progress):
-    maker = data.RowMaker(options.shards, options.chunks * options.n, seed)
-    asker = asks.AskMaker(maker, options.shards) if options.ask_rows else None
-    random = np.random.RandomState(seed + 7)
-    while True:
-        queue.put(make_batch(maker, asker, random, options, progress.value))
-
-
-def start_workers(options, steps_done, rank):
-    """-> a queue of batches, and how far the training is, for them to know."""
-    context = multiprocessing.get_context("fork")
-    queue, progress = context.Queue(maxsize=12), context.Value("d", 0.0)
-    for worker in range(options.workers):
-        seed = options.seed * 1000 + steps_done * 100 + rank * 10 + worker
-        context.Process(target=work, args=(queue, options, seed, progress), daemon=True).start()
-    return queue, progress
-
-
-# Checkpoints: a JSON head and raw parts, parameters f32, Adam's moments bf16.
 
 def make_optimizer(parameters, options):
     groups = {"comp": [], "dmc": [], "bias": []}
@@ -205,92 +158,10 @@ def make_optimizer(parameters, options):
                               for part in groups], betas=(0.9, 0.98), weight_decay=0.0)
 
 
-def save_checkpoint(folder, parameters, quotas, optimizer, state):
-    os.makedirs(folder, exist_ok=True)
-    names = [name for name, _ in parameters.named_parameters()]
-    blobs = [torch.cat([p.detach().flatten() for p in parameters.parameters()]).cpu().numpy()]
-    for key in ("exp_avg", "exp_avg_sq"):
-        flat = [optimizer.state[p][key].flatten() if p in optimizer.state
-                else torch.zeros(p.numel(), device=p.device) for p in parameters.parameters()]
-        blobs.append(torch.cat(flat).bfloat16().view(torch.int16).cpu().numpy())
-    raw = b"".join(blob.tobytes() for blob in blobs)
-    parts = range(0, len(raw), PART_BYTES)
-    for index, at in enumerate(parts):
-        with open(os.path.join(folder, "part%d.bin" % index), "wb") as file:
-            file.write(raw[at:at + PART_BYTES])
-    head = {"names": names, "shapes": [list(p.shape) for p in parameters.parameters()],
-            "parts": len(parts), "quotas": quotas.cpu().int().tolist(), "state": state,
-            "steps": {name: float(optimizer.state[p]["step"]) if p in optimizer.state else 0
-                      for name, p in parameters.named_parameters()}}
-    with open(os.path.join(folder, "checkpoint.json"), "w") as file:
-        json.dump(head, file)
-
-
-def load_checkpoint(folder, base, optimizer_for=None):
-    """-> (parameters, quotas, state) or, with optimizer_for(parameters), the optimizer too."""
-    with open(os.path.join(folder, "checkpoint.json")) as file:
-        head = json.load(file)
-    raw = b""
-    for index in range(head["parts"]):
-        with open(os.path.join(folder, "part%d.bin" % index), "rb") as file:
-            raw += file.read()
-    shapes = dict(zip(head["names"], head["shapes"]))
-    parameters = model_file.AdapterParameters(
-        base, shapes["comp_embd"][0], shapes["comp_o_a"][1], shapes["dmc_o_a"][1],
-        head["state"]["ratios"])
-    total = sum(int(np.prod(shape)) for shape in head["shapes"])
-    values = torch.from_numpy(np.frombuffer(raw, np.float32, total).copy())
-    at = 0
-    with torch.no_grad():
-        for name, p in parameters.named_parameters():
-            p.copy_(values[at:at + p.numel()].view_as(p))
-            at += p.numel()
-    quotas = torch.tensor(head["quotas"])
-    if optimizer_for is None:
-        return parameters, quotas, head["state"]
-    device = base.embd.device
-    parameters.to(device)
-    optimizer = optimizer_for(parameters)
-    moments = [torch.from_numpy(np.frombuffer(raw, np.int16, total, 4 * total + 2 * total * i)
-                                .copy()).view(torch.bfloat16).float().to(device) for i in (0, 1)]
-    at = 0
-    for name, p in parameters.named_parameters():
-        if head["steps"][name]:
-            part = slice(at, at + p.numel())
-            optimizer.state[p] = {"step": torch.tensor(head["steps"][name]),
-                                  "exp_avg": moments[0][part].view_as(p).clone(),
-                                  "exp_avg_sq": moments[1][part].view_as(p).clone()}
-        at += p.numel()
-    return parameters, quotas, head["state"], optimizer
-
-
 def default_quotas(base, options, ratios):
     """Training applies the cap that any quota must keep: min(n, 2n/ratio)."""
     caps = torch.tensor([min(options.n, 2 * options.n // ratio) for ratio in ratios])
     return caps[:, None, None].expand(-1, base.layers, base.kv_heads).contiguous()
-
-
-def draw(path, history):
-    """The loss curve as a small SVG: no plotting package needed."""
-    points = [(item["step"], item["ce"], item["ratio"]) for item in history]
-    if len(points) < 2:
-        return
-    low, high = min(p[1] for p in points), max(p[1] for p in points)
-    last = max(p[0] for p in points)
-    colours = {1: "#1b6", 2: "#27c", 4: "#c72", 8: "#b24"}
-    out = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 320" font-family="sans-serif"'
-           ' font-size="12"><rect width="760" height="320" fill="#fff"/>']
-    for ratio, colour in colours.items():
-        line = " ".join("%.1f,%.1f" % (50 + 690 * s / last, 290 - 260 * (v - low)
-                                       / max(high - low, 1e-9))
-                        for s, v, r in points if r == ratio)
-        out.append('<polyline fill="none" stroke="%s" points="%s"/><text x="%d" y="20" fill="%s">'
-                   '%dx</text>' % (colour, line, 60 + 40 * int(math.log2(ratio)), colour, ratio))
-    out.append('<text x="4" y="34">%.2f</text><text x="4" y="292">%.2f</text>'
-               '<text x="640" y="312">step %d</text><text x="250" y="312">next-token loss,'
-               ' nats</text></svg>' % (high, low, last))
-    with open(path, "w") as file:
-        file.write("\n".join(out))
 
 
 class Ranks:
@@ -373,11 +244,43 @@ def run_step(silt, teacher, functions, batch, ratio, goal, width, options, shift
     return (ce.detach(), kl.detach(), rate.detach()), asked
 
 
+def fingerprint_of(options):
+    """The base model's, by the file or, where there is no XXH3, by the adapter to begin from."""
+    start = silt_adapter.read(options.start).base_fingerprint if options.start else None
+    try:
+        found = gguf.fingerprint(options.model)
+    except gguf.NoHash:
+        if start is None:
+            raise
+        return start
+    if start not in (None, found):
+        raise SystemExit("%s is for another model than %s" % (options.start, options.model))
+    return found
+
+
+def made_of(options, ratios):
+    """What of a training stays the same from its first step to its last."""
+    return {"ratios": ratios, "base": options.base,
+            "constants": {"n": options.n, "m": options.m, "ring": options.ring,
+                          "sinks": options.sinks, "alpha_min": options.alpha_min}}
+
+
+def check_same(options, state, given):
+    """A checkpoint goes on as it began: its adapter would say one thing and have learned another."""
+    pairs = [(name, state["constants"][name], value) for name, value in given["constants"].items()]
+    pairs += [(name, state.get(name, given[name]), given[name]) for name in ("ratios", "base")]
+    other = ["%s was %s, is %s" % (name, was, now) for name, was, now in pairs if was != now]
+    if other:
+        raise SystemExit("%s holds a training with other options: %s; give those, or another --out"
+                         % (options.out, "; ".join(other)))
+
+
 def begin(options, base, ratios):
     """-> parameters, quotas, optimizer, state: from the checkpoint, an adapter file or nothing."""
-    if os.path.exists(os.path.join(options.out, "checkpoint.json")):
-        parameters, quotas, state, optimizer = load_checkpoint(
+    if checkpoint.head_of(options.out):
+        parameters, quotas, state, optimizer = checkpoint.load(
             options.out, base, lambda p: make_optimizer(p, options))
+        check_same(options, state, made_of(options, ratios))
         return parameters, quotas.to(options.device), optimizer, state
     parameters = model_file.AdapterParameters(base, options.m, options.comp_rank, options.dmc_rank,
                                               ratios)
@@ -388,9 +291,7 @@ def begin(options, base, ratios):
             raise SystemExit("%s has other ratios or another m" % options.start)
         parameters = model_file.widened(base, parameters, options.comp_rank)
     parameters = parameters.to(options.device)
-    state = {"step": 0, "seconds": 0.0, "tokens": 0, "history": [], "ratios": ratios,
-             "constants": {"n": options.n, "m": options.m, "ring": options.ring,
-                           "sinks": options.sinks, "alpha_min": options.alpha_min}}
+    state = dict(made_of(options, ratios), step=0, seconds=0.0, tokens=0, history=[])
     quotas = default_quotas(base, options, ratios).to(options.device)
     return parameters, quotas.contiguous(), make_optimizer(parameters, options), state
 
@@ -398,11 +299,9 @@ def begin(options, base, ratios):
 class Trainer:
     """One process's share of a training."""
 
-    def __init__(self, options, ranks, queue, far):
-        self.options, self.ranks, self.queue, self.far = options, ranks, queue, far
-        if options.ask_kl and not options.kl:
-            raise SystemExit("--ask-kl: there is no teacher without --kl")
-        self.device, self.ratios = options.device, [int(x) for x in options.ratios.split(",")]
+    def __init__(self, options, ranks, rows):
+        self.options, self.ranks, self.rows = options, ranks, rows
+        self.device, self.ratios = options.device, ratios_of(options)
         self.base = model_file.BaseModel(options.model, self.device,
                                          torch.float32 if self.device == "cpu" else torch.bfloat16)
         self.parameters, quotas, self.optimizer, self.state = begin(options, self.base, self.ratios)
@@ -411,8 +310,10 @@ class Trainer:
         if options.start:
             self.usual = export.from_adapter(self.base, silt_adapter.read(options.start))[1]
         self.averaged = [p.detach().clone() for p in self.parameters.parameters()]
-        compiled = not options.no_compile
-        if compiled and attention.usable(model_file.attend, self.device, torch.bfloat16):
+        compiled = not options.no_compile and self.device != "cpu"
+        if compiled and attention.usable(
+                model_file.attend, self.device, torch.bfloat16, n=options.n, comp=options.m,
+                heads=self.base.heads, kv_heads=self.base.kv_heads, dim=self.base.head_dim):
             model_file.attention_function = attention.attend
         self.silt = model_file.SiltModel(self.base, self.parameters, quotas, compiled,
                                          options.recompute)
@@ -453,11 +354,11 @@ class Trainer:
             if spent > options.minutes * 60 or progress > 1 \
                     or (options.steps and local >= options.steps):
                 break
-            self.far.value = progress
+            self.rows.progress.value = progress
             ratio, goal, width = self.schedule(progress, local)
             self.optimizer.zero_grad(set_to_none=True)
             shift = self.random.randint(max(1, options.long))
-            batch = self.queue.get()
+            batch = self.rows.get()
             figures, asked = run_step(self.silt, self.teacher, self.functions, batch, ratio, goal,
                                       torch.tensor(width, device=self.device), options, shift)
             self.ranks.average(self.parameters.parameters())
@@ -474,16 +375,23 @@ class Trainer:
                 if self.device != "cpu":
                     torch.cuda.synchronize()
                 self.tell("first step at %dx: %.1f s" % (ratio, time.time() - begun))
-            if state["step"] % 50 == 0 or (options.steps and state["step"] < 50):
-                self.tell(report(state, self.sums, mark, spent, progress, width, self.step_tokens,
-                                 options))
-                if self.asked:
-                    self.tell("  asked " + told_asked(self.asked))
-                mark, self.sums, self.asked = time.time(), {}, {}
+            if state["step"] % REPORT_STEPS == 0 or time.time() - mark > REPORT_SECONDS \
+                    or (options.steps and state["step"] < REPORT_STEPS):
+                self.report(mark, spent, progress, width)
+                mark = time.time()
             if self.ranks.first and time.time() - saved > options.save_minutes * 60:
                 self.save(dict(state, seconds=state["seconds"] + time.time() - begun))
                 saved = time.time()
+        if self.sums:
+            self.report(mark, spent, progress, width)
         state["seconds"] += time.time() - begun
+
+    def report(self, mark, spent, progress, width):
+        self.tell(report(self.state, self.sums, mark, spent, progress, width, self.step_tokens,
+                         self.options))
+        if self.asked:
+            self.tell("  asked " + told_asked(self.asked))
+        self.sums, self.asked = {}, {}
 
     @torch.no_grad()
     def keep_average(self, local):
@@ -506,16 +414,14 @@ class Trainer:
         """quotas: calibrated, for the weights as they are; without, the adapter holds the average
         of the weights and the quotas that it began from."""
         options = self.options
-        save_checkpoint(options.out, self.parameters, self.silt.quotas, self.optimizer, state)
-        draw(os.path.join(options.out, "loss.svg"), state["history"])
+        checkpoint.save(options.out, self.parameters, self.silt.quotas, self.optimizer, state)
+        plot.losses(os.path.join(options.out, "loss.svg"), state["history"])
         if options.export:
             if quotas is None:
                 self.swap_average()
-            of_base = silt_adapter.read(options.start).base_fingerprint if options.start \
-                else gguf.fingerprint(options.model)
             part = options.export + ".part"      # whoever copies it meanwhile gets a whole one
             export.write(part, self.base, self.parameters,
-                         self.usual if quotas is None else quotas, state["constants"], of_base,
+                         self.usual if quotas is None else quotas, state["constants"], options.base,
                          "silt adapter")
             os.replace(part, options.export)
             if quotas is None:
@@ -545,16 +451,17 @@ class Trainer:
 
 def main():
     options = parse()
+    meta = gguf.Reader(options.model).meta
+    settle(options, meta["llama.context_length"])
     torch.manual_seed(options.seed)
     ranks = Ranks()
-    steps_done = 0
-    if os.path.exists(os.path.join(options.out, "checkpoint.json")):
-        with open(os.path.join(options.out, "checkpoint.json")) as file:
-            steps_done = json.load(file)["state"]["step"]
-    queue, far = start_workers(options, steps_done, ranks.rank)     # forked before CUDA starts
+    head = checkpoint.head_of(options.out)
+    steps_done = head["state"]["step"] if head else 0
+    options.base, options.vocabulary = fingerprint_of(options), data.tokenizer_sum(meta)
+    rows = batches.Batches(options, steps_done, ranks.rank)     # forked before CUDA starts
     options.device = ranks.join(options.device)
     torch.manual_seed(options.seed * 1000 + steps_done + ranks.rank)        # the noise
-    trainer = Trainer(options, ranks, queue, far)
+    trainer = Trainer(options, ranks, rows)
     trainer.run()
     if ranks.first:
         trainer.finish()
