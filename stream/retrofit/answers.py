@@ -11,8 +11,6 @@ import torch.nn.functional as F
 
 import fork as fork_file
 
-TURN_END = 2
-
 
 def view_of(evaluator, tokens, memory, recalled=None):
     """memory: 0 is the base model with everything in context, else the DMC ratio."""
@@ -58,7 +56,7 @@ def ask(evaluator, view, items, length_max):
     said, seen, ended = [], real, torch.zeros(len(items), dtype=torch.bool, device=device)
     for step in range(length_max):
         word = (last[:, -1] @ base.head.t()).argmax(-1)
-        ended = ended | (word == TURN_END) | (word == 0)
+        ended = ended | torch.isin(word, torch.tensor(base.ends, device=device))
         if bool(ended.all()):
             break
         said.append(torch.where(ended, -1, word))
@@ -89,7 +87,8 @@ def questions(evaluator, streams, items, memories, batch, decode, save, recall=0
                 losses, said = ask(evaluator, view, part, length)
                 for record, loss, ids in zip(records[at:at + batch], losses, said):
                     record["loss"][key] = round(loss, 5)
-                    record["said"][key] = ids
+                    # As alone: not longer for what it is asked beside.
+                    record["said"][key] = ids[:decode.get(record["source"], decode[""])]
         save(records)
         print("  memory %d done" % memory, flush=True)
     return records

@@ -176,8 +176,9 @@ def check_evaluation(folder):
         return (source.words(int(np.prod(shape))) % np.uint64(500)).astype(np.uint16).reshape(
             shape) + 3
 
-    np.save(os.path.join(found, "book.npy"), words(2, 8 * n))
-    np.save(os.path.join(found, "long.npy"), words(16 * n))
+    # Three streams, of which one has no neighbour of its own, and no whole chunks.
+    np.save(os.path.join(found, "book.npy"), words(3, 8 * n + 7))
+    np.save(os.path.join(found, "long.npy"), words(16 * n + 7))
     asked = {"source": "qmsum", "tail": words(9).tolist(), "gold": words(3).tolist(), "text": "it"}
     evalset.pack(os.path.join(found, "questions.npz"), words(2, 2, 4 * n), [asked, asked])
     task = {"tails": [words(5).tolist()], "options": [words(1).tolist(), words(2).tolist()],
@@ -203,6 +204,7 @@ def check_evaluation(folder):
     same = abs(book["1x ccm"]["nll"] - book["full"]["nll"])
     print("evaluation: %s; ccm within %.2f of full" % (", ".join(sorted(figures_found)), same))
     return sorted(figures_found) == sorted(evaluate.PARTS) and same < 0.5 \
+        and len(book["1x swap"]["streams"]) == 3 \
         and len(figures_found["answers"]) == 2 \
         and [line_count(os.path.join(out, name)) for name in ("foreign.csv", "answers.csv")] \
         == [3, 5] \
@@ -449,10 +451,11 @@ def main():
     passed.append(check_evaluation(options.folder))
     passed += [check_merging(os.path.join(options.folder, "figures")), check_processes()]
     passed.append(check_widened(options.folder))
-    passed += [check_use.check_text(options.folder),
+    passed += [check_use.check_text(options.folder), check_use.check_sets(options.folder),
                check_use.check_options(options.folder),
                check_use.check_workers(options.folder), check_use.check_checkpoint(options.folder),
-               check_use.check_keys(options.folder), check_use.check_models()]
+               check_use.check_keys(options.folder), check_use.check_models(),
+               check_use.check_measuring(options.folder)]
     passed.append(check_rows(os.path.join(options.folder, "shards")))
     passed.append(check_calibration())
     passed.append(check_training(options.folder))

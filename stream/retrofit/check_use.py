@@ -11,12 +11,15 @@ import time
 import numpy as np
 import torch
 
+import answers
 import asks
 import attention
 import batches
 import calibrate
 import checkpoint
 import data
+import evaluate
+import evalset
 import key
 import model as model_file
 import tiny
@@ -113,6 +116,16 @@ def check_text(folder):
         and refused(lambda: prepared(folder, {"facts.jsonl": lines}), "facts")
     print("own text: %s" % ("any kinds, with questions and without" if good else "WRONG"))
     return good
+
+
+def check_sets(folder):
+    """Sets to measure on of text that is shorter than a stream: none of it, and said so."""
+    prepared(folder, {"book.jsonl": [{"text": "Too short.\n" * 9}]})
+    text, found = os.path.join(folder, "text"), Bytes(0)
+    return evalset.kind_streams(found, text, "book", 512, 4).shape == (0, 512) \
+        and evalset.mixed_streams(found, text, 512, 4).shape == (0, 512) \
+        and len(evalset.long_stream(found, text, 4096)) == 0 \
+        and evalset.questions(found, text, (4, 4))[1] == []
 
 
 def check_keys(folder):
@@ -298,4 +311,22 @@ def check_models():
     good = np.allclose(found.numpy(), want) and ends == [1, 2, 7] and bool(tried) \
         and all(shape["dim"] == 80 and shape["heads"] == 5 and shape["n"] == 64 for shape in tried)
     print("models: %s" % ("RoPE factors, ends, shapes" if good else "WRONG"))
+    return good
+
+
+def check_measuring(folder):
+    """A stream alone has no other's memory; an answer is as long as it would be alone."""
+    evaluator = evaluate.open_evaluator(os.path.join(folder, "tiny.gguf"),
+                                        os.path.join(folder, "tiny.adapter.gguf"), "cpu")
+    n = evaluator.constants["n"]
+    tokens = (tiny.Source(17).words(2 * 2 * n) % np.uint64(500)).astype(np.uint16).reshape(2, -1) + 3
+    one = evaluate.grid(evaluator, tokens[:1], [1], tokens[:1], ("foreign", "swap"))
+    items = [{"source": source, "tail": [5, 6], "gold": [7], "text": "x"}
+             for source in ("qa", "qmsum")]
+    said = answers.questions(evaluator, np.stack([tokens, tokens], 1), items, [1], 2,
+                             {"": 1, "qmsum": 3}, lambda _: None)
+    lengths = [[len(ids) for ids in record["said"].values()] for record in said]
+    good = not {"1x foreign", "1x swap"} & set(one) and lengths == [[1, 1], [3, 3]]
+    print("measuring: %s" % ("a stream alone, answers beside others" if good else
+                             "WRONG: %s, %s" % (list(one), lengths)))
     return good

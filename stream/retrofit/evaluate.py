@@ -170,7 +170,9 @@ def grid(evaluator, streams, ratios, foreign, policies=POLICIES):
     """Every policy on the streams of one kind.  foreign [B, N]: streams of quite other documents
     (those of `swap`, neighbours in joined text, may share one), whose memory each is lent too."""
     rows = [streams[i:i + 1] for i in range(len(streams))]
-    pairs = [streams[i:i + 2] for i in range(0, len(streams) - 1, 2)]
+    pairs = [(streams[i:i + 2], None) for i in range(0, len(streams) - 1, 2)]
+    if len(streams) % 2 and pairs:          # the odd one has the first's memory
+        pairs.append((streams[-1:], streams[:1]))
     sinks, n = evaluator.constants["sinks"], evaluator.constants["n"]
     runs, out = {}, {"streams": list(streams.shape)}
 
@@ -197,9 +199,10 @@ def grid(evaluator, streams, ratios, foreign, policies=POLICIES):
             note("%dx none" % ratio, [evaluator.ccm(part, ratio, policy="none")[0]
                                       for part in rows])
         if "swap" in policies and pairs:
-            note("%dx swap" % ratio, [evaluator.ccm(part, ratio, policy="ccm-swap")[0]
-                                      for part in pairs])
-        if "foreign" in policies:
+            note("%dx swap" % ratio, [
+                evaluator.ccm(part, ratio, policy="ccm-swap", lender=lender)[0]
+                for part, lender in pairs])
+        if "foreign" in policies and not np.array_equal(streams, foreign):
             note("%dx foreign" % ratio,
                  [evaluator.ccm(part, ratio, policy="ccm-swap", lender=foreign[i:i + 1])[0]
                   for i, part in enumerate(rows)])
@@ -292,16 +295,26 @@ def parse():
 
 def load_streams(options, kind, turn=0):
     """The streams of a kind; with a turn, of all of them others from the same place on."""
-    streams = np.load(os.path.join(options.set, kind + ".npy"))
+    path = os.path.join(options.set, kind + ".npy")
+    if not os.path.exists(path):
+        raise SystemExit("%s has no streams of %s: --kinds names those that it has"
+                         % (options.set, kind))
+    streams = np.load(path)
     streams = np.roll(streams, -turn * len(streams) // 2, 0)[:options.streams]
-    return streams[:, :options.tokens] if options.tokens else streams
+    return whole_chunks(streams, options)
+
+
+def whole_chunks(tokens, options):
+    """As many of the last axis as --tokens says, in whole chunks of the adapter."""
+    count = min(options.tokens or tokens.shape[-1], tokens.shape[-1])
+    return tokens[..., :count // options.chunk * options.chunk]
 
 
 def run_part(evaluator, part, options, ratios, save):
     """A part's figures; save() writes what there is, so that a run cut short leaves some."""
     if part == "drift":
         ids = np.load(os.path.join(options.set, "long.npy"))
-        return drift(evaluator, ids[:options.tokens] if options.tokens else ids, ratios)
+        return drift(evaluator, whole_chunks(ids, options), ratios)
     if part == "evict":
         streams = {kind: load_streams(options, kind)[:2] for kind in options.kinds}
         least = min(part.shape[1] for part in streams.values())
@@ -359,9 +372,12 @@ def main():
     model_file.pool = in_parts(model_file.pool, 4)
     begun = time.time()
     evaluator = open_evaluator(options.model, options.adapter, options.device)
+    options.chunk = evaluator.constants["n"]
     evaluator.constants["ring"] = options.ring or evaluator.constants["ring"]
     figures = {"made": {"adapter": gguf.fingerprint(options.adapter),
                         "model": gguf.fingerprint(options.model)}}
+    if silt_adapter.read(options.adapter).base_fingerprint != figures["made"]["model"]:
+        raise SystemExit("%s is for another model than %s" % (options.adapter, options.model))
     for part in options.parts.split(","):
         print("%s, %.0f s" % (part, time.time() - begun), flush=True)
 
