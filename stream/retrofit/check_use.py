@@ -20,6 +20,7 @@ import checkpoint
 import data
 import evaluate
 import evalset
+import figures
 import key
 import model as model_file
 import tiny
@@ -41,8 +42,8 @@ class Bytes:
         return self.encode(name + "\n").tolist()
 
     def decode(self, ids):
-        return "".join(self.words[i - self.plain] if i >= self.plain else chr(i - len(tiny.SPECIAL))
-                       for i in map(int, ids) if i >= len(tiny.SPECIAL))
+        return "".join(self.words[(i - self.plain) % len(self.words)] if i >= self.plain else
+                       chr(i - len(tiny.SPECIAL)) for i in map(int, ids) if i >= len(tiny.SPECIAL))
 
     def encode(self, text):
         return (np.frombuffer(text.encode(), np.uint8) + len(tiny.SPECIAL)).astype(self.kind)
@@ -325,6 +326,8 @@ def check_measuring(folder):
              for source in ("qa", "qmsum")]
     said = answers.questions(evaluator, np.stack([tokens, tokens], 1), items, [1], 2,
                              {"": 1, "qmsum": 3}, lambda _: None)
+    figures.print_answers(said, Bytes(0))       # as with --no-full
+    figures.print_tasks({"one": {"1x 0": {"accuracy": 0.25, "asked": 4, "rows": 9.0}}})
     lengths = [[len(ids) for ids in record["said"].values()] for record in said]
     good = not {"1x foreign", "1x swap"} & set(one) and lengths == [[1, 1], [3, 3]]
     print("measuring: %s" % ("a stream alone, answers beside others" if good else

@@ -168,13 +168,13 @@ def print_answers(records, tokenizer):
                      for record in mine]
             found[key] = [sum(record["loss"][key] for record in mine) / len(mine)] \
                 + [sum(pair[i] for pair in pairs) / len(mine) for i in (0, 1)]
-        best, worst = found["full passage"], found["full none"]
+        best, worst = found.get("full passage"), found.get("full none")     # not with --no-full
         rows = []
         for key in keys:
             loss, exact, f1 = found[key]
             rows.append([key, loss, "%.1f" % (100 * exact), "%.1f" % (100 * f1)]
-                        + [percent(value - low, high - low) for value, low, high in
-                           zip(found[key], worst, best)])
+                        + ([percent(value - low, high - low) for value, low, high in
+                            zip(found[key], worst or (), best or ())] or [""] * 3))
         print("%s, %d questions\n" % (group, len(mine)))
         table(["", "loss", "exact %", "F1 %", "loss recovered", "exact recovered",
                "F1 recovered"], rows)
@@ -187,16 +187,16 @@ def print_tasks(tasks):
             if key.split()[0] not in memories:
                 memories.append(key.split()[0])
         shots = sorted({int(key.split()[1]) for key in found})
-        none = found["full 0"]["accuracy"]
+        none = found.get("full 0", {}).get("accuracy")              # not with --no-full
         rows = []
         for memory in memories:
             last = found["%s %d" % (memory, shots[-1])]
             row = [memory, "%.0f" % last["rows"]]
             for count in shots:
                 accuracy = found["%s %d" % (memory, count)]["accuracy"]
-                full = found["full %d" % count]["accuracy"]
+                full = found.get("full %d" % count, {}).get("accuracy")
                 # Where examples do not help in full context there is nothing to recover.
-                useful = memory != "full" and count and full - none > 0.05
+                useful = memory != "full" and count and none is not None and full - none > 0.05
                 row.append("%.1f" % (100 * accuracy) + (
                     " (%s)" % percent(accuracy - none, full - none) if useful else ""))
             rows.append(row)

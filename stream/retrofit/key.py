@@ -18,6 +18,7 @@ found is mixed with it as held-out forms and words ask for.
 """
 import argparse
 import json
+import os
 import sys
 import time
 
@@ -104,9 +105,11 @@ def prepare(model_path, text_folder, out, seed=0):
         random.shuffle(documents)
         pieces = [d["text"][:30000] + "\n\n" for d in documents[:300]]
         filler.append(np.concatenate(tokenizer.encode_many(pieces))[:FILLER_TOKENS // 5])
-    np.savez(out, tokens=np.concatenate(parts), ends=np.cumsum([len(p) for p in parts]), sort=sort,
+    part = out + ".part.npz"        # one that is there is whole
+    np.savez(part, tokens=np.concatenate(parts), ends=np.cumsum([len(p) for p in parts]), sort=sort,
              filler=np.concatenate(filler), rarity=chunk_frequency(filler, tokenizer.size),
              head=tokenizer.start + tokenizer.role("user"))
+    os.replace(part, out)
     print("%d passages, %d held out, %d facts, %.1fM tokens of other text"
           % (*map(len, passages), FACTS, sum(map(len, filler)) / 1e6))
 
