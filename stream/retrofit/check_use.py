@@ -293,12 +293,13 @@ class File:
 
 
 def check_models():
-    """RoPE's frequencies by the file's own factors; the ends of answers; the kernel is tried in the
-    model's own shape."""
+    """RoPE's frequencies by the file's own factors and scaling; the ends of answers; the kernel is
+    tried in the model's own shape."""
     factors = np.array([1, 2, 8, 32], np.float32)
-    found = model_file.rope_frequency(File({"llama.rope.freq_base": 10000.0},
-                                           **{"rope_freqs.weight": factors}), 4)
-    want = 10000.0 ** (-np.arange(4) / 4) / factors
+    found = model_file.rope_frequency(File(
+        {"llama.rope.freq_base": 10000.0, "llama.rope.scaling.type": "linear",
+         "llama.rope.scaling.factor": 4.0}, **{"rope_freqs.weight": factors}), 4)
+    want = 10000.0 ** (-np.arange(4) / 4) / factors / 4
     ends = model_file.end_tokens({"tokenizer.ggml.eos_token_id": 7, "tokenizer.ggml.tokens":
                                   ["a", "<|endoftext|>", "<|eot_id|>"]})
     tried, kept = [], (attention.difference, attention.TRITON)

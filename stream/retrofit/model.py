@@ -41,6 +41,8 @@ class BaseModel:
         if turned != self.head_dim:
             raise gguf.GGUFError("%s: RoPE over %d of %d dimensions of a head is not supported"
                                  % (path, turned, self.head_dim))
+        if "blk.0.attn_q.bias" in reader.tensors:
+            raise gguf.GGUFError("%s: attention with biases is not supported" % path)
         self.frequency = rope_frequency(reader, self.head_dim // 2)
         self.context = meta["llama.context_length"]
         self.ends = end_tokens(meta)
@@ -80,7 +82,12 @@ def end_tokens(meta):
 def rope_frequency(reader, half):
     """theta^(-i/half), divided by the file's own factors where it has them, as the engine does."""
     theta = reader.meta.get("llama.rope.freq_base", 10000.0)
-    frequency = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    scaling, factor = reader.meta.get("llama.rope.scaling.type", "none"), 1.0
+    if scaling == "linear":
+        factor = reader.meta["llama.rope.scaling.factor"]
+    elif scaling != "none":
+        raise gguf.GGUFError("RoPE scaling '%s' is not supported, only linear" % scaling)
+    frequency = theta ** (-torch.arange(half, dtype=torch.float64) / half) / factor
     if "rope_freqs.weight" in reader.tensors:
         frequency = frequency / torch.from_numpy(reader.tensor("rope_freqs.weight")).double()
     return frequency
