@@ -4,6 +4,7 @@ range, and says so. Killed at any moment, nothing is half gone."""
 import pathlib
 import random
 import subprocess
+import threading
 import time
 
 import lib
@@ -11,6 +12,7 @@ import test_recall
 from test_fault import LATE, PUT, Disk
 from test_recall import (F16_RECORD, FACT, ask, daemon, done, feed, found, holders, segment_files,
                          text)
+from test_python import silt
 
 CHUNK = 256
 
@@ -149,6 +151,35 @@ def test_wrong_ranges_are_refused():
         assert lib.stat(siltd.endpoint, "s")["tokens_acked"] == tokens
         forget(siltd, 0, tokens)
         assert lib.stat(siltd.endpoint, "s")["tokens_acked"] == 0 and not holders(siltd)
+
+
+def test_what_is_fed_meanwhile_is_kept():
+    """Message after message, while the stream leaves its place again and again: to the token."""
+    def work(endpoint):
+        with silt.Client(endpoint) as client, client.feed("s", "p") as feeding:
+            for _ in range(3000):
+                feeding.tokens([40] * 10)
+
+    with daemon() as siltd, silt.Client(siltd.endpoint) as client:
+        client.open("s")
+        with client.feed("s", "first") as feeding:
+            feeding.tokens([41] * 600)
+        feeder = threading.Thread(target=work, args=(siltd.endpoint,))
+        feeder.start()
+        gone = 0
+        while feeder.is_alive() and gone < 20:
+            time.sleep(0.25)  # siltd has told the feeder to come again after 0.2 s
+            client.forget("s", 0, 1)
+            gone += 1
+        feeder.join()
+        assert gone > 2 and client.stat("s").tokens_acked == 30_600 - gone, gone
+        assert " error " not in siltd.log_text(), siltd.log_text()
+        lib.wait_until("it is read again", lambda: done(siltd, "s"), 60)
+        siltd.kill()
+        siltd.start()
+        assert lib.wait_until("it is back", lambda: done(siltd, "s"), 60)["tokens_acked"] == \
+            30_600 - gone
+        print(f"forgotten {gone} times meanwhile")
 
 
 def test_killed_in_the_middle():
