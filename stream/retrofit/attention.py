@@ -131,7 +131,8 @@ if TRITON:
                 dk += tl.dot(tl.trans(ds.to(q.dtype)), q)
                 if E > 0:
                     merged = tl.minimum(rows, N) // L * L - L - 1
-                    spared = cols[None, :] - own_start + E == merged[:, None]
+                    spared = (cols[None, :] - own_start + E == merged[:, None]) \
+                        & (merged >= 0)[:, None]
                     dcolumn += tl.sum(tl.where(spared, 0.0, ds), 0)
         tl.store(DK + k_at, (dk * scale).to(DK.dtype.element_ty), mask=cols[:, None] < K)
         tl.store(DV + k_at, dv.to(DV.dtype.element_ty), mask=cols[:, None] < K)

@@ -5,6 +5,7 @@ import json
 import lzma
 import os
 import shutil
+import subprocess
 import sys
 import time
 
@@ -280,6 +281,20 @@ def check_checkpoint(folder):
     checkpoint.PART_BYTES = 15 << 20
     print("checkpoint: %s" % ("the one before stays whole" if good else "WRONG"))
     return good
+
+
+def check_kernel():
+    """The attention kernel on a CPU, by Triton's interpreter, where there is Triton."""
+    if not attention.TRITON:
+        print("attention kernel: skipped, no Triton")
+        return True
+    code = "import attention, model, torch; print(max(attention.difference(model.attend, 'cpu', " \
+        "torch.float32, entries, 1, 64, 4, 80, 3, 1, 16) for entries in (0, 32)))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(
+        os.path.abspath(__file__)), env=dict(os.environ, TRITON_INTERPRET="1"), check=True,
+        stdout=subprocess.PIPE).stdout
+    print("attention kernel, interpreted: relative error %.1e" % float(found))
+    return float(found) < 1e-5
 
 
 class File:
