@@ -117,7 +117,9 @@ def read_documents(path):
     if path.endswith(".xz"):
         data = lzma.open(path).read()
     elif path.endswith(".zst"):
-        data = subprocess.run(["zstd", "-dc", path], stdout=subprocess.PIPE, check=True).stdout
+        with open(path, "rb") as file:      # by its name zstd would take no link
+            data = subprocess.run(["zstd", "-dc"], stdin=file, stdout=subprocess.PIPE,
+                                  check=True).stdout
     else:
         with open(path, "rb") as file:
             data = file.read()

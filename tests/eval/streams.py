@@ -29,8 +29,8 @@ def stop_token(stop, length):
 
 def read_lines(path):
     data = path.read_bytes()
-    if path.suffix == ".zst":
-        data = subprocess.run(["zstd", "-dc", str(path)], stdout=subprocess.PIPE,
+    if path.suffix == ".zst":       # by its name zstd would take no link
+        data = subprocess.run(["zstd", "-dc"], input=data, stdout=subprocess.PIPE,
                               check=True).stdout
     return [json.loads(line) for line in data.split(b"\n") if line]
 
