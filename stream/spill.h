@@ -166,6 +166,8 @@ struct spill_io *spill_staging_take(struct spill *spill);
 /* It is filled and may be written. */
 void spill_staging_ready(struct spill *spill, struct spill_io *io);
 struct spill_stream *spill_find(struct spill *spill, uint64_t stream_id);
+/* There is something for the step thread to do. */
+void spill_ring_bell(struct spill *spill);
 void spill_drain(struct spill *spill);
 void spill_note_fault(struct spill *spill, struct spill_stream *stream, enum segment_fault fault);
 
