@@ -156,9 +156,15 @@ struct spill_range spill_held(struct spill *spill, const struct spill_stream *st
 
 /* spill_mend.c; under the lock. */
 void spill_note_damage(struct spill *spill, const struct segment_place *place);
+/* The record was merged or dropped since: the stream, which is its own, has none there any more. */
+bool spill_has_left(const struct spill_stream *stream, const struct segment_place *place);
 /* Records [from, to) of a level are merged: what was unfit among them is lacking in the next. */
 void spill_raise_damage(struct spill *spill, uint64_t stream_id, uint32_t level, uint64_t from,
                         uint64_t to);
+
+/* spill_fetch.c: a part that waits to be read, of a record that has been merged since it was asked
+ * for, gets the place of the one that holds its chunks now. Under the lock. */
+void spill_follow(struct spill *spill, struct spill_io *part);
 
 /* spill.c */
 /* A place in staging, FILLING, for a record; NULL: none is free. Under the lock. */

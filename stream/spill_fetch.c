@@ -33,6 +33,13 @@ static bool same_place(const struct segment_place *a, const struct segment_place
     return a->stream_id == b->stream_id && a->level == b->level && a->number == b->number;
 }
 
+void spill_follow(struct spill *s, struct spill_io *part)
+{
+    const struct spill_stream *stream = &s->streams[part->stream];
+    if (spill_has_left(stream, &part->place))
+        (void)find_record(s, stream, part->place.number << part->place.level, &part->place);
+}
+
 /* What is still on its way to the disk is taken from there. Under the lock. */
 static bool take_staged(struct spill *s, struct spill_io *part)
 {
@@ -118,6 +125,15 @@ static void sort_newest_last(struct cold_segment *list, uint32_t count)
         }
 }
 
+/* Two records may have become one while they waited to be read. */
+static bool came_before(const struct spill_fetch *f, uint32_t part)
+{
+    for (uint32_t i = 0; i < part; i++)
+        if (!f->part[i].fault && same_place(&f->part[i].place, &f->part[part].place))
+            return true;
+    return false;
+}
+
 static bool is_asked(const struct spill_fetch *f, const struct segment_header *h)
 {
     for (uint32_t i = 0; i < f->chunk_count; i++)
@@ -133,7 +149,7 @@ uint32_t spill_segments(struct spill_fetch *f, struct cold_segment *out)
     for (uint32_t i = 0; i < f->count; i++) {
         struct spill_io *part = &f->part[i];
         struct segment_header h;
-        if (part->fault)
+        if (part->fault || came_before(f, i))
             continue;
         if (!f->taken[i])
             segment_take_rows(&f->spill->shape, part->record);

@@ -55,12 +55,11 @@ static void drop_mended(struct spill *s)
         drop_first(s);
 }
 
-/* It was merged or dropped since. */
-static bool has_left(struct spill *s, const struct segment_place *place)
+bool spill_has_left(const struct spill_stream *stream, const struct segment_place *place)
 {
-    const struct spill_stream *stream = spill_find(s, place->stream_id);
-    return stream && (place->number < stream->level[place->level].from ||
-                      place->number >= stream->level[place->level].to);
+    return stream && stream->used && stream->id == place->stream_id &&
+           (place->number < stream->level[place->level].from ||
+            place->number >= stream->level[place->level].to);
 }
 
 bool spill_damaged(struct spill *s, struct spill_damage *out)
@@ -68,7 +67,8 @@ bool spill_damaged(struct spill *s, struct spill_damage *out)
     bool found;
 
     pthread_mutex_lock(&s->lock);
-    while (s->damage_count && has_left(s, &s->damage[0]))
+    while (s->damage_count &&
+           spill_has_left(spill_find(s, s->damage[0].stream_id), &s->damage[0]))
         drop_first(s);
     found = s->damage_count > 0;
     if (found) {
@@ -136,7 +136,7 @@ int spill_mend_end(struct spill *s, bool approximate)
     assert(m->depth == 1);
     pthread_mutex_lock(&s->lock);
     stream = spill_find(s, m->place.stream_id);
-    if (!stream || has_left(s, &m->place))
+    if (!stream || spill_has_left(stream, &m->place))
         code = -ENOENT;
     else if (!(io = spill_staging_take(s)))
         code = -EAGAIN;

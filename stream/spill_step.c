@@ -43,13 +43,15 @@ static enum segment_fault fault_of(const struct spill *s, const struct spill_io 
 static bool end_read(struct spill *s, struct spill_io *io, enum segment_fault fault)
 {
     struct spill_fetch *f = io->fetch;
+    struct spill_stream *stream = &s->streams[io->stream];
+    bool left = spill_has_left(stream, &io->place); /* dropped since it was asked for: no damage */
     io->fault = fault;
     io->state = IO_DONE;
-    if (fault)
-        spill_note_fault(s, &s->streams[io->stream], fault);
-    else
-        s->stat.segments_fetched++;
-    if (fault || segment_lacks_some((const struct segment_header *)(const void *)io->record))
+    if (fault && !left)
+        spill_note_fault(s, stream, fault);
+    s->stat.segments_fetched += !fault;
+    if (!left &&
+        (fault || segment_lacks_some((const struct segment_header *)(const void *)io->record)))
         spill_note_damage(s, &io->place);
     if (--f->left)
         return false;
@@ -113,7 +115,22 @@ static bool same_file(const struct spill *s, const struct segment_place *a,
 
 static bool may_write(const struct spill *s, const struct spill_io *io)
 {
-    return io->state == IO_READY && (!s->limit || io->promised) && !is_read_now(s, &io->place);
+    return io->state == IO_READY && (!s->limit || io->promised) && !is_read_now(s, &io->place) &&
+           !spill_has_left(&s->streams[io->stream], &io->place);
+}
+
+/* Records that a replay or a mend brought again, of chunks that were merged or dropped before these
+ * were written. At their places they would be taken for the first of their level at the next start.
+ * Under the lock. */
+static void let_go(struct spill *s)
+{
+    for (uint32_t i = 0; i < s->options.staging_max; i++) {
+        struct spill_io *io = &s->staging[i];
+        if (io->state != IO_READY || !spill_has_left(&s->streams[io->stream], &io->place))
+            continue;
+        io->state = IO_FREE;
+        pthread_cond_broadcast(&s->room);
+    }
 }
 
 /* Places from this one on that follow each other in their file as they do in memory: one write,
@@ -142,6 +159,7 @@ static struct spill_io *next_io(struct spill *s, bool writes)
 {
     struct spill_io *next = NULL;
     pthread_mutex_lock(&s->lock);
+    let_go(s);
     for (uint32_t i = 0; i < s->options.fetches_max && !next; i++)
         for (uint32_t j = 0; s->fetches[i].used && j < s->fetches[i].count && !next; j++)
             if (s->fetches[i].part[j].state == IO_READY)
@@ -152,6 +170,8 @@ static struct spill_io *next_io(struct spill *s, bool writes)
         if ((!next || io->order < next->order) && may_write(s, io))
             next = io;
     }
+    if (next && next->kind == SPILL_READ)
+        spill_follow(s, next);
     if (next)
         set_run(next, next->kind == SPILL_WRITE ? run_from(s, next) : 1, IO_FLYING);
     pthread_mutex_unlock(&s->lock);

@@ -183,6 +183,7 @@ struct putting {
     struct disk_engine *inner;
     struct spill *spill;
     uint64_t next;
+    struct spill_fetch *fetch; /* asked for while segments are merged */
 };
 
 static int put_and_start(struct disk_engine *engine, struct disk_op *op)
@@ -216,7 +217,8 @@ static void what_comes_meanwhile_is_not_lost(void **state)
     struct putting p = {{"putting", put_and_start, reap_inner, set_file_inner, NULL, NULL},
                         h.spill->disk.engine,
                         h.spill,
-                        0};
+                        0,
+                        NULL};
     uint64_t limit = 100 * h.spill->shape.record_bytes;
     spill_limit(h.spill, limit);
     assert_int_equal(spill_attach(h.spill, 1, 1), 0);
@@ -236,6 +238,73 @@ static void what_comes_meanwhile_is_not_lost(void **state)
     assert_int_equal(stat.segments_lost, 0);
     assert_int_equal(stat.last_error, 0);
     assert_int_equal(spill_rig_stat(h.spill, 1).chunks_to, p.next);
+    spill_rig_close(&h);
+}
+
+static int ask_and_start(struct disk_engine *engine, struct disk_op *op)
+{
+    struct putting *p = (struct putting *)engine;
+    if (op->kind == DISK_SYNC && !p->fetch)
+        assert_int_equal(spill_fetch(p->spill, 1, (uint64_t[]){0, 1, 190}, 3, &p->fetch), 0);
+    return p->inner->start(p->inner, op);
+}
+
+/* Two chunks are asked for whose means are just being synced: they come as the one that they are
+ * by the time they are read, and nobody says that a record is missing. */
+static void what_is_asked_for_is_merged_meanwhile(void **state)
+{
+    (void)state;
+    spill_rig_clear();
+    struct held h = spill_rig_open(false, SEGMENT_F16);
+    struct cold_segment out[STREAM_RECALL_MAX];
+    struct spill_damage damage;
+    struct putting p = {{"asking", ask_and_start, reap_inner, set_file_inner, NULL, NULL},
+                        h.spill->disk.engine,
+                        h.spill,
+                        0,
+                        NULL};
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    spill_rig_put_many(h.spill, 1, 0, 200);
+    spill_drain(h.spill);
+    h.spill->disk.engine = &p.engine;
+    spill_limit(h.spill, 150 * h.spill->shape.record_bytes);
+    spill_step(h.spill, false);
+    assert_non_null(p.fetch);
+    while (!spill_fetched(p.fetch))
+        spill_step(h.spill, true);
+    h.spill->disk.engine = p.inner;
+    assert_int_equal(spill_segments(p.fetch, out), 2);
+    assert_true(out[0].token_from == 0 && out[0].weight >= 2 && out[1].number == 190);
+    check_mean(&out[0], 1);
+    spill_release(&p.fetch);
+    assert_int_equal(spill_rig_faults(h.spill, SEGMENT_MISSING), 0);
+    assert_false(spill_damaged(h.spill, &damage));
+    spill_rig_close(&h);
+}
+
+/* A chunk that a replay brings again, and that is merged before it is written: at its old place it
+ * would stand alone, and all from there on would be taken for missing at the next start. */
+static void what_was_merged_is_not_written_again(void **state)
+{
+    (void)state;
+    spill_rig_clear();
+    struct held h = spill_rig_open(false, SEGMENT_F16);
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    spill_rig_put_many(h.spill, 1, 0, 200);
+    spill_drain(h.spill);
+    assert_int_equal(spill_rig_put(h.spill, 1, 0), 0);
+    spill_limit(h.spill, 150 * h.spill->shape.record_bytes);
+    spill_drain(h.spill);
+    struct spill_stream_stat before = spill_rig_stat(h.spill, 1);
+    assert_true(before.segments_merged > 0);
+    spill_rig_check_disk(before.bytes_disk);
+    spill_rig_close(&h);
+    h = spill_rig_open(false, SEGMENT_F16);
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    assert_int_equal(spill_rig_stat(h.spill, 1).records, before.records);
+    for (uint64_t n = 0; n < 200; n++)
+        assert_true(has_chunk(h.spill, n));
+    assert_int_equal(spill_rig_faults(h.spill, SEGMENT_MISSING), 0);
     spill_rig_close(&h);
 }
 
@@ -329,6 +398,8 @@ int main(void)
         cmocka_unit_test(a_small_quota_of_several_streams),
         cmocka_unit_test(an_odd_first_is_merged_too),
         cmocka_unit_test(what_comes_meanwhile_is_not_lost),
+        cmocka_unit_test(what_is_asked_for_is_merged_meanwhile),
+        cmocka_unit_test(what_was_merged_is_not_written_again),
         cmocka_unit_test(chunks_come_while_room_is_made),
         cmocka_unit_test(a_gap_is_given_back),
     };
