@@ -353,7 +353,7 @@ static int unlink_file(struct spill *s, int slot)
     struct spill_file *f = &s->files[slot];
     char name[NAME_MAX_BYTES];
     file_name(f->stream_id, f->level, f->number, name);
-    if (unlinkat(s->folder_fd, name, 0))
+    if (unlinkat(s->folder_fd, name, 0) && errno != ENOENT) /* removed by hand: it goes now */
         return -errno;
     pthread_mutex_lock(&s->lock);
     struct spill_stream *stream = spill_find(s, f->stream_id);
