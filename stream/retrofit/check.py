@@ -455,7 +455,7 @@ def main():
                check_use.check_options(options.folder),
                check_use.check_workers(options.folder), check_use.check_checkpoint(options.folder),
                check_use.check_keys(options.folder), check_use.check_models(),
-               check_use.check_kernel(),
+               check_use.check_kernel(), check_use.check_recalibration(options.folder),
                check_use.check_measuring(options.folder)]
     passed.append(check_rows(os.path.join(options.folder, "shards")))
     passed.append(check_calibration())

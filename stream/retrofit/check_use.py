@@ -24,6 +24,7 @@ import evalset
 import figures
 import key
 import model as model_file
+import silt_adapter
 import tiny
 import train
 
@@ -303,6 +304,30 @@ def check_kernel():
         stdout=subprocess.PIPE).stdout
     print("attention kernel, interpreted: relative error %.1e" % float(found))
     return float(found) < 1e-5
+
+
+def check_recalibration(folder):
+    """A bias that changes the ratio is found; one that does not ends it, with the file as it was."""
+    shipped, own = (os.path.join(folder, name) for name in ("tiny.adapter.gguf", "shifted.gguf"))
+    here, begin = os.path.dirname(os.path.abspath(__file__)), silt_adapter.read(shipped)
+    engine, good = os.path.join(folder, "engine.py"), True
+    for ratio in ("9 * math.exp(bias - %r)" % float(begin["dmc.ratio_bias"][2].mean()), "9"):
+        with open(engine, "w") as file:
+            file.write("#!%s\nimport json, math, sys\nsys.path.insert(0, %r)\nimport silt_adapter\n"
+                       "found = silt_adapter.read(sys.argv[sys.argv.index('--adapter') + 1])\n"
+                       "bias = float(found['dmc.ratio_bias'][2].mean())\n"
+                       "print(json.dumps({'dmc_ratio': %s}))\n" % (sys.executable, here, ratio))
+        os.chmod(engine, 0o755)
+        shutil.copy(shipped, own)
+        done = subprocess.run([sys.executable, os.path.join(here, "recalibrate.py"), own, "--ratio",
+                               "8", "--text", "none", "--engine", engine], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE)
+        moved = silt_adapter.read(own)["dmc.ratio_bias"] - begin["dmc.ratio_bias"]
+        good &= bool((moved[:2] == 0).all()) and b"Traceback" not in done.stderr
+        good &= abs(float(moved[2].mean()) - np.log(8 / 9)) < 0.01 and done.returncode == 0 \
+            if ratio != "9" else bool((moved == 0).all()) and done.returncode == 1
+    print("recalibration: %s" % ("the asked ratio, or the file as it was" if good else "WRONG"))
+    return good
 
 
 class File:

@@ -85,12 +85,15 @@ def main():
         if turn == arguments.rounds:
             print(f"not within {100 * TOLERANCE} % after {turn} rounds", file=sys.stderr)
             sys.exit(1)
-        if len(seen) == 1:
+        if len(seen) == 1 or error == seen[-2][1]:
             shift -= math.copysign(FIRST_STEP, error)       # a lower bias merges less
         else:
             (a, at_a), (b, at_b) = seen[-2:]
             shift = b - at_b * (b - a) / (at_b - at_a)
-    pathlib.Path(arguments.out or arguments.adapter).write_bytes(data)
+    out = pathlib.Path(arguments.out or arguments.adapter)
+    part = out.with_name(out.name + ".part")        # one that is there is whole
+    part.write_bytes(data)
+    part.replace(out)
 
 
 if __name__ == "__main__":
