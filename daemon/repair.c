@@ -125,6 +125,7 @@ static bool begin(struct repair *r)
         spill_mend_skip(r->spill); /* when the stream is back it is found again */
         return true;
     }
+    r->streams = r->slot->streams;
     first = r->damage.chunk_from * r->chunk_tokens;
     if (reader_first(r->reader, r->damage.stream_id, &r->text_from))
         return give_up(r, "its text cannot be read");
@@ -273,7 +274,7 @@ bool repair_step(void *user)
 
     if (r->phase == REPAIR_IDLE)
         return begin(r);
-    if (find_slot(r) != r->slot)
+    if (find_slot(r) != r->slot || r->slot->streams != r->streams)
         return give_up(r, "its stream has left");
     switch (r->phase) {
     case REPAIR_SEED:

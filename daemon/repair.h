@@ -31,6 +31,7 @@ struct repair {
     enum repair_phase phase;
     struct spill_damage damage;
     const struct slot *slot; /* of the stream that has it */
+    uint64_t streams;        /* slot->streams: it may have left, lost text and come back */
     struct stream *stream;
     bool approximate;
     uint64_t text_from;       /* the first token whose text is left */

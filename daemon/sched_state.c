@@ -54,6 +54,7 @@ void sched_open(struct sched *sched, struct slot *slot, const struct sched_reque
 
     assert(!slot->stream);
     slot->checkpoint = 0;
+    slot->streams++;
     message.result =
         stream_open(&slot->stream, sched->engine, &slot->options, slot->memory, slot->memory_bytes);
     if (!message.result) {

@@ -110,6 +110,7 @@ struct slot {
     struct spill *spill; /* where its cold segments go; NULL: nowhere */
 
     struct stream *stream; /* the compute thread's, as all below */
+    uint64_t streams;      /* that came here so far */
     uint64_t rate_us, rate_tokens;
     uint64_t checkpoint; /* tokens in the newest one */
     bool closing;        /* told to close; waits to be saved */
