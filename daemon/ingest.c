@@ -370,7 +370,7 @@ static void apply(struct ingest *ingest, const struct ingest_request *request)
         return;
     }
     if (request->kind == INGEST_LOAD)
-        ingest_load(ingest, slot, request);
+        ingest_load(ingest, slot, request, result);
     else if (request->kind == INGEST_TRIM)
         ingest_trim(ingest, request, result);
     else if (request->kind == INGEST_ATTACH)
@@ -546,18 +546,18 @@ static void send_results(struct ingest *ingest)
 
 bool ingest_step(struct ingest *ingest)
 {
-    const struct ingest_request *request;
+    const struct ingest_request *request = NULL;
     size_t bytes_count;
     bool more = false;
 
     while (ingest->result_count < BATCH_MAX &&
-           (request = queue_front(ingest->inbox, &bytes_count))) {
+           (request = queue_front(ingest->inbox, &bytes_count)) && !ingest_waits(ingest, request)) {
         assert(bytes_count >= sizeof *request);
         apply(ingest, request);
         queue_pop(ingest->inbox);
     }
     if (ingest->result_count) {
-        more = ingest->result_count == BATCH_MAX;
+        more = request != NULL;
         end_batch(ingest);
         send_results(ingest);
     }

@@ -60,7 +60,7 @@ struct ingest_result {
     char producer[PRODUCER_BYTES_MAX + 1];
     uint64_t sequence; /* acked up to here */
     uint64_t bytes_acked, tokens_acked, bytes_text, created_us;
-    uint64_t first; /* trim: the first token whose text is left */
+    uint64_t first; /* trim, branch: the first token whose text is left */
     uint64_t credit_tokens;
     uint64_t expected_sequence;
     uint32_t flight_bytes;
@@ -120,13 +120,17 @@ void ingest_refuse(struct ingest_result *result, Silt__V1__Error__Code code, con
 void ingest_refuse_long(struct ingest_result *result); /* -EMSGSIZE of forget_form */
 
 /* ingest_stream.c */
-void ingest_load(struct ingest *ingest, struct slot *slot, const struct ingest_request *request);
+void ingest_load(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,
+                 struct ingest_result *result);
 /* The stream leaves its slot; what this batch has added to it is kept. */
 void ingest_unload(struct ingest *ingest, struct slot *slot);
 /* Create, remove, branch, forget or pin, with the client's number for it. slot: NULL where the
  * stream is in none. */
 void ingest_change(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,
                    struct ingest_result *result);
+/* A branch made in this batch gets its parent's checkpoints behind the commit: nothing takes them
+ * away before. */
+bool ingest_waits(const struct ingest *ingest, const struct ingest_request *request);
 void ingest_trim(struct ingest *ingest, const struct ingest_request *request,
                  struct ingest_result *result);
 /* Writes how far a stream has come in this batch. */

@@ -54,10 +54,18 @@ static void create_stream(struct ingest *ingest, struct slot *slot,
     result->created_us = stream.created_us;
 }
 
-void ingest_load(struct ingest *ingest, struct slot *slot, const struct ingest_request *request)
+void ingest_load(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,
+                 struct ingest_result *result)
 {
     struct journal_stream stream;
     int error = journal_stream_get(ingest->journal, request->stream_id, &stream);
+
+    /* Its text may have gone while this waited in the queue. */
+    if (!error && request->past && request->tokens_to < forget_first(ingest, stream.id)) {
+        ingest_refuse(result, SILT__V1__ERROR__CODE__INVALID,
+                      "the text before that position was trimmed away to stay below --disk");
+        return;
+    }
 
     if (!error)
         take_slot(slot, &stream);
@@ -123,6 +131,7 @@ static void branch_stream(struct ingest *ingest, const struct ingest_request *re
     result->tokens_acked = branch.tokens;
     result->bytes_text = branch.bytes_text;
     result->created_us = branch.created_us;
+    result->first = error ? 0 : forget_first(ingest, branch.id);
 }
 
 /* Questions about its past have nothing to read any more. */
@@ -154,6 +163,17 @@ static void remove_stream(struct ingest *ingest, struct slot *slot,
         error = forget_derived(ingest, request->stream_id);
     if (error)
         ingest_failed(ingest, error);
+}
+
+bool ingest_waits(const struct ingest *ingest, const struct ingest_request *request)
+{
+    bool takes = request->kind == INGEST_REMOVE || request->kind == INGEST_FORGET;
+
+    for (uint32_t i = 0; takes && i < ingest->result_count; i++)
+        if (ingest->results[i].kind == INGEST_BRANCH &&
+            ingest->results[i].parent_id == request->stream_id)
+            return true;
+    return false;
 }
 
 static void refuse_range(struct ingest_result *result, int error,

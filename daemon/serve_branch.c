@@ -84,6 +84,7 @@ void serve_forked(struct core *core, const struct ingest_result *result)
     record->tokens = result->tokens_acked;
     record->bytes_text = result->bytes_text;
     record->created_us = result->created_us;
+    record->first_position = result->first;
     record->state = RECORD_PARKED;
     serve_send_forked(core, &result->client, result->request_id,
                       serve_stream_name(core, result->parent_id), record->name, record->tokens);

@@ -159,7 +159,7 @@ static void load_result(struct core *core, const struct ingest_result *result)
 
     if (!result->error)
         return;
-    say(SAY_ERROR, "stream %s cannot be read from the journal", record->name);
+    say(SAY_ERROR, "stream %s cannot be read from the journal: %s", record->name, result->message);
     if (record->slot != SLOT_NONE) {
         atomic_store(&core->slots[record->slot].unread, true); /* whoever waits for it is told */
         doorbell_ring(&core->compute_bell);

@@ -56,6 +56,11 @@ def test_the_oldest_text_is_trimmed():
             assert b"Ottoline" not in path.read_bytes()
         early = lib.silt(siltd.endpoint, "ask", "s", "What?", "--at", 100, code=None)
         assert early.code and "was trimmed" in early.text(), early.text()
+        lib.silt(siltd.endpoint, "fork", "s", "branch")
+        assert lib.stat(siltd.endpoint, "branch")["first_position"] == first
+        early = lib.silt(siltd.endpoint, "ask", "branch", "What?", "--at", 100, code=None)
+        assert early.code and "was trimmed" in early.text(), early.text()
+        lib.silt(siltd.endpoint, "rm", "branch")
         memory = stat["memory_hash"]
         siltd.kill()
         siltd.start()
