@@ -1,15 +1,20 @@
 """What the scripts of tests/eval count as right, go on with and leave out."""
 
 import argparse
+import contextlib
+import io
 import json
 import subprocess
 import sys
+
+import numpy as np
 
 import lib
 
 sys.path.insert(0, str(lib.ROOT / "tests/eval"))
 import answers  # noqa: E402
 import facts  # noqa: E402
+import grid  # noqa: E402
 import questions  # noqa: E402
 
 
@@ -49,6 +54,21 @@ def test_what_has_left_the_ring():
         arguments = argparse.Namespace(adapter=home / "tiny-adapter.gguf", more=more)
         item, = questions.read_items(home / "set.jsonl", arguments)
         assert questions.cold_chunks(item) == cold, (more, questions.cold_chunks(item))
+
+
+def test_the_grid_of_some_kinds():
+    """A folder with too little text of some kinds, and for the long stream."""
+    home = lib.folder()
+    np.save(home / "dialogue.npy", np.ones((2, 300), np.uint16))
+    (home / "runs").mkdir()
+    grid.make_streams(home, home / "runs", None)
+    lines = (home / "runs/streams.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["dialogue 1", "dialogue 2"]
+    assert not (home / "runs/long.jsonl").exists()
+    one = {"dialogue": {"nll": 3.0, "rows": 9.0, "ratio": 1.0}}
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        grid.print_grid({"full": one, "ccm 1x": one, "window 1x": one, "ccm-swap 1x": one})
+    assert "| 1x rows | 9 |" in out.getvalue()
 
 
 if __name__ == "__main__":

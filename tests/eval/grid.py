@@ -75,8 +75,9 @@ def write_streams(path, named):
 
 
 def make_streams(folder, out, model):
-    """streams.jsonl and long.jsonl of a folder, made once."""
-    if (out / "streams.jsonl").exists() and (out / "long.jsonl").exists():
+    """streams.jsonl and long.jsonl of a folder, made once; of what it has too little text for a
+    stream of is nothing in them."""
+    if (out / "streams.jsonl").exists():
         return
     import numpy as np      # only here: evalset.py needs it too
     if not (folder / "dialogue.npy").exists():
@@ -84,12 +85,13 @@ def make_streams(folder, out, model):
         subprocess.run([sys.executable, ROOT / "stream/retrofit/evalset.py", "--model", model,
                         "--text", folder, "--out", out / "evalset"], check=True)
         folder = out / "evalset"
+    if (folder / "long.npy").exists():
+        tokens = np.load(folder / "long.npy")
+        write_streams(out / "long.jsonl", [("late", "long", tokens),
+                                           ("early", "long", tokens[len(tokens) * 3 // 4:])])
     write_streams(out / "streams.jsonl", [
-        (f"{kind} {i + 1}", kind, tokens) for kind in KINDS
+        (f"{kind} {i + 1}", kind, tokens) for kind in KINDS if (folder / f"{kind}.npy").exists()
         for i, tokens in enumerate(np.load(folder / f"{kind}.npy"))])
-    tokens = np.load(folder / "long.npy")
-    write_streams(out / "long.jsonl", [("late", "long", tokens),
-                                       ("early", "long", tokens[len(tokens) * 3 // 4:])])
 
 
 def begin(arguments, name, options):
@@ -128,6 +130,7 @@ def begin(arguments, name, options):
 def run_all(arguments):
     wanted = [(name, options) for name, options in runs_of()
               if not (arguments.runs / f"{name}.json").exists()
+              and ((arguments.runs / "long.jsonl").exists() or not name.startswith("drift"))
               and (not arguments.only or name in arguments.only.split(","))]
     arguments.count, arguments.done, arguments.failed = len(wanted), 0, []
 
@@ -196,6 +199,12 @@ def print_table(head, rows):
     print(flush=True)
 
 
+def of_kinds(form, *entries):
+    """A cell of each kind, made of its figures in every entry; empty where one has none of it."""
+    return [form(*(entry[kind] for entry in entries)) if all(kind in entry for entry in entries)
+            else "" for kind in KINDS]
+
+
 def print_grid(found):
     def cells(name):
         return [found.get(name, {}).get(kind, {}).get("nll", "") for kind in KINDS]
@@ -209,16 +218,17 @@ def print_grid(found):
         own, window = found.get(f"ccm {ratio}x", {}), found.get(f"window {ratio}x", {})
         if not own or not full:
             continue
-        rows.append([f"{ratio}x rows", *(f"{own[kind]['rows']:.0f}" for kind in KINDS)])
-        rows.append([f"{ratio}x realised", *(f"{own[kind]['ratio']:.2f}" for kind in KINDS)])
+        rows.append([f"{ratio}x rows", *of_kinds(lambda o: f"{o['rows']:.0f}", own)])
+        rows.append([f"{ratio}x realised", *of_kinds(lambda o: f"{o['ratio']:.2f}", own)])
         rows.append([f"{ratio}x − full",
-                     *(f"{own[kind]['nll'] - full[kind]['nll']:+.4f}" for kind in KINDS)])
+                     *of_kinds(lambda o, f: f"{o['nll'] - f['nll']:+.4f}", own, full)])
         for lender in ("ccm-swap", "ccm-foreign"):
             other = found.get(f"{lender} {ratio}x")
             if other and window:
                 rows.append([f"{ratio}x content share, {lender}",
-                             *(share(other[kind]["nll"] - own[kind]["nll"],
-                                     window[kind]["nll"] - full[kind]["nll"]) for kind in KINDS)])
+                             *of_kinds(lambda r, o, w, f: share(r["nll"] - o["nll"],
+                                                                w["nll"] - f["nll"]),
+                                       other, own, window, full)])
     print_table(["", *KINDS], rows)
 
 
@@ -300,7 +310,7 @@ def write_figures(arguments):
 def draw(results, found, rings):
     grid = {}
     for kind in KINDS:
-        entry = {name: figures[kind] for name, figures in found.items()}
+        entry = {name: figures[kind] for name, figures in found.items() if kind in figures}
         entry.update({f"{name.split()[1]} {name.split()[0]}": figures for name, figures in
                       entry.items() if name.endswith("x")})
         if all(f"{ratio}x {policy}" in entry for ratio in RATIOS for policy in ("ccm", "window")):
