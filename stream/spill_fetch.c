@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <string.h>
 
-
 /* The record that holds a chunk now. False: none does. */
 static bool find_record(const struct spill *s, const struct spill_stream *stream, uint64_t chunk,
                         struct segment_place *out)

@@ -67,8 +67,7 @@ bool spill_damaged(struct spill *s, struct spill_damage *out)
     bool found;
 
     pthread_mutex_lock(&s->lock);
-    while (s->damage_count &&
-           spill_has_left(spill_find(s, s->damage[0].stream_id), &s->damage[0]))
+    while (s->damage_count && spill_has_left(spill_find(s, s->damage[0].stream_id), &s->damage[0]))
         drop_first(s);
     found = s->damage_count > 0;
     if (found) {
