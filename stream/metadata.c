@@ -30,28 +30,46 @@ static int model_u32(struct engine *e, const char *key, uint32_t *out, uint32_t 
 }
 
 /* By how much all positions lie closer (position interpolation, arXiv 2306.15595): 1 where the file
- * says nothing. */
+ * says nothing. A factor without a type is linear, as llama.cpp reads it; older files call it
+ * scale_linear. */
 static int read_scaling(struct engine *e, double *factor, char *error, size_t error_bytes)
 {
-    struct gguf_string type = {"none", 4};
+    struct gguf_string type;
+    bool named = gguf_string(e->model, "llama.rope.scaling.type", &type);
     *factor = 1;
-    (void)gguf_string(e->model, "llama.rope.scaling.type", &type);
-    if (type.bytes == 4 && memcmp(type.text, "none", 4) == 0)
+    if (named && type.bytes == 4 && memcmp(type.text, "none", 4) == 0)
         return 0;
-    if (type.bytes != 6 || memcmp(type.text, "linear", 6) != 0)
+    if (named && (type.bytes != 6 || memcmp(type.text, "linear", 6) != 0))
         return fail_with(error, error_bytes, -ENOTSUP,
                          "model file: RoPE scaling '%.*s' is not supported, only linear",
                          (int)(type.bytes < 64 ? type.bytes : 64), type.text);
-    if (!gguf_f64(e->model, "llama.rope.scaling.factor", factor) || !(*factor >= 1) ||
-        *factor > SCALING_MAX)
+    bool found = gguf_f64(e->model, "llama.rope.scaling.factor", factor) ||
+                 gguf_f64(e->model, "llama.rope.scale_linear", factor);
+    if ((named && !found) || !(*factor >= 1) || *factor > SCALING_MAX)
         return fail_with(error, error_bytes, -EBADMSG,
                          "model file: 'llama.rope.scaling.factor' is missing or not in 1..%d",
                          SCALING_MAX);
     return 0;
 }
 
-/* RoPE frequencies theta^(-2i/d) (RoFormer, arXiv 2104.09864), divided by the file's own factors
- * where it has them. */
+/* The file's own divisors of the frequencies, where it has them. */
+static int read_factors(struct engine *e, char *error, size_t error_bytes)
+{
+    uint32_t half = e->shape.head_dim / 2;
+    const struct gguf_tensor *t = gguf_tensor(e->model, "rope_freqs.weight");
+    bool right = !t || (t->type == TENSOR_F32 && t->dim[0] == half);
+    for (uint32_t i = 0; t && right && i < half; i++) {
+        double factor = (double)((const float *)t->data)[i];
+        right = factor > 0 && isfinite(factor);
+        e->inverse_frequency[i] /= factor;
+    }
+    return right
+               ? 0
+               : fail_with(error, error_bytes, -EBADMSG,
+                           "model file: 'rope_freqs.weight' is not %u positive F32 numbers", half);
+}
+
+/* RoPE frequencies theta^(-2i/d) (RoFormer, arXiv 2104.09864). */
 static int read_rope(struct engine *e, char *error, size_t error_bytes)
 {
     uint32_t half = e->shape.head_dim / 2;
@@ -60,15 +78,27 @@ static int read_rope(struct engine *e, char *error, size_t error_bytes)
     if (code)
         return code;
     (void)gguf_f64(e->model, "llama.rope.freq_base", &theta);
+    if (!(theta > 0) || !isfinite(theta))
+        return fail_with(error, error_bytes, -EBADMSG,
+                         "model file: 'llama.rope.freq_base' is not a positive number");
     e->inverse_frequency = calloc(half, sizeof(double));
     if (!e->inverse_frequency)
         return -ENOMEM;
     for (uint32_t i = 0; i < half; i++)
         e->inverse_frequency[i] = pow(theta, -2.0 * i / e->shape.head_dim) / factor;
-    const struct gguf_tensor *factors = gguf_tensor(e->model, "rope_freqs.weight");
-    if (factors && factors->type == TENSOR_F32 && factors->dim[0] == half)
-        for (uint32_t i = 0; i < half; i++)
-            e->inverse_frequency[i] /= (double)((const float *)factors->data)[i];
+    return read_factors(e, error, error_bytes);
+}
+
+/* No projection is computed with one. */
+static int refuse_biases(const struct gguf *model, char *error, size_t error_bytes)
+{
+    for (size_t i = 0; i < gguf_tensor_count(model); i++) {
+        const struct gguf_string *name = &gguf_tensor_at(model, i)->name;
+        if (name->bytes >= 5 && memcmp(name->text + name->bytes - 5, ".bias", 5) == 0)
+            return fail_with(error, error_bytes, -ENOTSUP,
+                             "model file: biases, as '%.*s', are not supported",
+                             (int)(name->bytes < 64 ? name->bytes : 64), name->text);
+    }
     return 0;
 }
 
@@ -105,7 +135,7 @@ int metadata_read_model(struct engine *e, char *error, size_t error_bytes)
     s->vocab = embedding && embedding->dim[1] < (1u << 24) ? (uint32_t)embedding->dim[1] : 0;
     if (!s->kv_heads || s->kv_heads > s->heads || s->heads % s->kv_heads || !s->head_dim ||
         s->head_dim % 2 || s->head_dim > KERNELS_HEAD_DIM_MAX || !s->vocab ||
-        s->dim % KERNELS_BLOCK || s->ff % KERNELS_BLOCK)
+        s->dim % KERNELS_BLOCK || s->ff % KERNELS_BLOCK || s->heads * s->head_dim % KERNELS_BLOCK)
         return fail_with(
             error, error_bytes, -EBADMSG,
             "model file: heads %u, kv heads %u, head size %u, vocabulary %u do not fit together",
@@ -119,10 +149,8 @@ int metadata_read_model(struct engine *e, char *error, size_t error_bytes)
     double eps = 1e-5;
     (void)gguf_f64(e->model, "llama.attention.layer_norm_rms_epsilon", &eps);
     s->norm_eps = (float)eps;
-    if (gguf_tensor(e->model, "blk.0.attn_q.bias"))
-        return fail_with(error, error_bytes, -ENOTSUP,
-                         "model file: attention with biases is not supported");
-    return read_rope(e, error, error_bytes);
+    int code = refuse_biases(e->model, error, error_bytes);
+    return code ? code : read_rope(e, error, error_bytes);
 }
 
 void metadata_model_name(const struct gguf *model, char *out, size_t out_bytes)

@@ -1,6 +1,7 @@
 /* The GGUF reader on good, cut, bent and hostile files. */
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -348,6 +349,87 @@ static void test_model_name(void **state)
     gguf_close(&gguf);
 }
 
+/* A model file as far as its metadata is read, and what is odd in it. */
+struct odd {
+    uint32_t heads, head_dim;
+    const char *key; /* of a float; NULL: none */
+    float value;
+    const char *tensor; /* of zeros; NULL: none */
+    uint32_t dim, type;
+};
+
+static int read_odd(struct engine *e, const struct odd *odd, char error[static 512])
+{
+    struct gguf *gguf;
+    begin(1 + (odd->tensor != NULL), 7 + (odd->key != NULL));
+    put_text("general.architecture");
+    put32(8);
+    put_text("llama");
+    put_key_u32("llama.block_count", 1);
+    put_key_u32("llama.attention.head_count", odd->heads);
+    put_key_u32("llama.attention.key_length", odd->head_dim);
+    put_key_u32("llama.embedding_length", 64);
+    put_key_u32("llama.feed_forward_length", 64);
+    put_key_u32("llama.context_length", 8192);
+    if (odd->key) {
+        put_text(odd->key);
+        put32(6);
+        put(&odd->value, sizeof odd->value);
+    }
+    put_tensor("token_embd.weight", 64, TENSOR_F32, 0);
+    if (odd->tensor)
+        put_tensor(odd->tensor, odd->dim, odd->type, 0);
+    put(zeros, (32 - file_bytes % 32) % 32);
+    for (int i = 0; i < 4; i++)
+        put(zeros, sizeof zeros);
+    assert_int_equal(open_built(&gguf, error), 0);
+    *e = (struct engine){.model = gguf};
+    int code = metadata_read_model(e, error, 512);
+    gguf_close(&e->model);
+    return code;
+}
+
+/* What would be computed otherwise than the file means is refused, and by its name. */
+static void test_odd_models(void **state)
+{
+    static const struct {
+        struct odd odd;
+        const char *word;
+    } bad[] = {
+        {{3, 16, NULL, 0, NULL, 0, 0}, "fit together"}, /* 48 columns are no whole blocks */
+        {{2, 32, NULL, 0, "blk.0.ffn_up.bias", 64, TENSOR_F32}, "blk.0.ffn_up.bias"},
+        {{2, 32, NULL, 0, "blk.7.attn_k.bias", 64, TENSOR_F32}, "blk.7.attn_k.bias"},
+        {{2, 32, NULL, 0, "rope_freqs.weight", 16, TENSOR_F16}, "rope_freqs.weight"},
+        {{2, 32, NULL, 0, "rope_freqs.weight", 8, TENSOR_F32}, "rope_freqs.weight"},
+        {{2, 32, NULL, 0, "rope_freqs.weight", 16, TENSOR_F32}, "rope_freqs.weight"}, /* zeros */
+        {{2, 32, "llama.rope.freq_base", 0, NULL, 0, 0}, "freq_base"},
+        {{2, 32, "llama.rope.freq_base", NAN, NULL, 0, 0}, "freq_base"},
+        {{2, 32, "llama.rope.scaling.factor", 0.5f, NULL, 0, 0}, "factor"},
+    };
+    static const struct {
+        struct odd odd;
+        double first;
+    } good[] = {
+        {{2, 32, NULL, 0, NULL, 0, 0}, 1},
+        {{2, 32, "llama.rope.scaling.factor", 8, NULL, 0, 0}, 0.125}, /* linear by default */
+        {{2, 32, "llama.rope.scale_linear", 4, NULL, 0, 0}, 0.25},    /* of older files */
+    };
+    static struct engine e;
+    char error[512];
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_true(read_odd(&e, &bad[i].odd, error) < 0);
+        free(e.inverse_frequency);
+        if (!strstr(error, bad[i].word))
+            fail_msg("\"%s\" does not say \"%s\"", error, bad[i].word);
+    }
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        assert_int_equal(read_odd(&e, &good[i].odd, error), 0);
+        assert_true(e.inverse_frequency[0] == good[i].first);
+        free(e.inverse_frequency);
+    }
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -373,6 +455,7 @@ int main(void)
         cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_no_file),
         cmocka_unit_test(test_model_name),
+        cmocka_unit_test(test_odd_models),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
