@@ -348,6 +348,8 @@ def check_models():
         {"llama.rope.freq_base": 10000.0, "llama.rope.scaling.type": "linear",
          "llama.rope.scaling.factor": 4.0}, **{"rope_freqs.weight": factors}), 4)
     want = 10000.0 ** (-np.arange(4) / 4) / factors / 4
+    older = [model_file.rope_frequency(File({"llama.rope." + key: 4.0}), 4)
+             for key in ("scaling.factor", "scale_linear")]
     ends = model_file.end_tokens({"tokenizer.ggml.eos_token_id": 7, "tokenizer.ggml.tokens":
                                   ["a", "<|endoftext|>", "<|eot_id|>"]})
     tried, kept = [], (attention.difference, attention.TRITON)
@@ -358,7 +360,8 @@ def check_models():
                          kv_heads=5, dim=80)
     finally:
         attention.difference, attention.TRITON = kept
-    good = np.allclose(found.numpy(), want) and ends == [1, 2, 7] and bool(tried) \
+    good = np.allclose(found.numpy(), want) and ends == [1, 2, 7] \
+        and all(np.allclose(one.numpy(), want * factors) for one in older) and bool(tried) \
         and all(shape["dim"] == 80 and shape["heads"] == 5 and shape["n"] == 64 for shape in tried)
     print("models: %s" % ("RoPE factors, ends, shapes" if good else "WRONG"))
     return good

@@ -41,8 +41,9 @@ class BaseModel:
         if turned != self.head_dim:
             raise gguf.GGUFError("%s: RoPE over %d of %d dimensions of a head is not supported"
                                  % (path, turned, self.head_dim))
-        if "blk.0.attn_q.bias" in reader.tensors:
-            raise gguf.GGUFError("%s: attention with biases is not supported" % path)
+        bias = next((name for name in reader.tensors if name.endswith(".bias")), None)
+        if bias:
+            raise gguf.GGUFError("%s: biases, as '%s', are not supported" % (path, bias))
         self.frequency = rope_frequency(reader, self.head_dim // 2)
         self.context = meta["llama.context_length"]
         self.ends = end_tokens(meta)
@@ -82,9 +83,13 @@ def end_tokens(meta):
 def rope_frequency(reader, half):
     """theta^(-i/half), divided by the file's own factors where it has them, as the engine does."""
     theta = reader.meta.get("llama.rope.freq_base", 10000.0)
-    scaling, factor = reader.meta.get("llama.rope.scaling.type", "none"), 1.0
-    if scaling == "linear":
-        factor = reader.meta["llama.rope.scaling.factor"]
+    scaling, factor = reader.meta.get("llama.rope.scaling.type"), 1.0
+    if scaling in (None, "linear"):
+        given = [reader.meta[key] for key in ("llama.rope.scaling.factor", "llama.rope.scale_linear")
+                 if key in reader.meta]
+        if scaling and not given:
+            raise gguf.GGUFError("RoPE scaling without its factor")
+        factor = (given + [1.0])[0]
     elif scaling != "none":
         raise gguf.GGUFError("RoPE scaling '%s' is not supported, only linear" % scaling)
     frequency = theta ** (-torch.arange(half, dtype=torch.float64) / half) / factor
