@@ -102,7 +102,8 @@ def check_text(folder):
     passage = "The ferry to the island leaves at nine, and it takes an hour. " * 4
     lines = [{"text": "Line %d of what was said on that day by somebody else.\n" % i * 5}
              for i in range(300)]
-    asked = {"text": passage, "qa": [{"q": "When does the ferry leave?", "a": "at nine"}]}
+    asked = {"text": passage, "qa": [
+        {"q": "When does the ferry leave?", "a": "at nine"}, {"question": "Why?", "a": "so"}]}
     packed = "talk.jsonl.zst" if shutil.which("zstd") else "talk.jsonl"
     cases = (("own text", {"chats.jsonl": lines, "mail.jsonl.xz": lines, "log.jsonl": b"\n",
                            packed: lines}, 2048),
@@ -120,7 +121,9 @@ def check_text(folder):
             print("%s: %s in shares of %s" % (name, maker.names, maker.shares))
             return False
     one = data.RowMaker(prepared(folder, cases[1][1]), 2048)
-    good = one.item()[2].tolist() == Bytes(0).encode("at nine").tolist() \
+    long = {"text": "x" * 9000 + passage, "source": data.OWN, "qa": asked["qa"]}
+    good = "at nine" in data.question_items(long)[0][0][:1400] \
+        and one.item()[2].tolist() == Bytes(0).encode("at nine").tolist() \
         and refused(lambda: prepared(folder, {}), "no text") \
         and refused(lambda: prepared(folder, {"a.jsonl": b'{"text": "b"}\nno\n'}), "line 2") \
         and refused(lambda: prepared(folder, {"a.jsonl": [{"words": "b"}]}), "line 1") \

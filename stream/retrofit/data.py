@@ -3,9 +3,9 @@
     python3 data.py --model BASE.gguf --text FOLDER --out SHARDS
 
 FOLDER holds KIND.jsonl, .jsonl.xz or .jsonl.zst files; one document a line with `text`, and where
-there are questions about it `qa`, a list of {"q": question, "a": answer} (`start`: the answer's place
-in a long text), or `ans_at`, where in a text that asks its answer begins.  Any KIND will do; those
-of SHARES have these shares, others theirs by size.
+there are questions about it `qa`, a list of {"q": question, "a": answer} (`start`: the answer's place,
+else where its words are first), or `ans_at`, where in a text that asks its answer begins.  Any KIND
+will do; those of SHARES have these shares, others theirs by size.
 
 A row is T chunks of tokens with a loss weight and a flag for raw (fork) tokens.  Four sorts of row:
 plain text; text in which earlier excerpts come back, which rewards exact content; text with passages
@@ -183,12 +183,15 @@ def question_items(document):
         if question and at < 7000:
             passage = text[:at].replace(question, "").replace("Answer:", "").strip()
             items.append((passage, question, text[at:].strip()))
-    for entry in document.get("qa", ()):
+    for entry in document.get("qa") or ():
         answer = entry.get("a")
-        if not isinstance(answer, str) or not answer.strip():
+        if not isinstance(answer, str) or not answer.strip() or not isinstance(entry.get("q"), str):
             continue
-        if entry.get("start") is not None:
-            begin = max(0, entry["start"] - 600)
+        start = entry.get("start")
+        if start is None and document["source"] == OWN and answer in text:
+            start = text.index(answer)
+        if start is not None:
+            begin = max(0, start - 600)
             items.append((text[begin:begin + 1400], entry["q"], answer))
         elif entry.get("spans"):
             turns = text.split("\n")

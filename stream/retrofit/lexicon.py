@@ -158,6 +158,8 @@ def main():
     parser.add_argument("--adapter", required=True)
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
+    if not os.path.exists(os.path.join(options.wordnet, "index.noun")):
+        raise SystemExit("%s has no WordNet: apt install wordnet-base" % options.wordnet)
     near = near_words(WordNet(options.wordnet), count_words(options.text))
     adapter = silt_adapter.read(options.adapter)
     adapter.lexicon = [" ".join([form] + words) for form, words in sorted(near.items())]
