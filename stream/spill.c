@@ -267,6 +267,8 @@ void spill_detach(struct spill *s, uint64_t stream_id)
     pthread_mutex_lock(&s->lock);
     stream->used = false;
     s->attached--;
+    if (s->mend.place.stream_id == stream_id)
+        s->mend.place.stream_id = 0; /* no stream's: its text may be another when it is back */
     pthread_mutex_unlock(&s->lock);
 }
 

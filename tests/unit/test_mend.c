@@ -245,6 +245,39 @@ static void begun_near_it_comes_near(void **state)
     free(part.memory);
 }
 
+/* What was being made again when its stream left is not written when it is back: its text may have
+ * been forgotten in between, and its segments made of other text. */
+static void a_mend_ends_with_its_stream(void **state)
+{
+    static uint8_t bytes[1 << 16];
+    static f16 rows[VALUES];
+    struct spill_damage damage;
+    (void)state;
+    spill_rig_clear();
+    struct held h = spill_rig_open(true, SEGMENT_F16);
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    spill_rig_put_many(h.spill, 1, 0, CHUNKS);
+    spill_drain(h.spill);
+    record(&h, 0, 20, bytes, false);
+    bytes[9000] ^= 4;
+    record(&h, 0, 20, bytes, true);
+    assert_int_equal(spill_rig_fetch_one(h.spill, 1, 20), 0);
+    assert_true(spill_damaged(h.spill, &damage));
+    assert_int_equal(damage.chunk_from, 20);
+    spill_rig_rows(1, 3, rows); /* other text */
+    struct segment_view view = {20, 20 * TINY_CHUNK, 21 * TINY_CHUNK, rows, sizeof rows};
+    spill_mend_add(h.spill, &view, 21, 22);
+    spill_detach(h.spill, 1);
+    assert_int_equal(spill_erase(h.spill, 1, 16), 0);
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    spill_rig_put_many(h.spill, 1, 16, CHUNKS);
+    spill_drain(h.spill);
+    assert_int_equal(spill_mend_end(h.spill, false), -ENOENT);
+    spill_drain(h.spill);
+    assert_int_equal(spill_rig_fetch_one(h.spill, 1, 20), 1);
+    spill_rig_close(&h);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -252,6 +285,7 @@ int main(void)
         cmocka_unit_test(merged_int8),
         cmocka_unit_test(a_mean_that_lacks_one),
         cmocka_unit_test(begun_near_it_comes_near),
+        cmocka_unit_test(a_mend_ends_with_its_stream),
     };
     return cmocka_run_group_tests_name("mend", tests, spill_rig_set_up, spill_rig_tear_down);
 }
