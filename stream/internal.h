@@ -119,7 +119,8 @@ struct forward_trace {
 int weights_load(struct engine *engine, const struct engine_options *options, char *error,
                  size_t error_bytes);
 void weights_free(struct engine *engine);
-/* metadata.c: shape, RoPE and vocabulary size of e->model; chunk, ring, ratios of e->adapter, whose
+/* metadata.c: shape, RoPE and vocabulary size of e->model, and chunk and sinks of a window alone;
+ * chunk, ring, ratios of e->adapter, whose
  * fingerprint of the base must be the model's (-ESTALE). Each says in error what is wrong. */
 int metadata_read_model(struct engine *engine, char *error, size_t error_bytes);
 int metadata_read_adapter(struct engine *engine, const char *path, char *error, size_t error_bytes);

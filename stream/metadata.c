@@ -15,6 +15,7 @@
 #include <utf8proc.h>
 
 enum { KEY_BYTES_MAX = 128, SCALING_MAX = 1024 };
+enum { WINDOW_ONLY_CHUNK_MAX = 1024, WINDOW_ONLY_SINKS = 8 };
 
 static int model_u32(struct engine *e, const char *key, uint32_t *out, uint32_t most, char *error,
                      size_t error_bytes)
@@ -102,6 +103,17 @@ static int refuse_biases(const struct gguf *model, char *error, size_t error_byt
     return 0;
 }
 
+/* Without an adapter: two chunks are the window, as long as a question beside it leaves room for in
+ * the trained context. */
+static uint32_t window_chunk(uint32_t context)
+{
+    uint32_t beside = FORK_TOKENS_MAX + WINDOW_ONLY_SINKS;
+    uint32_t chunk = context > beside ? (context - beside) / 2 : 0;
+    chunk -= chunk % STREAM_BLOCK_TOKENS;
+    chunk = chunk < WINDOW_ONLY_CHUNK_MAX ? chunk : WINDOW_ONLY_CHUNK_MAX;
+    return chunk ? chunk : STREAM_BLOCK_TOKENS; /* which layout_make refuses */
+}
+
 int metadata_read_model(struct engine *e, char *error, size_t error_bytes)
 {
     struct shape *s = &e->shape;
@@ -149,6 +161,8 @@ int metadata_read_model(struct engine *e, char *error, size_t error_bytes)
     double eps = 1e-5;
     (void)gguf_f64(e->model, "llama.attention.layer_norm_rms_epsilon", &eps);
     s->norm_eps = (float)eps;
+    s->chunk = window_chunk(s->context);
+    s->sinks = WINDOW_ONLY_SINKS;
     int code = refuse_biases(e->model, error, error_bytes);
     return code ? code : read_rope(e, error, error_bytes);
 }

@@ -18,7 +18,7 @@
 #include <xxhash.h>
 
 enum { HUGE_PAGE_BYTES = 2 << 20 };
-enum { WINDOW_ONLY_CHUNK = 1024, WINDOW_ONLY_SINKS = 8, KEY_BYTES_MAX = 128, RANK_MAX = 1024 };
+enum { KEY_BYTES_MAX = 128, RANK_MAX = 1024 };
 
 /* One pass of loading: memory is NULL while bytes are only counted. */
 struct loader {
@@ -558,8 +558,6 @@ int weights_load(struct engine *e, const struct engine_options *options, char *e
         return fail_with(error, error_bytes, -EBADMSG,
                          "model file: %u tokens but embeddings for %u",
                          tokenizer_vocab_count(e->tokenizer), e->shape.vocab);
-    e->shape.chunk = WINDOW_ONLY_CHUNK;
-    e->shape.sinks = WINDOW_ONLY_SINKS;
     if (options->adapter_path) {
         code = gguf_open(&e->adapter, options->adapter_path, error, error_bytes);
         if (!code)

@@ -51,19 +51,19 @@ static int pick_ratio(struct layout *l, const struct engine *e, uint32_t asked, 
         i->ratio_count, i->ratio[i->ratio_count - 1]);
 }
 
-int layout_make(struct layout *l, const struct engine *e, const struct stream_options *options,
-                char *error, size_t error_bytes)
+/* The farthest pair of rows a query ever sees stays inside the trained context (DESIGN 2.6). */
+static int check_reach(const struct layout *l, const struct engine *e, char *error,
+                       size_t error_bytes)
 {
     const struct shape *s = &e->shape;
-    *l = (struct layout){.heads = s->layers * s->kv_heads, .head_dim = s->head_dim};
-    int code = pick_ratio(l, e, options->dmc_ratio, error, error_bytes);
-    if (code)
-        return code;
-    l->ring = options->ring_segments ? options->ring_segments : s->ring;
-    /* The farthest pair of rows a query ever sees stays inside the trained context (DESIGN 2.6). */
     uint64_t chunks = l->ring ? l->ring + 1 + STREAM_RECALL_MAX : 2; /* the newest of the ring is
                                                                         the previous chunk's */
     uint64_t reach = chunks * s->chunk + FORK_TOKENS_MAX + s->comp + s->sinks;
+    if (!l->ring && reach > s->context)
+        return fail_with(error, error_bytes, -EINVAL,
+                         "the model was trained on %u tokens, too few for a window and a question: "
+                         "%llu are needed; take one of a longer context",
+                         s->context, (unsigned long long)reach);
     if (l->ring > STREAM_RING_MAX || (l->ring && !s->comp) || reach > s->context)
         return fail_with(error, error_bytes, -EINVAL,
                          "a ring of %u segments reaches %llu tokens back, past the model's trained "
@@ -76,6 +76,21 @@ int layout_make(struct layout *l, const struct engine *e, const struct stream_op
                          "%u pinned tokens beside a ring of %u segments reach past the model's "
                          "trained context of %u; choose a smaller ring or --pin-tokens-max",
                          s->pins, l->ring, s->context);
+    return 0;
+}
+
+int layout_make(struct layout *l, const struct engine *e, const struct stream_options *options,
+                char *error, size_t error_bytes)
+{
+    const struct shape *s = &e->shape;
+    *l = (struct layout){.heads = s->layers * s->kv_heads, .head_dim = s->head_dim};
+    int code = pick_ratio(l, e, options->dmc_ratio, error, error_bytes);
+    if (code)
+        return code;
+    l->ring = options->ring_segments ? options->ring_segments : s->ring;
+    code = check_reach(l, e, error, error_bytes);
+    if (code)
+        return code;
     size_t row = s->head_dim * sizeof(f16), heads = l->heads;
     take(l, sizeof(struct state));
     l->fixed_rows = s->comp + s->sinks + l->ring * s->comp;

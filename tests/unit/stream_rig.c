@@ -30,7 +30,8 @@ struct engine *stream_rig_engine(struct engine_options options)
     struct engine *engine = NULL;
     char error[400] = "";
 
-    options.model_path = stream_rig_model;
+    if (!options.model_path)
+        options.model_path = stream_rig_model;
     if (engine_open(&engine, &options, error, sizeof error))
         fail_msg("%s", error);
     return engine;

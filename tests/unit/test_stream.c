@@ -376,6 +376,53 @@ static void without_an_adapter_it_slides(void **state)
     engine_close(&e);
 }
 
+/* The tiny model as one that was trained on so many tokens. */
+static void set_context(const char *path, uint32_t context)
+{
+    static const char key[] = "llama.context_length";
+    static char bytes[1 << 22];
+    FILE *file = fopen(stream_rig_model, "r");
+    size_t count = fread(bytes, 1, sizeof bytes, file);
+    fclose(file);
+    char *at = memmem(bytes, count, key, sizeof key - 1);
+    assert_true(at && count < sizeof bytes);
+    memcpy(at + sizeof key - 1 + sizeof(uint32_t), &context, sizeof context);
+    file = fopen(path, "w");
+    assert_int_equal(fwrite(bytes, 1, count, file), count);
+    fclose(file);
+}
+
+/* Its window is then as long as a question beside it leaves room for; it had not opened. */
+static void a_short_context_slides_too(void **state)
+{
+    static const uint32_t context[] = {4096, 3000, 2048};
+    (void)state;
+    char path[96], error[256];
+    snprintf(path, sizeof path, "%s.short", stream_rig_model);
+    for (size_t i = 0; i < sizeof context / sizeof *context; i++) {
+        set_context(path, context[i]);
+        struct engine *e =
+            stream_rig_engine((struct engine_options){.model_path = path, .threads = 1});
+        struct held_stream a = stream_rig_open(e, 0, 0);
+        void *memory;
+        assert_int_equal(stream_feed(a.stream, tokens, 2 * 1024 + 70), 0);
+        struct fork *fork = fork_of(&a, &memory);
+        struct stream_stat s = stream_rig_stat(&a);
+        assert_true(s.rows_mean > 8 && s.rows_mean + FORK_TOKENS_MAX <= context[i]);
+        assert_int_equal(fork_feed(fork, tokens, FORK_TOKENS_MAX), 0);
+        fork_close(&fork);
+        free(memory);
+        stream_rig_close(&a);
+        engine_close(&e);
+    }
+    set_context(path, 1024);
+    struct engine *e = stream_rig_engine((struct engine_options){.model_path = path});
+    assert_int_equal(stream_bytes(e, &(struct stream_options){0}, error, sizeof error), 0);
+    assert_non_null(strstr(error, "trained on 1024 tokens, too few"));
+    engine_close(&e);
+    unlink(path);
+}
+
 static void an_adapter_of_another_model_is_refused(void **state)
 {
     (void)state;
@@ -411,6 +458,7 @@ int main(void)
         cmocka_unit_test(history_agrees_with_a_stream),
         cmocka_unit_test(options_are_checked),
         cmocka_unit_test(without_an_adapter_it_slides),
+        cmocka_unit_test(a_short_context_slides_too),
         cmocka_unit_test(an_adapter_of_another_model_is_refused),
     };
     return cmocka_run_group_tests_name("stream", tests, set_up, tear_down);
