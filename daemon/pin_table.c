@@ -89,16 +89,21 @@ void pins_sync(struct ingest *ingest, struct slot *slot)
         say(SAY_ERROR, "the pins of a stream cannot be read (%s): restart siltd", strerror(-error));
 }
 
-/* Tokens [from, from + count) of a stream, out of its journal. */
+/* Tokens [from, from + count) of a stream, out of its journal; of text that was trimmed away what
+ * stands in its place wherever it is read again. */
 static int read_tokens(struct ingest *ingest, const struct ingest_slot *in, uint64_t from,
                        uint32_t count, int32_t *out)
 {
-    uint64_t ordinal, token;
+    uint64_t ordinal, token, first = forget_first(ingest, in->stream_id);
     struct token_text text;
     struct journal_item item;
     uint32_t have = 0;
-    int result = replay_find(ingest, in->stream_id, in->working.items, from, &item, &ordinal);
+    int result;
 
+    while (have < count && from + have < first)
+        out[have++] = GAP_TOKEN;
+    from += have;
+    result = replay_find(ingest, in->stream_id, in->working.items, from, &item, &ordinal);
     if (result)
         return result;
     token = item.token_from;
@@ -168,6 +173,12 @@ static void pin(struct ingest *ingest, struct slot *slot, const struct ingest_re
     why = refusal(ingest, slot, new.from, new.to, new.before);
     if (why) {
         ingest_refuse(result, SILT__V1__ERROR__CODE__NO_SPACE, why);
+        return;
+    }
+    if (new.from < forget_first(ingest, in->stream_id)) {
+        ingest_refuse(result, SILT__V1__ERROR__CODE__INVALID,
+                      "the text there was trimmed away to stay below --disk: silt stat says from "
+                      "which token on there is some");
         return;
     }
     new.at = next_chunk(ingest, in) > left ? next_chunk(ingest, in) : left;

@@ -13,7 +13,7 @@
 
 #include "tests/unit/rig.h"
 
-enum { LAG = 8192, HALF_BYTES = 4000 };
+enum { LAG = 8192, HALF_BYTES = 4000, PINS = 64, SINKS = 8 };
 
 static const struct rig_options options = {
     .slots = 2, .asks = 1, .lag_tokens_max = LAG, .checkpoints = true};
@@ -144,6 +144,40 @@ static void a_branch_remembers_though_its_stream_goes_at_once(void **state)
     assert_true(hash_of("b") == hash);
 }
 
+static uint32_t pin(uint64_t from, uint64_t to)
+{
+    struct ingest_request request = {.kind = INGEST_PIN,
+                                     .slot = 0,
+                                     .stream_id = id,
+                                     .verb = SILT__V1__PINS__VERB__PIN,
+                                     .from = from,
+                                     .to = to};
+
+    push(&request);
+    rig_settle(&rig);
+    return rig_last(&rig, INGEST_PIN)->error;
+}
+
+/* With a pin come the stream's first tokens, which are gone too. */
+static void no_other_text_is_pinned(void **state)
+{
+    const struct slot_pins *pins = &rig.slots[0].pins;
+
+    (void)state;
+    rig.ingest.pin_tokens_max = PINS;
+    rig.ingest.sink_tokens = SINKS;
+    rig_stream(&rig, 0, "a", 4);
+    rig_settle(&rig);
+    assert_int_equal(pin(first - 20, first - 4), 1 + SILT__V1__ERROR__CODE__INVALID);
+    assert_int_equal(pin(first - 1, first + 4), 1 + SILT__V1__ERROR__CODE__INVALID);
+    assert_int_equal(atomic_load(&pins->count), 0);
+    assert_int_equal(pin(first, first + 20), 0);
+    assert_int_equal(atomic_load(&pins->count), 1);
+    assert_int_equal(pins->pin[0].before, SINKS);
+    for (int i = 0; i < SINKS; i++)
+        assert_int_equal(pins->tokens[i], GAP_TOKEN);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -151,6 +185,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_past_is_not_made_of_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_branch_remembers_though_its_stream_goes_at_once, set_up,
                                         tear_down),
+        cmocka_unit_test_setup_teardown(no_other_text_is_pinned, set_up, tear_down),
     };
 
     return cmocka_run_group_tests_name("timelines", tests, NULL, NULL);
