@@ -85,6 +85,7 @@ struct journal {
     sqlite3_stmt *statement[STATEMENT_COUNT];
     char path[PATH_BYTES_MAX + 16];
     uint64_t epoch;
+    bool committing; /* by journal_commit, or a call that is a transaction of its own */
 };
 
 static int64_t item_key(uint64_t stream, uint64_t ordinal)
@@ -115,6 +116,13 @@ static void bind_u64(sqlite3_stmt *s, int at, uint64_t value)
     sqlite3_bind_int64(s, at, (int64_t)value);
 }
 
+/* SQLite takes a whole transaction back when the disk fails under any statement in it, a read too;
+ * what came behind it would be on disk by itself, a part of a batch. */
+static int refuse_commit(void *journal)
+{
+    return !((const struct journal *)journal)->committing;
+}
+
 static int set_up(struct journal *journal)
 {
     char pragmas[400];
@@ -141,28 +149,9 @@ static int prepare(struct journal *journal)
     return 0;
 }
 
-/* Before format 2 pages had no hash, so they cannot be checked now. */
-static int check_pages(const struct journal *journal, char *error, size_t error_bytes)
-{
-    enum { RESERVED_AT = 20 };
-    uint8_t header[RESERVED_AT + 1];
-    FILE *file = fopen(journal->path, "re");
-    size_t bytes = file ? fread(header, 1, sizeof header, file) : 0;
-
-    if (file)
-        fclose(file);
-    if (bytes < sizeof header || header[RESERVED_AT] == PAGES_HASH_BYTES)
-        return 0;
-    snprintf(error, error_bytes,
-             "the journal %s is of format 1 or damaged, this siltd (" SILT_VERSION ") reads "
-             "format %d: use the siltd that wrote it, or give another --data folder",
-             journal->path, JOURNAL_FORMAT);
-    return -ESTALE;
-}
-
 static int open_database(struct journal *journal, char *error, size_t error_bytes)
 {
-    int result = check_pages(journal, error, error_bytes);
+    int result = journal_check_pages(journal->path, error, error_bytes);
 
     if (!result)
         result = journal_errno(pages_register());
@@ -203,6 +192,7 @@ int journal_open(struct journal **out, const struct journal_options *options, ch
         goto error;
     /* Text that was removed just before a crash goes from the log now. */
     (void)journal_truncate_log(journal);
+    sqlite3_commit_hook(journal->db, refuse_commit, journal);
     *out = journal;
     return 0;
 
@@ -261,7 +251,12 @@ int journal_begin(struct journal *journal)
 
 int journal_commit(struct journal *journal)
 {
-    return run(use(journal, COMMIT));
+    int result;
+
+    journal->committing = true;
+    result = run(use(journal, COMMIT));
+    journal->committing = false;
+    return result;
 }
 
 void journal_rollback(struct journal *journal)
@@ -272,6 +267,8 @@ void journal_rollback(struct journal *journal)
 
 int journal_mark(struct journal *journal)
 {
+    if (sqlite3_get_autocommit(journal->db))
+        return -EIO; /* it would begin another */
     return journal_errno(sqlite3_exec(journal->db, "SAVEPOINT mark", NULL, NULL, NULL));
 }
 
@@ -444,7 +441,12 @@ bool journal_stream_shares(struct journal *journal, uint64_t id)
 
 int journal_shrink(struct journal *journal)
 {
-    return journal_errno(sqlite3_exec(journal->db, "PRAGMA incremental_vacuum", NULL, NULL, NULL));
+    int code;
+
+    journal->committing = true;
+    code = sqlite3_exec(journal->db, "PRAGMA incremental_vacuum", NULL, NULL, NULL);
+    journal->committing = false;
+    return journal_errno(code);
 }
 
 int journal_truncate_log(struct journal *journal)

@@ -53,7 +53,8 @@ const char *journal_error(const struct journal *journal);
 uint64_t journal_epoch(const struct journal *journal);
 uint64_t journal_disk_bytes(const struct journal *journal);
 
-/* A transaction; every writing call must stand in one. commit returns when it is on disk. */
+/* A transaction; every writing call must stand in one, else or where that has failed since it gets
+ * an error. commit returns when it is on disk. */
 int journal_begin(struct journal *journal);
 int journal_commit(struct journal *journal);
 void journal_rollback(struct journal *journal);

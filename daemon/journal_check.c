@@ -10,6 +10,7 @@
 #include "daemon/clock.h"
 #include "daemon/journal_branch.h"
 #include "daemon/journal_pin.h"
+#include "daemon/pages.h"
 
 static const char schema[] =
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;"
@@ -28,6 +29,8 @@ int journal_errno(int code)
 {
     if (code == SQLITE_IOERR_DATA)
         return -EBADMSG; /* rot: pages.h */
+    if (code == SQLITE_CONSTRAINT_COMMITHOOK)
+        return -EIO; /* its transaction has failed before */
     switch (code & 0xff) {
     case SQLITE_OK:
     case SQLITE_ROW:
@@ -183,6 +186,24 @@ static int note_epoch(sqlite3 *db, const struct journal_options *options, uint64
     code = sqlite3_step(s);
     sqlite3_finalize(s);
     return journal_errno(code);
+}
+
+int journal_check_pages(const char *path, char *error, size_t error_bytes)
+{
+    enum { RESERVED_AT = 20 };
+    uint8_t header[RESERVED_AT + 1];
+    FILE *file = fopen(path, "re");
+    size_t bytes = file ? fread(header, 1, sizeof header, file) : 0;
+
+    if (file)
+        fclose(file);
+    if (bytes < sizeof header || header[RESERVED_AT] == PAGES_HASH_BYTES)
+        return 0;
+    snprintf(error, error_bytes,
+             "the journal %s is of format 1 or damaged, this siltd (" SILT_VERSION ") reads "
+             "format %d: use the siltd that wrote it, or give another --data folder",
+             path, JOURNAL_FORMAT);
+    return -ESTALE;
 }
 
 int journal_check(sqlite3 *db, const struct journal_options *options, uint64_t *epoch, char *error,

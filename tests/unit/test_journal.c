@@ -6,8 +6,11 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <errno.h>
+#include <sqlite3.h>
 
 #include "daemon/changes.h"
+#include "daemon/journal_branch.h"
 #include "tests/unit/rig.h"
 
 static char folder[128];
@@ -88,9 +91,43 @@ static void the_newest_changes_are_known(void **state)
     rig_folder_drop(folder);
 }
 
+/* As SQLite takes it back by itself where the disk fails under a statement of it. */
+static void nothing_is_stored_behind_a_lost_transaction(void **state)
+{
+    const struct journal_options options = {
+        .folder = folder, .model_name = "tiny", .kernels_name = "avx2"};
+    struct journal_stream first = {.name = "first"}, second = {.name = "second"}, found;
+    struct journal_item item = {.item = {ITEM_TEXT, 0, (const uint8_t *)"text", 4}};
+    struct journal *journal;
+    char error[ERROR_BYTES_MAX];
+
+    (void)state;
+    rig_folder(folder, sizeof folder);
+    assert_int_equal(journal_open(&journal, &options, error, sizeof error), 0);
+    assert_int_equal(journal_begin(journal), 0);
+    assert_int_equal(journal_stream_create(journal, &first), 0);
+    assert_int_equal(sqlite3_exec(journal_db(journal), "ROLLBACK", NULL, NULL, NULL), 0);
+    assert_int_equal(journal_item_append(journal, first.id, 0, &item), -EIO);
+    assert_int_equal(journal_stream_create(journal, &second), -EIO);
+    assert_int_equal(journal_change_add(journal, 1, 1), -EIO);
+    assert_int_equal(journal_mark(journal), -EIO);
+    assert_int_equal(journal_stream_create(journal, &second), -EIO);
+    assert_int_not_equal(journal_commit(journal), 0);
+    journal_rollback(journal);
+    journal_close(&journal);
+    assert_int_equal(journal_open(&journal, &options, error, sizeof error), 0);
+    assert_int_equal(journal_stream_find(journal, "first", &found), -ENOENT);
+    assert_int_equal(journal_stream_find(journal, "second", &found), -ENOENT);
+    assert_int_equal(journal_item_get(journal, first.id, 0, &item), -ENOENT);
+    journal_close(&journal);
+    rig_folder_drop(folder);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(other_bits_are_another_epoch),
-                                       cmocka_unit_test(the_newest_changes_are_known)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(other_bits_are_another_epoch),
+        cmocka_unit_test(the_newest_changes_are_known),
+        cmocka_unit_test(nothing_is_stored_behind_a_lost_transaction)};
     return cmocka_run_group_tests_name("journal", tests, NULL, NULL);
 }
