@@ -14,7 +14,7 @@
 #include "stream/spill.h"
 #include "tests/unit/disk_fault.h"
 
-enum { STREAM_IDS = 16, CHUNKS = 512, TRIES = 200, EPOCH = 1, PLANTED_EVERY = 4 };
+enum { STREAM_IDS = 64, CHUNKS = 512, TRIES = 200, EPOCH = 1, PLANTED_EVERY = 4 };
 
 struct cold_counts cold_counts;
 static struct cold_counts before; /* this schedule */

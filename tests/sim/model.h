@@ -10,6 +10,7 @@ enum { PRODUCERS = 2, MESSAGES_MAX = 512, SENT_MAX = 256 };
 /* A message of a stream, by who sent it and its number: that says what is in it. */
 struct message {
     uint32_t producer;
+    uint32_t stream; /* it was sent to, which this one may have branched from */
     uint64_t sequence;
     uint64_t batch; /* of a doubt: the commit that failed */
 };
@@ -23,6 +24,9 @@ struct model {
     bool unsure;   /* two commits that failed say different things and both fit */
     uint32_t slot; /* SLOT_NONE: parked */
     bool exists;
+    uint32_t changing; /* requests of change.c under way */
+    bool trimmed;      /* maybe: its memory of the text that is gone is in its checkpoints alone */
+    bool may_be_there, may_be_gone; /* by a commit that failed */
 };
 
 void model_append(struct model *model, struct message message);

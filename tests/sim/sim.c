@@ -22,12 +22,13 @@
 #include <xxhash.h>
 
 #include "daemon/log.h"
+#include "tests/sim/change.h"
 #include "tests/sim/cold.h"
 #include "tests/sim/model.h"
 #include "tests/unit/rig.h"
 #include "tests/unit/vfs_fault.h"
 
-enum { STREAMS = 3, SLOTS = 2, ACTIONS = 300, AGAIN = 50 };
+enum { SLOTS = 2, ACTIONS = 300, AGAIN = 50 };
 
 /* Under checkpoints the power never goes: test_checkpoint_fault.c fails each
  * of their calls. */
@@ -53,7 +54,6 @@ static uint64_t seed, schedule, lost;
 static bool asking[2]; /* handed over and not ended */
 static bool canary, lies, broken;
 static uint64_t trace; /* of the schedule */
-static const char *const stream_names[STREAMS] = {"a", "b", "c"};
 static const char *const producer_names[PRODUCERS] = {"p", "q"};
 
 static uint64_t below(uint64_t n)
@@ -75,9 +75,9 @@ static void expect(bool right, const char *what)
 /* ---- messages ---- */
 
 /* Text of any bytes, turns, tokens and marks: always the same for the same stream and message. */
-static void build(uint32_t slot, uint32_t stream, const struct message *message)
+static void build(uint32_t slot, const struct message *message)
 {
-    uint64_t own = schedule * 1000003 + stream * 7919 + message->producer * 104729 +
+    uint64_t own = schedule * 1000003 + message->stream * 7919 + message->producer * 104729 +
                    message->sequence * 15485863;
     uint64_t saved = seed;
     uint8_t text[1200];
@@ -110,6 +110,15 @@ static struct model *of_slot(uint32_t slot)
     return NULL;
 }
 
+/* Where those that failed would. */
+static void commit_stands(void)
+{
+    for (uint32_t i = 0; i < STREAMS; i++) {
+        model[i].doubt_count = 0;
+        model[i].may_be_there = model[i].may_be_gone = false;
+    }
+}
+
 static void take_result(const struct ingest_result *result, uint64_t batch)
 {
     struct model *m = flying[0].model;
@@ -125,8 +134,7 @@ static void take_result(const struct ingest_result *result, uint64_t batch)
         return;
     if (message.sequence == m->acked[message.producer] + 1) {
         model_append(m, message);
-        for (uint32_t i = 0; i < STREAMS; i++)
-            model[i].doubt_count = 0; /* this commit stands where theirs would */
+        commit_stands();
     }
     expect(result->sequence == m->acked[message.producer], "an ack that names another number");
 }
@@ -136,6 +144,8 @@ static void take_results(void)
     for (uint32_t i = 0; i < rig.result_count; i++)
         if (rig.results[i].kind == INGEST_FEED)
             take_result(&rig.results[i], rig.batches[i]);
+        else if (change_took(model, &rig.results[i]))
+            commit_stands();
     rig_forget(&rig);
 }
 
@@ -167,7 +177,8 @@ static void act_feed(void)
         message.sequence -= 1 + below(message.sequence - 1);
     if (way == 8) /* a gap */
         message.sequence += 1 + below(3);
-    build(slot, (uint32_t)(m - model), &message);
+    message.stream = (uint32_t)(m - model);
+    build(slot, &message);
     if (rig_push(&rig) == 0) {
         flying[flying_count].model = m;
         flying[flying_count++].message = message;
@@ -219,20 +230,25 @@ static void start_cold(void)
 
     for (uint32_t i = 0; i < SLOTS; i++)
         rig.slots[i].spill = spill;
+    rig.ingest.spill = spill;
 }
 
-/* As the loop thread does it: only a stream that has computed everything leaves its slot. */
+/* As the loop thread does it: only a stream that has computed everything leaves its slot; but to
+ * lose text it leaves at once, whatever is under way. */
 static void act_park(void)
 {
     uint32_t slot = any_slot();
     struct model *m = slot == SLOT_NONE ? NULL : of_slot(slot);
+    bool at_once = below(2);
 
-    if (!m)
+    if (!m || asked(slot))
         return;
-    rig_settle(&rig);
-    take_results();
-    if (slot_lag(&rig.slots[slot]) || asked(slot) || !atomic_load(&rig.slots[slot].ready))
-        return;
+    if (!at_once) {
+        rig_settle(&rig);
+        take_results();
+        if (slot_lag(&rig.slots[slot]) || !atomic_load(&rig.slots[slot].ready))
+            return;
+    }
     rig_request(&rig, INGEST_UNLOAD, slot, "");
     rig_settle(&rig);
     take_results();
@@ -247,7 +263,7 @@ static void act_open(void)
 
     while (slot < SLOTS && of_slot(slot))
         slot++;
-    if (slot == SLOTS || (m->exists && m->slot != SLOT_NONE))
+    if (slot == SLOTS || m->changing || (m->exists && m->slot != SLOT_NONE))
         return;
     rig_settle(&rig);
     take_results();
@@ -266,6 +282,7 @@ static void act_open(void)
         }
     take_results();
     m->exists = true;
+    m->may_be_there = false;
     m->slot = slot;
 }
 
@@ -291,6 +308,9 @@ static void damage(uint64_t stream_id)
     FILE *file;
     int byte;
 
+    for (uint32_t i = 0; i < STREAMS; i++)
+        if (model[i].trimmed)
+            return;
     if (!count || below(2))
         return;
     snprintf(path, sizeof path, "%s/%016" PRIx64 "/%016" PRIx64, rig.keeper.at.folder, stream_id,
@@ -336,8 +356,12 @@ static void wake_all(void)
 
         m->slot = SLOT_NONE;
         if (journal_stream_find(rig.journal, stream_names[i], &stream) != 0) {
-            expect(!m->exists, "a stream is gone");
+            expect(!m->exists || change_explains(&rig, m, 0), "a stream is gone");
             m->exists = false;
+            continue;
+        }
+        if (!m->exists && m->may_be_there) {
+            expect(change_explains(&rig, m, stream.id), "a branch of a commit that failed stays");
             continue;
         }
         m->exists = true;
@@ -368,6 +392,7 @@ static void act_crash(void)
 
     /* What is in the queue was never applied. */
     flying_count = 0;
+    change_crash(model);
     memset(asking, 0, sizeof asking);
     if (power)
         vfs_fault_cut(below(1000000));
@@ -394,8 +419,10 @@ static void act(void)
 {
     uint64_t what = below(100);
 
-    if (what < 40)
+    if (what < 36)
         act_feed();
+    else if (what < 40)
+        change_act(&rig, model, below(1u << 16));
     else if (what < 60)
         rig_ingest(&rig);
     else if (what < 75)
@@ -439,7 +466,7 @@ static uint64_t clean_hash(uint32_t stream)
     rig_stream(&rig, 0, "clean", 4);
     rig_settle(&rig);
     for (uint32_t i = 0; i < m->count; i++) {
-        build(0, stream, &m->message[i]);
+        build(0, &m->message[i]);
         rig_push(&rig);
         rig_settle(&rig);
         if (rig_last(&rig, INGEST_FEED)->error) {
@@ -560,6 +587,8 @@ int main(int argc, char **argv)
            "memories wrong 0 (%" PRIu64 " not told apart); %" PRIu64
            " played twice: the same; trace %016" PRIx64 "\n",
            count, first, messages, unsure, twice, all);
+    printf("%" PRIu64 " branches, %" PRIu64 " removals, %" PRIu64 " trims\n",
+           change_counts.branches, change_counts.removals, change_counts.trims);
     printf("cold segments: %" PRIu64 " put (again as another 0), %" PRIu64
            " fetched and right, %" PRIu64 " merged, %" PRIu64 " missing, %" PRIu64 " faults\n",
            cold_counts.put, cold_counts.fetched, cold_counts.merged, cold_counts.missing,
