@@ -147,10 +147,12 @@ static void create_result(struct core *core, const struct ingest_result *result)
         return;
     }
     serve_result_error(core, result);
-    if (!record->stream_id && !record->flights) {
-        record->forget = true;
-        serve_leave(core, result->record);
-    }
+}
+
+/* Its creation has failed, and nothing under way tries it again. */
+static bool never_was(const struct record *record)
+{
+    return record->state == RECORD_LIVE && !record->stream_id && !record->flights;
 }
 
 static void load_result(struct core *core, const struct ingest_result *result)
@@ -221,7 +223,8 @@ static void journal_news(struct core *core, const struct ingest_result *result)
         serve_leave(core, result->record);
         break;
     }
-    if (record->state == RECORD_LEAVING)
+    record->forget |= never_was(record);
+    if (record->state == RECORD_LEAVING || never_was(record))
         serve_leave(core, result->record);
 }
 

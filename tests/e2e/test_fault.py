@@ -176,6 +176,29 @@ def test_the_journal_cannot_be_written():
         same_memory(ended, 6)
 
 
+def test_what_could_not_be_made_takes_no_place():
+    """Whatever was sent for it before the answer came."""
+    disk = Disk()
+    with start(disk, "--streams-max", "1") as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        disk.fail("journal", PUT, EIO)
+        wire.send(open=pb.Open(stream="new"))
+        wire.send(attach=pb.Attach(stream="new", producer="p"))
+        for _ in range(2):
+            assert wire.reply().error.code in (pb.Error.NO_SPACE, pb.Error.NOT_FOUND)
+        disk.mend()
+        lib.wait_until("the place is free", lambda: opens(wire, "other"), 20)
+        lib.silt(siltd.endpoint, "stat", "new", code=1)
+
+
+def opens(wire, stream):
+    try:
+        return wire.open(stream)
+    except raw.Refused as refused:
+        assert refused.code == pb.Error.BUSY, refused
+        return None
+
+
 def test_one_call_after_the_other():
     """One call of some part fails in some way while it feeds, answers, branches and parks, over and
     over, and now and then it is killed behind it."""
