@@ -327,6 +327,23 @@ static void scan_level(struct spill *s, struct spill_stream *stream, uint32_t le
     *range = from < to ? (struct spill_range){from, to} : (struct spill_range){0, 0};
 }
 
+/* A level begins where those above it end. Before that may still lie the halves of means whose
+ * merging was cut off, without a gap. A gap: what lies before it was merged long ago and should
+ * have gone; the means count. */
+static void scan_overlap(struct spill *s, struct spill_stream *stream, uint32_t level)
+{
+    struct spill_range *range = &stream->level[level];
+    uint64_t covered = 0, at = range->from;
+    for (uint32_t above = level + 1; above < SEGMENT_LEVELS; above++)
+        if (stream->level[above].to << (above - level) > covered)
+            covered = stream->level[above].to << (above - level);
+    covered = covered < range->to ? covered : range->to;
+    while (at < covered && is_there(s, stream, level, at))
+        at++;
+    if (at < covered)
+        range->from = covered;
+}
+
 int spill_scan(struct spill *s, struct spill_stream *stream)
 {
     char name[NAME_MAX_BYTES];
@@ -342,6 +359,8 @@ int spill_scan(struct spill *s, struct spill_stream *stream)
     for (uint32_t level = 0; level < SEGMENT_LEVELS; level++)
         if (found.file[level].from < found.file[level].to)
             scan_level(s, stream, level, found.file[level]);
+    for (uint32_t level = 0; level < SEGMENT_LEVELS; level++)
+        scan_overlap(s, stream, level);
     return 0;
 }
 

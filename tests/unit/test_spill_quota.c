@@ -308,6 +308,44 @@ static void what_was_merged_is_not_written_again(void **state)
     spill_rig_close(&h);
 }
 
+static void copy_file(const char *from, const char *to)
+{
+    char command[360];
+    snprintf(command, sizeof command, "cp %s %s", from, to);
+    assert_int_equal(system(command), 0);
+}
+
+/* A file of records that are merged is there again: it could not be removed, or came back from a
+ * copy. The means count: with what lies between the file and the first record of its level they
+ * would be taken for missing, and be merged as nothing. */
+static void what_was_merged_comes_back(void **state)
+{
+    char path[160], aside[160];
+    (void)state;
+    spill_rig_clear();
+    struct held h = spill_rig_open(false, SEGMENT_F16);
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    spill_rig_put_many(h.spill, 1, 0, 200);
+    spill_drain(h.spill);
+    snprintf(path, sizeof path, "%s/segments/%016x/0-%08x.seg", spill_rig_folder, 1, 0);
+    snprintf(aside, sizeof aside, "%s/aside", spill_rig_folder);
+    copy_file(path, aside);
+    spill_limit(h.spill, 150 * h.spill->shape.record_bytes);
+    spill_drain(h.spill);
+    spill_step(h.spill, false);
+    struct spill_stream_stat before = spill_rig_stat(h.spill, 1);
+    assert_true(before.segments_merged > h.spill->file_records);
+    spill_rig_close(&h);
+    copy_file(aside, path);
+    h = spill_rig_open(false, SEGMENT_F16);
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    assert_int_equal(spill_rig_stat(h.spill, 1).records, before.records);
+    for (uint64_t n = 0; n < 200; n++)
+        assert_true(has_chunk(h.spill, n));
+    assert_int_equal(spill_rig_faults(h.spill, SEGMENT_MISSING), 0);
+    spill_rig_close(&h);
+}
+
 /* Somebody removes a file that is open: what is left of it serves, and its bytes are given back
  * when its turn comes. */
 static void a_file_is_removed_by_hand(void **state)
@@ -427,6 +465,7 @@ int main(void)
         cmocka_unit_test(what_comes_meanwhile_is_not_lost),
         cmocka_unit_test(what_is_asked_for_is_merged_meanwhile),
         cmocka_unit_test(what_was_merged_is_not_written_again),
+        cmocka_unit_test(what_was_merged_comes_back),
         cmocka_unit_test(a_file_is_removed_by_hand),
         cmocka_unit_test(chunks_come_while_room_is_made),
         cmocka_unit_test(a_gap_is_given_back),
