@@ -282,15 +282,15 @@ static int forget_after(struct ingest *ingest, const struct journal_stream *stre
     return result;
 }
 
-uint64_t forget_first(struct ingest *ingest, uint64_t stream_id)
+int forget_first(struct ingest *ingest, uint64_t stream_id, uint64_t *token)
 {
     struct journal_item item;
-    uint64_t tokens = 0;
+    int result = journal_item_get(ingest->journal, stream_id, 0, &item);
 
-    if (journal_item_get(ingest->journal, stream_id, 0, &item) == 0 && item.item.kind == ITEM_GAP &&
-        item.item.bytes_count == sizeof tokens)
-        memcpy(&tokens, item.item.bytes, sizeof tokens);
-    return tokens;
+    *token = 0;
+    if (!result && item.item.kind == ITEM_GAP && item.item.bytes_count == sizeof *token)
+        memcpy(token, item.item.bytes, sizeof *token);
+    return result == -ENOENT ? 0 : result;
 }
 
 /* Items before the one with token `to` in it give their text away; what waits before that one stays
@@ -330,18 +330,21 @@ int forget_oldest(struct ingest *ingest, struct journal_stream *stream, uint64_t
 {
     uint64_t tokens[CHECKPOINTS_SEEN_MAX];
     uint32_t count;
-    int result = -ENODATA;
+    int result = forget_first(ingest, stream->id, first);
 
-    *first = forget_first(ingest, stream->id);
+    if (result)
+        return result;
+    result = -ENODATA;
     if (journal_stream_shares(ingest->journal, stream->id))
-        return -ENODATA;
+        return result;
     count = ingest->keeper ? checkpoint_list(&ingest->keeper->at, stream->id, tokens) : 0;
     for (uint32_t i = 0; result == -ENODATA && i + 1 < count; i++)
         if (tokens[i] > *first && tokens[i] <= most)
             result = trim_items(ingest, stream, *first, tokens[i]);
+    if (!result)
+        result = forget_first(ingest, stream->id, first);
     if (result)
         return result;
-    *first = forget_first(ingest, stream->id);
     keeper_trim(ingest->keeper, stream->id, *first);
     return ingest->search ? search_trim(ingest->search, stream->id, *first / ingest->chunk_tokens)
                           : 0;
@@ -351,9 +354,10 @@ int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t 
 {
     struct cut c = {
         .ingest = ingest, .stream = stream, .from = from, .to = to, .changed_from = from};
-    int result = from < to && to <= stream->tokens ? 0 : -EINVAL;
+    uint64_t first;
+    int result = forget_first(ingest, stream->id, &first);
 
-    if (!result && from < forget_first(ingest, stream->id))
+    if (!result && (from >= to || to > stream->tokens || from < first))
         result = -EINVAL;
     if (!result) /* branches keep what they have of it */
         result = journal_stream_part(ingest->journal, stream->id);

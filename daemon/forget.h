@@ -13,8 +13,8 @@
  * with other errors, the transaction is to be rolled back.
  */
 int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t from, uint64_t to);
-/* Text before this token was trimmed away. */
-uint64_t forget_first(struct ingest *ingest, uint64_t stream_id);
+/* Text before this token was trimmed away; 0: none was. */
+int forget_first(struct ingest *ingest, uint64_t stream_id, uint64_t *token);
 /* Trims the oldest text, up to a checkpoint not past `most`, from the journal and the index; the
  * stream's memory and positions stay. *first: the first token that is left. -ENODATA: there is
  * nothing that may go: the last two checkpoints and what branches share stay. */

@@ -58,10 +58,13 @@ void ingest_load(struct ingest *ingest, struct slot *slot, const struct ingest_r
                  struct ingest_result *result)
 {
     struct journal_stream stream;
+    uint64_t first = 0;
     int error = journal_stream_get(ingest->journal, request->stream_id, &stream);
 
+    if (!error && request->past)
+        error = forget_first(ingest, stream.id, &first);
     /* Its text may have gone while this waited in the queue. */
-    if (!error && request->past && request->tokens_to < forget_first(ingest, stream.id)) {
+    if (!error && request->past && request->tokens_to < first) {
         ingest_refuse(result, SILT__V1__ERROR__CODE__INVALID,
                       "the text before that position was trimmed away to stay below --disk");
         return;
@@ -122,6 +125,8 @@ static void branch_stream(struct ingest *ingest, const struct ingest_request *re
             error = ingest_save_tail(ingest, &ingest->slots[i].ingest);
     if (!error)
         error = journal_stream_branch(ingest->journal, request->stream_id, &branch);
+    if (!error)
+        error = forget_first(ingest, branch.id, &result->first);
     if (error == -ENOENT)
         ingest_refuse(result, SILT__V1__ERROR__CODE__NOT_FOUND, "the stream was removed just now");
     else if (error)
@@ -131,7 +136,6 @@ static void branch_stream(struct ingest *ingest, const struct ingest_request *re
     result->tokens_acked = branch.tokens;
     result->bytes_text = branch.bytes_text;
     result->created_us = branch.created_us;
-    result->first = error ? 0 : forget_first(ingest, branch.id);
 }
 
 /* Questions about its past have nothing to read any more. */

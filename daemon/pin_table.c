@@ -94,16 +94,17 @@ void pins_sync(struct ingest *ingest, struct slot *slot)
 static int read_tokens(struct ingest *ingest, const struct ingest_slot *in, uint64_t from,
                        uint32_t count, int32_t *out)
 {
-    uint64_t ordinal, token, first = forget_first(ingest, in->stream_id);
+    uint64_t ordinal, token, first;
     struct token_text text;
     struct journal_item item;
     uint32_t have = 0;
-    int result;
+    int result = forget_first(ingest, in->stream_id, &first);
 
-    while (have < count && from + have < first)
+    while (!result && have < count && from + have < first)
         out[have++] = GAP_TOKEN;
     from += have;
-    result = replay_find(ingest, in->stream_id, in->working.items, from, &item, &ordinal);
+    if (!result)
+        result = replay_find(ingest, in->stream_id, in->working.items, from, &item, &ordinal);
     if (result)
         return result;
     token = item.token_from;
@@ -165,7 +166,7 @@ static void pin(struct ingest *ingest, struct slot *slot, const struct ingest_re
     uint32_t sinks = ingest->sink_tokens;
     struct journal_pin new = {.from = request->from, .to = request->to, .until = UINT64_MAX};
     int32_t tokens[PIN_TOKENS_LIMIT + STREAM_SINK_TOKENS_MAX];
-    uint64_t left = ((request->to - 1) / ingest->chunk_tokens + 2) * ingest->chunk_tokens;
+    uint64_t first, left = ((request->to - 1) / ingest->chunk_tokens + 2) * ingest->chunk_tokens;
     const char *why;
     int error;
 
@@ -175,7 +176,12 @@ static void pin(struct ingest *ingest, struct slot *slot, const struct ingest_re
         ingest_refuse(result, SILT__V1__ERROR__CODE__NO_SPACE, why);
         return;
     }
-    if (new.from < forget_first(ingest, in->stream_id)) {
+    error = forget_first(ingest, in->stream_id, &first);
+    if (error) {
+        ingest_failed(ingest, error);
+        return;
+    }
+    if (new.from < first) {
         ingest_refuse(result, SILT__V1__ERROR__CODE__INVALID,
                       "the text there was trimmed away to stay below --disk: silt stat says from "
                       "which token on there is some");
