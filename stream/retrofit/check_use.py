@@ -76,7 +76,7 @@ def prepared(folder, files):
         if name.endswith(".zst"):       # a link to it, as to data that lies elsewhere
             with open(path + ".there", "wb") as file:
                 subprocess.run(["zstd", "-qc"], input=raw, stdout=file, check=True)
-            os.symlink(path + ".there", path)
+            os.symlink(name + ".there", path)
             continue
         with (lzma.open if name.endswith(".xz") else open)(path, "wb") as file:
             file.write(raw)
