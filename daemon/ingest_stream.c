@@ -277,13 +277,14 @@ void ingest_trim(struct ingest *ingest, const struct ingest_request *request,
     result->bytes_text = stream.bytes_text;
 }
 
-/* Beside what it stands for: both are on disk then or neither. */
+/* Beside what it stands for: both are on disk then or neither. What was so already, a pin that is
+ * there, has stored nothing in this batch. */
 static void note_change(struct ingest *ingest, const struct ingest_result *result)
 {
     bool is_done = !result->error && (result->created || result->kind != INGEST_CREATE);
     int error;
 
-    if (!result->change || !is_done || ingest->broken)
+    if (!result->change || !is_done || !ingest_begin(ingest))
         return;
     error = journal_change_add(ingest->journal, result->change, result->tokens_acked);
     if (error)
