@@ -84,8 +84,9 @@ bool change_took(struct model *model, const struct ingest_result *result)
     } else if (result->kind == INGEST_REMOVE) {
         *m = (struct model){.slot = SLOT_NONE};
         change_counts.removals++;
-    } else {
+    } else if (result->kind == INGEST_TRIM) { /* of nothing: the log is folded, no batch commits */
         change_counts.trims += result->first > 0;
+        return result->first > 0;
     }
     return true;
 }
