@@ -282,6 +282,18 @@ static void what_is_asked_for_is_merged_meanwhile(void **state)
     spill_rig_close(&h);
 }
 
+/* The next start has so many records, and all of stream 1's 200 chunks in them. */
+static void check_next_start(uint64_t records)
+{
+    struct held h = spill_rig_open(false, SEGMENT_F16);
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    assert_int_equal(spill_rig_stat(h.spill, 1).records, records);
+    for (uint64_t n = 0; n < 200; n++)
+        assert_true(has_chunk(h.spill, n));
+    assert_int_equal(spill_rig_faults(h.spill, SEGMENT_MISSING), 0);
+    spill_rig_close(&h);
+}
+
 /* A chunk that a replay brings again, and that is merged before it is written: at its old place it
  * would stand alone, and all from there on would be taken for missing at the next start. */
 static void what_was_merged_is_not_written_again(void **state)
@@ -299,13 +311,7 @@ static void what_was_merged_is_not_written_again(void **state)
     assert_true(before.segments_merged > 0);
     spill_rig_check_disk(before.bytes_disk);
     spill_rig_close(&h);
-    h = spill_rig_open(false, SEGMENT_F16);
-    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
-    assert_int_equal(spill_rig_stat(h.spill, 1).records, before.records);
-    for (uint64_t n = 0; n < 200; n++)
-        assert_true(has_chunk(h.spill, n));
-    assert_int_equal(spill_rig_faults(h.spill, SEGMENT_MISSING), 0);
-    spill_rig_close(&h);
+    check_next_start(before.records);
 }
 
 static void copy_file(const char *from, const char *to)
@@ -337,13 +343,7 @@ static void what_was_merged_comes_back(void **state)
     assert_true(before.segments_merged > h.spill->file_records);
     spill_rig_close(&h);
     copy_file(aside, path);
-    h = spill_rig_open(false, SEGMENT_F16);
-    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
-    assert_int_equal(spill_rig_stat(h.spill, 1).records, before.records);
-    for (uint64_t n = 0; n < 200; n++)
-        assert_true(has_chunk(h.spill, n));
-    assert_int_equal(spill_rig_faults(h.spill, SEGMENT_MISSING), 0);
-    spill_rig_close(&h);
+    check_next_start(before.records);
 }
 
 /* Somebody removes a file that is open: what is left of it serves, and its bytes are given back
