@@ -247,6 +247,15 @@ static void excerpt_near(struct search *s, const uint8_t *table, struct span pla
     out->about = place.about;
 }
 
+/* As what is not indexed comes back: the place was an earlier question's, of any stream. */
+static void empty_text(const struct search *s, struct search_text *out)
+{
+    uint64_t from = out->chunk * s->options.chunk_tokens;
+
+    *out = (struct search_text){
+        .chunk = out->chunk, .token_from = from, .token_to = from + s->options.chunk_tokens};
+}
+
 static int get_text(struct search *s, struct word_table *t, const uint8_t *table,
                     struct search_text *out)
 {
@@ -254,12 +263,6 @@ static int get_text(struct search *s, struct word_table *t, const uint8_t *table
     struct span place;
     int code, result = 0;
 
-    out->bytes = out->focus_from = out->focus_to = 0;
-    out->about = false;
-    out->text[0] = '\0';
-    out->token_from = out->chunk * s->options.chunk_tokens;
-    out->token_to = out->token_from + s->options.chunk_tokens;
-    out->time_us = out->time_to_us = 0;
     sqlite3_bind_int64(get, 1, (int64_t)out->chunk);
     code = sqlite3_step(get);
     if (code == SQLITE_ROW) {
@@ -389,6 +392,8 @@ static void try_job(struct search *s, struct search_job *job, bool again)
     t = search_table(s, job->stream_id);
     job->result = t ? 0 : -EIO;
     job->hit_count = job->kind == SEARCH_FIND ? 0 : job->hit_count;
+    for (uint32_t i = 0; i < job->text_count && job->kind == SEARCH_TEXTS; i++)
+        empty_text(s, &job->text[i]);
     if (t && job->kind == SEARCH_FIND)
         job->result = find(s, t, job);
     if (t && job->kind == SEARCH_TEXTS)

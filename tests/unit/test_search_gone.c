@@ -1,0 +1,136 @@
+/* The text index where something is gone: files that cannot be read. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/search_internal.h"
+#include "tests/unit/rig.h"
+
+enum { CHUNK = 256 };
+
+struct parts {
+    char folder[128];
+    struct rig rig;
+    struct search *search;
+    void *memory;
+    _Atomic bool stopping;
+    uint8_t *table; /* [vocabulary][RECALL_QUERY_TOKENS] nothing is near to begin with */
+    struct search_job job;
+};
+
+static struct parts *open_parts(void)
+{
+    struct parts *p = calloc(1, sizeof *p);
+    struct rig_options rig = {.slots = 1, .asks = 1, .lag_tokens_max = 1 << 16};
+    struct search_options options = {.folder = p->folder,
+                                     .keys = true,
+                                     .model_fingerprint = 1,
+                                     .tokenizer = engine_tokenizer(rig_engine()),
+                                     .engine = rig_engine(),
+                                     .chunk_tokens = CHUNK,
+                                     .item_tokens_max = 1 << 17,
+                                     .slots = p->rig.slots,
+                                     .slot_count = 1,
+                                     .stopping = &p->stopping};
+    char error[400] = "";
+
+    rig_folder(p->folder, sizeof p->folder);
+    assert_int_equal(rig_open(&p->rig, p->folder, &rig), 0);
+    rig_stream(&p->rig, 0, "s", 4);
+    rig_settle(&p->rig);
+    p->table = calloc(1 << 16, RECALL_QUERY_TOKENS);
+    p->memory = aligned_alloc(64, (search_bytes(1, options.item_tokens_max) + 63) / 64 * 64);
+    if (search_open(&p->search, &options, p->memory, error, sizeof error))
+        fail_msg("%s", error);
+    return p;
+}
+
+static void close_parts(struct parts *p)
+{
+    search_close(&p->search);
+    free(p->memory);
+    free(p->table);
+    rig_close(&p->rig);
+    rig_folder_drop(p->folder);
+    free(p);
+}
+
+/* So many times a text, as one message. */
+static void feed(struct parts *p, uint64_t sequence, const char *text, uint32_t times)
+{
+    size_t bytes = strlen(text);
+    char *all = malloc(bytes * times + 1);
+
+    for (uint32_t i = 0; i < times; i++)
+        memcpy(all + i * bytes, text, bytes + 1);
+    rig_text(&p->rig, 0, "p", sequence, all, bytes * times);
+    rig_settle(&p->rig);
+    while (search_step(p->search))
+        ;
+    free(all);
+}
+
+static void run(struct parts *p, enum search_kind kind)
+{
+    p->job.kind = kind;
+    atomic_store(&p->job.done, false);
+    assert_int_equal(search_submit(p->search, &p->job), 0);
+    search_step(p->search);
+    assert_true(atomic_load(&p->job.done));
+}
+
+/* As ask_recall.c does it. */
+static void look(struct parts *p, const char *question)
+{
+    struct search_job *job = &p->job;
+
+    job->stream_id = atomic_load(&p->rig.slots[0].stream_id);
+    job->question = (const uint8_t *)question;
+    job->question_bytes = (uint32_t)strlen(question);
+    job->chunk_end = UINT32_MAX;
+    job->table = p->table;
+    run(p, SEARCH_FIND);
+    assert_int_equal(job->result, 0);
+    for (job->text_count = 0;
+         job->text_count < job->hit_count && job->text_count < STREAM_RECALL_MAX; job->text_count++)
+        job->text[job->text_count].chunk = job->hits[job->text_count].chunk;
+    run(p, SEARCH_TEXTS);
+}
+
+/* The place had an earlier question's, of another stream, and now the index cannot be read. */
+static void nothing_of_another_question_is_left(void **state)
+{
+    struct parts *p = open_parts();
+    char command[512];
+
+    (void)state;
+    feed(p, 1, "Ottoline has the key. ", 60);
+    look(p, "Who has the key?");
+    assert_non_null(strstr(p->job.text[0].text, "Ottoline"));
+    snprintf(command, sizeof command, "mv %s/search %s/gone && : >%s/search", p->folder, p->folder,
+             p->folder);
+    assert_int_equal(system(command), 0);
+    p->job.stream_id++;
+    run(p, SEARCH_TEXTS);
+    assert_true(p->job.result < 0);
+    assert_int_equal(p->job.text[0].bytes, 0);
+    assert_int_equal(p->job.text[0].focus_to, 0);
+    assert_int_equal(p->job.text[0].time_us, 0);
+    assert_string_equal(p->job.text[0].text, "");
+    close_parts(p);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(nothing_of_another_question_is_left),
+    };
+
+    return cmocka_run_group_tests_name("search_gone", tests, NULL, NULL);
+}
