@@ -344,10 +344,17 @@ static uint32_t score_at_most(struct bound *b, const uint16_t *tokens, uint32_t 
     return score;
 }
 
-static void score_page(struct bound *b, const struct page *page, uint64_t chunk_end,
+/* Chunks [from, end). */
+struct range {
+    uint64_t from, end;
+};
+
+static void score_page(struct bound *b, const struct page *page, const struct range *range,
                        struct best *best)
 {
-    for (uint32_t i = 0; i < page->count && page->chunk + i < chunk_end; i++) {
+    uint32_t first = page->chunk < range->from ? (uint32_t)(range->from - page->chunk) : 0;
+
+    for (uint32_t i = first; i < page->count && page->chunk + i < range->end; i++) {
         const uint16_t *tokens = page->token[i];
         uint32_t count = page->token_count[i];
 
@@ -375,7 +382,7 @@ static void start_read(struct recall_keys *k, const struct key_file *f, struct d
 }
 
 static int score_run(struct recall_keys *k, const struct key_file *f, const struct disk_op *op,
-                     uint64_t chunk_end, struct best *best)
+                     const struct range *range, struct best *best)
 {
     const struct page *page = (const void *)op->bytes;
 
@@ -384,25 +391,27 @@ static int score_run(struct recall_keys *k, const struct key_file *f, const stru
     for (uint64_t i = 0; i < op->count / sizeof *page; i++) {
         if (!page_good(k, f, page + i, op->offset / sizeof *page + i))
             return -EBADMSG;
-        score_page(&k->bound, page + i, chunk_end, best);
+        score_page(&k->bound, page + i, range, best);
     }
     return 0;
 }
 
 /* Reads run ahead, READS of them; they are scored in order, so that equal scores always come out
  * the same. */
-static int score_pages(struct recall_keys *k, const struct key_file *f, uint64_t pages,
-                       uint64_t chunk_end, struct best *best)
+static int score_pages(struct recall_keys *k, const struct key_file *f, const struct range *range,
+                       struct best *best)
 {
     struct disk_op op[READS], *ended[READS];
     bool done[READS] = {false};
-    uint64_t started = 0, scored = 0, runs = (pages + READ_PAGES - 1) / READ_PAGES;
+    uint64_t first = range->from / RECALL_PAGE_KEYS;
+    uint64_t pages = (range->end + RECALL_PAGE_KEYS - 1) / RECALL_PAGE_KEYS;
+    uint64_t started = 0, scored = 0, runs = (pages - first + READ_PAGES - 1) / READ_PAGES;
     int code = 0;
 
     while (scored < runs || !disk_idle(&k->disk)) {
         for (; !code && started < runs && started < scored + READS; started++)
             start_read(k, f, &op[started % READS], (uint32_t)(started % READS),
-                       started * READ_PAGES, pages);
+                       first + started * READ_PAGES, pages);
         if (!disk_idle(&k->disk)) {
             uint32_t n = disk_reap(&k->disk, ended, READS, true);
 
@@ -413,7 +422,7 @@ static int score_pages(struct recall_keys *k, const struct key_file *f, uint64_t
         }
         for (; !code && scored < started && done[scored % READS]; scored++) {
             done[scored % READS] = false;
-            code = score_run(k, f, &op[scored % READS], chunk_end, best);
+            code = score_run(k, f, &op[scored % READS], range, best);
         }
         if (code && disk_idle(&k->disk))
             break;
@@ -421,19 +430,21 @@ static int score_pages(struct recall_keys *k, const struct key_file *f, uint64_t
     return code;
 }
 
-int recall_file_find(struct recall_keys *k, uint32_t file, const uint8_t *table, uint64_t chunk_end,
-                     struct recall_hit *hits, uint32_t hit_max)
+int recall_file_find(struct recall_keys *k, uint32_t file, const uint8_t *table,
+                     uint64_t chunk_from, uint64_t chunk_end, struct recall_hit *hits,
+                     uint32_t hit_max)
 {
     struct key_file *f = &k->file[file];
     struct best best = {.hits = hits, .max = hit_max};
-    uint64_t end, pages;
+    struct range range = {chunk_from, chunk_end};
     int code = recall_file_write(k, file);
 
     if (code || !f->used)
         return code ? code : -EINVAL;
-    end = chunk_end < f->chunks ? chunk_end : f->chunks;
-    pages = (end + RECALL_PAGE_KEYS - 1) / RECALL_PAGE_KEYS;
-    begin_bound(&k->bound, table, end);
-    code = score_pages(k, f, pages, end, &best);
+    range.end = chunk_end < f->chunks ? chunk_end : f->chunks;
+    if (range.from >= range.end)
+        return 0;
+    begin_bound(&k->bound, table, range.end - range.from);
+    code = score_pages(k, f, &range, &best);
     return code ? code : (int)best.count;
 }

@@ -47,9 +47,10 @@ void recall_file_close(struct recall_keys *keys, uint32_t file);
 int recall_file_add(struct recall_keys *keys, uint32_t file, uint64_t chunk, const int32_t *tokens,
                     uint32_t count);
 int recall_file_write(struct recall_keys *keys, uint32_t file);
-/* The best of the chunks below chunk_end, best first, older before newer where they are equal: at
- * most hit_max, how many. -EBADMSG: a page is damaged, close the file and remove it. */
+/* The best of chunks [chunk_from, chunk_end), best first, older before newer where they are equal:
+ * at most hit_max, how many. -EBADMSG: a page is damaged, close the file and remove it. */
 int recall_file_find(struct recall_keys *keys, uint32_t file, const uint8_t *table,
-                     uint64_t chunk_end, struct recall_hit *hits, uint32_t hit_max);
+                     uint64_t chunk_from, uint64_t chunk_end, struct recall_hit *hits,
+                     uint32_t hit_max);
 
 #endif

@@ -320,12 +320,16 @@ static int find_near(struct search *s, struct word_table *t, const struct search
                      struct search_hit *hits)
 {
     struct recall_hit near[SEARCH_HITS_MAX];
+    uint64_t first;
     int count;
 
     if (!job->table || !t->recall)
         return 0;
-    count =
-        recall_file_find(s->keys, t->key_file, job->table, job->chunk_end, near, SEARCH_HITS_MAX);
+    /* What was trimmed away has keys still, and neither text nor a segment. */
+    count = reader_first(s->reader, t->stream_id, &first);
+    if (!count)
+        count = recall_file_find(s->keys, t->key_file, job->table, first / s->options.chunk_tokens,
+                                 job->chunk_end, near, SEARCH_HITS_MAX);
     if (count == -EBADMSG)
         search_drop_keys(s, t);
     else if (count < 0)

@@ -80,7 +80,7 @@ static int tear_down(void **state)
 static void check_best(const struct shelf *s, uint64_t chunk_end, uint64_t first)
 {
     struct recall_hit hits[8];
-    int count = recall_file_find(s->keys, 0, s->table, chunk_end, hits, 8);
+    int count = recall_file_find(s->keys, 0, s->table, 0, chunk_end, hits, 8);
 
     assert_int_equal(count, 8);
     for (uint32_t i = 0; i < 8; i++) {
@@ -97,11 +97,17 @@ static void the_nearest_come_first(void **state)
 
     check_best(s, CHUNKS, 500);
     check_best(s, 450, 449); /* later chunks are not of this question */
-    assert_int_equal(recall_file_find(s->keys, 0, s->table, 0, hits, 8), 0);
-    assert_int_equal(recall_file_find(s->keys, 0, s->table, 300, hits, 8), 0);
+    /* Nor earlier ones. */
+    assert_int_equal(recall_file_find(s->keys, 0, s->table, 500, 501, hits, 8), 1);
+    assert_int_equal(hits[0].chunk, 500);
+    assert_int_equal(recall_file_find(s->keys, 0, s->table, 498, 590, hits, 8), 3);
+    assert_int_equal(hits[2].chunk, 498);
+    assert_int_equal(recall_file_find(s->keys, 0, s->table, 500, 500, hits, 8), 0);
+    assert_int_equal(recall_file_find(s->keys, 0, s->table, 0, 0, hits, 8), 0);
+    assert_int_equal(recall_file_find(s->keys, 0, s->table, 0, 300, hits, 8), 0);
     chunk_tokens(500, tokens); /* as near as 500: behind it */
     assert_int_equal(recall_file_add(s->keys, 0, CHUNKS, tokens, TOKENS), 0);
-    assert_int_equal(recall_file_find(s->keys, 0, s->table, UINT64_MAX, hits, 2), 2);
+    assert_int_equal(recall_file_find(s->keys, 0, s->table, 0, UINT64_MAX, hits, 2), 2);
     assert_int_equal(hits[0].chunk, 500);
     assert_int_equal(hits[1].chunk, CHUNKS);
     assert_int_equal(recall_file_add(s->keys, 0, CHUNKS, tokens, TOKENS), -EINVAL);
@@ -166,7 +172,7 @@ static void a_flipped_bit_is_seen(void **state)
     struct recall_hit hits[8];
 
     assert_int_equal(reopen_damaged(s, 80 * PAGE + 999, false), CHUNKS);
-    assert_int_equal(recall_file_find(s->keys, 0, s->table, CHUNKS, hits, 8), -EBADMSG);
+    assert_int_equal(recall_file_find(s->keys, 0, s->table, 0, CHUNKS, hits, 8), -EBADMSG);
     check_best(s, 80 * RECALL_PAGE_KEYS, 500); /* what comes before it is good */
 }
 
@@ -215,10 +221,11 @@ static void every_key_counts(void **state)
     for (uint32_t round = 0; round < 20; round++) {
         uint32_t end = round % 2 ? (uint32_t)(faults_random(&seed) % KEYS) : KEYS, count = 0;
         uint32_t sparse = 1 + (uint32_t)(faults_random(&seed) % 64);
+        uint32_t from = round % 3 ? (uint32_t)(faults_random(&seed) % (end + 1)) : 0;
 
         for (uint32_t i = 0; i < VOCAB * RECALL_QUERY_TOKENS; i++)
             s->table[i] = faults_random(&seed) % sparse ? 0 : (uint8_t)faults_random(&seed);
-        for (uint32_t i = 0; i < end; i++) {
+        for (uint32_t i = from; i < end; i++) {
             uint32_t score = recall_score(s->table, key[i], RECALL_KEY_TOKENS);
 
             if (score)
@@ -226,7 +233,7 @@ static void every_key_counts(void **state)
         }
         qsort(all, count, sizeof *all, better_first);
         count = count < FOUND ? count : FOUND;
-        assert_int_equal(recall_file_find(s->keys, 0, s->table, end, hits, FOUND), count);
+        assert_int_equal(recall_file_find(s->keys, 0, s->table, from, end, hits, FOUND), count);
         for (uint32_t i = 0; i < count; i++) {
             assert_int_equal(hits[i].chunk, all[i].chunk);
             assert_int_equal(hits[i].score, all[i].score);

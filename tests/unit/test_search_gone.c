@@ -1,4 +1,4 @@
-/* The text index where something is gone: files that cannot be read. */
+/* The text index where something is gone: text that was trimmed away, files that cannot be read. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -103,6 +103,17 @@ static void look(struct parts *p, const char *question)
     run(p, SEARCH_TEXTS);
 }
 
+/* A question asks for this letter, by meaning alone. */
+static void ask_for(struct parts *p, const char *letter)
+{
+    struct token_text held = {0};
+    int32_t tokens[8];
+
+    token_feed(engine_tokenizer(rig_engine()), &held, (const uint8_t *)letter, strlen(letter),
+               tokens);
+    p->table[(size_t)tokens[0] * RECALL_QUERY_TOKENS] = 200;
+}
+
 /* The place had an earlier question's, of another stream, and now the index cannot be read. */
 static void nothing_of_another_question_is_left(void **state)
 {
@@ -126,10 +137,52 @@ static void nothing_of_another_question_is_left(void **state)
     close_parts(p);
 }
 
+/* Text before a token goes as trim_items has it go. */
+static void trim(struct parts *p, uint64_t token)
+{
+    struct journal *journal = p->rig.journal;
+    uint64_t id = atomic_load(&p->rig.slots[0].stream_id);
+
+    assert_int_equal(journal_begin(journal), 0);
+    assert_int_equal(journal_item_put(journal, id, 0, ITEM_GAP, &token, sizeof token), 0);
+    assert_int_equal(journal_commit(journal), 0);
+    assert_int_equal(search_trim(p->search, id, token / CHUNK), 0);
+}
+
+/* There is more of it that is as near, and older, than a search finds at most. */
+static void trimmed_text_takes_no_place(void **state)
+{
+    struct parts *p = open_parts();
+    uint64_t token;
+    uint32_t found = 0;
+
+    (void)state;
+    feed(p, 1, "Z stone. ", (SEARCH_HITS_MAX + 8) * CHUNK / 6);
+    token = atomic_load(&p->rig.slots[0].tokens_acked) / CHUNK * CHUNK;
+    assert_true(token > (SEARCH_HITS_MAX + 4) * CHUNK);
+    feed(p, 2, "river bread market. ", 200);
+    feed(p, 3, "Z is Ottoline's. ", 1);
+    feed(p, 4, "river bread market. ", 200);
+    ask_for(p, "Z Z");
+    look(p, "Whoever?");
+    assert_int_equal(p->job.hit_count, SEARCH_HITS_MAX);
+    assert_true(p->job.hits[0].chunk * CHUNK < token);
+    trim(p, token);
+    look(p, "Whoever?");
+    assert_in_range(p->job.hit_count, 1, STREAM_RECALL_MAX);
+    for (uint32_t i = 0; i < p->job.hit_count; i++) {
+        assert_true(p->job.hits[i].chunk * CHUNK >= token);
+        found += strstr(p->job.text[i].text, "Ottoline") != NULL;
+    }
+    assert_in_range(found, 1, 2); /* twice where it is near a chunk's end */
+    close_parts(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_of_another_question_is_left),
+        cmocka_unit_test(trimmed_text_takes_no_place),
     };
 
     return cmocka_run_group_tests_name("search_gone", tests, NULL, NULL);
