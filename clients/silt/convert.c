@@ -25,7 +25,6 @@ struct convert {
     size_t last_bytes;
     uint8_t *text; /* [text_bytes], of room text_room */
     size_t text_bytes, text_room;
-    double text_seconds; /* of its first line */
     bool failed;
 };
 
@@ -55,8 +54,6 @@ static void put_head(struct convert *c, double seconds, const char *speaker, siz
     char head[48];
     unsigned long whole = seconds > 0 ? (unsigned long)seconds : 0;
 
-    if (!c->text_bytes)
-        c->text_seconds = seconds;
     if (seconds >= 0) {
         snprintf(head, sizeof head, "[%lu:%02lu:%02lu] ", whole / 3600, whole / 60 % 60,
                  whole % 60);
@@ -298,7 +295,6 @@ int convert_open(struct convert **out, enum convert_format format)
     if (!*out)
         return -ENOMEM;
     (*out)->format = format;
-    (*out)->text_seconds = -1;
     return 0;
 }
 
@@ -333,9 +329,4 @@ void convert_take(struct convert *c, size_t bytes_count)
 {
     c->text_bytes -= bytes_count;
     memmove(c->text, c->text + bytes_count, c->text_bytes);
-}
-
-double convert_seconds(const struct convert *c)
-{
-    return c ? c->text_seconds : -1;
 }

@@ -32,7 +32,5 @@ int convert_push(struct convert *convert, const uint8_t *bytes, size_t bytes_cou
 /* Text that is ready; stays until it is taken. */
 const uint8_t *convert_text(const struct convert *convert, size_t *bytes_count);
 void convert_take(struct convert *convert, size_t bytes_count);
-/* Seconds into the recording where the text that is ready begins; negative: not known. */
-double convert_seconds(const struct convert *convert);
 
 #endif

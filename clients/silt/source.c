@@ -87,17 +87,12 @@ int intake_open(const struct intake *intake, const char *stream)
     return 0;
 }
 
-uint64_t intake_time(const struct intake *intake, const struct convert *convert,
-                     const uint8_t *text, size_t bytes, bool whole)
+uint64_t intake_time(const struct intake *intake, const uint8_t *text, size_t *bytes, bool whole)
 {
-    double seconds = convert_seconds(convert);
-    uint64_t time_us = 0;
-
-    if (convert && intake->start_us && seconds >= 0)
-        return intake->start_us + (uint64_t)(seconds * 1e6);
-    if (!convert)
-        stamp_find((const char *)text, bytes, whole, &time_us);
-    return time_us;
+    /* Captions say how long after a beginning that was not given. */
+    if (intake->format != FORMAT_PLAIN && !intake->start_us)
+        return 0;
+    return stamp_span((const char *)text, bytes, whole, intake->start_us);
 }
 
 /* ---- which file it is ---- */
@@ -381,13 +376,12 @@ static ssize_t read_at(struct source *source, uint8_t *piece, size_t room)
     return bytes;
 }
 
-static int send_text(struct source *source, const uint8_t *text, size_t bytes, bool marked)
+static int send_text(struct source *source, const uint8_t *text, size_t bytes, uint64_t time_us,
+                     bool marked)
 {
     struct silt *silt = source->intake->silt;
     struct client_item items[2] = {{.kind = ITEM_TEXT, .bytes = text, .bytes_count = bytes},
                                    {.kind = ITEM_MARK, .mark = MARK_END_OF_INPUT}};
-    uint64_t time_us =
-        intake_time(source->intake, source->convert, text, bytes, source->ended_line);
     int r = producer_send(source->producer, items, marked ? 2 : 1, time_us, &silt->error);
 
     if (!r)
@@ -401,6 +395,7 @@ static int send_plain(struct source *source, size_t room, bool end)
     ssize_t bytes = read_at(source, piece, room);
     size_t cut = (size_t)bytes;
     bool marked = false;
+    uint64_t time_us;
     uint8_t next;
     int r;
 
@@ -410,10 +405,11 @@ static int send_plain(struct source *source, size_t room, bool end)
         cut = lines_cut(piece, cut, room);
     if (!cut)
         return 0;
+    time_us = intake_time(source->intake, piece, &cut, source->ended_line);
     /* The mark goes with the last byte: what is acked whole needs no second look. */
     if (end)
-        marked = pread(source->fd, &next, 1, (off_t)source->offset + bytes) == 0;
-    r = send_text(source, piece, cut, marked);
+        marked = pread(source->fd, &next, 1, (off_t)(source->offset + cut)) == 0;
+    r = send_text(source, piece, cut, time_us, marked);
     if (r)
         return r;
     source->offset += cut;
@@ -455,15 +451,18 @@ static int convert_more(struct source *source, bool end, size_t *ready)
 
 static int send_converted(struct source *source, size_t room, bool end)
 {
+    const uint8_t *text;
     size_t ready;
+    uint64_t time_us;
     int r = convert_more(source, end, &ready);
 
     if (r || !ready)
         return r;
+    text = convert_text(source->convert, &ready);
     if (room > ready)
         room = ready;
-    r = send_text(source, convert_text(source->convert, &ready), room,
-                  source->converted_all && room == ready);
+    time_us = intake_time(source->intake, text, &room, source->ended_line);
+    r = send_text(source, text, room, time_us, source->converted_all && room == ready);
     if (!r)
         convert_take(source->convert, room);
     return r ? r : (int)room;

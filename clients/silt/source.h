@@ -28,9 +28,9 @@ struct intake {
 
 /* Opens that stream: 0, -EBUSY: not now, or the exit code after saying so. */
 int intake_open(const struct intake *intake, const char *stream);
-/* Wall clock of text that is to be sent; 0: none is known. `whole`: it begins with a whole line. */
-uint64_t intake_time(const struct intake *intake, const struct convert *convert,
-                     const uint8_t *text, size_t bytes, bool whole);
+/* Wall clock of text that is to be sent; 0: none is known. *bytes becomes as many as it holds for.
+ * `whole`: it begins with a whole line. */
+uint64_t intake_time(const struct intake *intake, const uint8_t *text, size_t *bytes, bool whole);
 
 struct source {
     const struct intake *intake;

@@ -1,6 +1,7 @@
 /* stamp: see stamp.h. */
 #include "clients/silt/stamp.h"
 
+#include <stddef.h>
 #include <string.h>
 #include <time.h>
 
@@ -10,6 +11,8 @@ enum {
     SECONDS_1990 = 631152000,
     SECONDS_DAY = 86400,
     SECONDS_DIGITS = 10, /* of a count since 1970 in our days */
+    SPAN_BYTES = 512,    /* about a chunk of log */
+    SPAN_US = 60000000,
 };
 
 /* A reader of one short line: what does not fit sets `wrong` and reads on as zeroes. */
@@ -215,22 +218,6 @@ bool stamp_read(const char *line, size_t bytes, uint64_t *time_us)
            seconds_since_1970(scan, time_us) || bracketed(line, bytes, time_us);
 }
 
-bool stamp_find(const char *text, size_t bytes, bool whole, uint64_t *time_us)
-{
-    const char *end = text + bytes;
-
-    for (int i = 0; i < LINES_MAX && text < end; i++) {
-        const char *stop = memchr(text, '\n', (size_t)(end - text));
-
-        if ((i || whole) && stamp_read(text, (size_t)((stop ? stop : end) - text), time_us))
-            return true;
-        if (!stop)
-            return false;
-        text = stop + 1;
-    }
-    return false;
-}
-
 size_t stamp_offset(const char *text, size_t bytes, double *seconds)
 {
     struct scan scan = {.at = text, .end = text + bytes};
@@ -254,4 +241,66 @@ size_t stamp_offset(const char *text, size_t bytes, double *seconds)
         if (parts == 3 || !take(&scan, ':'))
             return 0;
     }
+}
+
+static bool line_time(const char *line, const char *end, uint64_t start_us, uint64_t *time_us)
+{
+    size_t bytes = (size_t)(end - line);
+    double seconds;
+
+    if (!start_us)
+        return stamp_read(line, bytes, time_us);
+    if (line[0] != '[' || !stamp_offset(line + 1, bytes - 1, &seconds))
+        return false;
+    *time_us = start_us + (uint64_t)(seconds * 1e6);
+    return true;
+}
+
+/* The line that begins at or behind `at`, which is behind a line's first byte. */
+static const char *line_from(const char *at, const char *end)
+{
+    const char *stop = at < end ? memchr(at - 1, '\n', (size_t)(end - at)) : NULL;
+
+    return stop ? stop + 1 : end;
+}
+
+/* The first line with a time far from first_us, of those that begin every `step` bytes or more. */
+static const char *line_far(const char *line, const char *end, uint64_t start_us, uint64_t first_us,
+                            ptrdiff_t step)
+{
+    uint64_t us;
+
+    while (line < end) {
+        const char *next = line_from(line + 1, end);
+
+        if (line_time(line, next, start_us, &us) &&
+            (us > first_us + SPAN_US || first_us > us + SPAN_US))
+            return line;
+        if (next - line < step)
+            next = end - line > step ? line_from(line + step, end) : end;
+        line = next;
+    }
+    return end;
+}
+
+uint64_t stamp_span(const char *text, size_t *bytes, bool whole, uint64_t start_us)
+{
+    const char *end = text + *bytes, *line = whole ? text : line_from(text + 1, end), *far;
+    uint64_t first_us = 0;
+
+    for (int i = 0; i < LINES_MAX && line < end && !first_us; i++) {
+        const char *next = line_from(line + 1, end);
+
+        if (!line_time(line, next, start_us, &first_us))
+            first_us = 0;
+        line = next;
+    }
+    if (line - text < SPAN_BYTES)
+        line = end - text > SPAN_BYTES ? line_from(text + SPAN_BYTES, end) : end;
+    far = line_far(line, end, start_us, first_us, SPAN_BYTES);
+    if (far < end && far - line > SPAN_BYTES)
+        line = line_from(far - SPAN_BYTES, end);
+    if (far < end)
+        *bytes = (size_t)(line_far(line, far, start_us, first_us, 0) - text);
+    return first_us;
 }

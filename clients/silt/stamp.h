@@ -12,9 +12,11 @@
  * opening bracket may stand before. False: it begins with none, or with one out of 1990 to
  * tomorrow. */
 bool stamp_read(const char *line, size_t bytes, uint64_t *time_us);
-/* The first line among the first few that begins with a time. `whole`: the text begins with a whole
- * line. */
-bool stamp_find(const char *text, size_t bytes, bool whole, uint64_t *time_us);
+/* The wall clock of text: the time that one of its first few lines begins with; 0: none of them
+ * does. *bytes becomes as many as it holds for: up to a line with a time a minute away, looked for
+ * every half a KiB. `whole`: the text begins with a whole line. start_us: when a recording began,
+ * whose lines begin with the time into it, "[H:MM:SS]"; 0: lines are a log's. */
+uint64_t stamp_span(const char *text, size_t *bytes, bool whole, uint64_t start_us);
 /* Time into a recording, [H:]M:SS with a fraction: characters read, 0: there is none. */
 size_t stamp_offset(const char *text, size_t bytes, double *seconds);
 

@@ -18,8 +18,9 @@ static ssize_t stdin_read(uint8_t *out, size_t room)
     return bytes < 0 ? -errno : bytes;
 }
 
+/* *whole: text begins with a whole line; then, whether what follows does. */
 static int send_text(struct pipe *pipe, struct producer *producer, const uint8_t *text,
-                     size_t bytes, uint64_t time_us)
+                     size_t bytes, bool *whole)
 {
     struct client_error *error = &pipe->intake->silt->error;
     int r = 0;
@@ -27,15 +28,18 @@ static int send_text(struct pipe *pipe, struct producer *producer, const uint8_t
     while (bytes && !r) {
         size_t room = producer_room(producer);
         struct client_item item = {.kind = ITEM_TEXT, .bytes = text};
+        uint64_t time_us;
 
         if (!room) {
             r = producer_work(producer, WAIT_MS, error);
             continue;
         }
         item.bytes_count = room < bytes ? room : bytes;
+        time_us = intake_time(pipe->intake, text, &item.bytes_count, *whole);
         r = producer_send(producer, &item, 1, time_us, error);
         text += item.bytes_count;
         bytes -= item.bytes_count;
+        *whole = text[-1] == '\n';
         if (!r)
             pipe->bytes += item.bytes_count;
     }
@@ -44,7 +48,7 @@ static int send_text(struct pipe *pipe, struct producer *producer, const uint8_t
 
 /* Sends what was read, or what became of it; bytes 0: the end. */
 static int send_read(struct pipe *pipe, struct producer *producer, struct convert *convert,
-                     const uint8_t *piece, size_t bytes, bool whole)
+                     const uint8_t *piece, size_t bytes, bool *whole)
 {
     const uint8_t *text = piece;
     size_t ready = bytes;
@@ -55,8 +59,7 @@ static int send_read(struct pipe *pipe, struct producer *producer, struct conver
         text = convert_text(convert, &ready);
     }
     if (!r)
-        r = send_text(pipe, producer, text, ready,
-                      intake_time(pipe->intake, convert, text, ready, whole));
+        r = send_text(pipe, producer, text, ready, whole);
     if (!r && convert)
         convert_take(convert, ready);
     return r;
@@ -85,10 +88,9 @@ static int pump(struct pipe *pipe, struct producer *producer, struct convert *co
             continue;
         if (bytes < 0)
             return (int)bytes;
-        r = send_read(pipe, producer, convert, piece, (size_t)bytes, whole);
+        r = send_read(pipe, producer, convert, piece, (size_t)bytes, &whole);
         if (r || !bytes)
             return r;
-        whole = piece[bytes - 1] == '\n';
     }
 }
 

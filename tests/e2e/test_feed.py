@@ -154,6 +154,31 @@ def test_times_are_kept():
     assert mock.times[-1][1] == (begin + 600) * 10**6
 
 
+def test_each_time_stands_for_its_own_lines():
+    """A piece of a log may hold years: what is far from its first line has a clock of its own."""
+    mock = Mock()
+    days = [(f"2026-05-{day:02} 07:30:00Z web up, and what else it says\n" * 40).encode()
+            for day in range(1, 29)]
+    path = mock.home / "log"
+    path.write_bytes(b"".join(days))
+    lib.silt(mock.endpoint, "feed", "file", path)
+    lib.silt(mock.endpoint, "feed", "pipe", stdin=path.read_bytes())
+    for stream in ("file", "pipe"):
+        assert mock.text(stream) == path.read_bytes()
+    told = [(text, time_us) for text, time_us in mock.times if text]
+    assert [text for text, _ in told] == 2 * days
+    assert [time_us // 10**6 for _, time_us in told] == 2 * [
+        calendar.timegm((2026, 5, day, 7, 30, 0)) for day in range(1, 29)]
+    cues = b"".join(b"%02d:00:00.000 --> %02d:00:01.000\n%d %s\n\n" % (i, i, i, b"word " * 150)
+                    for i in range(20))
+    (mock.home / "talk.vtt").write_bytes(b"WEBVTT\n\n" + cues)
+    del mock.times[:]
+    lib.silt(mock.endpoint, "feed", "talk", mock.home / "talk.vtt", "--format", "vtt",
+             "--start", "2026-05-31T07:30:00Z")
+    begin = calendar.timegm((2026, 5, 31, 7, 30, 0))
+    assert [time_us // 10**6 - begin for _, time_us in mock.times] == [i * 3600 for i in range(20)]
+
+
 def test_patterns_and_streams_by_file():
     mock = Mock()
     for name in ("b.log", "a.log", "c d.log", "x.txt"):

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -152,17 +153,59 @@ static void test_stamps_of_anything(void **state)
             line[i] = below(9) ? alphabet[below(sizeof alphabet - 1)] : (char)below(256);
         if (stamp_read(line, bytes, &time_us))
             assert_true(time_us < UINT64_C(4000000000) * 1000000);
-        stamp_find(line, bytes, true, &time_us);
+        stamp_span(line, &bytes, below(2), below(2));
         free(line);
     }
+}
+
+/* One wall clock stands for lines of about one time, and never for less than half a KiB of them. */
+static void test_spans(void **state)
+{
+    enum { LINES = 3000, LINE_BYTES = 40, DAY = 20 };
+    char *text = malloc(LINES * LINE_BYTES + 1);
+    size_t at = 0, pieces = 0;
+
+    (void)state;
+    assert_non_null(text);
+    for (int i = 0; i < LINES; i++) /* a minute's lines, thirty a minute; then the next day's */
+        snprintf(text + (size_t)i * LINE_BYTES, LINE_BYTES + 1,
+                 "2026-05-%02dT07:%02d:%02dZ what happened %3d.\n", 1 + i / (LINES / DAY),
+                 i / 30 % 60, i % 30 * 2, i % 999);
+    while (at < LINES * LINE_BYTES) {
+        size_t bytes = LINES * LINE_BYTES - at, line = at / LINE_BYTES, last;
+        uint64_t time_us = stamp_span(text + at, &bytes, true, 0), want_us, last_us;
+
+        assert_true(stamp_read(text + at, LINE_BYTES, &want_us));
+        assert_int_equal(time_us, want_us);
+        assert_true(bytes && bytes % LINE_BYTES == 0);
+        last = line + bytes / LINE_BYTES - 1;
+        assert_true(stamp_read(text + last * LINE_BYTES, LINE_BYTES, &last_us));
+        assert_true(bytes <= 2 * 512 || last_us - time_us <= UINT64_C(60) * 1000000 ||
+                    at + bytes == LINES * LINE_BYTES);
+        at += bytes;
+        pieces++;
+    }
+    assert_in_range(pieces, DAY, 2 * LINES / 30 + DAY);
+    free(text);
+}
+
+static void test_spans_of_captions(void **state)
+{
+    static const char text[] = "of a line\n[0:00:10] Ann: so\n[0:00:20] Bob: yes\n";
+    size_t bytes = sizeof text - 1;
+
+    (void)state;
+    assert_int_equal(stamp_span(text, &bytes, false, 7000000), 17000000);
+    assert_int_equal(bytes, sizeof text - 1);
+    assert_int_equal(stamp_span(text, &bytes, true, 0), 0);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cuts_do_not_matter),
-        cmocka_unit_test(test_offsets),
-        cmocka_unit_test(test_stamps_of_anything),
+        cmocka_unit_test(test_cuts_do_not_matter), cmocka_unit_test(test_offsets),
+        cmocka_unit_test(test_stamps_of_anything), cmocka_unit_test(test_spans),
+        cmocka_unit_test(test_spans_of_captions),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
