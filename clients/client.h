@@ -191,6 +191,9 @@ struct client_stream_stat {
 struct client_process_stat {
     uint64_t bytes_plan, bytes_used, bytes_disk, bytes_resident, uptime_us, tokens_computed;
     uint64_t compute_us, meter_us; /* of the compute thread; of that the loss meter's */
+    /* Of compute_us: in so many passes over streams' text, for the device alone in these; handing
+     * segments to the disk's thread, waiting for the disk in that; what comes behind a pass. */
+    uint64_t read_us, passes, wait_us, leave_us, disk_us, save_us;
     double loss_flag;
     uint32_t streams, streams_max, forks, forks_max, threads;
     size_t tier_count, degraded_count;

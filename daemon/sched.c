@@ -61,15 +61,28 @@ void sched_offer_room(struct sched *sched, struct slot *slot)
     }
 }
 
+void sched_note_read(struct sched *sched, uint64_t start_us)
+{
+    struct engine_times times;
+
+    engine_times(sched->engine, &times);
+    atomic_fetch_add(&sched->read_us, clock_us() - start_us);
+    atomic_fetch_add(&sched->passes, 1);
+    atomic_store(&sched->wait_us, times.wait_us);
+    atomic_store(&sched->leave_us, times.leave_us);
+}
+
 void sched_computed(struct sched *sched, struct slot *slot, uint32_t count)
 {
     uint64_t head = atomic_load_explicit(&slot->ring.head, memory_order_relaxed);
+    uint64_t start = clock_us();
 
     atomic_store_explicit(&slot->ring.head, head + count, memory_order_release);
     atomic_fetch_add(sched->tokens_computed, count);
     sched_publish(sched, slot, count);
     sched_checkpoint(sched, slot);
     sched_offer_room(sched, slot);
+    atomic_fetch_add(&sched->save_us, clock_us() - start);
 }
 
 /* A pass of two blocks is faster than two of one; while questions wait, slices stay short. */
@@ -86,6 +99,7 @@ bool sched_feed_block(struct sched *sched, struct slot *slot)
     uint64_t head = atomic_load_explicit(&slot->ring.head, memory_order_relaxed);
     uint32_t count = ring_count(&slot->ring), room, first;
     int32_t block[STREAM_PASS_TOKENS];
+    uint64_t start;
     int result;
 
     sched_offer_room(sched, slot);
@@ -101,9 +115,11 @@ bool sched_feed_block(struct sched *sched, struct slot *slot)
     result = sched->info.pin_tokens_max && head % sched->info.chunk_tokens == 0
                  ? pins_apply(slot, head)
                  : 0;
+    start = clock_us();
     if (!result)
         result = sched->meter ? meter_feed(sched->meter, slot, block, count)
                               : stream_feed(slot->stream, block, count);
+    sched_note_read(sched, start);
     if (result) {
         if (!sched_device_failed(sched))
             sched_fail_stream(slot, result);

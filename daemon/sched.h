@@ -61,7 +61,10 @@ struct sched {
     struct meter *meter;            /* NULL: no loss meter */
     bool (*background)(void *user); /* work for when there is little else; NULL: none */
     void *background_user;
-    _Atomic uint64_t compute_us;
+    /* Of this thread's time: at work; of that in passes over streams' text, so many of them; for
+     * the device alone in these; segments that left, handed to the disk's thread; what is told of
+     * streams after a pass, and checkpoints. */
+    _Atomic uint64_t compute_us, read_us, passes, wait_us, leave_us, save_us;
     _Atomic bool *stopping;
     _Atomic uint64_t *tokens_computed;   /* of the process */
     struct sample_candidate *candidates; /* [vocab_count] */
@@ -80,6 +83,8 @@ void sched_send(struct sched *sched, const struct sched_message *message, const 
 bool sched_feed_block(struct sched *sched, struct slot *slot);
 /* A slot's next tokens are in its stream. */
 void sched_computed(struct sched *sched, struct slot *slot, uint32_t count);
+/* A pass that began then is done. */
+void sched_note_read(struct sched *sched, uint64_t start_us);
 void sched_offer_room(struct sched *sched, struct slot *slot);
 void sched_fail_stream(struct slot *slot, int error);
 /* Says so once, when it has. */

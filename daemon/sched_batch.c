@@ -98,29 +98,39 @@ static void compute(struct feed *feed)
         (void)streams_feed(feed->work, fine); /* each work has its result */
 }
 
-bool sched_feed_batch(struct sched *sched, bool asked)
+/* What was computed is told, and that it was. */
+static void publish(struct sched *sched, const struct feed *feed)
 {
-    uint32_t share = asked ? SCHED_ASKED_SHARE : 1;
-    struct feed feed;
-    uint64_t start = clock_us();
-
-    feed.count = 0;
-    gather(sched, &feed, sched->info.batch_tokens / share);
-    compute(&feed);
-    if (sched->meter && feed.count)
-        meter_note_pass(sched->meter, clock_us() - start);
-    for (uint32_t i = 0; i < feed.count && !sched_device_failed(sched); i++) {
-        const struct stream_work *work = &feed.work[i];
+    for (uint32_t i = 0; i < feed->count && !sched_device_failed(sched); i++) {
+        const struct stream_work *work = &feed->work[i];
 
         if (work->result) {
-            sched_fail_stream(feed.slot[i], work->result);
+            sched_fail_stream(feed->slot[i], work->result);
             continue;
         }
         if (sched->meter)
-            meter_collect(sched->meter, feed.slot[i], work->tokens, work->count);
-        sched_computed(sched, feed.slot[i], work->count);
+            meter_collect(sched->meter, feed->slot[i], work->tokens, work->count);
+        sched_computed(sched, feed->slot[i], work->count);
     }
-    return feed.count > 0;
+}
+
+bool sched_feed_batch(struct sched *sched, bool asked)
+{
+    uint32_t share = asked ? SCHED_ASKED_SHARE : 1;
+    uint64_t start = clock_us(), read;
+    struct feed feed;
+
+    feed.count = 0;
+    gather(sched, &feed, sched->info.batch_tokens / share);
+    if (!feed.count)
+        return false;
+    read = clock_us();
+    compute(&feed);
+    sched_note_read(sched, read);
+    if (sched->meter)
+        meter_note_pass(sched->meter, clock_us() - start);
+    publish(sched, &feed);
+    return true;
 }
 
 bool sched_ask_batch(struct sched *sched)

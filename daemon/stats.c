@@ -377,6 +377,7 @@ static void fill_process(struct core *core, Silt__V1__ProcessStat *out, Silt__V1
 
         spill_stat(core->spill, &cold);
         out->bytes_disk += cold.bytes_disk;
+        out->disk_us = cold.wait_us;
     }
     out->bytes_resident = plan_resident_bytes();
     out->streams = core->table.count;
@@ -393,6 +394,11 @@ static void fill_process(struct core *core, Silt__V1__ProcessStat *out, Silt__V1
     out->version = SILT_VERSION;
     out->compute_us = atomic_load(&core->sched.compute_us);
     out->meter_us = atomic_load(&core->meter.meter_us);
+    out->read_us = atomic_load(&core->sched.read_us);
+    out->passes = atomic_load(&core->sched.passes);
+    out->wait_us = atomic_load(&core->sched.wait_us);
+    out->leave_us = atomic_load(&core->sched.leave_us);
+    out->save_us = atomic_load(&core->sched.save_us);
     out->loss_flag = core->config.loss_flag;
 }
 

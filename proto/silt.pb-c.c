@@ -4486,7 +4486,7 @@ const ProtobufCMessageDescriptor silt__v1__stream_stat__descriptor =
   (ProtobufCMessageInit) silt__v1__stream_stat__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor silt__v1__process_stat__field_descriptors[21] =
+static const ProtobufCFieldDescriptor silt__v1__process_stat__field_descriptors[27] =
 {
   {
     "bytes_plan",
@@ -4740,6 +4740,78 @@ static const ProtobufCFieldDescriptor silt__v1__process_stat__field_descriptors[
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "read_us",
+    22,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__ProcessStat, read_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "passes",
+    23,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__ProcessStat, passes),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "wait_us",
+    24,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__ProcessStat, wait_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "leave_us",
+    25,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__ProcessStat, leave_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "disk_us",
+    26,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__ProcessStat, disk_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "save_us",
+    27,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Silt__V1__ProcessStat, save_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned silt__v1__process_stat__field_indices_by_name[] = {
   10,   /* field[10] = adapter */
@@ -4750,12 +4822,17 @@ static const unsigned silt__v1__process_stat__field_indices_by_name[] = {
   18,   /* field[18] = compute_us */
   16,   /* field[16] = degraded */
   13,   /* field[13] = device */
+  25,   /* field[25] = disk_us */
   7,   /* field[7] = forks */
   8,   /* field[8] = forks_max */
   11,   /* field[11] = kernels */
+  24,   /* field[24] = leave_us */
   20,   /* field[20] = loss_flag */
   19,   /* field[19] = meter_us */
   9,   /* field[9] = model */
+  22,   /* field[22] = passes */
+  21,   /* field[21] = read_us */
+  26,   /* field[26] = save_us */
   5,   /* field[5] = streams */
   6,   /* field[6] = streams_max */
   12,   /* field[12] = threads */
@@ -4763,11 +4840,12 @@ static const unsigned silt__v1__process_stat__field_indices_by_name[] = {
   15,   /* field[15] = tokens_computed */
   14,   /* field[14] = uptime_us */
   17,   /* field[17] = version */
+  23,   /* field[23] = wait_us */
 };
 static const ProtobufCIntRange silt__v1__process_stat__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 21 }
+  { 0, 27 }
 };
 const ProtobufCMessageDescriptor silt__v1__process_stat__descriptor =
 {
@@ -4777,7 +4855,7 @@ const ProtobufCMessageDescriptor silt__v1__process_stat__descriptor =
   "Silt__V1__ProcessStat",
   "silt.v1",
   sizeof(Silt__V1__ProcessStat),
-  21,
+  27,
   silt__v1__process_stat__field_descriptors,
   silt__v1__process_stat__field_indices_by_name,
   1,  silt__v1__process_stat__number_ranges,

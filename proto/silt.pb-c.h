@@ -796,10 +796,34 @@ struct  Silt__V1__ProcessStat
    * nats a token: a stream whose memory surely loses more is flagged
    */
   double loss_flag;
+  /*
+   * of compute_us in passes over streams' text
+   */
+  uint64_t read_us;
+  /*
+   * so many
+   */
+  uint64_t passes;
+  /*
+   * of read_us for the device alone, once the host had done its part
+   */
+  uint64_t wait_us;
+  /*
+   * of compute_us to hand segments that left their rings to the disk's thread
+   */
+  uint64_t leave_us;
+  /*
+   * of leave_us for the disk to take those before them
+   */
+  uint64_t disk_us;
+  /*
+   * of compute_us to tell what was computed, and to copy checkpoints
+   */
+  uint64_t save_us;
 };
 #define SILT__V1__PROCESS_STAT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&silt__v1__process_stat__descriptor) \
-    , 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, 0, 0,NULL, (char *)protobuf_c_empty_string, 0, 0, 0 }
+    , 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, 0, 0,NULL, (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 
 struct  Silt__V1__StatReply

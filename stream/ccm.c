@@ -99,6 +99,13 @@ static void gather(const struct stream *stream, uint32_t slot, f16 *out)
     }
 }
 
+void ccm_give_segment(struct stream *stream, const struct segment_view *segment)
+{
+    uint64_t from = monotonic_us();
+    stream->leave(stream->leave_user, segment);
+    stream->engine->times.leave_us += monotonic_us() - from;
+}
+
 /* The oldest segment leaves: whole, to whoever keeps cold segments, and as its share of the
  * summary's running mean. */
 static void leave_ring(struct stream *stream)
@@ -114,7 +121,7 @@ static void leave_ring(struct stream *stream)
     if (stream->leave) {
         struct segment_view view = {number, number * s->chunk, (number + 1) * s->chunk, segment,
                                     count * sizeof(f16)};
-        stream->leave(stream->leave_user, &view);
+        ccm_give_segment(stream, &view);
     }
     float alpha = 1.0f / (float)state->summary_count;
     e->kernels->fold(e->kernels, STATE_AT(state, l->summary, float), segment, count,

@@ -114,6 +114,11 @@ const char *engine_failure(const struct engine *engine)
     return engine->gpu && *engine->gpu->cuda->error_text ? engine->gpu->cuda->error_text : NULL;
 }
 
+void engine_times(const struct engine *engine, struct engine_times *out)
+{
+    *out = engine->times;
+}
+
 int engine_warm(struct engine *engine, char *error, size_t error_bytes)
 {
     int code = engine->gpu ? gpu_warm(engine) : 0;

@@ -44,15 +44,17 @@ static void take_lane(struct engine *e, struct gpu_slot *p, uint32_t index, uint
                                 (lane->leaving_number + 1) * chunk, p->leaving + *left * values,
                                 e->gpu->segment_bytes};
     *left += 1;
-    s->leave(s->leave_user, &view);
+    ccm_give_segment(s, &view);
 }
 
 static int take_pass(struct engine *e, struct gpu_slot *p)
 {
     int code = 0;
     uint32_t left = 0;
+    uint64_t from = monotonic_us();
     for (; p->copies_out; p->copies_out--)
         code = e->gpu->cuda->wait_out(e->gpu->cuda);
+    e->times.wait_us += monotonic_us() - from;
     for (uint32_t i = 0; i < p->lanes && !code; i++)
         take_lane(e, p, i, &left);
     p->lanes = 0;

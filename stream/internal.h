@@ -5,6 +5,8 @@
 #ifndef SILT_STREAM_INTERNAL_H
 #define SILT_STREAM_INTERNAL_H
 
+#include <time.h>
+
 #include "stream/gguf.h"
 #include "stream/stream.h"
 
@@ -15,6 +17,13 @@ enum {
     STATE_VERSION = 4,        /* 2: segments join the ring at once, merges are seen a block late;
                                * 3: counts lie together; 4: the list of pins behind them */
 };
+
+static inline uint64_t monotonic_us(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
 
 /* ---- weights ---- */
 
@@ -85,6 +94,7 @@ struct engine {
     struct gguf *model, *adapter;
     struct lexicon *lexicon; /* NULL: the adapter has none */
     struct engine_info info;
+    struct engine_times times;
     struct shape shape;
     bool exact; /* fp32 throughout, see engine_options */
     struct layer layer[LAYERS_MAX];
@@ -305,6 +315,8 @@ uint32_t window_raw_rows(const struct layout *layout, uint32_t chunk_at);
 
 /* ccm.c: the COMP tokens of the chunk that a pass of so many rows fills, as an item behind them.
  * False: there is no ring, or no room in the pass. */
+/* To whoever watches segments leave; somebody does. */
+void ccm_give_segment(struct stream *stream, const struct segment_view *segment);
 bool ccm_comp_item(struct stream *stream, uint32_t rows, struct forward_item *out);
 /* The segment of the chunk just filled joins the ring, and the window slides. Runs COMP where no
  * pass has computed it. */

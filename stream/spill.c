@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 static size_t up(size_t bytes, size_t align)
@@ -357,15 +356,12 @@ static void fill(struct spill *s, struct spill_io *io, const struct segment_view
 
 static void wait_for_room(struct spill *s)
 {
-    struct timespec from, to;
-    clock_gettime(CLOCK_MONOTONIC, &from);
+    uint64_t from = monotonic_us();
     s->waiting++;
     spill_ring_bell(s); /* what has been written may not have been looked at */
     pthread_cond_wait(&s->room, &s->lock);
     s->waiting--;
-    clock_gettime(CLOCK_MONOTONIC, &to);
-    s->stat.wait_us +=
-        (uint64_t)((to.tv_sec - from.tv_sec) * 1000000 + (to.tv_nsec - from.tv_nsec) / 1000);
+    s->stat.wait_us += monotonic_us() - from;
 }
 
 /* A staging place for the segment in out; NULL there with 0: it need not be written. Under the

@@ -110,6 +110,12 @@ const struct tokenizer *engine_tokenizer(const struct engine *engine);
 /* What the device said when it failed; NULL: it has not. After -EIO nothing more is computed there.
  */
 const char *engine_failure(const struct engine *engine);
+/* Where the time of feeding streams went so far; for the thread that feeds them. */
+struct engine_times {
+    uint64_t wait_us;  /* for the device, once the host had done its part; 0 on a CPU */
+    uint64_t leave_us; /* in segment_leave_fn */
+};
+void engine_times(const struct engine *engine, struct engine_times *out);
 /* Words that may stand for a word, by the adapter's lexicon, nearest first: how many, at most max;
  * 0 where it has none; letters, digits and bytes above 0x7f, whatever the file holds. word: a form
  * in lower case, terminated. Any thread. */

@@ -110,6 +110,18 @@ static void process(struct text *out, const struct client_process_stat *stat)
            (double)stat->compute_us / 1e6);
     single(out, "silt_loss_meter_seconds_total", "counter", "Part of it that the loss meter took.",
            (double)stat->meter_us / 1e6);
+    single(out, "silt_passes_total", "counter", "Passes over streams' text.", (double)stat->passes);
+    single(out, "silt_read_seconds_total", "counter", "Part of its time that these took.",
+           (double)stat->read_us / 1e6);
+    single(out, "silt_device_wait_seconds_total", "counter", "Part of that for the device alone.",
+           (double)stat->wait_us / 1e6);
+    single(out, "silt_leave_seconds_total", "counter",
+           "Part of its time to hand segments to the disk's thread.", (double)stat->leave_us / 1e6);
+    single(out, "silt_disk_wait_seconds_total", "counter", "Part of that for the disk alone.",
+           (double)stat->disk_us / 1e6);
+    single(out, "silt_save_seconds_total", "counter",
+           "Part of its time behind passes: statistics and checkpoints.",
+           (double)stat->save_us / 1e6);
     single(out, "silt_loss_flag_nats", "gauge", "A stream that surely loses more is flagged.",
            stat->loss_flag);
     single(out, "silt_resident_bytes", "gauge", "Memory of the process as the kernel counts it.",

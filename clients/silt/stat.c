@@ -156,6 +156,12 @@ static json_t *process_json(const struct client_process_stat *stat)
     set_count(json, "uptime_us", stat->uptime_us);
     set_count(json, "compute_us", stat->compute_us);
     set_count(json, "meter_us", stat->meter_us);
+    set_count(json, "read_us", stat->read_us);
+    set_count(json, "passes", stat->passes);
+    set_count(json, "wait_us", stat->wait_us);
+    set_count(json, "leave_us", stat->leave_us);
+    set_count(json, "disk_us", stat->disk_us);
+    set_count(json, "save_us", stat->save_us);
     json_object_set_new(json, "loss_flag", json_real(stat->loss_flag));
     set_count(json, "bytes_plan", stat->bytes_plan);
     json_object_set_new(json, "bytes_plan_by_tier",

@@ -6,7 +6,10 @@
 Questions are asked first of an idle siltd. Then every stream is fed the same text through `silt
 feed`, and when all is read once more, while one question is asked after the other, until all
 is read or ten times as many are answered: passes are small then (daemon/sched.h). CSV rows: seconds
-from question to first token and how many, and tokens read a second by the daemon's own count.
+from question to first token and how many, and tokens read a second by the daemon's own count; and
+where its compute thread was meanwhile, in shares of that time: idle (there was no text to read),
+in passes over text, in these waiting for the device alone, handing segments on, in that waiting for
+the disk, and behind passes (statistics, checkpoints). Arguments that are not known go to siltd.
 """
 
 import argparse
@@ -29,14 +32,13 @@ def first_token(endpoint, stream):
     return last["timings"]["wait_seconds"] + last["timings"]["prefill_seconds"]
 
 
-def computed(endpoint):
-    return json.loads(lib.silt(endpoint, "stat", "--json").out)["tokens_computed"]
+def process(endpoint):
+    return json.loads(lib.silt(endpoint, "stat", "--json").out)
 
 
-def lag(endpoint):
-    """Tokens that are acked and wait to be read."""
+def acked(endpoint):
     lines = lib.silt(endpoint, "ls", "--json").out.decode().splitlines()
-    return sum(json.loads(line)["lag_tokens"] for line in lines)
+    return sum(json.loads(line)["tokens_acked"] for line in lines)
 
 
 def feed(endpoint, stream, text, failed):
@@ -47,27 +49,45 @@ def feed(endpoint, stream, text, failed):
 
 
 def read_all(endpoint, streams, text, ask=None):
-    """Feeds every stream the text; tokens read a second until all are read, or while ask() asks."""
-    failed = []
+    """Feeds every stream the text, and says what siltd said of itself until all was read, or ask()
+    had asked enough. Without questions the tenths are left out in which the programs that feed
+    start, and in which the last text is read."""
+    failed, before, fed = [], acked(endpoint), None
     feeders = [threading.Thread(target=feed, args=(endpoint, f"s{i}", text, failed))
                for i in range(streams)]
-    before, start = computed(endpoint), time.monotonic()
+    said = [process(endpoint)]
+    first, start = said[0]["tokens_computed"], time.monotonic()
     for thread in feeders:
         thread.start()
-    rate = 0
-    while any(thread.is_alive() for thread in feeders) or lag(endpoint):
-        if not ask:
-            time.sleep(0.05)
-        elif not ask():
+    while fed is None or said[-1]["tokens_computed"] < first + fed:
+        if ask and not ask():
             break
-        rate = (computed(endpoint) - before) / (time.monotonic() - start)
+        time.sleep(0 if ask else 0.05)
+        said.append(process(endpoint))
+        if fed is None and not any(thread.is_alive() for thread in feeders):
+            seconds, fed = time.monotonic() - start, acked(endpoint) - before
     for thread in feeders:
         thread.join()
-    while lag(endpoint):
-        time.sleep(0.05)
     if failed:
         sys.exit(f"{len(failed)} of {streams} streams were not fed: {failed[0]}")
-    return rate
+    if ask:
+        return said
+    row("acked-siltd-alone", streams, fed / seconds, "tokens/s")
+    return [s for s in said if fed / 10 <= s["tokens_computed"] - first <= fed * 9 / 10]
+
+
+def rows(name, streams, said):
+    """Of what siltd said first and last."""
+    if len(said) < 2:
+        print(f"# {name}: all was read too soon to tell", flush=True)
+        return
+    much = {key: said[-1][key] - said[0][key] for key, value in said[0].items()
+            if isinstance(value, (int, float))}
+    row(name, streams, much["tokens_computed"] / much["uptime_us"] * 1e6, "tokens/s")
+    row(f"{name}-pass", streams, much["tokens_computed"] / max(much["passes"], 1), "tokens")
+    row(f"{name}-idle", streams, 1 - much["compute_us"] / much["uptime_us"], "1")
+    for part in "read", "wait", "leave", "disk", "save":
+        row(f"{name}-{part}", streams, much[f"{part}_us"] / much["uptime_us"], "1")
 
 
 def row(name, streams, value, unit):
@@ -82,19 +102,20 @@ def main():
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--bytes", type=int, default=200_000, help="of text, each stream")
     parser.add_argument("--questions", type=int, default=20)
-    options = parser.parse_args()
+    parser.add_argument("--data", help="a folder on the disk that is meant; emptied by nobody")
+    options, more = parser.parse_known_args()
     streams = options.streams
     source = pathlib.Path(__file__).resolve().parents[2] / "LICENSE"
     text = (source.read_bytes() * (options.bytes // 10_000 + 1))[:options.bytes]
     args = ["--device", options.device, "--streams-max", streams + 1, "--clients-max",
-            streams + 32, "--forks-max", 4]
-    with lib.Daemon(options.model, options.adapter, args, threads=2) as daemon:
+            streams + 32, "--forks-max", 4, *more]
+    with lib.Daemon(options.model, options.adapter, args, options.data) as daemon:
         endpoint = daemon.endpoint
         lib.silt(endpoint, "feed", "asked", "--wait", stdin=text[:20_000], seconds=600)
         idle = [first_token(endpoint, "asked") for _ in range(options.questions)]
         print("figure,ratio,streams,value,unit,command")
         row("first-token-idle", 0, statistics.median(idle), "s")
-        row("ingest-siltd-alone", streams, read_all(endpoint, streams, text), "tokens/s")
+        rows("ingest-siltd-alone", streams, read_all(endpoint, streams, text))
         busy = []
 
         def ask():
@@ -103,12 +124,12 @@ def main():
                 return True
             return False
 
-        rate = read_all(endpoint, streams, text, ask)
+        said = read_all(endpoint, streams, text, ask)
         if busy:
             row("first-token-beside-ingest", streams, statistics.median(busy), "s")
             row("first-token-beside-ingest-most", streams, max(busy), "s")
             row("first-token-questions", streams, len(busy), "1")
-            row("ingest-siltd", streams, rate, "tokens/s")
+            rows("ingest-siltd", streams, said)
         daemon.stop(seconds=120)
 
 

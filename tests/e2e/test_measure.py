@@ -47,6 +47,8 @@ def test_loss_meter():
         stat = trickle(siltd, wire, lambda stat: stat.loss.chunks >= 1)
         process = wire.call(stat=pb.Stat()).process
         assert 0 < process.meter_us < 0.02 * process.compute_us * 1.5, process
+        assert process.passes and process.save_us and process.leave_us < process.compute_us
+        assert 0 < process.read_us < process.compute_us, process
         assert 1 < stat.loss.with_memory < 20 and 1 < stat.loss.with_window < 20, stat.loss
         mean = stat.loss.with_memory - stat.loss.with_window
         assert abs(stat.loss.difference - mean) < 1e-6
@@ -59,6 +61,8 @@ def test_loss_meter():
             assert 'silt_stream_loss_nats{stream="live"}' in exported
             assert 0 < exported["silt_loss_meter_seconds_total"] < exported[
                 "silt_compute_seconds_total"]
+            assert 0 < exported["silt_read_seconds_total"] < exported["silt_compute_seconds_total"]
+            assert exported["silt_passes_total"] >= process.passes
             assert exported["silt_loss_flag_nats"] == -100
         # It is a line of the plan, which is there or not.
         plan = json.loads(lib.silt(siltd.endpoint, "stat", "--json").out)["bytes_plan_by_tier"]

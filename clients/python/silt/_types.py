@@ -145,6 +145,12 @@ class ProcessStat:
     tokens_computed: int
     compute_us: int  # of the compute thread
     meter_us: int  # of that, the loss meter's
+    read_us: int  # in passes over streams' text,
+    passes: int  # so many,
+    wait_us: int  # for the device alone in these
+    leave_us: int  # handing segments to the disk's thread,
+    disk_us: int  # for the disk alone in that
+    save_us: int  # behind passes: statistics and checkpoints
     loss_flag: float  # a stream that surely loses more is flagged
     bytes_plan: int
     bytes_used: int
@@ -253,6 +259,8 @@ def process_of(wire: pb.ProcessStat) -> ProcessStat:
         device=wire.device, threads=wire.threads, uptime_us=wire.uptime_us, streams=wire.streams,
         streams_max=wire.streams_max, forks=wire.forks, forks_max=wire.forks_max,
         tokens_computed=wire.tokens_computed, compute_us=wire.compute_us, meter_us=wire.meter_us,
+        read_us=wire.read_us, passes=wire.passes, wait_us=wire.wait_us, leave_us=wire.leave_us,
+        disk_us=wire.disk_us, save_us=wire.save_us,
         loss_flag=wire.loss_flag, bytes_plan=wire.bytes_plan, bytes_used=wire.bytes_used,
         bytes_disk=wire.bytes_disk, bytes_resident=wire.bytes_resident,
         tiers=_tiers(wire.tiers), degraded=tuple(wire.degraded))

@@ -353,7 +353,7 @@ class PinsReply(_message.Message):
     def __init__(self, stream: _Optional[str] = ..., pins: _Optional[_Iterable[_Union[Pin, _Mapping]]] = ..., tokens_max: _Optional[int] = ...) -> None: ...
 
 class ProcessStat(_message.Message):
-    __slots__ = ["adapter", "bytes_disk", "bytes_plan", "bytes_resident", "bytes_used", "compute_us", "degraded", "device", "forks", "forks_max", "kernels", "loss_flag", "meter_us", "model", "streams", "streams_max", "threads", "tiers", "tokens_computed", "uptime_us", "version"]
+    __slots__ = ["adapter", "bytes_disk", "bytes_plan", "bytes_resident", "bytes_used", "compute_us", "degraded", "device", "disk_us", "forks", "forks_max", "kernels", "leave_us", "loss_flag", "meter_us", "model", "passes", "read_us", "save_us", "streams", "streams_max", "threads", "tiers", "tokens_computed", "uptime_us", "version", "wait_us"]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     BYTES_DISK_FIELD_NUMBER: _ClassVar[int]
     BYTES_PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -362,12 +362,17 @@ class ProcessStat(_message.Message):
     COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DISK_US_FIELD_NUMBER: _ClassVar[int]
     FORKS_FIELD_NUMBER: _ClassVar[int]
     FORKS_MAX_FIELD_NUMBER: _ClassVar[int]
     KERNELS_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_US_FIELD_NUMBER: _ClassVar[int]
     LOSS_FLAG_FIELD_NUMBER: _ClassVar[int]
     METER_US_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    PASSES_FIELD_NUMBER: _ClassVar[int]
+    READ_US_FIELD_NUMBER: _ClassVar[int]
+    SAVE_US_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     STREAMS_MAX_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
@@ -375,6 +380,7 @@ class ProcessStat(_message.Message):
     TOKENS_COMPUTED_FIELD_NUMBER: _ClassVar[int]
     UPTIME_US_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    WAIT_US_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     bytes_disk: int
     bytes_plan: int
@@ -383,12 +389,17 @@ class ProcessStat(_message.Message):
     compute_us: int
     degraded: _containers.RepeatedScalarFieldContainer[str]
     device: str
+    disk_us: int
     forks: int
     forks_max: int
     kernels: str
+    leave_us: int
     loss_flag: float
     meter_us: int
     model: str
+    passes: int
+    read_us: int
+    save_us: int
     streams: int
     streams_max: int
     threads: int
@@ -396,7 +407,8 @@ class ProcessStat(_message.Message):
     tokens_computed: int
     uptime_us: int
     version: str
-    def __init__(self, bytes_plan: _Optional[int] = ..., bytes_used: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ..., bytes_disk: _Optional[int] = ..., bytes_resident: _Optional[int] = ..., streams: _Optional[int] = ..., streams_max: _Optional[int] = ..., forks: _Optional[int] = ..., forks_max: _Optional[int] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., kernels: _Optional[str] = ..., threads: _Optional[int] = ..., device: _Optional[str] = ..., uptime_us: _Optional[int] = ..., tokens_computed: _Optional[int] = ..., degraded: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., compute_us: _Optional[int] = ..., meter_us: _Optional[int] = ..., loss_flag: _Optional[float] = ...) -> None: ...
+    wait_us: int
+    def __init__(self, bytes_plan: _Optional[int] = ..., bytes_used: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ..., bytes_disk: _Optional[int] = ..., bytes_resident: _Optional[int] = ..., streams: _Optional[int] = ..., streams_max: _Optional[int] = ..., forks: _Optional[int] = ..., forks_max: _Optional[int] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., kernels: _Optional[str] = ..., threads: _Optional[int] = ..., device: _Optional[str] = ..., uptime_us: _Optional[int] = ..., tokens_computed: _Optional[int] = ..., degraded: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., compute_us: _Optional[int] = ..., meter_us: _Optional[int] = ..., loss_flag: _Optional[float] = ..., read_us: _Optional[int] = ..., passes: _Optional[int] = ..., wait_us: _Optional[int] = ..., leave_us: _Optional[int] = ..., disk_us: _Optional[int] = ..., save_us: _Optional[int] = ...) -> None: ...
 
 class Remove(_message.Message):
     __slots__ = ["stream"]
