@@ -224,14 +224,17 @@ int checkpoint_branch(const struct checkpoints *at, uint64_t parent, uint64_t br
     uint64_t tokens[CHECKPOINTS_SEEN_MAX];
     uint32_t count = checkpoint_list(at, parent, tokens);
     char folder[NAME_MAX_BYTES], from[NAME_MAX_BYTES], to[NAME_MAX_BYTES];
-    int result = count ? make_folder(at, branch, folder) : 0;
+    int result = checkpoint_cut(at, branch, 0);
+
+    if (!result && count)
+        result = make_folder(at, branch, folder);
 
     for (uint32_t i = 0; i < count && !result && tokens[i] <= tokens_max; i++) {
         uint64_t origin = find_path(at, parent, tokens[i], from);
 
         snprintf(to, sizeof to, "%s/%016" PRIx64 "/%016" PRIx64 ".%016" PRIx64, at->folder, branch,
                  tokens[i], origin);
-        result = link(from, to) == 0 || errno == EEXIST ? 0 : -errno;
+        result = link(from, to) == 0 ? 0 : -errno;
     }
     return result || !count ? result : files_sync_folder(at->files, folder);
 }

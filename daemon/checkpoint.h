@@ -37,7 +37,8 @@ int checkpoint_read(const struct checkpoints *at, uint64_t stream_id, uint64_t t
                     size_t bytes_max, size_t *bytes);
 /* Positions in ascending order; returns how many, at most CHECKPOINTS_SEEN_MAX. */
 uint32_t checkpoint_list(const struct checkpoints *at, uint64_t stream_id, uint64_t *tokens);
-/* The branch has those of the parent up to tokens_max too, on the same blocks of the disk. */
+/* The branch has those of the parent up to tokens_max too, on the same blocks of the disk, and no
+ * others. */
 int checkpoint_branch(const struct checkpoints *at, uint64_t parent, uint64_t branch,
                       uint64_t tokens_max);
 void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id);

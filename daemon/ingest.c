@@ -439,6 +439,8 @@ static void fail_results(struct ingest *ingest)
             take_back_sequence(ingest, result);
         if (result->created || (result->kind == INGEST_LOAD && !result->error))
             ingest->slots[result->slot].ingest.open = false;
+        if (result->kind == INGEST_BRANCH && result->stream_id && ingest->keeper)
+            (void)keeper_cut(ingest->keeper, result->stream_id, 0); /* else when its number comes */
         if (!result->error)
             ingest_refuse(
                 result, SILT__V1__ERROR__CODE__NO_SPACE,
@@ -478,9 +480,6 @@ static void after_commit(struct ingest *ingest)
                    result->kind == INGEST_TRIM;
         if (result->kind == INGEST_TRIM)
             journal_shrink(ingest->journal);
-        if (result->kind == INGEST_BRANCH && ingest->keeper)
-            keeper_branch(ingest->keeper, result->parent_id, result->stream_id,
-                          result->tokens_acked);
     }
     if (removed)
         cut_log(ingest->journal);
@@ -551,7 +550,7 @@ bool ingest_step(struct ingest *ingest)
     bool more = false;
 
     while (ingest->result_count < BATCH_MAX &&
-           (request = queue_front(ingest->inbox, &bytes_count)) && !ingest_waits(ingest, request)) {
+           (request = queue_front(ingest->inbox, &bytes_count))) {
         assert(bytes_count >= sizeof *request);
         apply(ingest, request);
         queue_pop(ingest->inbox);

@@ -128,9 +128,6 @@ void ingest_unload(struct ingest *ingest, struct slot *slot);
  * stream is in none. */
 void ingest_change(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,
                    struct ingest_result *result);
-/* A branch made in this batch gets its parent's checkpoints behind the commit: nothing takes them
- * away before. */
-bool ingest_waits(const struct ingest *ingest, const struct ingest_request *request);
 void ingest_trim(struct ingest *ingest, const struct ingest_request *request,
                  struct ingest_result *result);
 /* Writes how far a stream has come in this batch. */

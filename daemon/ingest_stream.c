@@ -27,6 +27,17 @@ static void take_slot(struct slot *slot, const struct journal_stream *stream)
     atomic_store(&slot->bytes_text, stream->bytes_text);
 }
 
+/* The number of a branch whose commit failed comes again; where its checkpoints could not be taken
+ * away then, they are now. Else nobody is waited for: the keeper may be writing one. */
+static int clear_checkpoints(struct ingest *ingest, uint64_t stream_id)
+{
+    uint64_t tokens[CHECKPOINTS_SEEN_MAX];
+
+    if (!ingest->keeper || !checkpoint_list(&ingest->keeper->at, stream_id, tokens))
+        return 0;
+    return keeper_cut(ingest->keeper, stream_id, 0);
+}
+
 static void create_stream(struct ingest *ingest, struct slot *slot,
                           const struct ingest_request *request, struct ingest_result *result)
 {
@@ -42,6 +53,8 @@ static void create_stream(struct ingest *ingest, struct slot *slot,
     if (!ingest_begin(ingest))
         return;
     error = journal_stream_create(ingest->journal, &stream);
+    if (!error)
+        error = clear_checkpoints(ingest, stream.id);
     if (error) {
         ingest_failed(ingest, error);
         return;
@@ -110,16 +123,30 @@ void ingest_unload(struct ingest *ingest, struct slot *slot)
     atomic_store(&slot->behind, false);
 }
 
+/* The branch has its parent's checkpoints on disk before it is there itself: of text that was
+ * trimmed away nothing else knows. False: it cannot have them and is refused. */
+static bool share_checkpoints(struct ingest *ingest, struct ingest_result *result)
+{
+    if (!ingest->keeper ||
+        !keeper_branch(ingest->keeper, result->parent_id, result->stream_id, result->tokens_acked))
+        return true;
+    (void)keeper_cut(ingest->keeper, result->stream_id, 0); /* else when its number comes again */
+    if (!result->first)                                     /* it is computed from its journal */
+        return true;
+    ingest_refuse(result, SILT__V1__ERROR__CODE__INTERNAL,
+                  "the oldest text of the stream was trimmed away, and the checkpoints that "
+                  "remember it cannot be shared with a branch: see siltd's log");
+    return false;
+}
+
 /* What this batch has added to the parent belongs to the branch too. */
-static void branch_stream(struct ingest *ingest, const struct ingest_request *request,
-                          struct ingest_result *result)
+static int make_branch(struct ingest *ingest, const struct ingest_request *request,
+                       struct ingest_result *result)
 {
     struct journal_stream branch = {0};
     int error = 0;
 
     snprintf(branch.name, sizeof branch.name, "%s", request->name);
-    if (!ingest_begin(ingest))
-        return;
     for (uint32_t i = 0; !error && i < ingest->slot_count; i++)
         if (ingest->slots[i].ingest.stream_id == request->stream_id)
             error = ingest_save_tail(ingest, &ingest->slots[i].ingest);
@@ -127,15 +154,34 @@ static void branch_stream(struct ingest *ingest, const struct ingest_request *re
         error = journal_stream_branch(ingest->journal, request->stream_id, &branch);
     if (!error)
         error = forget_first(ingest, branch.id, &result->first);
-    if (error == -ENOENT)
-        ingest_refuse(result, SILT__V1__ERROR__CODE__NOT_FOUND, "the stream was removed just now");
-    else if (error)
-        ingest_failed(ingest, error);
-    result->parent_id = request->stream_id;
     result->stream_id = branch.id;
     result->tokens_acked = branch.tokens;
     result->bytes_text = branch.bytes_text;
     result->created_us = branch.created_us;
+    return error;
+}
+
+static void branch_stream(struct ingest *ingest, const struct ingest_request *request,
+                          struct ingest_result *result)
+{
+    bool stays = false;
+    int error;
+
+    result->parent_id = request->stream_id;
+    result->stream_id = 0; /* not yet known */
+    if (!ingest_begin(ingest))
+        return;
+    error = journal_mark(ingest->journal);
+    if (!error)
+        error = make_branch(ingest, request, result);
+    if (error == -ENOENT)
+        ingest_refuse(result, SILT__V1__ERROR__CODE__NOT_FOUND, "the stream was removed just now");
+    else if (!error)
+        stays = share_checkpoints(ingest, result);
+    if (!error || error == -ENOENT)
+        error = stays ? journal_keep(ingest->journal) : journal_take_back(ingest->journal);
+    if (error)
+        ingest_failed(ingest, error);
 }
 
 /* Questions about its past have nothing to read any more. */
@@ -167,17 +213,6 @@ static void remove_stream(struct ingest *ingest, struct slot *slot,
         error = forget_derived(ingest, request->stream_id);
     if (error)
         ingest_failed(ingest, error);
-}
-
-bool ingest_waits(const struct ingest *ingest, const struct ingest_request *request)
-{
-    bool takes = request->kind == INGEST_REMOVE || request->kind == INGEST_FORGET;
-
-    for (uint32_t i = 0; takes && i < ingest->result_count; i++)
-        if (ingest->results[i].kind == INGEST_BRANCH &&
-            ingest->results[i].parent_id == request->stream_id)
-            return true;
-    return false;
 }
 
 static void refuse_range(struct ingest_result *result, int error,

@@ -130,7 +130,7 @@ void keeper_trim(struct keeper *keeper, uint64_t stream_id, uint64_t tokens)
     pthread_mutex_unlock(&keeper->lock);
 }
 
-void keeper_branch(struct keeper *keeper, uint64_t parent, uint64_t branch, uint64_t tokens)
+int keeper_branch(struct keeper *keeper, uint64_t parent, uint64_t branch, uint64_t tokens)
 {
     int result;
 
@@ -138,10 +138,9 @@ void keeper_branch(struct keeper *keeper, uint64_t parent, uint64_t branch, uint
     result = checkpoint_branch(&keeper->at, parent, branch, tokens);
     pthread_mutex_unlock(&keeper->lock);
     if (result)
-        say(SAY_WARN,
-            "checkpoints of stream %llu are not shared with its branch: %s; the branch "
-            "is computed from its journal",
+        say(SAY_WARN, "checkpoints of stream %llu are not shared with its branch: %s",
             (unsigned long long)parent, strerror(-result));
+    return result;
 }
 
 /* The oldest of at least two makes room. */

@@ -61,8 +61,9 @@ uint64_t keeper_restore(struct keeper *keeper, uint64_t stream_id, struct stream
 int keeper_cut(struct keeper *keeper, uint64_t stream_id, uint64_t tokens);
 /* The journal thread's: checkpoints before `tokens` go. */
 void keeper_trim(struct keeper *keeper, uint64_t stream_id, uint64_t tokens);
-/* The journal thread's: a branch just made has its parent's checkpoints. */
-void keeper_branch(struct keeper *keeper, uint64_t parent, uint64_t branch, uint64_t tokens);
+/* The journal thread's: a branch has its parent's checkpoints, and no other of its number. 0: they
+ * are on disk; else it is said. */
+int keeper_branch(struct keeper *keeper, uint64_t parent, uint64_t branch, uint64_t tokens);
 void *keeper_main(void *keeper);
 /* Writes what is in the buffer. */
 void keeper_step(struct keeper *keeper);

@@ -8,15 +8,37 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <errno.h>
+#include <sqlite3.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "tests/unit/rig.h"
+#include "tests/unit/vfs_fault.h"
 
 enum { LAG = 8192, HALF_BYTES = 4000, PINS = 64, SINKS = 8 };
 
+/* Files of checkpoints: the process dies at a sync, or no name goes. */
+static int syncs_left;
+static bool names_stay;
+
+static int sync_or_die(void *user, int fd)
+{
+    if (syncs_left && !--syncs_left)
+        _exit(0);
+    return files_real.sync(user, fd);
+}
+
+static int unlink_or_not(void *user, const char *path)
+{
+    return names_stay ? -EIO : files_real.unlink(user, path);
+}
+
+static struct files files;
 static const struct rig_options options = {
-    .slots = 2, .asks = 1, .lag_tokens_max = LAG, .checkpoints = true};
+    .slots = 2, .asks = 1, .lag_tokens_max = LAG, .checkpoints = true, .files = &files};
 static struct rig rig;
 static uint64_t id, first, sequence, seed;
 
@@ -65,6 +87,9 @@ static void leave(void)
 static int set_up(void **state)
 {
     rig_folder_set_up(state);
+    files = files_real;
+    files.sync = sync_or_die;
+    files.unlink = unlink_or_not;
     if (rig_open(&rig, rig_own_folder, &options))
         return -1;
     sequence = 0;
@@ -144,6 +169,109 @@ static void a_branch_remembers_though_its_stream_goes_at_once(void **state)
     assert_true(hash_of("b") == hash);
 }
 
+/* A process that dies at the n-th sync of a folder of checkpoints. True: at none. */
+static bool branches_whole(int n)
+{
+    int status;
+    pid_t child = fork();
+
+    if (child == 0) {
+        if (rig_open(&rig, rig_own_folder, &options))
+            _exit(2);
+        syncs_left = n;
+        push_branch("b");
+        rig_settle(&rig);
+        _exit(rig_last(&rig, INGEST_BRANCH)->error ? 2 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) < 2);
+    return WEXITSTATUS(status);
+}
+
+static void a_branch_that_is_there_remembers(void **state)
+{
+    uint64_t hash = hash_of("a");
+    struct journal_stream stream;
+    int deaths = 0;
+    bool whole;
+
+    (void)state;
+    do {
+        rig_close(&rig);
+        whole = branches_whole(deaths + 1);
+        assert_int_equal(rig_open(&rig, rig_own_folder, &options), 0);
+        if (journal_stream_find(rig.journal, "b", &stream) == 0)
+            assert_true(hash_of("b") == hash);
+        else
+            assert_false(whole);
+        deaths += !whole;
+    } while (!whole);
+    assert_true(deaths > 1);
+}
+
+/* A branch that could not have its parent's checkpoints would remember less than it says. */
+static void a_branch_remembers_or_is_refused(void **state)
+{
+    uint64_t hash = hash_of("a");
+    struct journal_stream stream;
+    char path[PATH_BYTES_MAX + 64];
+    FILE *file;
+
+    (void)state;
+    snprintf(path, sizeof path, "%s/%016llx", rig.keeper.at.folder, (unsigned long long)id + 1);
+    file = fopen(path, "we"); /* where the branch's folder is to be */
+    assert_non_null(file);
+    fclose(file);
+    push_branch("b");
+    rig_settle(&rig);
+    assert_int_equal(rig_last(&rig, INGEST_BRANCH)->error, 1 + SILT__V1__ERROR__CODE__INTERNAL);
+    assert_int_equal(journal_stream_find(rig.journal, "b", &stream), -ENOENT);
+    assert_false(atomic_load(&rig.disk_failed));
+    unlink(path);
+    push_branch("b");
+    rig_settle(&rig);
+    assert_int_equal(rig_last(&rig, INGEST_BRANCH)->error, 0);
+    assert_true(hash_of("b") == hash);
+}
+
+/* Its number comes again, with another stream. */
+static void a_branch_that_fails_leaves_nothing(void **state)
+{
+    uint64_t tokens[CHECKPOINTS_SEEN_MAX], hash = hash_of("a"), branch = 0, failures = 0;
+
+    (void)state;
+    for (uint64_t n = 1;; n++) {
+        vfs_fault_at(n, SQLITE_IOERR, true);
+        push_branch("b");
+        rig_settle(&rig);
+        vfs_fault_mend();
+        if (!rig_last(&rig, INGEST_BRANCH)->error)
+            break;
+        branch = rig_last(&rig, INGEST_BRANCH)->stream_id;
+        assert_int_equal(branch ? checkpoint_list(&rig.keeper.at, branch, tokens) : 0, 0);
+        failures += branch > 0;
+    }
+    assert_true(failures > 1);
+    branch = rig_last(&rig, INGEST_BRANCH)->stream_id + 1;
+    rig_forget(&rig);
+    names_stay = true;
+    for (uint64_t n = 1; !checkpoint_list(&rig.keeper.at, branch, tokens); n++) {
+        assert_true(n < 100);
+        vfs_fault_at(n, SQLITE_IOERR, true);
+        push_branch("c");
+        rig_settle(&rig);
+        vfs_fault_mend();
+    }
+    names_stay = false;
+    rig_stream(&rig, 0, "d", 4);
+    rig_settle(&rig);
+    assert_int_equal(rig_last(&rig, INGEST_CREATE)->stream_id, branch);
+    assert_int_equal(checkpoint_list(&rig.keeper.at, branch, tokens), 0);
+    leave();
+    assert_true(hash_of("a") == hash);
+    assert_true(hash_of("b") == hash);
+}
+
 static uint32_t pin(uint64_t from, uint64_t to)
 {
     struct ingest_request request = {.kind = INGEST_PIN,
@@ -185,8 +313,12 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_past_is_not_made_of_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_branch_remembers_though_its_stream_goes_at_once, set_up,
                                         tear_down),
+        cmocka_unit_test_setup_teardown(a_branch_that_is_there_remembers, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_branch_remembers_or_is_refused, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_branch_that_fails_leaves_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(no_other_text_is_pinned, set_up, tear_down),
     };
 
+    vfs_fault_install();
     return cmocka_run_group_tests_name("timelines", tests, NULL, NULL);
 }
