@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "daemon/journal_pin.h"
+#include "daemon/log.h"
 #include "daemon/replay.h"
 #include "daemon/search.h"
 
@@ -369,13 +370,16 @@ int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t 
     return result ? result : forget_after(ingest, stream, c.changed_from);
 }
 
-int forget_derived(struct ingest *ingest, uint64_t stream_id)
+void forget_derived(struct ingest *ingest, uint64_t stream_id)
 {
-    int result = ingest->keeper ? keeper_cut(ingest->keeper, stream_id, 0) : 0;
+    int checkpoints = ingest->keeper ? keeper_cut(ingest->keeper, stream_id, 0) : 0;
+    int segments = ingest->spill ? spill_erase(ingest->spill, stream_id, 0) : 0;
+    int index = ingest->search ? search_forget(ingest->search, stream_id) : 0;
+    int result = checkpoints ? checkpoints : segments ? segments : index;
 
-    if (!result && ingest->spill)
-        result = spill_erase(ingest->spill, stream_id, 0);
-    if (!result && ingest->search)
-        result = search_forget(ingest->search, stream_id);
-    return result;
+    if (result)
+        say(SAY_WARN,
+            "checkpoints, segments or index of removed stream %llu stay until siltd is started "
+            "again: %s",
+            (unsigned long long)stream_id, strerror(-result));
 }

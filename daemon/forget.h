@@ -20,8 +20,10 @@ int forget_first(struct ingest *ingest, uint64_t stream_id, uint64_t *token);
  * nothing that may go: the last two checkpoints and what branches share stay. */
 int forget_oldest(struct ingest *ingest, struct journal_stream *stream, uint64_t most,
                   uint64_t *first);
-/* All that a removed stream has outside the journal. */
-int forget_derived(struct ingest *ingest, uint64_t stream_id);
+/* All that a stream has outside the journal, behind the commit of its removal: where that had
+ * failed the stream would still be there, and its checkpoints may be all that knows of text that
+ * was trimmed away. What stays is said, and goes when siltd is started again. */
+void forget_derived(struct ingest *ingest, uint64_t stream_id);
 /* Tokens an item forms behind `text`, into scratch. How many, or -EMSGSIZE: more than scratch has
  * room for, being of a siltd with a larger --lag-tokens-max. */
 int forget_form(struct ingest *ingest, struct token_text *text, const struct journal_item *item);

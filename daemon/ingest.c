@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "daemon/forget.h"
 #include "daemon/log.h"
 #include "daemon/pages.h"
 #include "daemon/replay.h"
@@ -478,6 +479,8 @@ static void after_commit(struct ingest *ingest)
             continue;
         removed |= result->kind == INGEST_REMOVE || result->kind == INGEST_FORGET ||
                    result->kind == INGEST_TRIM;
+        if (result->kind == INGEST_REMOVE)
+            forget_derived(ingest, result->stream_id);
         if (result->kind == INGEST_TRIM)
             journal_shrink(ingest->journal);
     }

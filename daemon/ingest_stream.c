@@ -209,8 +209,6 @@ static void remove_stream(struct ingest *ingest, struct slot *slot,
     if (!ingest_begin(ingest))
         return;
     error = journal_stream_remove(ingest->journal, request->stream_id);
-    if (!error)
-        error = forget_derived(ingest, request->stream_id);
     if (error)
         ingest_failed(ingest, error);
 }

@@ -40,9 +40,7 @@ void change_act(struct rig *rig, struct model *model, uint64_t random)
             m->slot == SLOT_NONE ? stream.tokens : atomic_load(&rig->slots[m->slot].ring.head);
         m->trimmed = true;
         break;
-    case 2: /* where that fails the checkpoints are gone, which had all that was left */
-        if (m->trimmed)
-            return;
+    case 2:
         request.kind = INGEST_REMOVE;
         break;
     default:

@@ -169,6 +169,26 @@ static void a_branch_remembers_though_its_stream_goes_at_once(void **state)
     assert_true(hash_of("b") == hash);
 }
 
+/* The stream is still there, and what it remembers with it. */
+static void a_removal_that_fails_takes_nothing(void **state)
+{
+    uint64_t hash = hash_of("a"), failures = 0;
+
+    (void)state;
+    for (uint64_t n = 1;; n++, failures++) {
+        vfs_fault_at(n, SQLITE_IOERR, true);
+        push_removal();
+        rig_settle(&rig);
+        vfs_fault_mend();
+        if (!rig_last(&rig, INGEST_REMOVE)->error)
+            break;
+        rig_forget(&rig);
+        assert_true(hash_of("a") == hash);
+    }
+    assert_true(failures > 3);
+    assert_int_equal(checkpoint_list(&rig.keeper.at, id, (uint64_t[CHECKPOINTS_SEEN_MAX]){0}), 0);
+}
+
 /* A process that dies at the n-th sync of a folder of checkpoints. True: at none. */
 static bool branches_whole(int n)
 {
@@ -313,6 +333,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_past_is_not_made_of_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_branch_remembers_though_its_stream_goes_at_once, set_up,
                                         tear_down),
+        cmocka_unit_test_setup_teardown(a_removal_that_fails_takes_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_branch_that_is_there_remembers, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_branch_remembers_or_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_branch_that_fails_leaves_nothing, set_up, tear_down),
