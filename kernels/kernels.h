@@ -200,6 +200,8 @@ void kernels_close(struct kernels **kernels);
 size_t tensor_row_bytes(enum tensor_type type, uint32_t cols);
 /* One row of a file's tensor to fp32 (embeddings are looked up this way). */
 void tensor_row(float *out, const void *row, enum tensor_type type, uint32_t cols);
+/* Whether whole rows of a tensor, `bytes` of them, hold neither infinities nor NaN. */
+bool tensor_finite(const void *rows, enum tensor_type type, size_t bytes);
 
 float f16_to_f32(f16 h);
 f16 f16_from_f32(float f); /* round to nearest even */

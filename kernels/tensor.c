@@ -111,3 +111,28 @@ void tensor_row(float *out, const void *row, enum tensor_type type, uint32_t col
                 out[i] = d * (float)(int8_t)block[2 + i];
     }
 }
+
+/* An exponent of all ones carries into the sign's place when its lowest bit is added. Some are
+ * looked at together, of floats those of a whole word; of a block they stand at its beginning. */
+bool tensor_finite(const void *rows, enum tensor_type type, size_t bytes)
+{
+    const uint64_t halves = 0x0001000100010001;
+    size_t block = block_bytes(type), step = block ? block : sizeof(uint64_t), at = 0;
+    uint64_t unit = 0x0400, ones = 0x1f, carried = 0, word;
+    if (type == TENSOR_F32 || type == TENSOR_BF16) {
+        unit = type == TENSOR_F32 ? 0x0080000000800000 : 0x0080 * halves;
+        ones = 0xff;
+    } else if (type != TENSOR_Q4_0 && type != TENSOR_Q8_0) {
+        unit *= type == TENSOR_Q4_1 ? 0x00010001 : halves;
+    }
+    for (; at + sizeof word <= bytes; at += step) {
+        memcpy(&word, (const char *)rows + at, sizeof word);
+        carried |= (word & unit * ones) + unit;
+    }
+    if (at < bytes) { /* the last few floats */
+        word = 0;
+        memcpy(&word, (const char *)rows + at, bytes - at);
+        carried |= (word & unit * ones) + unit;
+    }
+    return !(carried & (unit * ones + unit));
+}

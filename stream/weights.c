@@ -80,6 +80,12 @@ static const struct gguf_tensor *find(struct loader *l, const struct gguf *file,
             which, name, (int)t->type, model ? ", BF16, Q8_0, Q4_0 or Q4_1" : " or BF16");
         return NULL;
     }
+    if (l->memory && !tensor_finite(t->data, t->type, t->data_bytes)) {
+        fail_with(l->error, l->error_bytes, 0,
+                  "%s tensor '%s' holds infinities or what is no number: the file is damaged",
+                  which, name);
+        return NULL;
+    }
     return t;
 }
 

@@ -75,6 +75,38 @@ static void check_rows(struct check *c, enum tensor_type type, const char *name)
     case_end(c);
 }
 
+/* Rows of finite numbers, then each number of them in turn infinite or none: its exponent is all
+ * ones. Codes may be anything. */
+static void check_finite(struct check *c, enum tensor_type type, const char *name)
+{
+    enum { COLS = 96 };
+    uint32_t cols = type == TENSOR_F16 || type == TENSOR_F32 || type == TENSOR_BF16 ? 13 : COLS;
+    size_t bytes = tensor_row_bytes(type, cols), unit = cols == COLS ? bytes / 3 : bytes / cols;
+    size_t numbers = type == TENSOR_Q4_1 ? 2 : 1, last = type == TENSOR_F32 ? 2 : 0;
+    uint16_t ones = type == TENSOR_F32 || type == TENSOR_BF16 ? 0x7f80 : 0x7c00;
+    case_begin(c, "infinities and NaN in a row of %s", name);
+    uint8_t *row = case_buffer(c, bytes);
+    for (size_t at = 0; at < bytes; at += unit)
+        for (size_t n = 0; n < numbers; n++) { /* the largest of each sign */
+            uint16_t most = (uint16_t)((random_u32(c) & 0x8000u) | (ones - 1u));
+            memcpy(row + at + last + 2 * n, &most, 2);
+        }
+    if (!tensor_finite(row, type, bytes) || !tensor_finite(row, type, 0))
+        case_fail(c, "finite ones are taken for others");
+    for (size_t at = 0; at < bytes; at += unit)
+        for (size_t n = 0; n < numbers; n++) {
+            uint16_t was, now;
+            uint8_t *number = row + at + last + 2 * n;
+            memcpy(&was, number, 2);
+            now = (uint16_t)((was & 0x8000u) | ones | (random_u32(c) & 1u));
+            memcpy(number, &now, 2);
+            if (tensor_finite(row, type, bytes))
+                case_fail(c, "%04x at byte %td is not seen", now, number - row);
+            memcpy(number, &was, 2);
+        }
+    case_end(c);
+}
+
 void check_tensor(struct check *c)
 {
     check_f16_all(c);
@@ -82,6 +114,12 @@ void check_tensor(struct check *c)
     check_rows(c, TENSOR_Q4_0, "q4_0");
     check_rows(c, TENSOR_Q4_1, "q4_1");
     check_rows(c, TENSOR_Q8_0, "q8_0");
+    check_finite(c, TENSOR_F32, "f32");
+    check_finite(c, TENSOR_F16, "f16");
+    check_finite(c, TENSOR_BF16, "bf16");
+    check_finite(c, TENSOR_Q4_0, "q4_0");
+    check_finite(c, TENSOR_Q4_1, "q4_1");
+    check_finite(c, TENSOR_Q8_0, "q8_0");
     case_begin(c, "row bytes");
     if (tensor_row_bytes(TENSOR_Q4_1, 576) != 360 || tensor_row_bytes(TENSOR_Q8_0, 33) != 0 ||
         tensor_row_bytes((enum tensor_type)77, 32) != 0 || tensor_row_bytes(TENSOR_BF16, 3) != 6)

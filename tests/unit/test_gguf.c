@@ -430,6 +430,43 @@ static void test_odd_models(void **state)
     }
 }
 
+/* A scale or value becomes no number: what is computed with it would be none either or, once it is
+ * quantised, anything. */
+static void test_weights_that_are_no_numbers(void **state)
+{
+    static const enum tensor_type types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_BF16,
+                                             TENSOR_Q8_0, TENSOR_Q4_0, TENSOR_Q4_1};
+    static const char *const names[] = {"token_embd.weight", "blk.0.attn_norm.weight",
+                                        "blk.1.attn_k.weight", "blk.3.ffn_down.weight"};
+    (void)state;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
+            struct tiny_options tiny = TINY_DEFAULTS;
+            struct engine_options options = {.model_path = path};
+            const uint16_t nan = 0x7fff;
+            struct engine *e;
+            struct gguf *gguf;
+            char error[512] = "";
+            size_t bytes;
+            tiny.weight_type = tiny.embed_type = types[i];
+            assert_int_equal(tiny_model_write(path, &tiny), 0);
+            assert_int_equal(engine_open(&e, &options, error, sizeof error), 0);
+            engine_close(&e);
+            assert_int_equal(gguf_open(&gguf, path, error, sizeof error), 0);
+            const struct gguf_tensor *t = gguf_tensor(gguf, names[n]);
+            size_t row = tensor_row_bytes(t->type, (uint32_t)t->dim[0]);
+            off_t at = (const char *)t->data - (const char *)gguf_map(gguf, &bytes);
+            at += (off_t)(t->dim[1] / 2 * row) + (t->type == TENSOR_F32 ? 2 : 0);
+            gguf_close(&gguf);
+            int fd = open(path, O_WRONLY);
+            assert_int_equal(pwrite(fd, &nan, sizeof nan, at), sizeof nan);
+            close(fd);
+            assert_int_equal(engine_open(&e, &options, error, sizeof error), -EBADMSG);
+            if (!strstr(error, names[n]) || !strstr(error, "no number"))
+                fail_msg("\"%s\" does not say which", error);
+        }
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -456,6 +493,7 @@ int main(void)
         cmocka_unit_test(test_no_file),
         cmocka_unit_test(test_model_name),
         cmocka_unit_test(test_odd_models),
+        cmocka_unit_test(test_weights_that_are_no_numbers),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
