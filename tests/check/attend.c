@@ -151,16 +151,60 @@ static void attend_case(struct check *c, const struct shape *s)
             case_same(c, "fewer queries", jobs[0].out + i * job.out_stride,
                       job.out + i * job.out_stride, row_bytes);
     }
-    for (uint32_t count = 1; count <= 2; count++) { /* one job is shared out where it is long */
+    struct kernels *table[2] = {c->two, c->five};
+    for (uint32_t n = 0; n < 4; n++) { /* one job or two are shared out where they are long */
+        uint32_t count = n % 2 + 1;
         for (uint32_t j = 0; j < count; j++) {
             jobs[j] = job;
             jobs[j].out = case_floats(c, s->queries * job.out_stride);
         }
-        c->two->attend(c->two, jobs, count, s->head_dim, scale);
+        table[n / 2]->attend(table[n / 2], jobs, count, s->head_dim, scale);
         for (uint32_t i = 0; i < s->queries * count; i++)
-            case_same(c, "two threads", jobs[i % count].out + i / count * job.out_stride,
+            case_same(c, "more threads", jobs[i % count].out + i / count * job.out_stride,
                       job.out + i / count * job.out_stride, row_bytes);
     }
+    case_end(c);
+}
+
+/* Jobs of one call that have nothing in common but the size of a head, each as alone. */
+static void jobs_case(struct check *c, const struct shape *shapes, uint32_t count)
+{
+    struct attend_job job[4], alone;
+    uint32_t head_dim = shapes[0].head_dim;
+    case_begin(c, "attend %u jobs, %u rows at most", count, shapes[0].span_rows);
+    for (uint32_t j = 0; j < count; j++)
+        job[j] = job_make(c, &shapes[j]);
+    struct kernels *table[3] = {c->one, c->two, c->five};
+    for (int n = 0; n < 3; n++) {
+        for (uint32_t j = 0; j < count; j++)
+            job[j].out = case_floats(c, job[j].queries * job[j].out_stride);
+        table[n]->attend(table[n], job, count, head_dim, shape_scale(shapes));
+        for (uint32_t j = 0; j < count; j++) {
+            size_t floats = job[j].queries * job[j].out_stride;
+            alone = job[j];
+            alone.out = case_floats(c, floats);
+            c->one->attend(c->one, &alone, 1, head_dim, shape_scale(shapes));
+            case_same(c, "a job alone", alone.out, job[j].out, floats * sizeof(float));
+        }
+    }
+    case_end(c);
+}
+
+/* Some queries see rows, those before and behind them none. */
+static void unseen_case(struct check *c, uint32_t queries)
+{
+    enum { DIM = 32, ROWS = 300 };
+    struct shape s = {queries, 4, DIM, 1, ROWS, false, true, 1};
+    shape_label(c, &s, "some nothing");
+    struct attend_job job = job_make(c, &s);
+    uint32_t *first = case_buffer(c, queries * sizeof *first);
+    for (uint32_t i = 0; i < queries; i++)
+        first[i] = i % 3 == 1 ? 7 * i : ROWS + i % 3;
+    job.first = first;
+    c->one->attend(c->one, &job, 1, DIM, shape_scale(&s));
+    for (uint32_t i = 0; i < queries; i++)
+        for (uint32_t g = 0; g < s.group; g++)
+            expect_head(c, &job, i, g, DIM, shape_scale(&s));
     case_end(c);
 }
 
@@ -205,12 +249,30 @@ void check_attend(struct check *c)
         {1, 3, 64, 4, 700, true, false, 1},   {1, 3, 64, 1, 7000, true, false, 1},
         {5, 4, 32, 2, 600, true, true, 2},    {1, 7, 128, 1, 513, false, true, 1},
         {5, 2, 128, 2, 2500, true, true, 1},  {40, 3, 64, 3, 520, true, true, 3},
+        {1, 8, 64, 1, 2300, true, false, 1},  {32, 4, 128, 5, 256, true, false, 1},
+        {31, 8, 64, 3, 255, true, true, 1},   {6, 4, 80, 1, 257, true, false, 30},
+        {16, 1, 96, 2, 320, true, true, 1},
+    };
+    /* Threads share the longest job's rows; the others end before it. */
+    static const struct shape together[2][4] = {
+        {{1, 4, 64, 1, 2600, true, false, 1},
+         {2, 1, 64, 3, 700, false, false, 1},
+         {1, 2, 64, 2, 40, true, true, 1}},
+        {{33, 3, 32, 2, 300, true, false, 1},
+         {1, 7, 32, 1, 900, false, true, 1},
+         {20, 2, 32, 0, 0, true, false, 1},
+         {7, 5, 32, 4, 64, true, true, 1}},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         attend_case(c, &shapes[i]);
         if (shapes[i].local)
             alone_case(c, &shapes[i]);
     }
+    jobs_case(c, together[0], 3);
+    jobs_case(c, together[1], 4);
+    unseen_case(c, 1);
+    unseen_case(c, 5);
+    unseen_case(c, 20);
     case_begin(c, "attend nothing");
     float q[64] = {1}, out[64] = {1}, zero[64] = {0};
     struct attend_job job = {.q = q, .out = out, .queries = 1, .group = 1};

@@ -239,16 +239,22 @@ static bool wanted(const struct check *c, const char *name)
     return !c->filter || strstr(name, c->filter);
 }
 
-static int open_pair(struct check *c, uint32_t features)
+static void close_tables(struct check *c)
 {
-    struct kernels_options options = {DEVICE_CPU, 1, features};
-    int error = kernels_open(&c->one, &options);
-    if (error != 0)
-        return error;
-    options.threads = CHECK_THREADS;
-    error = kernels_open(&c->two, &options);
-    if (error != 0)
-        kernels_close(&c->one);
+    kernels_close(&c->one);
+    kernels_close(&c->two);
+    kernels_close(&c->five);
+}
+
+static int open_tables(struct check *c, uint32_t features)
+{
+    static const uint32_t threads[] = {1, CHECK_THREADS, CHECK_THREADS_MORE};
+    struct kernels **table[] = {&c->one, &c->two, &c->five};
+    int error = 0;
+    for (int i = 0; i < 3 && !error; i++)
+        error = kernels_open(table[i], &(struct kernels_options){DEVICE_CPU, threads[i], features});
+    if (error)
+        close_tables(c);
     return error;
 }
 
@@ -259,7 +265,7 @@ static int run_path(struct check *c, uint32_t path, bool bench)
         printf("%-12s not checked: this machine does not have it\n", paths[path].name);
         return 0;
     }
-    if (open_pair(c, paths[path].features) != 0) {
+    if (open_tables(c, paths[path].features) != 0) {
         printf("%-12s could not be opened\n", paths[path].name);
         c->failed++;
         return -1;
@@ -280,8 +286,7 @@ static int run_path(struct check *c, uint32_t path, bool bench)
     if (!bench)
         printf("%-12s %u passed, %u failed\n", paths[path].name, c->passed - passed,
                c->failed - failed);
-    kernels_close(&c->one);
-    kernels_close(&c->two);
+    close_tables(c);
     return 0;
 }
 

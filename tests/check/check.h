@@ -17,10 +17,11 @@
 
 #define EPSILON 0x1p-24 /* half a unit in the last place of 1.0f */
 
-enum { CHECK_THREADS = 2 };
+/* Rows and pieces that two threads share out evenly leave five with some over. */
+enum { CHECK_THREADS = 2, CHECK_THREADS_MORE = 5 };
 
 struct check {
-    struct kernels *one, *two; /* the path under test, with one thread and with CHECK_THREADS */
+    struct kernels *one, *two, *five; /* the path under test, by its threads */
     uint64_t seed, state;
     const char *filter;
     uint32_t passed, failed;

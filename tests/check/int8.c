@@ -42,6 +42,8 @@ void check_int8(struct check *c)
 {
     for (uint32_t cols = 2; cols <= KERNELS_HEAD_DIM_MAX; cols = cols * 3 / 2 + 1)
         int8_case(c, 1 + cols % 7, cols, 3.0f);
+    int8_case(c, 5, 128, 2.0f);
+    int8_case(c, 3, KERNELS_HEAD_DIM_MAX, 2.0f);
     int8_case(c, 9, 64, 1e-6f); /* f16 under its least normal number */
     int8_case(c, 9, 64, 1e4f);
     int8_case(c, 2880, 64, 1.0f); /* a segment of the default model */

@@ -116,7 +116,7 @@ static void *quantized(struct check *c, struct kernels *k, const float *x, uint3
     return q;
 }
 
-/* A row alone, and all rows with two threads, give the bits that the batch gave. */
+/* A row alone, and all rows with more threads, give the bits that the batch gave. */
 static void expect_same_rows(struct check *c, const struct product *p, const struct weight *w,
                              const float *batch)
 {
@@ -129,10 +129,13 @@ static void expect_same_rows(struct check *c, const struct product *p, const str
         c->one->matmul(c->one, alone, p->rows, w, x, p->cols, q, 1, false);
         case_same(c, "a row alone", alone, batch + (size_t)i * p->rows, row_bytes);
     }
-    float *two = case_floats(c, (size_t)p->batch * p->rows);
-    void *q = quantize ? quantized(c, c->two, p->x, p->batch, p->cols) : NULL;
-    c->two->matmul(c->two, two, p->rows, w, p->x, p->cols, q, p->batch, false);
-    case_same(c, "two threads", two, batch, p->batch * row_bytes);
+    struct kernels *table[2] = {c->two, c->five};
+    for (int i = 0; i < 2; i++) {
+        float *shared = case_floats(c, (size_t)p->batch * p->rows);
+        void *q = quantize ? quantized(c, table[i], p->x, p->batch, p->cols) : NULL;
+        table[i]->matmul(table[i], shared, p->rows, w, p->x, p->cols, q, p->batch, false);
+        case_same(c, "more threads", shared, batch, p->batch * row_bytes);
+    }
 }
 
 /* With accumulate, and into a matrix with wider rows whose gaps stay as they are. */
@@ -194,10 +197,24 @@ static void matmul_case(struct check *c, uint32_t type, uint32_t rows, uint32_t 
 void check_matmul(struct check *c)
 {
     static const uint32_t shapes[][3] = {/* rows, cols, batch */
-                                         {1, 32, 1},     {16, 32, 1},   {17, 64, 2},  {31, 96, 3},
-                                         {33, 160, 5},   {48, 64, 16},  {50, 96, 17}, {15, 64, 31},
-                                         {192, 576, 32}, {64, 256, 33}, {96, 64, 64}, {32, 576, 32},
-                                         {16, 1536, 64}};
+                                         {1, 32, 1},
+                                         {16, 32, 1},
+                                         {17, 64, 2},
+                                         {31, 96, 3},
+                                         {33, 160, 5},
+                                         {48, 64, 16},
+                                         {50, 96, 17},
+                                         {15, 64, 31},
+                                         {192, 576, 32},
+                                         {64, 256, 33},
+                                         {96, 64, 64},
+                                         {32, 576, 32},
+                                         {16, 1536, 64},
+                                         /* more threads than panels, rows left over by threads */
+                                         {32, 4096, 20},
+                                         {20, 14336, 3},
+                                         {80, 2048, 96},
+                                         {1031, 320, 41}};
     for (uint32_t type = 0; type < TYPES; type++) {
         for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
             matmul_case(c, type, shapes[s][0], shapes[s][1], shapes[s][2], FILL_NORMAL,

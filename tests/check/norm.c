@@ -39,7 +39,7 @@ static void norm_case(struct check *c, uint32_t rows, uint32_t cols, enum fill f
     case_begin(c, "norm %ux%u %s", rows, cols, fill_name(fill));
     size_t count = (size_t)rows * cols;
     float *x = case_floats(c, count), *weight = case_floats(c, cols);
-    float *out = case_floats(c, count), *two = case_floats(c, count), *alone = case_floats(c, cols);
+    float *out = case_floats(c, count), *alone = case_floats(c, cols);
     double *want = case_buffer(c, count * sizeof(double));
     double *tolerance = case_buffer(c, count * sizeof(double));
     fill_floats(c, x, count, fill);
@@ -56,13 +56,20 @@ static void norm_case(struct check *c, uint32_t rows, uint32_t cols, enum fill f
         }
     }
     bool quantize = cols % 32 == 0;
-    void *q = quantize ? case_buffer(c, c->one->quantize_bytes(c->one, rows, cols)) : NULL;
+    size_t q_bytes = quantize ? c->one->quantize_bytes(c->one, rows, cols) : 0;
+    void *q = quantize ? case_buffer(c, q_bytes) : NULL;
     c->one->norm(c->one, out, q, x, weight, rows, cols, eps);
     case_near(c, "out", out, want, tolerance, count);
     if (quantize)
         expect_quantized(c, q, out, rows, cols);
-    c->two->norm(c->two, two, NULL, x, weight, rows, cols, eps);
-    case_same(c, "two threads", two, out, count * sizeof *out);
+    struct kernels *table[2] = {c->two, c->five};
+    for (int i = 0; i < 2; i++) {
+        float *shared = case_floats(c, count);
+        void *again = quantize ? case_buffer(c, q_bytes) : NULL;
+        table[i]->norm(table[i], shared, again, x, weight, rows, cols, eps);
+        case_same(c, "more threads", shared, out, count * sizeof *out);
+        case_same(c, "more threads, quantised", again, q, q_bytes);
+    }
     for (uint32_t i = 0; i < rows; i++) {
         c->one->norm(c->one, alone, NULL, x + i * cols, weight, 1, cols, eps);
         case_same(c, "a row alone", alone, out + i * cols, cols * sizeof *out);
@@ -79,7 +86,9 @@ void check_norm(struct check *c)
         norm_case(c, (uint32_t)(i * 5 % 64) + 1, cols[i], FILL_NORMAL);
     for (enum fill fill = 0; fill < FILL_COUNT; fill++)
         norm_case(c, 7, 192, fill);
-    norm_case(c, 37, 1536, FILL_NORMAL); /* enough for two threads */
+    norm_case(c, 37, 1536, FILL_NORMAL); /* enough for threads to share */
+    norm_case(c, 96, 224, FILL_NORMAL);
+    norm_case(c, 5, 4096, FILL_NORMAL);
 }
 
 static void swiglu_case(struct check *c, uint32_t rows, uint32_t cols, enum fill fill)
@@ -87,7 +96,7 @@ static void swiglu_case(struct check *c, uint32_t rows, uint32_t cols, enum fill
     case_begin(c, "swiglu %ux%u %s", rows, cols, fill_name(fill));
     size_t count = (size_t)rows * cols;
     float *x = case_floats(c, 2 * count), *out = case_floats(c, count);
-    float *two = case_floats(c, count), *alone = case_floats(c, cols);
+    float *alone = case_floats(c, cols);
     double *want = case_buffer(c, count * sizeof(double));
     double *tolerance = case_buffer(c, count * sizeof(double));
     fill_floats(c, x, 2 * count, fill);
@@ -102,13 +111,20 @@ static void swiglu_case(struct check *c, uint32_t rows, uint32_t cols, enum fill
                 SWIGLU_ERRORS * EPSILON * fabs(*to) + 1e-37 * fabs(up * gate) + 0x1p-149;
         }
     bool quantize = cols % 32 == 0;
-    void *q = quantize ? case_buffer(c, c->one->quantize_bytes(c->one, rows, cols)) : NULL;
+    size_t q_bytes = quantize ? c->one->quantize_bytes(c->one, rows, cols) : 0;
+    void *q = quantize ? case_buffer(c, q_bytes) : NULL;
     c->one->swiglu(c->one, out, q, x, rows, cols);
     case_near(c, "out", out, want, tolerance, count);
     if (quantize)
         expect_quantized(c, q, out, rows, cols);
-    c->two->swiglu(c->two, two, NULL, x, rows, cols);
-    case_same(c, "two threads", two, out, count * sizeof *out);
+    struct kernels *table[2] = {c->two, c->five};
+    for (int i = 0; i < 2; i++) {
+        float *shared = case_floats(c, count);
+        void *again = quantize ? case_buffer(c, q_bytes) : NULL;
+        table[i]->swiglu(table[i], shared, again, x, rows, cols);
+        case_same(c, "more threads", shared, out, count * sizeof *out);
+        case_same(c, "more threads, quantised", again, q, q_bytes);
+    }
     for (uint32_t i = 0; i < rows; i++) {
         c->one->swiglu(c->one, alone, NULL, x + i * 2 * cols, 1, cols);
         case_same(c, "a row alone", alone, out + i * cols, cols * sizeof *out);
@@ -124,6 +140,7 @@ void check_swiglu(struct check *c)
     for (enum fill fill = 0; fill < FILL_COUNT; fill++)
         swiglu_case(c, 5, 64, fill);
     swiglu_case(c, 37, 1536, FILL_NORMAL);
+    swiglu_case(c, 96, 224, FILL_NORMAL);
 }
 
 void bench_norm(struct check *c)

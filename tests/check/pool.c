@@ -40,6 +40,7 @@ void check_pool(struct check *c)
     for (size_t i = 0; i < sizeof pieces / sizeof pieces[0]; i++) {
         pool_case(c, c->one, pieces[i]);
         pool_case(c, c->two, pieces[i]);
+        pool_case(c, c->five, pieces[i]);
     }
     case_begin(c, "pools opened, used and closed");
     for (uint32_t threads = 1; threads <= 5; threads++) {

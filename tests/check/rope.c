@@ -51,8 +51,14 @@ static void rope_case(struct check *c, uint32_t rows, uint32_t heads, uint32_t h
                 t[k] = ROPE_ERRORS * (t[k] * EPSILON + 0x1p-149);
         }
     }
+    float *alone = case_floats(c, count);
+    memcpy(alone, x, count * sizeof *x);
     c->one->rope(c->one, x, stride, rotation, rows, heads, head_dim);
     case_near(c, "x", x, want, tolerance, count);
+    for (uint32_t i = 0; i < rows; i++)
+        c->one->rope(c->one, alone + i * stride, stride, rotation + i * head_dim, 1, heads,
+                     head_dim);
+    case_same(c, "rows alone", alone, x, count * sizeof *x);
     case_end(c);
 }
 
