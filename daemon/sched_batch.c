@@ -43,12 +43,30 @@ static bool goes_alone(struct sched *sched, struct slot *slot)
     return sched->meter && meter_alone(sched->meter, slot) && sched_feed_block(sched, slot);
 }
 
+/* A slot's next tokens, with what is pinned between them. */
+static void add_work(const struct sched *sched, struct feed *feed, struct slot *slot,
+                     uint32_t count)
+{
+    uint64_t head = atomic_load_explicit(&slot->ring.head, memory_order_relaxed);
+    struct stream_work *work = &feed->work[feed->count];
+
+    work->stream = slot->stream;
+    work->tokens = slot->ring.tokens + head % slot->ring.capacity;
+    work->count = count;
+    work->result = sched->info.pin_tokens_max && head % sched->info.chunk_tokens == 0
+                       ? pins_apply(slot, head)
+                       : 0;
+    feed->slot[feed->count++] = slot;
+}
+
 /* A stream's memory is read once for all of its tokens in a pass: where not all streams can have a
- * chunk, those whose turn it is have one, and the others in the passes that follow. */
-static void gather(struct sched *sched, struct feed *feed, uint32_t tokens_max)
+ * chunk, those whose turn it is have one, and the others in the passes that follow. True: one was
+ * computed alone. */
+static bool gather(struct sched *sched, struct feed *feed, uint32_t tokens_max)
 {
     uint32_t active = 0, share, left = tokens_max, from = sched->slot_next;
     uint32_t chunk = sched->info.chunk_tokens < tokens_max ? sched->info.chunk_tokens : tokens_max;
+    bool alone = false;
 
     for (uint32_t i = 0; i < sched->slot_count; i++)
         active += has_turn(&sched->slots[i]);
@@ -56,26 +74,23 @@ static void gather(struct sched *sched, struct feed *feed, uint32_t tokens_max)
     share = share > chunk ? share : chunk;
     for (uint32_t i = 0; i < sched->slot_count && feed->count < STREAMS_PASS_MAX; i++) {
         struct slot *slot = &sched->slots[(from + i) % sched->slot_count];
-        uint64_t head = atomic_load_explicit(&slot->ring.head, memory_order_relaxed);
         uint32_t count;
 
         sched_offer_room(sched, slot);
-        if (!has_turn(slot) || goes_alone(sched, slot))
+        if (!has_turn(slot))
             continue;
+        if (goes_alone(sched, slot)) {
+            alone = true;
+            continue;
+        }
         count = turn_tokens(sched, slot, share);
         if (count > left)
-            return;
+            break;
         left -= count;
-        feed->work[feed->count].stream = slot->stream;
-        feed->work[feed->count].tokens = slot->ring.tokens + head % slot->ring.capacity;
-        feed->work[feed->count].count = count;
-        feed->work[feed->count].result =
-            sched->info.pin_tokens_max && head % sched->info.chunk_tokens == 0
-                ? pins_apply(slot, head)
-                : 0;
-        feed->slot[feed->count++] = slot;
+        add_work(sched, feed, slot, count);
         sched->slot_next = (slot->index + 1) % sched->slot_count;
     }
+    return alone;
 }
 
 /* Streams whose pins could not be applied are not fed. */
@@ -119,11 +134,12 @@ bool sched_feed_batch(struct sched *sched, bool asked)
     uint32_t share = asked ? SCHED_ASKED_SHARE : 1;
     uint64_t start = clock_us(), read;
     struct feed feed;
+    bool alone;
 
     feed.count = 0;
-    gather(sched, &feed, sched->info.batch_tokens / share);
+    alone = gather(sched, &feed, sched->info.batch_tokens / share);
     if (!feed.count)
-        return false;
+        return alone;
     read = clock_us();
     compute(&feed);
     sched_note_read(sched, read);

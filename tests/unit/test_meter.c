@@ -273,6 +273,24 @@ static void a_sample_is_what_it_says(void **state)
     assert_int_equal(rig.slots[0].stat.stream.memory_hash, without);
 }
 
+/* On a device, where all others have nothing to read. */
+static void a_stream_that_is_scored_alone_goes_on(void **state)
+{
+    bool scored = false;
+
+    (void)state;
+    rig.sched.meter = &meter;
+    rig.sched.info.batch_tokens = 4 * CHUNK;
+    meter.batched = true;
+    fed(0, "a", TEXT);
+    while (ring_count(&rig.slots[0].ring)) {
+        afford();
+        assert_true(rig_compute(&rig)); /* else the compute thread sleeps */
+        scored |= meter.phase == METER_SCORE;
+    }
+    assert_true(scored);
+}
+
 static void the_share_is_kept(void **state)
 {
     uint64_t spent;
@@ -332,6 +350,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(scoring_changes_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(raw_is_what_a_stream_begins_with, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_sample_is_what_it_says, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_stream_that_is_scored_alone_goes_on, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_share_is_kept, set_up, tear_down),
         cmocka_unit_test_setup_teardown(streams_take_turns_and_are_flagged, set_up, tear_down),
     };
