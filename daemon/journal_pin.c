@@ -59,11 +59,17 @@ int journal_pin_each(struct journal *journal, uint64_t stream, journal_pin_fn *e
 int journal_pin_add(struct journal *journal, uint64_t stream, const struct journal_pin *pin,
                     const int32_t *tokens)
 {
+    const uint64_t same[] = {stream, pin->from, pin->to, pin->at};
     sqlite3_stmt *s;
+    /* One that was let go before it came to be seen, as often as that is done. */
     int result =
-        prepare(journal_db(journal),
-                "INSERT INTO pins (stream, first, last, at, tokens) VALUES (?,?,?,?,?)", &s);
+        run(journal_db(journal),
+            "DELETE FROM pins WHERE stream = ? AND first = ? AND last = ? AND at = ?", same, 4);
 
+    if (!result)
+        result =
+            prepare(journal_db(journal),
+                    "INSERT INTO pins (stream, first, last, at, tokens) VALUES (?,?,?,?,?)", &s);
     if (result)
         return result;
     sqlite3_bind_int64(s, 1, (int64_t)stream);

@@ -19,6 +19,8 @@ static int load_one(void *user, const struct journal_pin *pin, const int32_t *to
     uint64_t all = pin->before + (pin->to - pin->from);
     struct slot_pin *to = &pins->pin[count];
 
+    if (pin->until <= pin->at)
+        return 0; /* let go before it came to be seen */
     if (count == SLOT_PINS_MAX || all > SLOT_PIN_TOKENS_MAX - pins->used)
         return -EBADMSG;
     to->from = pin->from;

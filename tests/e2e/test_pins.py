@@ -58,6 +58,24 @@ def test_pinned_and_let_go():
         assert tier.bytes_used * 128 == tier.bytes_plan * 30
 
 
+def test_pinned_and_let_go_again_and_again():
+    """Nothing is read meanwhile: what never came to be seen is not in the way at the next start."""
+    with daemon() as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("s")
+        fed(wire, "s", "p", texts.text(4000))
+        for _ in range(70):
+            pins(wire, "s", pb.Pins.PIN, 0, 60)
+            pins(wire, "s", pb.Pins.UNPIN, 0, 60)
+        pins(wire, "s", pb.Pins.PIN, 0, 60)
+        siltd.kill()
+        siltd.start()
+        wire = raw.Raw(siltd.endpoint)
+        assert pins(wire, "s") == [(0, 60, False)]
+        stat = fed(wire, "s", "q", texts.text(4000, seed=2))
+        assert not stat.stopped and pins(wire, "s") == [(0, 60, True)]
+
+
 def test_refusals():
     with daemon() as siltd:
         wire = raw.Raw(siltd.endpoint)
