@@ -299,6 +299,7 @@ int pins_apply(struct slot *slot, uint64_t token)
 int pins_apply_fork(const struct slot *slot, struct fork *fork, uint32_t chunk_tokens)
 {
     uint64_t token = fork_position(fork), chunk = token / chunk_tokens;
+    uint64_t at[STREAM_PINS_MAX];
     struct stream_pin list[STREAM_PINS_MAX];
     uint32_t count = 0, all = atomic_load(&slot->pins.count);
 
@@ -310,7 +311,8 @@ int pins_apply_fork(const struct slot *slot, struct fork *fork, uint32_t chunk_t
         if (atomic_load(&slot->past))
             now = pin->at <= token && token < until;
         if (now)
-            list[count++] = view(&slot->pins, pin);
+            list[count] = view(&slot->pins, pin), at[count++] = pin->at;
     }
+    sort(list, at, count);
     return fork_pins(fork, list, count);
 }

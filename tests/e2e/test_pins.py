@@ -76,6 +76,25 @@ def test_pinned_and_let_go_again_and_again():
         assert not stat.stopped and pins(wire, "s") == [(0, 60, True)]
 
 
+def test_a_question_sees_the_same_after_a_restart():
+    """Also before the stream itself sees them, in whichever order they came."""
+    with daemon() as siltd:
+        wire = raw.Raw(siltd.endpoint)
+        wire.open("s")
+        fed(wire, "s", "p", texts.text(9000))
+        for first in (500, 300, 400, 0, 200, 100):
+            pins(wire, "s", pb.Pins.PIN, first, first + 20)
+        def told():
+            return wire.ask("s", "What?", recall=pb.Ask.NONE, tokens_max=64)[0]
+
+        before = told()
+        siltd.kill()
+        siltd.start()
+        wire = raw.Raw(siltd.endpoint)
+        wire.settled("s")
+        assert told() == before
+
+
 def test_refusals():
     with daemon() as siltd:
         wire = raw.Raw(siltd.endpoint)
