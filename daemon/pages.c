@@ -8,7 +8,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-enum { NAME_BYTES = 1100, WAL_SALT_AT = 16 };
+enum { NAME_BYTES = 1100, FRAME_PAGES_AT = 4, FRAME_SALT_AT = 8 };
 
 struct page_file {
     sqlite3_file base;
@@ -72,19 +72,37 @@ static int lower_witness(struct page_file *file, int64_t at)
     return code;
 }
 
+/* Where a transaction outgrew the cache, pages of it that are in the log are written over, and at
+ * last the heads of its frames, for their sums: the last page lies behind the last head. */
+static int64_t last_frame(const struct page_file *file)
+{
+    int64_t frames = file->written - LOG_HEAD_BYTES, rest = frames % FRAME_BYTES;
+
+    frames = frames / FRAME_BYTES + (rest == FRAME_HEAD_BYTES);
+    return LOG_HEAD_BYTES + (frames - 1) * FRAME_BYTES;
+}
+
+/* Up to the frame that was written last, if it ends a transaction: of one that was taken back,
+ * frames may lie in the log that are no part of it. */
 static int raise_witness(struct page_file *file)
 {
     sqlite3_file *log = real(&file->base);
+    uint8_t head[FRAME_HEAD_BYTES];
+    uint32_t pages; /* of the database after it; 0: it ends none */
+    int64_t at = last_frame(file);
     int code;
 
-    if (!file->witnessed || !file->written)
+    if (!file->witnessed || at < LOG_HEAD_BYTES)
         return SQLITE_OK;
-    code = log->pMethods->xRead(log, file->witness.salt, sizeof file->witness.salt, WAL_SALT_AT);
+    code = log->pMethods->xRead(log, head, sizeof head, at);
     if (code)
         return code;
-    code = put_witness(file, (uint64_t)file->written, false);
     file->written = 0;
-    return code;
+    memcpy(&pages, head + FRAME_PAGES_AT, sizeof pages);
+    if (!pages)
+        return SQLITE_OK;
+    memcpy(file->witness.salt, head + FRAME_SALT_AT, sizeof file->witness.salt);
+    return put_witness(file, (uint64_t)at + FRAME_BYTES, false);
 }
 
 static bool witness_name(const char *name, char *out)

@@ -19,6 +19,8 @@
 #include <sqlite3.h>
 
 enum { PAGES_BYTES = 4096, PAGES_HASH_BYTES = 8 };
+/* Of SQLite's write-ahead log: its own head, and that of each page in it. */
+enum { LOG_HEAD_BYTES = 32, FRAME_HEAD_BYTES = 24, FRAME_BYTES = FRAME_HEAD_BYTES + PAGES_BYTES };
 
 #define PAGES_VFS "silt"
 

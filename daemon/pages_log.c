@@ -12,9 +12,6 @@
 
 enum {
     NAME_BYTES = 1100,
-    HEADER_BYTES = 32,
-    FRAME_HEADER_BYTES = 24,
-    FRAME_BYTES = FRAME_HEADER_BYTES + PAGES_BYTES,
     MAGIC = 0x377f0682, /* the last bit: sums are of big-endian words */
 };
 
@@ -46,9 +43,9 @@ static bool sum_is(const struct sum *sum, const uint8_t *at)
  * begun since the witness was written. */
 static uint64_t whole_bytes(int fd, const struct pages_witness *witness)
 {
-    uint8_t header[HEADER_BYTES], frame[FRAME_BYTES];
+    uint8_t header[LOG_HEAD_BYTES], frame[FRAME_BYTES];
     struct sum sum = {0};
-    uint64_t at = HEADER_BYTES;
+    uint64_t at = LOG_HEAD_BYTES;
 
     if (pread(fd, header, sizeof header, 0) != (ssize_t)sizeof header ||
         (word(header, true) & ~1u) != MAGIC)
@@ -64,7 +61,7 @@ static uint64_t whole_bytes(int fd, const struct pages_witness *witness)
             memcmp(frame + 8, witness->salt, sizeof witness->salt) != 0)
             return at;
         sum_add(&sum, frame, 8);
-        sum_add(&sum, frame + FRAME_HEADER_BYTES, PAGES_BYTES);
+        sum_add(&sum, frame + FRAME_HEAD_BYTES, PAGES_BYTES);
         if (!sum_is(&sum, frame + 16))
             return at;
         at += FRAME_BYTES;
@@ -93,10 +90,10 @@ int pages_log_check(const char *database, char *error, size_t error_bytes)
 
     snprintf(log, sizeof log, "%s-wal", database);
     snprintf(path, sizeof path, "%s-synced", database);
-    if (!read_witness(path, &witness) || witness.bytes <= HEADER_BYTES)
+    if (!read_witness(path, &witness) || witness.bytes <= LOG_HEAD_BYTES)
         return 0;
     /* A sync may fall into the filling of a disk's block, behind the last frame that counts. */
-    witness.bytes -= (witness.bytes - HEADER_BYTES) % FRAME_BYTES;
+    witness.bytes -= (witness.bytes - LOG_HEAD_BYTES) % FRAME_BYTES;
     fd = open(log, O_RDONLY | O_CLOEXEC);
     if (fd >= 0) {
         whole = whole_bytes(fd, &witness);
