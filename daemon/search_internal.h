@@ -6,8 +6,8 @@
 #include "daemon/search_table.h"
 
 enum {
-    SEARCH_WORD_BYTES_MAX = 40,
-    EXPRESSION_BYTES = SEARCH_WORDS_MAX * 48,
+    SEARCH_WORD_BYTES_MAX = 128, /* the longest sums in hex; one that is cut stands nowhere */
+    EXPRESSION_BYTES = SEARCH_WORDS_MAX * (SEARCH_WORD_BYTES_MAX + 8),
     CHUNK_TEXT_MAX = SEARCH_CHUNK_MAX * 24,
     RANK_PHRASES_MAX = 384,
     TERM_TOKENS_MAX = (SEARCH_WORD_BYTES_MAX + 1) / 2,

@@ -1,4 +1,4 @@
-/* The text index where something is gone: text that was trimmed away, files that cannot be read. */
+/* The text index at its ends: trimmed text, files that cannot be read, words longer than most. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -178,11 +178,35 @@ static void trimmed_text_takes_no_place(void **state)
     close_parts(p);
 }
 
+/* A name longer than most words: a commit's or a file's sum, a class. */
+static void long_names_are_found(void **state)
+{
+    static const char name[] = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    struct parts *p = open_parts();
+    char text[200];
+
+    (void)state;
+    feed(p, 1, "river bread market. ", 200);
+    snprintf(text, sizeof text, "The sum %s is that of the winter archive. ", name);
+    feed(p, 2, text, 1);
+    feed(p, 3, "river bread market. ", 200);
+    snprintf(text, sizeof text, "What has %s?", name);
+    for (enum search_by by = SEARCH_BY_BOTH; by <= SEARCH_BY_WORDS; by++) {
+        p->search->options.by = by;
+        look(p, text);
+        assert_int_equal(p->job.result, 0);
+        assert_in_range(p->job.hit_count, 1, 2);
+        assert_non_null(strstr(p->job.text[0].text, name));
+    }
+    close_parts(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_of_another_question_is_left),
         cmocka_unit_test(trimmed_text_takes_no_place),
+        cmocka_unit_test(long_names_are_found),
     };
 
     return cmocka_run_group_tests_name("search_gone", tests, NULL, NULL);
