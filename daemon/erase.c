@@ -188,8 +188,9 @@ void serve_erased(struct core *core, const struct ingest_result *result)
             (unsigned long long)erase->from, (unsigned long long)erase->to, record->name);
         serve_send_forgotten(core, &result->client, result->request_id, record->name, erase->from,
                              erase->to, record->tokens);
-        (void)serve_wake(core, result->record); /* else when it is asked or fed */
     }
     if (erase)
         erase->used = false;
+    if (record->state == RECORD_PARKED)
+        (void)serve_wake(core, result->record); /* else when it is asked or fed */
 }
