@@ -60,6 +60,7 @@ static const char help[] =
 
 enum {
     WAIT_MS = 200,
+    SETTLE_MS = 1000,
     DRAIN_MS = 20000,
     BLOCK_TOKENS = 32, /* siltd computes in blocks: fewer wait for more text */
     PATIENCE_S = 60,
@@ -73,7 +74,8 @@ struct feed {
     bool wait, quiet;
     int patience_ms; /* 0: by what is fed */
     struct progress progress;
-    uint64_t bytes;  /* sent by this run */
+    uint64_t bytes; /* sent by this run */
+    unsigned files;
     int64_t busy_us; /* since when siltd is busy; 0: it is not */
     bool busy_said;
 };
@@ -182,16 +184,27 @@ void feed_draw(struct progress *progress, const struct producer *producer)
     progress_draw(progress);
 }
 
+int feed_settle(struct silt *silt, struct producer *producer)
+{
+    int r = producer_drain(producer, SETTLE_MS, &silt->error);
+
+    if (r == -ETIMEDOUT) {
+        silt_say("stopping: siltd has yet to ack what is on its way; Ctrl-C again leaves that to "
+                 "the next feed");
+        r = producer_drain(producer, DRAIN_MS, &silt->error);
+    }
+    return r ? silt_fail(silt) : EXIT_STOPPED;
+}
+
 int feed_stop(struct silt *silt, struct progress *progress, struct producer *producer,
               const char *path)
 {
     struct producer_status status;
-    int r = EXIT_STOPPED;
+    int r;
 
     progress_clear(progress);
     silt_stop = 0;
-    if (producer_drain(producer, DRAIN_MS, &silt->error))
-        r = silt_fail(silt);
+    r = feed_settle(silt, producer);
     producer_status(producer, &status);
     if (path)
         silt_say("stopped: %s is acked up to byte %" PRIu64 "; the same command goes on from there",
@@ -201,11 +214,29 @@ int feed_stop(struct silt *silt, struct progress *progress, struct producer *pro
     return r;
 }
 
+int feed_fail(struct silt *silt, struct progress *progress, struct producer *producer,
+              const char *path)
+{
+    struct producer_status status;
+    int r;
+
+    if (silt_stop)
+        return feed_stop(silt, progress, producer, path);
+    progress_clear(progress);
+    r = silt_fail(silt);
+    producer_status(producer, &status);
+    if (path && status.bytes_acked)
+        silt_say("%s is acked up to byte %" PRIu64 "; the same command goes on from there", path,
+                 status.bytes_acked);
+    else if (!path && status.sequence_sent)
+        silt_say("%" PRIu64 " bytes of stdin are acked", status.bytes_acked);
+    return r;
+}
+
 int feed_drain(struct silt *silt, struct progress *progress, struct producer *producer,
                const char *path)
 {
     struct producer_status status;
-    int r;
 
     for (;;) {
         producer_status(producer, &status);
@@ -213,10 +244,8 @@ int feed_drain(struct silt *silt, struct progress *progress, struct producer *pr
             return 0;
         feed_draw(progress, producer);
         if (producer_work(producer, WAIT_MS, &silt->error))
-            break;
+            return feed_fail(silt, progress, producer, path);
     }
-    r = silt_fail(silt);
-    return r == EXIT_STOPPED && silt_stop ? feed_stop(silt, progress, producer, path) : r;
 }
 
 /* Sends a file to its end: 0 or -errno with silt->error. */
@@ -286,20 +315,22 @@ static int feed_file(struct feed *feed, const char *path)
     else if (!feed->quiet && before.bytes_acked)
         silt_say("%s: goes on after byte %" PRIu64, path, before.bytes_acked);
     r = file_send(feed, &source);
-    if (silt_stop)
-        r = feed_stop(silt, &feed->progress, source.producer, path);
-    else
-        r = r < 0 ? silt_fail(silt) : feed_drain(silt, &feed->progress, source.producer, path);
+    r = r < 0 || silt_stop ? feed_fail(silt, &feed->progress, source.producer, path)
+                           : feed_drain(silt, &feed->progress, source.producer, path);
     producer_status(source.producer, &after);
     feed->bytes += after.bytes_acked - before.bytes_acked;
-    if (!r && source.convert && !after.bytes_acked)
+    feed->files++;
+    if (!r && source.convert && !after.bytes_acked) {
+        progress_clear(&feed->progress);
         silt_say("%s has nothing that is %s: is --format right?", path,
                  convert_names[feed->intake.format]);
+        r = EXIT_REFUSED;
+    }
     source_close(&source);
     return r;
 }
 
-/* A path, or what a pattern matches, in order of name. */
+/* A path, or the files that a pattern matches, in order of name. */
 static int feed_path(struct feed *feed, const char *path)
 {
     glob_t found = {0};
@@ -312,7 +343,8 @@ static int feed_path(struct feed *feed, const char *path)
         r = EXIT_REFUSED;
     }
     for (size_t i = 0; i < found.gl_pathc && !r; i++)
-        r = feed_file(feed, found.gl_pathv[i]);
+        if (path_is_file(found.gl_pathv[i]))
+            r = feed_file(feed, found.gl_pathv[i]);
     globfree(&found);
     return r;
 }
@@ -359,7 +391,14 @@ static void feed_summary(struct feed *feed)
     struct client_stream_stat stat;
     char bytes[TEXT_BYTES], tokens[TEXT_BYTES], lag[TEXT_BYTES], used[TEXT_BYTES], plan[TEXT_BYTES];
 
-    if (feed->quiet || client_stat(feed->silt->client, feed->intake.stream, &stat, NULL))
+    if (feed->quiet)
+        return;
+    if (feed->intake.each) {
+        silt_say("%s of %u files acked, each in the stream of its name: silt ls lists them",
+                 text_bytes(bytes, feed->bytes), feed->files);
+        return;
+    }
+    if (client_stat(feed->silt->client, feed->intake.stream, &stat, NULL))
         return;
     silt_say("%s acked; stream %s holds %s tokens (%s not computed yet) in %s of %s",
              text_bytes(bytes, feed->bytes), feed->intake.stream,
@@ -397,9 +436,23 @@ static int feed_run(struct feed *feed, char **paths, int path_count)
     if (!r && feed->wait)
         r = feed_wait(feed);
     progress_clear(&feed->progress);
-    if (!r && !intake->each)
+    if (!r)
         feed_summary(feed);
     return r;
+}
+
+/* Before anything is fed or created: 0 or the exit code after saying why a path cannot be. */
+static int path_check(const struct feed *feed, const char *path)
+{
+    int fd;
+
+    if (path_is_pattern(path))
+        return 0;
+    fd = source_file(path, feed->intake.stream);
+    if (fd < 0)
+        return -fd - 1;
+    close(fd);
+    return 0;
 }
 
 /* What cannot go together: 0 or the exit code after saying so. */
@@ -444,8 +497,12 @@ static int run(struct silt *silt, int argc, char **argv)
     if (optind == argc)
         return silt_usage(silt, "name a stream");
     feed.intake.stream = argv[optind++];
+    if (argc - optind == 1 && !strcmp(argv[optind], "-"))
+        optind = argc; /* as others write stdin */
     path_count = argc - optind;
     r = feed_check(&feed, path_count);
+    for (int i = 0; i < path_count && !r && !feed.intake.growing; i++)
+        r = path_check(&feed, argv[argc - path_count + i]);
     if (r)
         return r;
     feed.intake.each = strchr(feed.intake.stream, '%') != NULL;

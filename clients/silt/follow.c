@@ -24,7 +24,6 @@ enum {
     LOOK_MS = 200,
     GLOB_US = 1000000,
     QUIET_US = 2000000, /* a writer may still hold the old file for a moment */
-    DRAIN_MS = 20000,
     NEXT_MAX = 16,
     SAY_FILES_MAX = 20, /* more are not named one by one */
     HANDLES_SPARE = 32, /* for all but the files */
@@ -73,6 +72,13 @@ bool path_is_pattern(const char *path)
     struct stat st;
 
     return strpbrk(path, "*?[") && stat(path, &st);
+}
+
+bool path_is_file(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode);
 }
 
 static void say(struct follow *follow, const char *path, const char *what, uint64_t offset)
@@ -124,8 +130,10 @@ static int name_watch(struct follow *follow, struct name *name)
     fd = source_file(name->path, follow->intake->stream);
     if (fd < 0 && !known && !name->matched)
         return -fd - 1;
-    if (fd < 0) {
+    if (fd < 0) { /* said once: this one is looked at no more */
         name->ignored = !known;
+        name->device = st.st_dev;
+        name->inode = st.st_ino;
         return 0;
     }
     /* Between the two looks the name may have moved on once more. */
@@ -209,6 +217,7 @@ static int match(struct follow *follow, const char *path)
 
 static int match_patterns(struct follow *follow)
 {
+    bool first = !follow->glob_us;
     int r = 0;
 
     if (follow->glob_us && silt_now_us() - follow->glob_us < GLOB_US)
@@ -220,6 +229,8 @@ static int match_patterns(struct follow *follow)
         if (!glob(follow->patterns[i], GLOB_NOSORT, NULL, &found))
             for (size_t j = 0; j < found.gl_pathc && !r; j++)
                 r = match(follow, found.gl_pathv[j]);
+        else if (first && !follow->quiet)
+            silt_say("no file matches %s yet: waiting for one", follow->patterns[i]);
         globfree(&found);
     }
     return r;
@@ -458,9 +469,8 @@ static int follow_stop(struct follow *follow)
 
         if (!follow->names[i]->is_open)
             continue;
-        if (result == EXIT_STOPPED &&
-            producer_drain(source->producer, DRAIN_MS, &follow->silt->error))
-            result = silt_fail(follow->silt);
+        if (result == EXIT_STOPPED)
+            result = feed_settle(follow->silt, source->producer);
         producer_status(source->producer, &status);
         if (said++ < SAY_FILES_MAX)
             silt_say("%s: acked up to byte %" PRIu64 "; the same command goes on from there",

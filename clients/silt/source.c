@@ -216,16 +216,22 @@ static bool is_packed(const uint8_t *head, size_t bytes)
 
 int source_file(const char *path, const char *stream)
 {
-    struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    uint8_t head[8];
+    ssize_t bytes = fd < 0 ? 0 : pread(fd, head, sizeof head, 0);
+    struct stat st;
 
     if (fd < 0 || fstat(fd, &st)) {
         silt_say("cannot read %s: %s", path, strerror(errno));
     } else if (S_ISDIR(st.st_mode)) {
         silt_say("%s is a folder: name its files, as in '%s%s*.log'", path, path,
                  path[strlen(path) - 1] == '/' ? "" : "/");
-    } else if (!S_ISREG(st.st_mode)) {
-        silt_say("%s is not a file: feed it by a pipe instead (… | silt feed %s)", path, stream);
+    } else if (!S_ISREG(st.st_mode) || (bytes > 0 && !st.st_size)) { /* /proc has such files */
+        silt_say("%s is not an ordinary file: feed it by a pipe instead (… | silt feed %s)", path,
+                 stream);
+    } else if (bytes > 0 && is_packed(head, (size_t)bytes)) {
+        silt_say("%s is compressed: unpack it into a pipe instead (zcat, zstdcat … | silt feed %s)",
+                 path, stream);
     } else {
         return fd;
     }
@@ -311,11 +317,6 @@ int source_open(struct source *source, const struct intake *intake, const char *
         goto error;
     }
     name_stream(intake, path, source->stream);
-    if (is_packed(source->head, (size_t)head)) {
-        silt_say("%s is compressed: unpack it into a pipe instead (zcat, zstdcat … | silt feed %s)",
-                 path, source->stream);
-        goto error;
-    }
     source->path = strdup(path);
     if (!source->path || convert_open(&source->convert, intake->format)) {
         silt_say("out of memory");

@@ -83,9 +83,11 @@ int pipe_feed(struct pipe *pipe);
  * after Ctrl-C; NULL: stdin. */
 int feed_drain(struct silt *silt, struct progress *progress, struct producer *producer,
                const char *path);
-/* After Ctrl-C: what is on its way still counts, then the user hears how far it got. */
-int feed_stop(struct silt *silt, struct progress *progress, struct producer *producer,
+/* Says silt->error, or that it was Ctrl-C, and how far siltd has acked. */
+int feed_fail(struct silt *silt, struct progress *progress, struct producer *producer,
               const char *path);
+/* After Ctrl-C: what is on its way still counts. EXIT_STOPPED, or another after saying so. */
+int feed_settle(struct silt *silt, struct producer *producer);
 void feed_draw(struct progress *progress, const struct producer *producer);
 
 /* follow.c: feeds files as they grow until stopped. A path may be a pattern: what it matches is
@@ -93,5 +95,7 @@ void feed_draw(struct progress *progress, const struct producer *producer);
 int follow_run(const struct intake *intake, char **paths, int path_count, bool quiet);
 /* A pattern that names no file as it stands. */
 bool path_is_pattern(const char *path);
+/* Not a folder or the like, which a pattern may match too. */
+bool path_is_file(const char *path);
 
 #endif

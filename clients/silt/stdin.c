@@ -171,9 +171,8 @@ int pipe_feed(struct pipe *pipe)
         error->code = r;
         snprintf(error->text, sizeof error->text, "cannot read stdin: %s", strerror(-r));
     }
-    r = r ? silt_fail(silt) : feed_drain(silt, pipe->progress, producer, NULL);
-    if (r == EXIT_STOPPED || silt_stop)
-        r = feed_stop(silt, pipe->progress, producer, NULL);
+    r = r ? feed_fail(silt, pipe->progress, producer, NULL)
+          : feed_drain(silt, pipe->progress, producer, NULL);
     producer_close(&producer);
     return r;
 }

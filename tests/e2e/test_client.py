@@ -324,6 +324,18 @@ def test_full_disk():
     assert "waiting: the disk is full" in follow.stop()
 
 
+def test_feed_that_fails_says_how_far():
+    mock = Mock(credit=2000)
+    path = file_of(mock.home, "log", some_text(3_000_000))
+    feeding = lib.spawn(lib.SILT, "-c", mock.endpoint, "feed", "s", "--patience", 1, path,
+                        stderr=subprocess.PIPE)
+    lib.wait_until("some of it", lambda: "s" in mock.streams and len(mock.text("s")) > 10_000)
+    mock.full = True
+    said = lib.Listener(feeding.stderr).all()
+    assert lib.ends(feeding) == 1 and b"the disk is full" in said, said
+    assert b"is acked up to byte %d; the same command" % len(mock.text("s")) in said, said
+
+
 def test_ask():
     mock = Mock()
     lib.silt(mock.endpoint, "open", "s")

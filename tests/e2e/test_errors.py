@@ -155,7 +155,7 @@ def test_every_command():
                 assert code == 1 or b"--help" in done.stderr, (args, done.stderr)
         done = silt(daemon.home, "-c", daemon.endpoint, "feed", "talk", "--format", "vtt",
                     "notes.vtt")
-        assert done.returncode == 0 and b"is --format right?" in done.stderr, done.stderr
+        assert done.returncode == 1 and b"is --format right?" in done.stderr, done.stderr
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()

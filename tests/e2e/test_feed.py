@@ -179,6 +179,46 @@ def test_each_time_stands_for_its_own_lines():
     assert [time_us // 10**6 - begin for _, time_us in mock.times] == [i * 3600 for i in range(20)]
 
 
+def test_what_cannot_be_fed_leaves_nothing():
+    """Refused before siltd is asked for anything: no stream of nothing, no first file without its
+    second."""
+    mock = Mock()
+    (mock.home / "good").write_text("good\n")
+    (mock.home / "folder").mkdir()
+    (mock.home / "old.gz").write_bytes(gzip.compress(b"x"))
+    for bad, why in (("none", b"No such file"), ("folder", b"folder/*.log"), ("old.gz", b"zcat"),
+                     ("/proc/self/status", b"by a pipe")):
+        refused = lib.silt(mock.endpoint, "feed", "s", mock.home / "good", mock.home / bad, code=1)
+        assert why in refused.err and not mock.streams, refused.err
+    (mock.home / "talk.vtt").write_text("no captions\n")
+    assert b"is --format right?" in lib.silt(mock.endpoint, "feed", "talk", mock.home / "talk.vtt",
+                                             "--format", "vtt", code=1).err
+    # A pattern means files alone; one that leads to several streams says what became of them.
+    said = lib.silt(mock.endpoint, "feed", "by-%", f"{mock.home}/[fg]o*").err
+    assert b"5 B of 1 files acked" in said and mock.text("by-good") == b"good\n", said
+    lib.silt(mock.endpoint, "feed", "s", "-", stdin=b"of a pipe\n")
+    assert mock.text("s") == b"of a pipe\n"
+
+
+def test_follow_says_that_it_waits():
+    mock = Mock()
+    path = mock.home / "late.log"
+    follow = lib.spawn(lib.SILT, "-c", mock.endpoint, "feed", "s", "--follow",
+                       f"{mock.home}/*.log", stderr=subprocess.PIPE)
+    listener = lib.Listener(follow.stderr)
+    listener.wait(b"no file matches")
+    path.write_text("here\n")
+    lib.wait_until("it is fed", lambda: "s" in mock.streams and mock.text("s") == b"here\n")
+    # What takes its name and is no file is named once, not at every look.
+    path.unlink()
+    path.mkdir()
+    listener.wait(b"is a folder")
+    time.sleep(1)
+    assert listener.said.count(b"is a folder") == 1, listener.said
+    follow.send_signal(signal.SIGINT)
+    assert lib.ends(follow) == 130
+
+
 def test_patterns_and_streams_by_file():
     mock = Mock()
     for name in ("b.log", "a.log", "c d.log", "x.txt"):
