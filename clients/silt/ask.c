@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "clients/silt/silt.h"
 
@@ -25,14 +26,16 @@ static const char help[] =
     "  --at POSITION      ask the past, a token position\n"
     "  --keep             question and answer become turns of the stream\n"
     "  --system TEXT      how to answer, for this question\n"
-    "  --tokens N         longest answer\n"
+    "  --tokens N         longest answer (256)\n"
     "  --stop TEXT        end the answer at this text (up to 8 times)\n"
-    "  --temperature T    0: always the likeliest word    --seed N   the same answer again\n"
-    "  --top-p P  --top-k K  --min-p P  --repeat-penalty R\n"
+    "  --temperature T    0: always the likeliest word (0, or 0.7 where one of the next line is "
+    "given)\n"
+    "  --top-p P  --top-k K  --min-p P  --seed N (the same answer again)\n"
+    "  --repeat-penalty R   1: none\n"
     "  -q, --quiet        the answer alone\n"
     "  --json             one JSON object at the end: answer, position, acked, sources, timings\n";
 
-enum { STOP_MAX = 8, SOURCES_SHOWN = 4, UNSAID = -1 };
+enum { STOP_MAX = 8, SOURCES_SHOWN = 4, UNSAID = -1, WAIT_SAY_US = 1000000 };
 
 struct question {
     struct client_ask ask;
@@ -42,7 +45,11 @@ struct question {
     bool sampled; /* an option was given that means nothing at temperature 0 */
     char *text;   /* of the answer, where --json collects it */
     size_t text_bytes, text_room;
-    bool newline; /* nothing was printed, or its last byte is one */
+    bool newline;       /* nothing was printed, or its last byte is one */
+    bool answered;      /* the answer has begun */
+    int64_t wait_us;    /* when it was last waited for aloud; 0: not yet */
+    struct silt *silt;  /* that asks */
+    struct silt beside; /* that looks how far siltd has read meanwhile */
 };
 
 static const struct option longs[] = {
@@ -143,6 +150,8 @@ static int on_token(void *user, const uint8_t *bytes, size_t bytes_count)
 
     if (!bytes_count)
         return 0;
+    q->answered = true;
+    progress_hide();
     q->newline = bytes[bytes_count - 1] == '\n';
     if (!q->json) {
         text_print(stdout, bytes, bytes_count);
@@ -220,11 +229,15 @@ static void source_print(const struct client_source *source)
     puts(bytes > SHOWN_BYTES ? " …" : "");
 }
 
-static void answer_print(const struct client_answer *answer, bool at_given)
+static void answer_print(const struct client_answer *answer, const struct question *q)
 {
     char position[TEXT_BYTES], acked[TEXT_BYTES], wait[TEXT_BYTES], read[TEXT_BYTES],
         wrote[TEXT_BYTES];
 
+    if (answer->finish == FINISH_CANCELLED && !answer->question_tokens && !q->answered) {
+        puts("stopped before the question was asked");
+        return;
+    }
     printf("\nasked at token %s of %s acked; waited %s, read the question in %s, wrote %u tokens "
            "in %s%s\n",
            text_count(position, answer->position), text_count(acked, answer->acked),
@@ -234,7 +247,7 @@ static void answer_print(const struct client_answer *answer, bool at_given)
            answer->finish == FINISH_CANCELLED ? " (stopped)"
            : answer->finish == FINISH_LENGTH  ? " (cut at its length)"
                                               : "");
-    if (!answer->rebuilding_to && !at_given && answer->position < answer->acked / 2)
+    if (!answer->rebuilding_to && !q->ask.at_given && answer->position < answer->acked / 2)
         puts("most of the stream was not read yet: --wait asks when all of it is");
     if (answer->rebuilding_to)
         printf("rebuilding %s/%s: the stream is being read again, the answer saw it so far\n",
@@ -247,6 +260,37 @@ static void answer_print(const struct client_answer *answer, bool at_given)
         printf("  and %zu more: --json names all\n", answer->source_count - SOURCES_SHOWN);
 }
 
+/* Until the answer begins, whoever looks at a terminal hears how far siltd has read: on a
+ * connection of its own, as the question waits on the other. */
+static void on_wait(void *user)
+{
+    struct question *q = user;
+    char computed[TEXT_BYTES], acked[TEXT_BYTES];
+    struct client_stream_stat stat;
+    int64_t now_us = silt_now_us();
+
+    if (!q->wait_us)
+        q->wait_us = now_us;
+    if (q->answered || now_us - q->wait_us < WAIT_SAY_US || !isatty(STDERR_FILENO) ||
+        !client_connected(q->silt->client))
+        return;
+    q->wait_us = now_us;
+    if (q->ask.at_given) {
+        progress_note("silt: the stream as it was is read again");
+        return;
+    }
+    if (!q->beside.client && silt_connect(&q->beside, 0))
+        return;
+    if (client_stat(q->beside.client, q->ask.stream, &stat, NULL))
+        return;
+    if (stat.lag_tokens)
+        progress_note("silt: %s of %s tokens are read", text_count(computed, stat.tokens_computed),
+                      text_count(acked, stat.tokens_acked));
+    else
+        progress_note("silt: the question is read");
+    client_stat_free(&stat);
+}
+
 static int ask(struct silt *silt, struct question *q)
 {
     struct client_answer answer;
@@ -254,7 +298,17 @@ static int ask(struct silt *silt, struct question *q)
 
     if (r)
         return r;
+    q->silt = silt;
+    q->beside = (struct silt){.endpoint = silt->endpoint,
+                              .server_key = silt->server_key,
+                              .client_key = silt->client_key,
+                              .command = silt->command};
+    silt->turn_user = q;
+    silt->turn = on_wait;
     r = client_ask(silt->client, &q->ask, on_token, q, &answer, &silt->error);
+    silt->turn = NULL;
+    client_close(&q->beside.client);
+    progress_hide();
     if (!q->json && !q->newline)
         putchar('\n');
     if (r)
@@ -262,7 +316,7 @@ static int ask(struct silt *silt, struct question *q)
     if (q->json)
         r = answer_json(q, &answer);
     else if (!q->quiet)
-        answer_print(&answer, q->ask.at_given);
+        answer_print(&answer, q);
     if (answer.finish == FINISH_CANCELLED)
         r = EXIT_STOPPED;
     client_answer_free(&answer);

@@ -10,7 +10,7 @@
 #include "clients/silt/silt.h"
 #include "proto/endpoint.h"
 
-enum { FULL_SAY_US = 60000000, BUSY_MS = 5000 };
+enum { FULL_SAY_US = 60000000, WAIT_SAY_US = 1000000, BUSY_MS = 5000 };
 
 volatile sig_atomic_t silt_stop;
 
@@ -66,6 +66,7 @@ void silt_say(const char *format, ...)
 {
     va_list list;
 
+    progress_hide();
     va_start(list, format);
     fputs("silt: ", stderr);
     vfprintf(stderr, format, list);
@@ -172,10 +173,25 @@ static void on_full(void *user, const struct client_error *why)
     silt_say("waiting: %s", why->text);
 }
 
+/* Whoever looks at a terminal hears why nothing comes yet. */
+static void note_waiting(struct silt *silt)
+{
+    bool connected = client_connected(silt->client);
+
+    if (!silt->asked_us)
+        silt->asked_us = silt_now_us();
+    if (!connected && !silt->reached && silt_now_us() - silt->asked_us > WAIT_SAY_US)
+        progress_note("silt: waiting for siltd at %s", client_endpoint(silt->client));
+    if (connected && !silt->reached)
+        progress_hide();
+    silt->reached |= connected;
+}
+
 static void on_turn(void *user)
 {
-    const struct silt *silt = user;
+    struct silt *silt = user;
 
+    note_waiting(silt);
     if (silt->turn)
         silt->turn(silt->turn_user);
 }
@@ -272,6 +288,7 @@ int main(int argc, char **argv)
     struct sigaction action = {.sa_handler = on_signal};
     struct silt silt = {0};
     const struct command *command;
+    char name[32], help[] = "--help";
     int r = options_first(&silt, argc, argv);
 
     if (r >= 0)
@@ -279,6 +296,14 @@ int main(int argc, char **argv)
     if (optind == argc) {
         help_all(stderr);
         return EXIT_USAGE;
+    }
+    if (!strcmp(argv[optind], "help")) { /* as some ask for it */
+        if (optind + 1 == argc) {
+            help_all(stdout);
+            return EXIT_DONE;
+        }
+        argv[optind] = argv[optind + 1];
+        argv[optind + 1] = help;
     }
     command = command_find(argv[optind]);
     if (!command) {
@@ -291,7 +316,9 @@ int main(int argc, char **argv)
     silt.command = command->name;
     argc -= optind;
     argv += optind;
-    optind = 0; /* a new scan, with another set of options */
+    snprintf(name, sizeof name, "silt %s", command->name);
+    argv[0] = name; /* what getopt says is said by that */
+    optind = 0;     /* a new scan, with another set of options */
     r = command->run(&silt, argc, argv);
     client_close(&silt.client);
     if (fflush(stdout) && r == EXIT_DONE) {

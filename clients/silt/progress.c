@@ -1,5 +1,6 @@
 /* progress: one line that is drawn over itself: how far, how fast, how far behind, how much memory.
  */
+#include <stdarg.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -8,11 +9,13 @@
 
 enum { DRAW_US = 200000, STAT_US = 1000000, BAR_MAX = 24, LINE_MAX_BYTES = 512 };
 
+static bool shown; /* a line that the next output is to take away */
+
 static size_t columns(void)
 {
     struct winsize size;
 
-    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) || size.ws_col < 20)
+    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) || !size.ws_col)
         return 80;
     return size.ws_col < LINE_MAX_BYTES ? size.ws_col : LINE_MAX_BYTES - 1;
 }
@@ -66,13 +69,27 @@ static size_t bar(const struct progress *p, char *out, size_t out_bytes)
     return n > 0 ? (size_t)n : 0;
 }
 
+/* As much of it as the terminal is wide: on the next line it could not be drawn over. */
+static void line_show(const char *line, size_t bytes)
+{
+    size_t width = columns() - 1;
+
+    if (bytes > width)
+        bytes = width;
+    while (bytes && (line[bytes] & 0xc0) == 0x80) /* not half a character */
+        bytes--;
+    fprintf(stderr, "\r%.*s\033[K", (int)bytes, line);
+    fflush(stderr);
+    shown = true;
+}
+
 void progress_draw(struct progress *p)
 {
     char line[LINE_MAX_BYTES], a[TEXT_BYTES], b[TEXT_BYTES], c[TEXT_BYTES], d[TEXT_BYTES],
         e[TEXT_BYTES];
     int64_t now = silt_now_us();
     uint64_t lag = p->tokens_acked > p->tokens_computed ? p->tokens_acked - p->tokens_computed : 0;
-    size_t n, width;
+    size_t n;
     int more;
 
     if (!p->on || now - p->drawn_us < DRAW_US)
@@ -84,23 +101,41 @@ void progress_draw(struct progress *p)
     }
     rate_update(p, now);
     n = bar(p, line, sizeof line);
-    more = snprintf(line + n, sizeof line - n, "  %s tokens  %s/s  lag %s  memory %s of %s  %s",
-                    text_count(a, p->tokens_computed), text_count(b, (uint64_t)p->rate),
-                    text_count(c, lag), text_bytes(d, p->memory_used),
-                    text_bytes(e, p->memory_plan), p->what);
+    /* Of a stream a file there is no one number. */
+    if (p->memory_plan)
+        more = snprintf(line + n, sizeof line - n, "  %s tokens  %s/s  lag %s  memory %s of %s  %s",
+                        text_count(a, p->tokens_computed), text_count(b, (uint64_t)p->rate),
+                        text_count(c, lag), text_bytes(d, p->memory_used),
+                        text_bytes(e, p->memory_plan), p->what);
+    else
+        more = snprintf(line + n, sizeof line - n, "  %s", p->what);
     n += more > 0 ? (size_t)more : 0;
-    width = columns() - 1;
-    if (n < width)
-        width = n;
-    if (width >= sizeof line)
-        width = sizeof line - 1;
-    fprintf(stderr, "\r%.*s\033[K", (int)width, line);
-    fflush(stderr);
+    line_show(line, n < sizeof line ? n : sizeof line - 1);
+}
+
+void progress_note(const char *format, ...)
+{
+    char line[LINE_MAX_BYTES];
+    va_list list;
+    int n;
+
+    if (!isatty(STDERR_FILENO))
+        return;
+    va_start(list, format);
+    n = vsnprintf(line, sizeof line, format, list);
+    va_end(list);
+    line_show(line, n < (int)sizeof line ? (size_t)n : sizeof line - 1);
+}
+
+void progress_hide(void)
+{
+    if (shown)
+        fputs("\r\033[K", stderr);
+    shown = false;
 }
 
 void progress_clear(struct progress *p)
 {
-    if (p->on && p->drawn_us)
-        fprintf(stderr, "\r\033[K");
+    progress_hide();
     p->drawn_us = 0;
 }

@@ -28,6 +28,8 @@ struct silt {
     const char *command;
     struct client *client;
     struct client_error error;
+    int64_t asked_us;         /* since when siltd is waited for; 0: not yet */
+    bool reached;             /* it has answered */
     int64_t full_us;          /* when it was last said that siltd is full */
     void (*turn)(void *user); /* see client_options.on_turn; NULL: nothing */
     void *turn_user;
@@ -124,5 +126,8 @@ struct progress {
 /* Draws at most five times a second; asks siltd for the memory once a second. */
 void progress_draw(struct progress *progress);
 void progress_clear(struct progress *progress);
+/* Shows one line where stderr is a terminal, drawn over by the next, or taken away. */
+void progress_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void progress_hide(void);
 
 #endif

@@ -421,6 +421,7 @@ def test_errors_say_what_to_do():
     assert b"not a stream name" in lib.silt(mock.endpoint, "feed", "a/b", code=1).err
     lib.silt(mock.endpoint, "open", "s")
     assert b"No such file" in lib.silt(mock.endpoint, "feed", "s", "/nowhere", code=1).err
+    assert b"silt feed: unrecognized" in lib.silt(mock.endpoint, "feed", "--no", code=2).err
     said = lib.silt(mock.endpoint, "feed", "s", "/", code=1).err
     assert b"is a folder: name its files, as in '/*.log'" in said, said
     assert b"'/usr/*.log'" in lib.silt(mock.endpoint, "feed", "s", "/usr", code=1).err
@@ -429,6 +430,7 @@ def test_errors_say_what_to_do():
         assert b"--help" in lib.silt(mock.endpoint, *bad, code=2).err
     for command in ("feed", "ask", "stat", "ls", "open", "rm"):
         assert b"silt " + command.encode() in lib.silt("x", command, "--help").out
+        assert lib.silt("x", "help", command).out == lib.silt("x", command, "--help").out
     start = time.monotonic()
     away = lib.silt(f"ipc://{mock.home}/nobody", "ls", code=3)
     assert b"no siltd answers" in away.err and time.monotonic() - start < 8 * lib.SLOW
@@ -468,6 +470,15 @@ def test_progress_on_a_terminal():
     path = file_of(mock.home, "a", some_text(300_000))
     shown = on_terminal("stderr", lib.SILT, "-c", mock.endpoint, "feed", "s", path)
     assert b"tokens" in shown and b"%" in shown and b"memory 400 B of 1.0 kB" in shown, shown
+
+
+def test_ask_says_what_it_waits_for():
+    mock = Mock()
+    lib.silt(mock.endpoint, "open", "s")
+    mock.busy = 100  # of 20 ms each
+    shown = on_terminal("stderr", lib.SILT, "-c", mock.endpoint, "ask", "s", "Where?",
+                        stdout=subprocess.DEVNULL)
+    assert b"silt: the question is read" in shown and shown.endswith(b"\r\x1b[K"), shown
 
 
 def test_text_does_not_steer_a_terminal():
