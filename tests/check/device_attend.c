@@ -26,6 +26,8 @@ struct attend_case {
     f16 *edge[2], *before[2], *local[2];
 };
 
+static double all[ITEMS][2][2][KEYS_MAX][KERNELS_HEAD_DIM_MAX]; /* item, head, keys and values */
+
 static f16 *random_rows(struct attend_case *a, size_t rows)
 {
     f16 *out = case_buffer(a->d->c, (rows ? rows : 1) * a->dim * sizeof *out);
@@ -134,22 +136,28 @@ static void add_before(struct attend_case *a, uint32_t at, int where)
     }
 }
 
-static void add_tail(struct attend_case *a, uint32_t at, uint32_t most)
+static void put_tail(struct attend_case *a, uint32_t at, uint32_t capacity, uint32_t rows,
+                     uint32_t first)
 {
     struct cuda_item *item = &a->item[at];
-    uint32_t capacity = most + 40;
     f16 *k = random_rows(a, (size_t)a->heads * capacity);
     f16 *v = random_rows(a, (size_t)a->heads * capacity);
     item->flags |= CUDA_TAIL;
     item->tail_capacity = capacity;
-    item->tail_rows = pick(a, most);
-    item->tail_first = pick(a, item->tail_rows);
+    item->tail_rows = rows;
+    item->tail_first = first;
     item->tail_k = put_rows(a, k, (size_t)a->heads * capacity);
     item->tail_v = put_rows(a, v, (size_t)a->heads * capacity);
     for (uint32_t h = 0; h < a->kv_heads; h++)
         see(a, &a->keys[at][h], k, v,
             (size_t)(LAYER * a->kv_heads + h) * capacity + item->tail_first,
             item->tail_rows - item->tail_first);
+}
+
+static void add_tail(struct attend_case *a, uint32_t at, uint32_t most)
+{
+    uint32_t rows = pick(a, most);
+    put_tail(a, at, most + 40, rows, pick(a, rows));
 }
 
 /* One query head of one row, over the keys gathered and the item's own rows up to its own. */
@@ -193,7 +201,7 @@ static void check_query(struct attend_case *a, uint32_t at, uint32_t row, uint32
     keys->count = count;
 }
 
-static void run_case(struct attend_case *a, bool simple)
+static void run_case(struct attend_case *a, uint32_t keys_max, bool simple)
 {
     struct on_device *d = a->d;
     uint32_t q_dim = a->kv_heads * a->group * a->dim, stride = q_dim + 2 * a->kv_heads * a->dim;
@@ -208,7 +216,7 @@ static void run_case(struct attend_case *a, bool simple)
                            .rows = a->rows,
                            .items = ITEMS,
                            .runs = ITEMS,
-                           .keys_max = KEYS_MAX};
+                           .keys_max = keys_max};
     fill_floats(d->c, qkv, (size_t)a->rows * stride, FILL_NORMAL);
     fill_rotation(d->c, rotation, a->rows, a->dim);
     for (uint32_t i = 0; i < ITEMS; i++)
@@ -224,7 +232,7 @@ static void run_case(struct attend_case *a, bool simple)
     b.edge_v = put_rows(a, a->edge[1], lanes);
     b.before_k = put_rows(a, a->before[0], lanes * BLOCK);
     b.before_v = put_rows(a, a->before[1], lanes * BLOCK);
-    b.partial = device_put(d, NULL, d->cuda->partial_bytes(&b.shape, ITEMS, KEYS_MAX));
+    b.partial = device_put(d, NULL, d->cuda->partial_bytes(&b.shape, ITEMS, keys_max));
     d->cuda->simple = simple;
     d->cuda->attend(d->cuda, &b, LAYER);
     d->cuda->simple = false;
@@ -244,7 +252,6 @@ static void attend_case(struct on_device *d, uint32_t dim, uint32_t group, uint3
                         enum mix mix, uint32_t most, bool simple)
 {
     static const char *const name[] = {"tails", "windows", "merging", "COMP", "own rows"};
-    static double all[ITEMS][2][2][KEYS_MAX][KERNELS_HEAD_DIM_MAX];
     struct attend_case a = {.d = d, .dim = dim, .kv_heads = 2, .group = group};
     case_begin(d->c, "attend%s, %s, head size %u, group %u, %u rows, spans to %u",
                simple ? " (plain)" : "", name[mix], dim, group, rows, most);
@@ -273,7 +280,30 @@ static void attend_case(struct on_device *d, uint32_t dim, uint32_t group, uint3
         if (mix == MIX_TAIL)
             add_tail(&a, i, most);
     }
-    run_case(&a, simple);
+    run_case(&a, KEYS_MAX, simple);
+    device_end(d);
+}
+
+/* Single tokens that see as many keys as the bound says, or one less: of the blocks of threads that
+ * share them, 1,024 each, the last has one key alone, or none. */
+static void edge_case(struct on_device *d, uint32_t dim, uint32_t group, uint32_t keys)
+{
+    struct attend_case a = {.d = d, .dim = dim, .kv_heads = 2, .group = group, .rows = ITEMS};
+    case_begin(d->c, "attend, head size %u, group %u, %u keys and no more", dim, group, keys);
+    a.heads = LAYERS * a.kv_heads;
+    a.held = case_buffer(d->c, (size_t)ITEMS * a.kv_heads * sizeof *a.held);
+    for (int i = 0; i < 2; i++) {
+        a.edge[i] = random_rows(&a, (size_t)ITEMS * a.kv_heads);
+        a.before[i] = random_rows(&a, (size_t)ITEMS * a.kv_heads * BLOCK);
+        a.local[i] = random_rows(&a, (size_t)a.rows * a.kv_heads);
+    }
+    for (uint32_t i = 0; i < ITEMS; i++) {
+        a.item[i] = (struct cuda_item){.row = i, .rows = 1, .run = i, .before_row = -1};
+        for (uint32_t h = 0; h < a.kv_heads; h++)
+            a.keys[i][h] = (struct keys){all[i][h][0], all[i][h][1], 0};
+        put_tail(&a, i, keys, keys - 1 - i % 2, 0);
+    }
+    run_case(&a, keys, false);
     device_end(d);
 }
 
@@ -290,7 +320,12 @@ void check_device_attend(struct on_device *d)
             attend_case(d, dims[i], 4, 4, mix, 130, false);
             attend_case(d, dims[i], 8, 17, mix, 60, false);
             attend_case(d, dims[i], 3, 9, mix, 20, true);
+            attend_case(d, dims[i], 2, 32, mix, 33, false);
         }
+    for (uint32_t keys = 1023; keys <= 1025; keys++)
+        edge_case(d, 64, 3, keys);
+    for (uint32_t keys = 2047; keys <= 2049 && !d->small; keys++)
+        edge_case(d, 128, 4, keys);
     /* More heads, and wider ones, than tensor cores are used for: by the plain kernel. */
     for (enum mix mix = 0; mix < (d->small ? 1 : MIX_COUNT); mix++) {
         attend_case(d, 64, 16, 1, mix, 60, false); /* the most that are, of single tokens */

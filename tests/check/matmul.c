@@ -138,24 +138,27 @@ static void expect_same_rows(struct check *c, const struct product *p, const str
     }
 }
 
-/* With accumulate, and into a matrix with wider rows whose gaps stay as they are. */
+/* With accumulate, and into a matrix with wider rows whose gaps stay as they are. However many
+ * threads there are, each sum is added once. */
 static void expect_accumulate(struct check *c, const struct product *p, const struct weight *w,
                               const void *q, const float *batch)
 {
     enum { GAP = 3 };
+    struct kernels *table[2] = {c->one, c->five};
     size_t stride = p->rows + GAP;
     float *out = case_floats(c, p->batch * stride);
-    for (size_t i = 0; i < p->batch * stride; i++)
-        out[i] = (float)i;
-    c->one->matmul(c->one, out, stride, w, p->x, p->cols, q, p->batch, true);
-    for (uint32_t i = 0; i < p->batch; i++)
-        for (size_t n = 0; n < stride; n++) {
-            float before = (float)(i * stride + n);
-            float want = n < p->rows ? before + batch[(size_t)i * p->rows + n] : before;
-            if (out[i * stride + n] != want)
-                case_fail(c, "accumulate at row %u column %zu: %.9g, should be %.9g", i, n,
-                          (double)out[i * stride + n], (double)want);
+    for (int k = 0; k < 2; k++) {
+        for (size_t i = 0; i < p->batch * stride; i++)
+            out[i] = (float)i;
+        table[k]->matmul(table[k], out, stride, w, p->x, p->cols, q, p->batch, true);
+        for (size_t at = 0; at < p->batch * stride; at++) {
+            size_t i = at / stride, n = at % stride;
+            float want = n < p->rows ? (float)at + batch[i * p->rows + n] : (float)at;
+            if (out[at] != want)
+                case_fail(c, "accumulate at row %zu column %zu, %u threads: %.9g, should be %.9g",
+                          i, n, table[k]->threads, (double)out[at], (double)want);
         }
+    }
 }
 
 static void matmul_case(struct check *c, uint32_t type, uint32_t rows, uint32_t cols,
