@@ -86,6 +86,18 @@ static int meta_set(sqlite3 *db, const char *name, const char *value)
     return journal_errno(code);
 }
 
+/* Nothing in it was made by any model. */
+static bool is_empty(sqlite3 *db)
+{
+    sqlite3_stmt *s;
+    bool empty = false;
+
+    if (sqlite3_prepare_v2(db, "SELECT 1 FROM streams LIMIT 1", -1, &s, 0) == SQLITE_OK)
+        empty = sqlite3_step(s) == SQLITE_DONE;
+    sqlite3_finalize(s);
+    return empty;
+}
+
 /* What is stored under name must be value; a new journal takes it. -ESTALE: it is `found`. */
 static int meta_match(sqlite3 *db, const char *name, const char *value, char *found,
                       size_t found_bytes)
@@ -99,6 +111,15 @@ static int meta_match(sqlite3 *db, const char *name, const char *value, char *fo
     return strcmp(found, value) == 0 ? 0 : -ESTALE;
 }
 
+/* The same of what made the streams: a journal without any takes another. */
+static int meta_match_streams(sqlite3 *db, const char *name, const char *value, char *found,
+                              size_t found_bytes)
+{
+    int result = meta_match(db, name, value, found, found_bytes);
+
+    return result == -ESTALE && is_empty(db) ? meta_set(db, name, value) : result;
+}
+
 static int check_model(sqlite3 *db, const struct journal_options *options, char *error,
                        size_t error_bytes)
 {
@@ -106,7 +127,7 @@ static int check_model(sqlite3 *db, const struct journal_options *options, char 
     int result;
 
     snprintf(value, sizeof value, "%016" PRIx64, options->model_fingerprint);
-    result = meta_match(db, "model_fingerprint", value, found, sizeof found);
+    result = meta_match_streams(db, "model_fingerprint", value, found, sizeof found);
     if (!result)
         return meta_set(db, "model_name", options->model_name);
     if (result == -ESTALE) {
@@ -121,6 +142,11 @@ static int check_model(sqlite3 *db, const struct journal_options *options, char 
     return result;
 }
 
+static const char *adapter_name(const char *fingerprint)
+{
+    return strspn(fingerprint, "0") == strlen(fingerprint) ? "none" : fingerprint;
+}
+
 static int check_adapter(sqlite3 *db, const struct journal_options *options, char *error,
                          size_t error_bytes)
 {
@@ -128,14 +154,14 @@ static int check_adapter(sqlite3 *db, const struct journal_options *options, cha
     int result;
 
     snprintf(value, sizeof value, "%016" PRIx64, options->adapter_fingerprint);
-    result = meta_match(db, "adapter_fingerprint", value, found, sizeof found);
+    result = meta_match_streams(db, "adapter_fingerprint", value, found, sizeof found);
     if (result == -ESTALE && options->rebuild)
         return meta_set(db, "adapter_fingerprint", value);
     if (result == -ESTALE)
         snprintf(error, error_bytes,
                  "the streams in %s were computed with adapter %s, this one is %s: start with the "
                  "old --adapter, or add --rebuild to compute every stream again from its journal",
-                 options->folder, found, value);
+                 options->folder, adapter_name(found), adapter_name(value));
     return result;
 }
 

@@ -86,6 +86,28 @@ def test_another_model_is_refused():
         siltd.stop()
 
 
+def test_a_folder_without_streams_takes_another_model():
+    model, adapter = lib.tiny()
+    with lib.Daemon(model, "none") as siltd:
+        lib.silt(siltd.endpoint, "open", "s")
+        siltd.stop()
+        first, siltd.command = siltd.command, [*siltd.command, "--adapter", adapter]
+        assert "with adapter none, this one is" in refused(siltd)
+        siltd.command = first
+        siltd.start()
+        lib.silt(siltd.endpoint, "rm", "s")
+        siltd.stop()
+        siltd.command = [*first, "--adapter", adapter]
+        siltd.start()
+        siltd.stop()
+        siltd.command = [*first, "--model", changed(model, lib.folder())]
+        siltd.start()
+        feed(siltd)
+        siltd.stop()
+        siltd.command = first
+        assert "start with the old --model" in refused(siltd)
+
+
 def test_another_format_is_refused():
     model, adapter = lib.tiny()
     with lib.Daemon(model, adapter) as siltd:
