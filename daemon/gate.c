@@ -198,7 +198,10 @@ int gate_open_network(struct gate *gate, const char *endpoint, const struct keys
     if (!result && zmq_getsockopt(socket, ZMQ_LAST_ENDPOINT, gate->network, &bytes) != 0)
         result = -errno;
     if (result)
-        fail(error, error_bytes, result, "--listen %s: %s", endpoint, zmq_strerror(-result));
+        fail(error, error_bytes, result,
+             result == -EADDRINUSE ? "--listen %s: %s; choose another port"
+                                   : "--listen %s: %s; 0.0.0.0 is all of this machine's addresses",
+             endpoint, zmq_strerror(-result));
     return result;
 }
 

@@ -301,8 +301,7 @@ static int read_header(struct reader *r, uint64_t *tensors, uint64_t *keys)
     struct reader start = *r;
     if (r->left < 4 || memcmp(r->next, "GGUF", 4) != 0) {
         say(r->error, r->error_bytes,
-            "%s: this is not a GGUF file (it does not begin with \"GGUF\"): name a model in GGUF "
-            "format",
+            "%s: this is not a GGUF file (it does not begin with \"GGUF\"): name one that is",
             r->path);
         return -EBADMSG;
     }

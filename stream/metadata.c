@@ -117,7 +117,12 @@ static uint32_t window_chunk(uint32_t context)
 int metadata_read_model(struct engine *e, char *error, size_t error_bytes)
 {
     struct shape *s = &e->shape;
-    struct gguf_string arch = {0};
+    struct gguf_string arch = {0}, type = {0};
+    if (gguf_string(e->model, "general.type", &type) && type.bytes == 7 &&
+        !memcmp(type.text, "adapter", 7))
+        return fail_with(error, error_bytes, -EBADMSG,
+                         "the model file is an adapter: name it with --adapter, and with --model "
+                         "the one it was trained for");
     if (!gguf_string(e->model, "general.architecture", &arch) || arch.bytes != 5 ||
         memcmp(arch.text, "llama", 5))
         return fail_with(

@@ -15,6 +15,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { STATE_ALIGN = 64 };
@@ -35,6 +36,9 @@ static int pick_ratio(struct layout *l, const struct engine *e, uint32_t asked, 
                       size_t error_bytes)
 {
     const struct engine_info *i = &e->info;
+    char list[80] = "";
+    size_t at = 0;
+
     l->ratio = asked ? asked : 1;
     for (uint32_t r = 1; !asked && r < i->ratio_count; r++)
         if (i->ratio[r] <= STREAM_RATIO_DEFAULT)
@@ -45,10 +49,10 @@ static int pick_ratio(struct layout *l, const struct engine *e, uint32_t asked, 
             return 0;
         }
     }
-    return fail_with(
-        error, error_bytes, -EINVAL,
-        "DMC ratio %u is not one this adapter serves (%u ratios up to %ux); choose another", asked,
-        i->ratio_count, i->ratio[i->ratio_count - 1]);
+    for (uint32_t r = 0; r < i->ratio_count && at < sizeof list; r++)
+        at += (size_t)snprintf(list + at, sizeof list - at, r ? ", %u" : "%u", i->ratio[r]);
+    return fail_with(error, error_bytes, -EINVAL,
+                     "DMC ratio %u is not one this adapter serves: choose of %s", asked, list);
 }
 
 /* The farthest pair of rows a query ever sees stays inside the trained context (DESIGN 2.6). */

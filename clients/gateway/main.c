@@ -283,8 +283,9 @@ int main(int argc, char **argv)
     if (!r)
         r = http_open(&gateway);
     if (r) {
-        fprintf(stderr, "silt gateway: cannot listen on %s port %u: %s\n", options->host,
-                options->port, strerror(-r));
+        fprintf(stderr, "silt gateway: cannot listen on %s port %u: %s%s\n", options->host,
+                options->port, strerror(-r),
+                r == -EADDRINUSE ? "; name another with --listen" : "");
         return EXIT_REFUSED;
     }
     info = MHD_get_daemon_info(gateway.http, MHD_DAEMON_INFO_BIND_PORT);

@@ -297,7 +297,12 @@ static int feed_file(struct feed *feed, const char *path)
     feed->busy_us = 0;
     if (r == -EBUSY) {
         close(fd);
-        return EXIT_STOPPED;
+        r = EXIT_STOPPED;
+    }
+    if (r == EXIT_STOPPED) {
+        progress_clear(&feed->progress);
+        silt_say("stopped before %s; the same command goes on there", path);
+        return r;
     }
     if (r == -ENODATA) {
         close(fd);

@@ -2,10 +2,12 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "clients/silt/silt.h"
 #include "proto/endpoint.h"
@@ -283,6 +285,25 @@ static int options_first(struct silt *silt, int argc, char **argv)
     }
 }
 
+/* Whether all that was printed could be written. Where the reader of a pipe has gone, as `head`
+ * does, we end as other programs do. */
+static int output_end(int result)
+{
+    struct pollfd out = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    int r = fflush(stdout) ? errno : 0;
+
+    if (!r && !ferror(stdout))
+        return result;
+    if (poll(&out, 1, 0) > 0 && out.revents & POLLERR) {
+        signal(SIGPIPE, SIG_DFL);
+        raise(SIGPIPE);
+    }
+    if (result != EXIT_DONE && result != EXIT_STOPPED)
+        return result;
+    silt_say("cannot write what was asked for: %s", strerror(r ? r : EIO));
+    return EXIT_REFUSED;
+}
+
 int main(int argc, char **argv)
 {
     struct sigaction action = {.sa_handler = on_signal};
@@ -321,9 +342,5 @@ int main(int argc, char **argv)
     optind = 0;     /* a new scan, with another set of options */
     r = command->run(&silt, argc, argv);
     client_close(&silt.client);
-    if (fflush(stdout) && r == EXIT_DONE) {
-        silt_say("cannot write what was asked for: %s", strerror(errno));
-        r = EXIT_REFUSED;
-    }
-    return r;
+    return silt_stop ? r : output_end(r);
 }

@@ -299,8 +299,8 @@ static void print_process(const struct client_process_stat *stat)
            stat->adapter[0] ? stat->adapter : "none: compression is off, a sliding window only");
     printf("  runs on         %s, %s kernels, %u threads\n", stat->device, stat->kernels,
            stat->threads);
-    printf("  streams         %u of %u, questions at once %u of %u\n", stat->streams,
-           stat->streams_max, stat->forks, stat->forks_max);
+    printf("  streams         %u, at most %u of them live; %u of %u questions at once\n",
+           stat->streams, stat->streams_max, stat->forks, stat->forks_max);
     printf("  computed        %s tokens in %s\n", text_count(a, stat->tokens_computed),
            text_seconds(b, (double)stat->uptime_us / 1e6));
     printf("  resident        %s as the kernel counts; %s on disk\n",

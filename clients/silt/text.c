@@ -134,11 +134,12 @@ int text_json_print(json_t *json)
     int r = json ? json_dumpf(json, stdout, JSON_COMPACT | JSON_REAL_PRECISION(8)) : -1;
 
     json_decref(json);
-    if (r || putchar('\n') == EOF || fflush(stdout)) {
-        silt_say("cannot write the JSON");
-        return EXIT_REFUSED;
-    }
-    return EXIT_DONE;
+    if (!r)
+        putchar('\n');
+    if (!r || ferror(stdout))
+        return EXIT_DONE; /* main says what cannot be written */
+    silt_say("out of memory");
+    return EXIT_REFUSED;
 }
 
 void text_tiers(const struct client_tier *tiers, size_t count, uint64_t bytes_plan,

@@ -2,6 +2,7 @@
 wrong and what is right instead, on stderr, with the exit code that --help promises."""
 
 import os
+import signal
 import socket
 import subprocess
 
@@ -71,6 +72,7 @@ REFUSED = [
     (["feed", "s", "--producer", "a b"], "1 to 64"),
     (["feed", "s", "--dmc", "2", "t"], "open it without options"),
     (["open", "s", "--ring", "2"], "remove it first"),
+    (["open", "t", "--dmc", "3"], "choose of 1, 2"),
     (["rm", "nope"], "`silt ls` lists them"),
     (["fork", "s", "s"], "another name"),
     (["forget", "s", "--from", "0", "--to", "99999999"], "which holds"),
@@ -107,6 +109,7 @@ DAEMON = [
     (["--device-weights", "int4"], 2, "bf16 nor file"),
     (["--model", "absent"], 1, "`make model`"),
     (["--model", "t"], 1, "GGUF"),
+    (["--model", lib.BUILD / "tests/tiny/tiny-adapter.gguf"], 1, "name it with --adapter"),
     (["--adapter", "absent"], 1, "--adapter none"),
     (["--data", "/proc/x"], 1, "another folder"),
     (["--config", "absent"], 2, "No such file"),
@@ -161,12 +164,18 @@ def test_every_command():
             taken.listen()
             done = silt(daemon.home, "-c", daemon.endpoint, "gateway", "--listen",
                         f"127.0.0.1:{taken.getsockname()[1]}")
-            assert done.returncode == 1 and b"already in use" in done.stderr, done.stderr
-        for args in (["ls"], ["stat", "s"], ["stat", "s", "--json"]):
+            assert done.returncode == 1 and b"in use; name another" in done.stderr, done.stderr
+        for args in (["ls"], ["stat", "s"], ["stat", "s", "--json"], ["ask", "s", "Why?"]):
             with open("/dev/full", "wb") as full:
                 done = subprocess.run([lib.SILT, "-c", daemon.endpoint, *args], stdout=full,
                                       stderr=subprocess.PIPE, check=False)
             assert done.returncode == 1 and b"cannot write" in done.stderr, (args, done.stderr)
+            reader, writer = os.pipe()
+            os.close(reader)  # as `head` does when it has seen enough
+            done = subprocess.run([lib.SILT, "-c", daemon.endpoint, *args], stdout=writer,
+                                  stderr=subprocess.PIPE, check=False)
+            os.close(writer)
+            assert done.returncode == -signal.SIGPIPE and not done.stderr, (args, done)
 
 
 def test_no_siltd_and_wrong_keys():
