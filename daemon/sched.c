@@ -214,6 +214,7 @@ void *sched_main(void *argument)
     while (!atomic_load(sched->stopping) && !sched->failed)
         if (!sched_step(sched))
             doorbell_wait(sched->bell, -1);
+    streams_give(sched->engine);
     if (!sched->failed)
         sched_save_all(sched);
     return NULL;

@@ -110,7 +110,7 @@ static void compute(struct feed *feed)
         feed->slot[fine++] = slot;
     }
     if (fine)
-        (void)streams_feed(feed->work, fine); /* each work has its result */
+        (void)streams_feed_ahead(feed->work, fine); /* each work has its result */
 }
 
 /* What was computed is told, and that it was. */
@@ -138,8 +138,10 @@ bool sched_feed_batch(struct sched *sched, bool asked)
 
     feed.count = 0;
     alone = gather(sched, &feed, sched->info.batch_tokens / share);
-    if (!feed.count)
+    if (!feed.count) {
+        streams_give(sched->engine);
         return alone;
+    }
     read = clock_us();
     compute(&feed);
     sched_note_read(sched, read);
@@ -149,6 +151,16 @@ bool sched_feed_batch(struct sched *sched, bool asked)
     return true;
 }
 
+/* What left a ring may be asked for from then on. */
+static void give_to_questions(struct sched *sched)
+{
+    for (uint32_t i = 0; i < sched->ask_count; i++)
+        if (sched->asks[i].phase != PHASE_IDLE) {
+            streams_give(sched->engine);
+            return;
+        }
+}
+
 bool sched_ask_batch(struct sched *sched)
 {
     struct fork_work work[ASKS_PASS_MAX];
@@ -156,6 +168,7 @@ bool sched_ask_batch(struct sched *sched)
     uint32_t count = 0, from = sched->ask_next;
     bool worked = false;
 
+    give_to_questions(sched);
     for (uint32_t i = 0; i < sched->ask_count && count < ASKS_PASS_MAX; i++) {
         struct ask *ask = &sched->asks[(from + i) % sched->ask_count];
 

@@ -6,7 +6,8 @@
  * lies in the arena, in the layout that a CPU stream has, so that either can read the other's.
  * Nothing the host decides needs an answer from the device: chunks, slots and positions follow from
  * the number of tokens alone. So passes are queued two deep, and what comes back of one (counts,
- * digests, segments that leave) is taken while the next one runs.
+ * digests, segments that leave) is taken while the next one runs; segments, most of the host's
+ * work, also while a pass of the next call does.
  */
 #ifndef SILT_STREAM_GPU_H
 #define SILT_STREAM_GPU_H
@@ -125,6 +126,7 @@ struct gpu {
     size_t segment_bytes;
     struct gpu_slot slot[GPU_SLOTS];
     uint32_t queued, taken; /* passes */
+    struct gpu_slot *owes;  /* taken, but what left rings in it is not given yet; NULL: none */
     char *arena;
     size_t arena_bytes;
     struct gpu_region *region; /* in use, by place */
@@ -187,6 +189,10 @@ int gpu_pass_score(struct engine *e, struct gpu_slot *p, uint32_t rows);
 /* gpu_feed.c: stream.h's functions for streams on the device. */
 /* score NULL: none is scored. */
 int gpu_streams_feed(struct stream_work *work, const struct stream_targets *score, uint32_t count);
+/* What leaves in the last pass is given by the next one, or by gpu_give_leaving. */
+int gpu_streams_feed_ahead(struct stream_work *work, const struct stream_targets *score,
+                           uint32_t count);
+void gpu_give_leaving(struct engine *e);
 int gpu_stream_open(struct stream *s);
 void gpu_stream_send(struct stream *s); /* what the host keeps of it, to the device */
 void gpu_stream_close(struct stream *s);

@@ -13,8 +13,8 @@ enum { BLOCK = STREAM_BLOCK_TOKENS };
 
 /* ---- what comes back ---- */
 
-/* Counts to the host's copy; of a closed chunk its digest and the segment that left. */
-static void take_lane(struct engine *e, struct gpu_slot *p, uint32_t index, uint32_t *left)
+/* Counts to the host's copy; of a closed chunk its digest. */
+static void take_lane(struct engine *e, struct gpu_slot *p, uint32_t index)
 {
     struct gpu_lane *lane = &p->lane[index];
     struct stream *s = lane->stream;
@@ -36,28 +36,38 @@ static void take_lane(struct engine *e, struct gpu_slot *p, uint32_t index, uint
     uint64_t chain[2] = {state->hash, p->digest[index]};
     state->hash = XXH3_64bits(chain, sizeof chain);
     state->hash_chunk = lane->chunk + 1;
-    if (!lane->leaves)
-        return;
-    size_t values = e->gpu->segment_bytes / sizeof(f16);
-    uint32_t chunk = e->shape.chunk;
-    struct segment_view view = {lane->leaving_number, lane->leaving_number * chunk,
-                                (lane->leaving_number + 1) * chunk, p->leaving + *left * values,
-                                e->gpu->segment_bytes};
-    *left += 1;
-    ccm_give_segment(s, &view);
 }
 
+void gpu_give_leaving(struct engine *e)
+{
+    struct gpu *g = e->gpu;
+    struct gpu_slot *p = g->owes;
+    size_t values = g->segment_bytes / sizeof(f16);
+    uint64_t chunk = e->shape.chunk;
+    g->owes = NULL;
+    for (uint32_t i = 0, left = 0; p && i < p->lanes; i++) {
+        const struct gpu_lane *lane = &p->lane[i];
+        uint64_t number = lane->leaving_number;
+        if (!lane->leaves)
+            continue;
+        struct segment_view view = {number, number * chunk, (number + 1) * chunk,
+                                    p->leaving + left++ * values, g->segment_bytes};
+        ccm_give_segment(lane->stream, &view);
+    }
+}
+
+/* What left in the pass before is given while the device computes this one. */
 static int take_pass(struct engine *e, struct gpu_slot *p)
 {
     int code = 0;
-    uint32_t left = 0;
+    gpu_give_leaving(e);
     uint64_t from = monotonic_us();
     for (; p->copies_out; p->copies_out--)
         code = e->gpu->cuda->wait_out(e->gpu->cuda);
     e->times.wait_us += monotonic_us() - from;
     for (uint32_t i = 0; i < p->lanes && !code; i++)
-        take_lane(e, p, i, &left);
-    p->lanes = 0;
+        take_lane(e, p, i);
+    e->gpu->owes = code ? NULL : p;
     return code;
 }
 
@@ -79,6 +89,8 @@ struct gpu_slot *gpu_pass_begin(struct engine *e)
     if (g->queued - g->taken == GPU_SLOTS)
         (void)take_pass(e, &g->slot[g->taken++ % GPU_SLOTS]); /* an error stays in the device */
     struct gpu_slot *p = &g->slot[g->queued % GPU_SLOTS];
+    if (g->owes == p)
+        gpu_give_leaving(e);
     p->rows = p->items = p->runs = p->lanes = p->slides = p->leaves = 0;
     p->rows_most = p->items_most = p->keys_max = p->copies_out = 0;
     p->ragged = false;
@@ -418,7 +430,8 @@ static int score_lanes(struct engine *e, struct gpu_slot *p, const struct stream
     return code;
 }
 
-int gpu_streams_feed(struct stream_work *work, const struct stream_targets *score, uint32_t count)
+int gpu_streams_feed_ahead(struct stream_work *work, const struct stream_targets *score,
+                           uint32_t count)
 {
     struct engine *e = work[0].stream->engine;
     int first = 0, code = 0;
@@ -445,4 +458,11 @@ int gpu_streams_feed(struct stream_work *work, const struct stream_targets *scor
         work[i].result = work[i].result ? work[i].result : code;
     }
     return first ? first : code;
+}
+
+int gpu_streams_feed(struct stream_work *work, const struct stream_targets *score, uint32_t count)
+{
+    int code = gpu_streams_feed_ahead(work, score, count);
+    gpu_give_leaving(work[0].stream->engine);
+    return code;
 }

@@ -41,6 +41,7 @@ size_t gpu_stream_bytes(const struct layout *l)
 
 void gpu_stream_close(struct stream *s)
 {
+    gpu_give_leaving(s->engine);
     gpu_give(s->engine->gpu, s->device);
     s->device = NULL;
 }

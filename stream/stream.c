@@ -73,6 +73,8 @@ void stream_close(struct stream **stream)
 
 void stream_on_segment_leave(struct stream *stream, segment_leave_fn *leave, void *user)
 {
+    if (stream->device)
+        gpu_give_leaving(stream->engine);
     stream->leave = leave;
     stream->leave_user = user;
 }
@@ -225,14 +227,28 @@ int stream_feed_scored(struct stream *stream, const int32_t *tokens, uint32_t co
     return 0;
 }
 
+void streams_give(struct engine *engine)
+{
+    if (engine->gpu)
+        gpu_give_leaving(engine);
+}
+
 int streams_feed(struct stream_work *work, uint32_t count)
+{
+    int result = streams_feed_ahead(work, count);
+    if (count)
+        streams_give(work[0].stream->engine);
+    return result;
+}
+
+int streams_feed_ahead(struct stream_work *work, uint32_t count)
 {
     int first = 0;
     bool gpu = count && work[0].stream->device;
     for (uint32_t i = 0; gpu && i < count; i++)
         work[i].result = known(work[i].stream->engine, work[i].tokens, work[i].count) ? 0 : -EINVAL;
     if (gpu)
-        return gpu_streams_feed(work, NULL, count);
+        return gpu_streams_feed_ahead(work, NULL, count);
     for (uint32_t i = 0; i < count; i++) {
         work[i].result = stream_feed(work[i].stream, work[i].tokens, work[i].count);
         first = first ? first : work[i].result;

@@ -237,6 +237,11 @@ struct stream_work {
     int result; /* out: as of stream_feed */
 };
 int streams_feed(struct stream_work *work, uint32_t count);
+/* The same; but segments that leave their rings in a device's last pass are given only when the
+ * device has the next one, or by streams_give, or when anything else is done with that stream that
+ * may need it: so whoever keeps them does that while the device computes. */
+int streams_feed_ahead(struct stream_work *work, uint32_t count);
+void streams_give(struct engine *engine);
 /* The same, and scores as stream_score does; work and score of a stream stand at one place. */
 struct stream_targets {
     const int32_t *targets; /* [work's count] */

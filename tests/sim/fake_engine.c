@@ -257,7 +257,12 @@ int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
     return 0;
 }
 
-int streams_feed(struct stream_work *work, uint32_t count)
+void streams_give(struct engine *engine)
+{
+    (void)engine;
+}
+
+int streams_feed_ahead(struct stream_work *work, uint32_t count)
 {
     int first = 0;
 
