@@ -33,17 +33,21 @@ static const char *const statement_text[SEARCH_STATEMENTS] = {
 
 /* ---- databases ---- */
 
-static int set_up(struct search *s, struct word_table *t)
+static int set_up(struct search *s, struct word_table *t, uint64_t stream_id)
 {
-    int result = word_table_open(t, s->folder, SEARCH_FORMAT << 16 | (int)s->options.chunk_tokens,
-                                 &s->postings, statement_text, SEARCH_STATEMENTS);
+    int result;
 
+    t->stream_id = stream_id;
+    t->touched = ++s->uses;
+    result = word_table_open(t, s->folder, SEARCH_FORMAT << 16 | (int)s->options.chunk_tokens,
+                             &s->postings, statement_text, SEARCH_STATEMENTS);
     if (!result)
         word_table_open_keys(t, s->folder, s->keys, (uint32_t)(t - s->tables));
     return result;
 }
 
-struct word_table *search_table(struct search *s, uint64_t stream_id)
+/* What is there and whole stays where it cannot be opened now, as on a disk that is full. */
+struct word_table *search_table(struct search *s, uint64_t stream_id, bool quiet)
 {
     struct word_table *t = &s->tables[0];
     int result;
@@ -57,20 +61,19 @@ struct word_table *search_table(struct search *s, uint64_t stream_id)
             t = &s->tables[i];
     }
     word_table_close(t);
-    t->stream_id = stream_id;
-    t->touched = ++s->uses;
-    result = set_up(s, t);
-    if (result) {
+    result = set_up(s, t, stream_id);
+    if (result == -ESTALE || (result && word_table_damaged(t))) {
         say(SAY_WARN, "the text index of stream %llu cannot be used (%s): it is made again",
-            (unsigned long long)stream_id, t->db ? sqlite3_errmsg(t->db) : "no memory");
+            (unsigned long long)stream_id, sqlite3_errmsg(t->db));
         word_table_close(t);
         word_table_unlink(s->folder, stream_id);
-        t->stream_id = stream_id;
-        t->touched = ++s->uses;
-        result = set_up(s, t);
+        result = set_up(s, t, stream_id);
     }
     if (!result)
         return t;
+    if (!quiet)
+        say(SAY_WARN, "the text index of stream %llu cannot be opened: %s",
+            (unsigned long long)stream_id, sqlite3_errmsg(t->db));
     word_table_close(t);
     return NULL;
 }
@@ -271,20 +274,22 @@ static bool index_slot(struct search *s, uint32_t index)
             note_indexed(s, slot, false);
         return false;
     }
-    t = search_table(s, stream_id);
-    if (!t)
+    t = search_table(s, stream_id, c->failed == stream_id);
+    if (!t) {
+        c->failed = stream_id;
         note_indexed(s, slot, true);
-    if (!t)
         return false;
+    }
     if (c->stream_id != stream_id)
         result = start_cursor(s, c, t, stream_id);
     if (!result)
         result = index_batch(s, c, t);
     if (result < 0) {
-        if (!c->failed)
+        if (c->failed != stream_id)
             say(SAY_WARN, "stream %llu cannot be indexed at chunk %llu (%s): %s",
                 (unsigned long long)stream_id, (unsigned long long)c->chunk, strerror(-result),
                 sqlite3_errmsg(t->db));
+        c->failed = stream_id;
         if (word_table_damaged(t)) {
             search_drop_index(s, stream_id); /* begins again from nothing */
             return true;
@@ -294,6 +299,7 @@ static bool index_slot(struct search *s, uint32_t index)
         note_indexed(s, slot, true);
         return false;
     }
+    c->failed = 0;
     atomic_store(&slot->indexed_to, c->chunk * chunk);
     note_indexed(s, slot, false);
     return result > 0 && atomic_load(&slot->tokens_acked) >= (c->chunk + 1) * chunk;
@@ -426,7 +432,7 @@ int search_trim(struct search *s, uint64_t stream_id, uint64_t chunk)
     int result;
 
     pthread_mutex_lock(&s->lock);
-    t = search_table(s, stream_id);
+    t = search_table(s, stream_id, false);
     result = t && sqlite3_exec(t->db, "BEGIN", NULL, NULL, NULL) == 0 ? 0 : -EIO;
     if (!result)
         result = run_below(t->db,

@@ -354,14 +354,14 @@ static int find(struct search *s, struct word_table *t, struct search_job *job)
     if (!bytes)
         return 0; /* marks alone ask for nothing */
     s->expression[bytes] = '\0';
-    if (s->options.by == SEARCH_BY_WORDS)
+    if (s->options.by != SEARCH_BY_WORDS)
+        near_count = find_near(s, t, job, near);
+    if (s->options.by == SEARCH_BY_WORDS) /* last: what fails is the database's last error */
         word_count = find_words(s, t, job, words.hits);
     if (s->options.by == SEARCH_BY_BOTH) {
         word_count = search_rank_find(s, t, job, words.hits);
         words.most = (double)search_rank_most(&s->rank);
     }
-    if (s->options.by != SEARCH_BY_WORDS)
-        near_count = find_near(s, t, job, near);
     words.count = word_count < 0 ? 0 : (uint32_t)word_count;
     job->hit_count =
         (uint32_t)search_fuse(job->hits, SEARCH_HITS_MAX, &words, near, (uint32_t)near_count);
@@ -387,13 +387,14 @@ static int texts(struct search *s, struct word_table *t, struct search_job *job)
     return 0;
 }
 
-static void try_job(struct search *s, struct search_job *job, bool again)
+/* True: its database is damaged. */
+static bool try_job(struct search *s, struct search_job *job, bool again)
 {
     struct word_table *t;
 
     if (job->kind == SEARCH_FIND || again)
         search_catch_up(s, job);
-    t = search_table(s, job->stream_id);
+    t = search_table(s, job->stream_id, false);
     job->result = t ? 0 : -EIO;
     job->hit_count = job->kind == SEARCH_FIND ? 0 : job->hit_count;
     for (uint32_t i = 0; i < job->text_count && job->kind == SEARCH_TEXTS; i++)
@@ -402,17 +403,20 @@ static void try_job(struct search *s, struct search_job *job, bool again)
         job->result = find(s, t, job);
     if (t && job->kind == SEARCH_TEXTS)
         job->result = texts(s, t, job);
+    if (t && job->result)
+        say(SAY_WARN, "the text index of stream %llu cannot be read: %s",
+            (unsigned long long)job->stream_id, sqlite3_errmsg(t->db));
+    return t && job->result && word_table_damaged(t);
 }
 
-/* A database that cannot be read is made again, once for a job. */
+/* A database that is damaged is made again, once for a job. */
 void search_run_job(struct search *s, struct search_job *job)
 {
-    try_job(s, job, false);
-    if (job->result) {
+    if (try_job(s, job, false)) {
         say(SAY_WARN, "the text index of stream %llu is damaged: it is made again",
             (unsigned long long)job->stream_id);
         search_drop_index(s, job->stream_id);
-        try_job(s, job, true);
+        (void)try_job(s, job, true);
     }
     atomic_store(&job->done, true);
     if (s->options.done_bell)

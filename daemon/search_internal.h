@@ -35,10 +35,10 @@ struct cursor {
     uint64_t chunk; /* being gathered */
     uint32_t count; /* tokens of it */
     uint64_t time_from_us, time_to_us;
-    bool failed; /* said once */
     uint32_t before_count;
     int32_t before[SEARCH_OVERLAP]; /* [before_count] the end of the chunk before */
     int32_t tokens[SEARCH_CHUNK_MAX];
+    uint64_t failed; /* the stream that could not be indexed, which was said; 0: none */
 };
 
 /* Where chunks have a question's terms: chunk - from << 32 | word of it << 16 | term, so that they
@@ -113,8 +113,9 @@ struct search {
     struct cursor cursors[];                                 /* [slot_count] */
 };
 
-/* A stream's database; one that cannot be used is made anew, once. NULL: there is none. */
-struct word_table *search_table(struct search *search, uint64_t stream_id);
+/* A stream's database; one that is damaged or of another version is made anew. NULL: it cannot be
+ * opened, which is said unless quiet. */
+struct word_table *search_table(struct search *search, uint64_t stream_id, bool quiet);
 /* All chunks that the question may see are in the index before it is asked, so that the same
  * question at the same position finds the same; one far behind is asked as it is. */
 void search_catch_up(struct search *search, const struct search_job *job);

@@ -94,7 +94,9 @@ static int check_version(const struct word_table *t, int version)
     if (!code && sqlite3_step(get) == SQLITE_ROW)
         found = sqlite3_column_int(get, 0);
     sqlite3_finalize(get);
-    if (code || (found && found != version))
+    if (code)
+        return -EIO;
+    if (found && found != version)
         return -ESTALE;
     snprintf(text, sizeof text, "PRAGMA user_version=%d", version);
     return found || !sqlite3_exec(t->db, text, NULL, NULL, NULL) ? 0 : -EIO;
@@ -135,6 +137,12 @@ static int register_functions(struct word_table *t, struct postings *postings)
     return open_stemmer(t, api);
 }
 
+/* Tables that are not these are another version's. */
+static int failed(const struct word_table *t)
+{
+    return sqlite3_errcode(t->db) == SQLITE_ERROR ? -ESTALE : -EIO;
+}
+
 int word_table_open(struct word_table *t, const char *folder, int version,
                     struct postings *postings, const char *const *statement_text,
                     int statement_count)
@@ -148,6 +156,7 @@ int word_table_open(struct word_table *t, const char *folder, int version,
                         PAGES_VFS) ||
         pages_reserve(t->db))
         return -EIO;
+    sqlite3_extended_result_codes(t->db, 1); /* or FTS5 does not say that it was damage */
     snprintf(pragmas, sizeof pragmas,
              "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; "
              "PRAGMA cache_size=-%d;"
@@ -157,19 +166,20 @@ int word_table_open(struct word_table *t, const char *folder, int version,
         return -EIO;
     result = check_version(t, version);
     if (!result && sqlite3_exec(t->db, schema, NULL, NULL, NULL))
-        result = -EIO;
+        result = failed(t);
     if (!result)
         result = register_functions(t, postings);
     for (int i = 0; i < statement_count && !result; i++)
         if (sqlite3_prepare_v3(t->db, statement_text[i], -1, SQLITE_PREPARE_PERSISTENT,
                                &t->statement[i], NULL))
-            result = -EIO;
+            result = failed(t);
     return result;
 }
 
 bool word_table_damaged(const struct word_table *t)
 {
-    int code = sqlite3_extended_errcode(t->db);
+    int code = sqlite3_extended_errcode(t->db), kind = code & 0xff;
 
-    return code == SQLITE_IOERR_DATA || (code & 0xff) == SQLITE_CORRUPT;
+    return kind == SQLITE_CORRUPT || kind == SQLITE_NOTADB || code == SQLITE_IOERR_DATA ||
+           code == SQLITE_IOERR_READ || code == SQLITE_IOERR_SHORT_READ;
 }

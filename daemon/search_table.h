@@ -43,7 +43,7 @@ void word_table_open_keys(struct word_table *t, const char *folder, struct recal
                           uint32_t file);
 /* They are damaged: they begin again from nothing. */
 void word_table_drop_keys(struct word_table *t, const char *folder);
-/* The last error was rot, not a disk that is full or gone. */
+/* The last error was rot, or what cannot be read; not a disk that is full. */
 bool word_table_damaged(const struct word_table *t);
 
 #endif

@@ -561,7 +561,7 @@ static void a_question_waits_for_one_batch(void **state)
     job->question_bytes = (uint32_t)strlen(question);
     job->chunk_end = UINT32_MAX;
     p->amid = job;
-    struct word_table *first = search_table(p->search, job->stream_id);
+    struct word_table *first = search_table(p->search, job->stream_id, false);
     sqlite3_commit_hook(first->db, ask_amid, p);
 
     assert_true(search_step(p->search));

@@ -8,9 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "daemon/search_internal.h"
 #include "tests/unit/rig.h"
+#include "tests/unit/vfs_fault.h"
 
 enum { CHUNK = 256 };
 
@@ -178,6 +181,45 @@ static void trimmed_text_takes_no_place(void **state)
     close_parts(p);
 }
 
+/* On a full disk an index that is not open cannot be opened: it stays what it is, which is said of
+ * indexing once, and of each question. */
+static void a_full_disk_takes_no_index(void **state)
+{
+    struct parts *p = open_parts();
+    int was = dup(STDERR_FILENO), said = memfd_create("said", MFD_CLOEXEC);
+    char path[200], text[4096] = "";
+    uint32_t lines = 0;
+
+    (void)state;
+    feed(p, 1, "Ottoline has the key. ", 60);
+    look(p, "Who has the key?");
+    assert_int_equal(p->job.result, 0);
+    snprintf(path, sizeof path, "%s/search/%016llx.db", p->folder,
+             (unsigned long long)p->job.stream_id);
+    for (int i = 0; i < SEARCH_OPEN_MAX; i++)
+        word_table_close(&p->search->tables[i]);
+    p->search->cursors[0].stream_id = 0;
+    dup2(said, STDERR_FILENO);
+    vfs_fault_at(1, SQLITE_FULL, true);
+    for (int i = 0; i < 5; i++)
+        search_step(p->search);
+    run(p, SEARCH_TEXTS);
+    vfs_fault_at(0, 0, false);
+    dup2(was, STDERR_FILENO);
+    assert_true(p->job.result < 0);
+    assert_int_equal(access(path, F_OK), 0);
+    assert_true(pread(said, text, sizeof text - 1, 0) > 0);
+    for (uint32_t at = 0; text[at]; at++)
+        lines += text[at] == '\n';
+    assert_int_equal(lines, 2);
+    run(p, SEARCH_TEXTS);
+    assert_int_equal(p->job.result, 0);
+    assert_non_null(strstr(p->job.text[0].text, "Ottoline"));
+    close(said);
+    close(was);
+    close_parts(p);
+}
+
 /* A name longer than most words: a commit's or a file's sum, a class. */
 static void long_names_are_found(void **state)
 {
@@ -206,8 +248,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_of_another_question_is_left),
         cmocka_unit_test(trimmed_text_takes_no_place),
+        cmocka_unit_test(a_full_disk_takes_no_index),
         cmocka_unit_test(long_names_are_found),
     };
 
+    vfs_fault_install();
     return cmocka_run_group_tests_name("search_gone", tests, NULL, NULL);
 }

@@ -173,7 +173,7 @@ static struct bench *open_bench(uint64_t seed)
     b->memory = aligned_alloc(64, bytes);
     if (search_open(&b->search, &options, b->memory, error, sizeof error))
         fail_msg("%s", error);
-    b->table = search_table(b->search, STREAM);
+    b->table = search_table(b->search, STREAM, false);
     assert_non_null(b->table);
     fill(b);
     if (draw(b, 2)) /* room for some of the texts at a time */
