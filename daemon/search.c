@@ -65,8 +65,7 @@ struct word_table *search_table(struct search *s, uint64_t stream_id, bool quiet
     if (result == -ESTALE || (result && word_table_damaged(t))) {
         say(SAY_WARN, "the text index of stream %llu cannot be used (%s): it is made again",
             (unsigned long long)stream_id, sqlite3_errmsg(t->db));
-        word_table_close(t);
-        word_table_unlink(s->folder, stream_id);
+        search_drop_index(s, stream_id); /* where it was being indexed that begins again, too */
         result = set_up(s, t, stream_id);
     }
     if (!result)
@@ -203,7 +202,8 @@ static int gather(struct search *s, struct cursor *c, struct word_table *t, cons
     return done;
 }
 
-/* One transaction. 1: there is more; 0: all that is in the journal is indexed. */
+/* One transaction. 1: there is more; 0: all that is in the journal is indexed. After an error,
+ * which is the database's last, it is to be closed. */
 static int index_batch(struct search *s, struct cursor *c, struct word_table *t)
 {
     int done = 0, count = 1, result = 0;
@@ -221,7 +221,7 @@ static int index_batch(struct search *s, struct cursor *c, struct word_table *t)
             result = 0;
         }
     }
-    if (sqlite3_exec(t->db, result ? "ROLLBACK" : "COMMIT", NULL, NULL, NULL) && !result)
+    if (!result && sqlite3_exec(t->db, "COMMIT", NULL, NULL, NULL))
         result = -EIO;
     if (!result && t->recall)
         result = recall_file_write(t->recall, t->key_file);

@@ -390,11 +390,12 @@ static int texts(struct search *s, struct word_table *t, struct search_job *job)
 /* True: its database is damaged. */
 static bool try_job(struct search *s, struct search_job *job, bool again)
 {
-    struct word_table *t;
+    struct word_table *t = search_table(s, job->stream_id, false); /* made again where it has to */
 
-    if (job->kind == SEARCH_FIND || again)
+    if (t && (job->kind == SEARCH_FIND || again)) {
         search_catch_up(s, job);
-    t = search_table(s, job->stream_id, false);
+        t = search_table(s, job->stream_id, false);
+    }
     job->result = t ? 0 : -EIO;
     job->hit_count = job->kind == SEARCH_FIND ? 0 : job->hit_count;
     for (uint32_t i = 0; i < job->text_count && job->kind == SEARCH_TEXTS; i++)

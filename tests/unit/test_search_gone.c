@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,12 +28,12 @@ struct parts {
     struct search_job job;
 };
 
-static struct parts *open_parts(void)
+static struct parts *open_parts(bool keys)
 {
     struct parts *p = calloc(1, sizeof *p);
     struct rig_options rig = {.slots = 1, .asks = 1, .lag_tokens_max = 1 << 16};
     struct search_options options = {.folder = p->folder,
-                                     .keys = true,
+                                     .keys = keys,
                                      .model_fingerprint = 1,
                                      .tokenizer = engine_tokenizer(rig_engine()),
                                      .engine = rig_engine(),
@@ -120,7 +121,7 @@ static void ask_for(struct parts *p, const char *letter)
 /* The place had an earlier question's, of another stream, and now the index cannot be read. */
 static void nothing_of_another_question_is_left(void **state)
 {
-    struct parts *p = open_parts();
+    struct parts *p = open_parts(true);
     char command[512];
 
     (void)state;
@@ -155,7 +156,7 @@ static void trim(struct parts *p, uint64_t token)
 /* There is more of it that is as near, and older, than a search finds at most. */
 static void trimmed_text_takes_no_place(void **state)
 {
-    struct parts *p = open_parts();
+    struct parts *p = open_parts(true);
     uint64_t token;
     uint32_t found = 0;
 
@@ -185,7 +186,7 @@ static void trimmed_text_takes_no_place(void **state)
  * indexing once, and of each question. */
 static void a_full_disk_takes_no_index(void **state)
 {
-    struct parts *p = open_parts();
+    struct parts *p = open_parts(true);
     int was = dup(STDERR_FILENO), said = memfd_create("said", MFD_CLOEXEC);
     char path[200], text[4096] = "";
     uint32_t lines = 0;
@@ -220,11 +221,79 @@ static void a_full_disk_takes_no_index(void **state)
     close_parts(p);
 }
 
+/* A byte of the page that this part of a stream's database begins with is another. */
+static void flip(struct parts *p, const char *part)
+{
+    uint64_t id = atomic_load(&p->rig.slots[0].stream_id);
+    char path[200], text[100];
+    sqlite3_stmt *get;
+    uint8_t byte;
+    off_t at;
+    int fd;
+
+    snprintf(text, sizeof text, "SELECT rootpage FROM sqlite_master WHERE name = '%s'", part);
+    assert_int_equal(
+        sqlite3_prepare_v2(search_table(p->search, id, false)->db, text, -1, &get, NULL), 0);
+    assert_int_equal(sqlite3_step(get), SQLITE_ROW);
+    at = (off_t)(sqlite3_column_int(get, 0) - 1) * 4096 + 2000;
+    sqlite3_finalize(get);
+    for (int i = 0; i < SEARCH_OPEN_MAX; i++)
+        word_table_close(&p->search->tables[i]);
+    snprintf(path, sizeof path, "%s/search/%016llx.db", p->folder, (unsigned long long)id);
+    fd = open(path, O_RDWR);
+    assert_int_equal(pread(fd, &byte, 1, at), 1);
+    byte ^= 1;
+    assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+    close(fd);
+}
+
+/* Nobody asks meanwhile: met where the index is opened, or only where it is written, it is made
+ * again from the first chunk on. */
+static void damage_met_by_indexing_is_mended(void **state)
+{
+    static const char *const parts[] = {"words_data", "words_docsize"};
+
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        struct parts *p = open_parts(i % 2);
+
+        feed(p, 1, "Ottoline has the key. ", 1);
+        feed(p, 2, "river bread market. ", 60);
+        flip(p, parts[i / 2]);
+        feed(p, 3, "river bread market. ", 200);
+        for (int times = 0; times < 10; times++)
+            search_step(p->search);
+        assert_int_equal(atomic_load(&p->rig.slots[0].indexed_to),
+                         atomic_load(&p->rig.slots[0].tokens_acked) / CHUNK * CHUNK);
+        look(p, "Who has the key?");
+        assert_int_equal(p->job.result, 0);
+        assert_true(p->job.hit_count > 0);
+        assert_non_null(strstr(p->job.text[0].text, "Ottoline"));
+        close_parts(p);
+    }
+}
+
+/* As soon as somebody asks, too: the question finds what it would have. */
+static void damage_met_by_a_question_is_mended(void **state)
+{
+    struct parts *p = open_parts(true);
+
+    (void)state;
+    feed(p, 1, "Ottoline has the key. ", 1);
+    feed(p, 2, "river bread market. ", 60);
+    flip(p, "words_data");
+    look(p, "Who has the key?");
+    assert_int_equal(p->job.result, 0);
+    assert_true(p->job.hit_count > 0);
+    assert_non_null(strstr(p->job.text[0].text, "Ottoline"));
+    close_parts(p);
+}
+
 /* A name longer than most words: a commit's or a file's sum, a class. */
 static void long_names_are_found(void **state)
 {
     static const char name[] = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
-    struct parts *p = open_parts();
+    struct parts *p = open_parts(true);
     char text[200];
 
     (void)state;
@@ -249,6 +318,8 @@ int main(void)
         cmocka_unit_test(nothing_of_another_question_is_left),
         cmocka_unit_test(trimmed_text_takes_no_place),
         cmocka_unit_test(a_full_disk_takes_no_index),
+        cmocka_unit_test(damage_met_by_indexing_is_mended),
+        cmocka_unit_test(damage_met_by_a_question_is_mended),
         cmocka_unit_test(long_names_are_found),
     };
 
