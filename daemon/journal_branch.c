@@ -100,15 +100,45 @@ int journal_branch_drop(sqlite3 *db, uint64_t stream)
     return result ? result : trim_strand(db, stream);
 }
 
+/* One item at a time: SQLite holds in memory what one statement takes from a table and puts into
+ * it. */
+static int copy_span(sqlite3 *db, uint64_t stream, uint64_t strand, uint64_t first, uint64_t last)
+{
+    sqlite3_stmt *s;
+    int code = sqlite3_prepare_v2(db,
+                                  "INSERT INTO items SELECT ?1 << 40 | ?3, kind, detail, time_us, "
+                                  "token_from, held_before, payload FROM items "
+                                  "WHERE key = ?2 << 40 | ?3",
+                                  -1, &s, NULL);
+
+    if (code)
+        return journal_errno(code);
+    sqlite3_bind_int64(s, 1, (int64_t)stream);
+    sqlite3_bind_int64(s, 2, (int64_t)strand);
+    for (uint64_t i = first; i < last && (!code || code == SQLITE_DONE); i++) {
+        sqlite3_bind_int64(s, 3, (int64_t)i);
+        code = sqlite3_step(s);
+        sqlite3_reset(s);
+    }
+    sqlite3_finalize(s);
+    return journal_errno(code);
+}
+
 static int copy_items(sqlite3 *db, uint64_t stream)
 {
-    int result = run(db,
-                     "INSERT INTO items SELECT ?1 << 40 | (key & ((1 << 40) - 1)), kind, detail, "
-                     "time_us, token_from, held_before, payload FROM spans JOIN items ON key "
-                     "BETWEEN (strand << 40 | first) AND (strand << 40 | (last - 1)) "
-                     "WHERE stream = ?1",
-                     stream, 0, 0);
+    sqlite3_stmt *s;
+    int result = 0, code = sqlite3_prepare_v2(
+                        db, "SELECT strand, first, last FROM spans WHERE stream = ?", -1, &s, NULL);
 
+    if (code)
+        return journal_errno(code);
+    sqlite3_bind_int64(s, 1, (int64_t)stream);
+    while (!result && (code = sqlite3_step(s)) == SQLITE_ROW)
+        result =
+            copy_span(db, stream, (uint64_t)sqlite3_column_int64(s, 0),
+                      (uint64_t)sqlite3_column_int64(s, 1), (uint64_t)sqlite3_column_int64(s, 2));
+    sqlite3_finalize(s);
+    result = result ? result : journal_errno(code);
     return result ? result : drop_spans(db, stream);
 }
 

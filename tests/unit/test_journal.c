@@ -8,6 +8,7 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <sqlite3.h>
+#include <string.h>
 
 #include "daemon/changes.h"
 #include "daemon/journal_branch.h"
@@ -123,11 +124,60 @@ static void nothing_is_stored_behind_a_lost_transaction(void **state)
     rig_folder_drop(folder);
 }
 
+/* More of it than SQLite may hold in memory, in bytes and in items. */
+static void however_much_is_shared_is_parted_and_goes(void **state)
+{
+    enum { LARGE = 40, ITEMS = 150000, BYTES = 100000, HEAP = 3 << 20 };
+    const struct journal_options options = {
+        .folder = folder, .model_name = "tiny", .kernels_name = "avx2"};
+    struct journal_stream stream = {.name = "a"}, branch = {.name = "b"};
+    static uint8_t text[BYTES];
+    struct journal_item item = {.item = {ITEM_TEXT, 0, text, BYTES}};
+    struct journal *journal;
+    char error[ERROR_BYTES_MAX];
+
+    (void)state;
+    rig_folder(folder, sizeof folder);
+    assert_int_equal(journal_open(&journal, &options, error, sizeof error), 0);
+    sqlite3_hard_heap_limit64(HEAP);
+    assert_int_equal(journal_begin(journal), 0);
+    assert_int_equal(journal_stream_create(journal, &stream), 0);
+    for (uint64_t i = 0; i < ITEMS; i++) {
+        item.token_from = i;
+        item.item.bytes_count = i < LARGE ? BYTES : 1;
+        memset(text, (int)i, item.item.bytes_count);
+        assert_int_equal(journal_item_append(journal, stream.id, i, &item), 0);
+    }
+    stream.items = ITEMS;
+    assert_int_equal(journal_stream_update(journal, &stream), 0);
+    assert_int_equal(journal_stream_branch(journal, stream.id, &branch), 0);
+    assert_int_equal(journal_commit(journal), 0);
+    assert_int_equal(journal_begin(journal), 0);
+    assert_int_equal(journal_stream_part(journal, stream.id), 0);
+    assert_int_equal(journal_commit(journal), 0);
+    assert_false(journal_stream_shares(journal, stream.id));
+    assert_int_equal(journal_stream_remove(journal, stream.id), -EIO); /* in no transaction */
+    assert_int_equal(journal_begin(journal), 0);
+    assert_int_equal(journal_stream_remove(journal, stream.id), 0);
+    assert_int_equal(journal_commit(journal), 0);
+    for (uint64_t i = 0; i < ITEMS; i++) {
+        assert_int_equal(journal_item_get(journal, branch.id, i, &item), 0);
+        assert_int_equal(item.token_from, i);
+        assert_int_equal(item.item.bytes_count, i < LARGE ? BYTES : 1);
+        memset(text, (int)i, item.item.bytes_count);
+        assert_memory_equal(item.item.bytes, text, item.item.bytes_count);
+    }
+    assert_int_equal(journal_item_get(journal, branch.id, ITEMS, &item), -ENOENT);
+    journal_close(&journal);
+    rig_folder_drop(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(other_bits_are_another_epoch),
         cmocka_unit_test(the_newest_changes_are_known),
-        cmocka_unit_test(nothing_is_stored_behind_a_lost_transaction)};
+        cmocka_unit_test(nothing_is_stored_behind_a_lost_transaction),
+        cmocka_unit_test(however_much_is_shared_is_parted_and_goes)};
     return cmocka_run_group_tests_name("journal", tests, NULL, NULL);
 }
