@@ -189,6 +189,8 @@ static int rewrite(struct cut *c, uint32_t held_first)
         result = put_head(c);
     if (!result)
         result = unhold(c, held_first);
+    if (!result) /* nothing is refused behind this: what is kept of before is no more */
+        result = journal_keep(journal);
     if (!result)
         result = journal_items_clear(journal, id, c->first + 1, c->last, c->from, 0);
     if (!result && several)
@@ -362,8 +364,16 @@ int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t 
         result = -EINVAL;
     if (!result) /* branches keep what they have of it */
         result = journal_stream_part(ingest->journal, stream->id);
+    /* Only of the ends: SQLite keeps in memory what pages were at a mark. */
+    if (!result)
+        result = journal_mark(ingest->journal);
     if (!result)
         result = forget_items(&c);
+    if (result == -EMSGSIZE) {
+        int back = journal_take_back(ingest->journal);
+
+        return back ? back : result;
+    }
     if (!result)
         result = journal_pin_forget(ingest->journal, stream->id, from, to, ingest->chunk_tokens,
                                     ingest->sink_tokens);

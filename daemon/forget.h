@@ -9,8 +9,8 @@
  * segments and index are gone when it returns, before the commit: a crash between loses time alone,
  * for all of them can be computed again from the journal, old or new. stream->tokens and the like
  * become what they are without the range. The log that still holds the text is cut by the caller,
- * after the commit. -EINVAL: the range is not in the stream. -EMSGSIZE: as forget_form; then, as
- * with other errors, the transaction is to be rolled back.
+ * after the commit. Refused, with no item changed: -EINVAL, the range is not in the stream;
+ * -EMSGSIZE, as forget_form. With other errors the transaction is to be rolled back.
  */
 int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t from, uint64_t to);
 /* Text before this token was trimmed away; 0: none was. */

@@ -235,23 +235,15 @@ static void forget_tokens(struct ingest *ingest, const struct ingest_request *re
 
     if (!ingest_begin(ingest))
         return;
-    error = journal_mark(ingest->journal);
-    if (!error)
-        error = journal_stream_get(ingest->journal, request->stream_id, &stream);
+    error = journal_stream_get(ingest->journal, request->stream_id, &stream);
     if (!error)
         error = forget_range(ingest, &stream, request->from, request->to);
     if (error == -EINVAL || error == -EMSGSIZE) {
         refuse_range(result, error, request, stream.tokens);
-        /* Items may be changed already; what else is in the batch stays. */
-        error = journal_take_back(ingest->journal);
-        if (error)
-            ingest_failed(ingest, error);
         return;
     }
     if (!error)
         error = journal_stream_update(ingest->journal, &stream);
-    if (!error)
-        error = journal_keep(ingest->journal);
     if (error)
         ingest_failed(ingest, error);
     result->tokens_acked = stream.tokens;

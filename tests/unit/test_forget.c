@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 #include <errno.h>
+#include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -271,6 +272,30 @@ static void the_text_is_gone_from_disk(void **state)
     }
 }
 
+/* More of it than SQLite may hold in memory. */
+static void much_is_forgotten(void **state)
+{
+    enum { ROOM = 250 << 10 };
+    static char text[5000];
+    uint64_t seed = 4, sequence, from, to;
+
+    (void)state;
+    a_stream(&seed, 10, &sequence);
+    from = atomic_load(&rig.slots[0].tokens_acked);
+    for (int i = 0; i < 80; i++) {
+        for (size_t b = 0; b < sizeof text; b++)
+            text[b] = (char)(faults_random(&seed) % 6 ? 'a' + faults_random(&seed) % 26 : ' ');
+        rig_text(&rig, 0, "p", sequence++, text, sizeof text);
+        rig_settle(&rig);
+        assert_int_equal(rig_last(&rig, INGEST_FEED)->error, 0);
+        rig_forget(&rig);
+    }
+    to = atomic_load(&rig.slots[0].tokens_acked) - 10;
+    leave_slot();
+    sqlite3_hard_heap_limit64(sqlite3_memory_used() + ROOM);
+    assert_int_equal(forget(from, to)->error, 0);
+}
+
 /* A range that cannot be formed is refused when its items are half changed: only they go back, and
  * what came with it is stored. */
 static void a_refusal_is_one_request_s(void **state)
@@ -328,6 +353,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_memory_never_saw_it, set_up, tear_down),
         cmocka_unit_test_setup_teardown(impossible_ranges, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_text_is_gone_from_disk, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(much_is_forgotten, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_refusal_is_one_request_s, set_up, tear_down),
     };
 
