@@ -344,13 +344,20 @@ int forget_oldest(struct ingest *ingest, struct journal_stream *stream, uint64_t
     for (uint32_t i = 0; result == -ENODATA && i + 1 < count; i++)
         if (tokens[i] > *first && tokens[i] <= most)
             result = trim_items(ingest, stream, *first, tokens[i]);
-    if (!result)
-        result = forget_first(ingest, stream->id, first);
+    return result ? result : forget_first(ingest, stream->id, first);
+}
+
+void forget_trimmed(struct ingest *ingest, uint64_t stream_id, uint64_t first)
+{
+    int result =
+        ingest->search ? search_trim(ingest->search, stream_id, first / ingest->chunk_tokens) : 0;
+
+    if (ingest->keeper)
+        keeper_trim(ingest->keeper, stream_id, first);
     if (result)
-        return result;
-    keeper_trim(ingest->keeper, stream->id, *first);
-    return ingest->search ? search_trim(ingest->search, stream->id, *first / ingest->chunk_tokens)
-                          : 0;
+        say(SAY_WARN,
+            "the index keeps the text of stream %llu that was trimmed away until more of it is: %s",
+            (unsigned long long)stream_id, strerror(-result));
 }
 
 int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t from, uint64_t to)

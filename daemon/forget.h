@@ -15,11 +15,13 @@
 int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t from, uint64_t to);
 /* Text before this token was trimmed away; 0: none was. */
 int forget_first(struct ingest *ingest, uint64_t stream_id, uint64_t *token);
-/* Trims the oldest text, up to a checkpoint not past `most`, from the journal and the index; the
- * stream's memory and positions stay. *first: the first token that is left. -ENODATA: there is
+/* Trims the oldest text, up to a checkpoint not past `most`, from the journal; the stream's memory
+ * and positions stay. *first: the first token that is left. -ENODATA: there is
  * nothing that may go: the last two checkpoints and what branches share stay. */
 int forget_oldest(struct ingest *ingest, struct journal_stream *stream, uint64_t most,
                   uint64_t *first);
+/* Checkpoints and words of text before `first`, behind the commit of that. */
+void forget_trimmed(struct ingest *ingest, uint64_t stream_id, uint64_t first);
 /* All that a stream has outside the journal, behind the commit of its removal: where that had
  * failed the stream would still be there, and its checkpoints may be all that knows of text that
  * was trimmed away. What stays is said, and goes when siltd is started again. */

@@ -481,6 +481,8 @@ static void after_commit(struct ingest *ingest)
                    result->kind == INGEST_TRIM;
         if (result->kind == INGEST_REMOVE)
             forget_derived(ingest, result->stream_id);
+        if (result->kind == INGEST_TRIM && result->first)
+            forget_trimmed(ingest, result->stream_id, result->first);
         if (result->kind == INGEST_TRIM)
             journal_shrink(ingest->journal);
     }

@@ -62,6 +62,12 @@ static void push_removal(void)
     push(&(struct ingest_request){.kind = INGEST_REMOVE, .slot = SLOT_NONE, .stream_id = id});
 }
 
+static void push_trim(void)
+{
+    push(&(struct ingest_request){
+        .kind = INGEST_TRIM, .slot = SLOT_NONE, .stream_id = id, .to = UINT64_MAX});
+}
+
 static void feed_half(void)
 {
     char text[HALF_BYTES];
@@ -101,8 +107,7 @@ static int set_up(void **state)
         feed_half();
         leave();
     }
-    push(&(struct ingest_request){
-        .kind = INGEST_TRIM, .slot = SLOT_NONE, .stream_id = id, .to = UINT64_MAX});
+    push_trim();
     rig_settle(&rig);
     first = rig_last(&rig, INGEST_TRIM)->first;
     assert_true(first > 0);
@@ -187,6 +192,33 @@ static void a_removal_that_fails_takes_nothing(void **state)
     }
     assert_true(failures > 3);
     assert_int_equal(checkpoint_list(&rig.keeper.at, id, (uint64_t[CHECKPOINTS_SEEN_MAX]){0}), 0);
+}
+
+/* The text is still there, and what was made of it. */
+static void a_trim_that_fails_takes_nothing(void **state)
+{
+    uint64_t tokens[CHECKPOINTS_SEEN_MAX], failures = 0;
+    uint32_t count;
+
+    (void)state;
+    rig_stream(&rig, 0, "a", 4);
+    rig_settle(&rig);
+    feed_half();
+    leave();
+    count = checkpoint_list(&rig.keeper.at, id, tokens);
+    for (uint64_t n = 1;; n++, failures++) {
+        vfs_fault_at(n, SQLITE_IOERR, true);
+        push_trim();
+        rig_settle(&rig);
+        vfs_fault_mend();
+        if (!rig_last(&rig, INGEST_TRIM)->error)
+            break;
+        assert_int_equal(checkpoint_list(&rig.keeper.at, id, tokens), count);
+    }
+    assert_true(failures > 3);
+    assert_true(rig_last(&rig, INGEST_TRIM)->first > first);
+    assert_true(checkpoint_list(&rig.keeper.at, id, tokens) < count);
+    assert_true(tokens[0] >= rig_last(&rig, INGEST_TRIM)->first);
 }
 
 /* A process that dies at the n-th sync of a folder of checkpoints. True: at none. */
@@ -334,6 +366,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_branch_remembers_though_its_stream_goes_at_once, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(a_removal_that_fails_takes_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_trim_that_fails_takes_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_branch_that_is_there_remembers, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_branch_remembers_or_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_branch_that_fails_leaves_nothing, set_up, tear_down),
