@@ -312,7 +312,8 @@ static int erase_file(const struct files *files, const char *path)
     return result ? result : files->unlink(files->user, path);
 }
 
-/* Every file of the folder of a position past `tokens`, half-written ones too. */
+/* Every file of the folder of a position past `tokens`, half-written ones too; one that stays keeps
+ * no other. */
 static int empty_folder(const struct checkpoints *at, const char *folder, uint64_t tokens)
 {
     DIR *list = opendir(folder);
@@ -321,13 +322,15 @@ static int empty_folder(const struct checkpoints *at, const char *folder, uint64
 
     if (!list)
         return errno == ENOENT ? 0 : -errno;
-    while (!result && (entry = readdir(list))) {
+    while ((entry = readdir(list))) {
         char path[2 * NAME_MAX_BYTES];
+        int code;
 
         if (entry->d_name[0] == '.' || (tokens && strtoull(entry->d_name, NULL, 16) <= tokens))
             continue;
         snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
-        result = erase_file(at->files, path);
+        code = erase_file(at->files, path);
+        result = result ? result : code;
     }
     closedir(list);
     return result;
@@ -381,14 +384,16 @@ int checkpoint_sweep(const struct checkpoints *at, checkpoint_known_fn *known, v
 
     if (!list)
         return errno == ENOENT ? 0 : -errno;
-    while (!result && (entry = readdir(list))) {
+    while ((entry = readdir(list))) {
         char *end;
         uint64_t stream_id = strtoull(entry->d_name, &end, 16);
+        int code;
 
         if (strlen(entry->d_name) != 16 || *end)
             continue;
-        result = known && known(user, stream_id) ? drop_halves(at, stream_id)
-                                                 : checkpoint_cut(at, stream_id, 0);
+        code = known && known(user, stream_id) ? drop_halves(at, stream_id)
+                                               : checkpoint_cut(at, stream_id, 0);
+        result = result ? result : code;
     }
     closedir(list);
     return result;

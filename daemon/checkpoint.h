@@ -48,7 +48,7 @@ void checkpoint_trim(const struct checkpoints *at, uint64_t stream_id, uint64_t 
  * returns. */
 int checkpoint_cut(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens);
 /* At the start: all of every stream that `known` (NULL: none is) does not know go, and of the
- * others what a crash left half written. */
+ * others what a crash left half written. One that stays keeps no other. */
 typedef bool checkpoint_known_fn(void *user, uint64_t stream_id);
 int checkpoint_sweep(const struct checkpoints *at, checkpoint_known_fn *known, void *user);
 

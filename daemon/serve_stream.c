@@ -279,7 +279,9 @@ int serve_start(struct core *core, char *error, size_t error_bytes)
                                    : journal_error(core->journal));
         return result;
     }
-    checkpoint_sweep(&core->keeper.at, core->config.rebuild ? NULL : known, core);
+    result = checkpoint_sweep(&core->keeper.at, core->config.rebuild ? NULL : known, core);
+    if (result)
+        say(SAY_WARN, "checkpoints that are no stream's any more stay: %s", strerror(-result));
     cold_sweep(core, known);
     for (uint32_t i = 0; i < core->table.count && woken < core->plan.streams_max; i++)
         woken += serve_wake(core, core->table.order[i]) == 0;

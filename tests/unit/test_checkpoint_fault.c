@@ -424,6 +424,29 @@ static void what_a_crash_left_goes(void **state)
     assert_int_equal(newest_right(&at), 100);
 }
 
+static int open_but_one(void *user, const char *path, int flags)
+{
+    return strstr(path, "/0000000000000009/") ? -EIO : files_real.open(user, path, flags);
+}
+
+/* A file that cannot be overwritten keeps no other from going. */
+static void one_that_stays_keeps_no_other(void **state)
+{
+    struct files some = files_real;
+    struct checkpoints at = {.files = &files_real, .model_fingerprint = 1};
+
+    (void)state;
+    some.open = open_but_one;
+    snprintf(at.folder, sizeof at.folder, "%s/checkpoints", rig_own_folder);
+    for (uint64_t stream = 8; stream < 24; stream++)
+        assert_int_equal(checkpoint_write(&at, stream, 100, state_bytes, 100), 0);
+    at.files = &some;
+    assert_int_equal(checkpoint_sweep(&at, is_seven, NULL), -EIO);
+    for (uint64_t stream = 8; stream < 24; stream++)
+        assert_int_equal(checkpoint_list(&at, stream, (uint64_t[CHECKPOINTS_SEEN_MAX]){0}),
+                         stream == 9);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -432,6 +455,7 @@ int main(int argc, char **argv)
         rig_folder_test(old_ones_grow_rarer),
         rig_folder_test(rot_is_seen),
         rig_folder_test(what_a_crash_left_goes),
+        rig_folder_test(one_that_stays_keeps_no_other),
     };
 
     seed_first = argc > 1 ? strtoull(argv[1], NULL, 10) : faults_number("SILT_SEED", seed_first);
