@@ -400,6 +400,7 @@ static void dispatch(struct core *core, const struct wire_client *client,
     }
     if (!serve_permitted(core, client, request))
         return;
+    request->change = changes_key(request->change, client->door == DOOR_NETWORK ? client->key : "");
     if (asked_again(core, client, request))
         return;
     switch (request->kind) {

@@ -155,7 +155,7 @@ struct  Silt__V1__Request
   /*
    * A random number, of Open, Remove, Fork, Forget and Pins: the same where the client sends a request again because
    * the connection, and perhaps the reply, was lost. What was done with it is not done again, and the answer is as it was the
-   * first time, after a restart too; BUSY while it is being done. siltd knows the newest 1,024. 0: none.
+   * first time, after a restart too; BUSY while it is being done. siltd knows the newest 1,024, of a key 128. 0: none.
    */
   uint64_t change;
   Silt__V1__Request__BodyCase body_case;

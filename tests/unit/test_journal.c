@@ -92,6 +92,31 @@ static void the_newest_changes_are_known(void **state)
     rig_folder_drop(folder);
 }
 
+/* Whoever has one key pushes its own out, not others'. */
+static void a_key_s_changes_are_bounded(void **state)
+{
+    uint64_t one = changes_key(7, "one"), two = changes_key(1, "two"), local = changes_key(7, "");
+
+    (void)state;
+    assert_int_equal(changes_key(0, "one"), 0);
+    assert_true(one != changes_key(7, "two") && one != local && one == changes_key(7, "one"));
+    rig_folder(folder, sizeof folder);
+    change(local, local + 3, true);
+    change(one, one + 5, true);
+    for (uint64_t from = 0; from < 3 * CHANGES_MAX; from += CHANGES_MAX)
+        change(two + from, two + from + CHANGES_MAX, true);
+    for (int i = 0; i < 2; i++) { /* of the journal, then of this start's requests */
+        for (uint64_t n = 0; n < 5; n++)
+            assert_true(changes_find(&changes, one + n)->done);
+        assert_non_null(changes_find(&changes, local));
+        assert_null(changes_find(&changes, two + 3 * CHANGES_MAX - CHANGES_OF_KEY_MAX - 1));
+        assert_non_null(changes_find(&changes, two + 3 * CHANGES_MAX - CHANGES_OF_KEY_MAX));
+        for (uint64_t n = 0; n < 3 * CHANGES_MAX; n++)
+            changes_end(&changes, two + n, true, 1);
+    }
+    rig_folder_drop(folder);
+}
+
 /* As SQLite takes it back by itself where the disk fails under a statement of it. */
 static void nothing_is_stored_behind_a_lost_transaction(void **state)
 {
@@ -177,6 +202,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(other_bits_are_another_epoch),
         cmocka_unit_test(the_newest_changes_are_known),
+        cmocka_unit_test(a_key_s_changes_are_bounded),
         cmocka_unit_test(nothing_is_stored_behind_a_lost_transaction),
         cmocka_unit_test(however_much_is_shared_is_parted_and_goes)};
     return cmocka_run_group_tests_name("journal", tests, NULL, NULL);
