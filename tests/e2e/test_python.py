@@ -544,6 +544,9 @@ def test_watch():
             with client.feed("s", "p") as feed:
                 feed.write("more ")
         assert seen == sorted(set(seen)), seen
+        left = client.watch("s", 0.05)
+        next(left)
+    left.close()  # as Python does when it ends, and names what that raises
 
 
 def test_a_long_text_is_cut_once():

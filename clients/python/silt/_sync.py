@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from typing import (Any, AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, List,
                     Optional, Sequence, TypeVar, Union)
@@ -240,7 +241,8 @@ class Client:
                     return
                 yield item
         finally:
-            self._loop.run(close())
+            with contextlib.suppress(Lost):  # left behind, and the client is closed already
+                self._loop.run(close())
 
     def process(self) -> ProcessStat:
         """siltd as a whole."""
