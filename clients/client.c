@@ -220,9 +220,17 @@ bool client_connected(const struct client *client)
     return client->connected;
 }
 
-int client_reachable(struct client *client, struct client_error *error)
+/* A socket that this user may not open: waiting mends nothing. */
+static bool is_anothers(const struct client *client)
 {
     static const char ipc[] = "ipc://";
+
+    return !strncmp(client->endpoint, ipc, sizeof ipc - 1) &&
+           access(client->endpoint + sizeof ipc - 1, W_OK) && errno == EACCES;
+}
+
+int client_reachable(struct client *client, struct client_error *error)
+{
     int patience_ms = client->ever ? client->options.reconnect_ms : client->options.connect_ms;
     int64_t down_ms;
 
@@ -234,7 +242,7 @@ int client_reachable(struct client *client, struct client_error *error)
     if (client->connected || patience_ms == CLIENT_WAIT_FOREVER)
         return 0;
     down_ms = (client_now_us() - client->down_us) / 1000;
-    if (down_ms < patience_ms)
+    if (down_ms < patience_ms && (client->ever || !is_anothers(client)))
         return 0;
     if (!client->ever && client->curve)
         return client_fail(
@@ -242,8 +250,7 @@ int client_reachable(struct client *client, struct client_error *error)
             "no siltd with that server key answers at %s after %d s: is it there "
             "(siltd --listen tcp://…), and is the key what `silt key server` prints?",
             client->endpoint, (int)((down_ms + 500) / 1000));
-    if (!strncmp(client->endpoint, ipc, sizeof ipc - 1) &&
-        access(client->endpoint + sizeof ipc - 1, W_OK) && errno == EACCES)
+    if (is_anothers(client))
         return client_fail(error, -ECONNREFUSED,
                            "%s is another user's, who alone may open it: run this as that user "
                            "(sudo -u USER …), or name another with -c or SILT_ENDPOINT",

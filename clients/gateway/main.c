@@ -276,7 +276,8 @@ int main(int argc, char **argv)
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
     r = folder_make(options->state);
     if (r) {
-        fprintf(stderr, "silt gateway: cannot make %s: %s\n", options->state, strerror(-r));
+        fprintf(stderr, "silt gateway: cannot make %s: %s; name another with --state\n",
+                options->state, strerror(-r));
         return EXIT_REFUSED;
     }
     r = pool_open(&gateway.pool, options->siltd_connections_max);

@@ -335,6 +335,14 @@ static int feed_file(struct feed *feed, const char *path)
     return r;
 }
 
+static int path_match(const char *path, glob_t *found)
+{
+    if (!glob(path, 0, NULL, found) && found->gl_pathc)
+        return 0;
+    silt_say("no file matches %s: --follow waits for one", path);
+    return EXIT_REFUSED;
+}
+
 /* A path, or the files that a pattern matches, in order of name. */
 static int feed_path(struct feed *feed, const char *path)
 {
@@ -343,10 +351,7 @@ static int feed_path(struct feed *feed, const char *path)
 
     if (!path_is_pattern(path))
         return feed_file(feed, path);
-    if (glob(path, 0, NULL, &found) || !found.gl_pathc) {
-        silt_say("no file matches %s: --follow waits for one", path);
-        r = EXIT_REFUSED;
-    }
+    r = path_match(path, &found);
     for (size_t i = 0; i < found.gl_pathc && !r; i++)
         if (path_is_file(found.gl_pathv[i]))
             r = feed_file(feed, found.gl_pathv[i]);
@@ -449,10 +454,14 @@ static int feed_run(struct feed *feed, char **paths, int path_count)
 /* Before anything is fed or created: 0 or the exit code after saying why a path cannot be. */
 static int path_check(const struct feed *feed, const char *path)
 {
-    int fd;
+    glob_t found = {0};
+    int fd, r;
 
-    if (path_is_pattern(path))
-        return 0;
+    if (path_is_pattern(path)) {
+        r = path_match(path, &found);
+        globfree(&found);
+        return r;
+    }
     fd = source_file(path, feed->intake.stream);
     if (fd < 0)
         return -fd - 1;

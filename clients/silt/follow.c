@@ -229,7 +229,7 @@ static int match_patterns(struct follow *follow)
         if (!glob(follow->patterns[i], GLOB_NOSORT, NULL, &found))
             for (size_t j = 0; j < found.gl_pathc && !r; j++)
                 r = match(follow, found.gl_pathv[j]);
-        else if (first && !follow->quiet)
+        else if (first)
             silt_say("no file matches %s yet: waiting for one", follow->patterns[i]);
         globfree(&found);
     }

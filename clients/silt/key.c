@@ -50,8 +50,11 @@ static int key_new(struct silt *silt, const char *path)
             snprintf(folder, sizeof folder, "%s", place);
             for (int i = 0; i < up; i++)
                 *strrchr(folder, '/') = '\0';
-            if (mkdir(folder, 0700) && errno != EEXIST)
-                break;
+            if (mkdir(folder, 0700) && errno != EEXIST) {
+                silt_say("the folder %s cannot be made: %s; name a file: silt key new FILE", folder,
+                         strerror(errno));
+                return EXIT_REFUSED;
+            }
         }
     }
     if (client_key_new(path, public_key, &silt->error))

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 
 import lib
 import texts
@@ -83,7 +84,7 @@ REFUSED = [
     (["key", "allow", "short", "s"], "silt key new"),
     (["key", "deny", "ops"], "silt key list"),
     (["key", "allow", KEY, "s", "--name", "two words"], "A-Z a-z 0-9 . _ -"),
-    (["gateway", "--state", "/proc/nowhere"], "cannot make"),
+    (["gateway", "--state", "/proc/nowhere"], "another with --state"),
 ]
 AWAY = [     ("tcp://127.0.0.1:99999", [], 1, "1 to 65535"),
     ("tcp://127.0.0.1", [], 1, "tcp://HOST:PORT"),
@@ -195,8 +196,12 @@ def test_another_users_socket():
         raise lib.Skip("needs root, to become another user")
     with lib.Daemon(*lib.tiny()) as daemon:
         daemon.home.chmod(0o755)
-        check(silt("/", "-c", daemon.endpoint, "ls", user=65534, group=65534, extra_groups=[]), 3,
-              "another user's", "ls as nobody")
+        nobody = {"user": 65534, "group": 65534, "extra_groups": []}
+        start = time.monotonic()
+        check(silt("/", "-c", daemon.endpoint, "ls", **nobody), 3, "another user's", "ls as nobody")
+        assert time.monotonic() - start < 4 * lib.SLOW  # to wait would mend nothing
+        check(silt("/", "key", "new", env={"HOME": "/none"}, **nobody), 1, "silt key new FILE",
+              "a home that is not there")
 
 
 def test_siltd():

@@ -190,6 +190,8 @@ def test_what_cannot_be_fed_leaves_nothing():
                      ("/proc/self/status", b"by a pipe")):
         refused = lib.silt(mock.endpoint, "feed", "s", mock.home / "good", mock.home / bad, code=1)
         assert why in refused.err and not mock.streams, refused.err
+    lib.silt(mock.endpoint, "feed", "s", f"{mock.home}/*.no", code=1)
+    assert not mock.streams
     (mock.home / "talk.vtt").write_text("no captions\n")
     assert b"is --format right?" in lib.silt(mock.endpoint, "feed", "talk", mock.home / "talk.vtt",
                                              "--format", "vtt", code=1).err
