@@ -75,13 +75,14 @@ struct engine *engine_in_passes_of(uint32_t rows)
     return e;
 }
 
-struct engine *engine_of(const struct tiny_options *model, enum device_weights weights,
-                         size_t device_bytes, char *error, size_t error_bytes, int *code)
+struct engine *engine_of(enum device device, const struct tiny_options *model,
+                         enum device_weights weights, size_t device_bytes, char *error,
+                         size_t error_bytes, int *code)
 {
     char paths[2][80];
     struct engine_options options = {.model_path = paths[0],
                                      .adapter_path = paths[1],
-                                     .device = DEVICE_CUDA,
+                                     .device = device,
                                      .threads = 1,
                                      .feature_mask = UINT32_MAX,
                                      .device_bytes = device_bytes,

@@ -37,8 +37,9 @@ uint64_t hash_of(const struct held *h);
 struct engine *engine_on(enum device device, char *error, size_t error_bytes, int *code);
 struct engine *engine_in_passes_of(uint32_t rows); /* on the device */
 /* With a model and an adapter of its own, written for it; NULL: code and error say why. */
-struct engine *engine_of(const struct tiny_options *model, enum device_weights weights,
-                         size_t device_bytes, char *error, size_t error_bytes, int *code);
+struct engine *engine_of(enum device device, const struct tiny_options *model,
+                         enum device_weights weights, size_t device_bytes, char *error,
+                         size_t error_bytes, int *code);
 struct fork *fork_of(const struct held *h, void **memory);
 /* Their largest difference, as a share of the largest logit. */
 double logits_apart(struct fork *a, struct fork *b);

@@ -400,6 +400,59 @@ static void windows_as_long_as_the_context(void **state)
     gpu_fork_close(&f);
 }
 
+/* Groups of query heads and sizes of heads that models have, each with a kernel of its own or none;
+ * chunks of a block or two, one slot or a block of them, a ring of one. */
+static void other_shapes_are_the_cpus(void **state)
+{
+    (void)state;
+    static const struct tiny_shape shapes[] = {
+        /* heads, KV heads, head size; chunk, slots, ring */
+        {8, 1, 64, 64, 8, 1},   {4, 1, 128, 32, 32, 2}, {6, 2, 128, 32, 1, 1},
+        {4, 2, 128, 96, 16, 1}, {3, 3, 64, 64, 4, 1},   {2, 2, 96, 64, 2, 1},
+    };
+    enum { COUNT = 320, BYTES = 160 << 20 };
+    static float nll[COUNT];
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        struct tiny_options model = TINY_DEFAULTS;
+        uint32_t ratio = 1u << i % 3;
+        char error[256] = "";
+        void *memory[2];
+        int code;
+        model.weight_type = model.embed_type = TENSOR_F32;
+        model.shape = shapes[i];
+        struct engine *on[2] = {
+            engine_of(DEVICE_CPU, &model, WEIGHTS_AUTO, 0, error, sizeof error, &code),
+            engine_of(DEVICE_CUDA, &model, WEIGHTS_AUTO, BYTES, error, sizeof error, &code)};
+        if (!on[0] || !on[1])
+            fail_msg("shape %zu: %d: %s", i, code, error);
+        struct held a = stream_of(on[0], ratio, shapes[i].ring);
+        struct held b = stream_of(on[1], ratio, shapes[i].ring);
+        struct held cut = stream_of(on[1], ratio, shapes[i].ring);
+        double x = mean_loss(a.stream, COUNT, nll), y = mean_loss(b.stream, COUNT, nll);
+        for (uint32_t at = 0; at < COUNT; at += 40)
+            assert_int_equal(stream_feed(cut.stream, tokens + at, 40), 0);
+        assert_true(hash_of(&b) && hash_of(&b) == hash_of(&cut));
+        struct fork *f = fork_of(&a, &memory[0]), *g = fork_of(&b, &memory[1]);
+        for (uint32_t at = 0, n = 41; at < 43; at += n, n = 1) { /* single tokens, behind blocks */
+            assert_int_equal(fork_feed(f, tokens + at, n), 0);
+            assert_int_equal(fork_feed(g, tokens + at, n), 0);
+        }
+        printf("%u heads of %u, %u of keys: loss %.5f and %.5f, logits %.4f of their size apart\n",
+               shapes[i].heads, shapes[i].head_dim, shapes[i].kv_heads, x, y, logits_apart(f, g));
+        /* Larger logits than those of the usual shape, and fewer tokens. */
+        assert_true(fabs(x - y) < 0.03 && logits_apart(f, g) < 0.1);
+        fork_close(&f);
+        fork_close(&g);
+        free(memory[0]);
+        free(memory[1]);
+        drop(&a);
+        drop(&b);
+        drop(&cut);
+        engine_close(&on[0]);
+        engine_close(&on[1]);
+    }
+}
+
 static void trouble_is_said(void **state)
 {
     (void)state;
@@ -435,7 +488,8 @@ static void the_arena_is_of_what_is_free(void **state)
     char error[256] = "";
     int code;
     simt_trouble(FINE, 1 << 30); /* on a real one others take some meanwhile */
-    struct engine *e = engine_of(&TINY_DEFAULTS, WEIGHTS_BF16, 0, error, sizeof error, &code);
+    struct engine *e =
+        engine_of(DEVICE_CUDA, &TINY_DEFAULTS, WEIGHTS_BF16, 0, error, sizeof error, &code);
     if (!e)
         fail_msg("%d: %s", code, error);
     const struct gpu *g = e->gpu;
@@ -569,6 +623,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(forks_answer_as_the_cpus),
         cmocka_unit_test(forks_together),
         cmocka_unit_test(windows_as_long_as_the_context),
+        cmocka_unit_test(other_shapes_are_the_cpus),
         cmocka_unit_test(trouble_is_said),
         cmocka_unit_test(the_arena_is_of_what_is_free),
         cmocka_unit_test(streams_of_any_size_come_and_go),

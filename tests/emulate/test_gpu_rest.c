@@ -467,8 +467,9 @@ static void kept_weights_give_the_same(void **state)
         for (int way = 0; way < WAYS; way++) {
             char error[256] = "";
             int code;
-            struct engine *e = engine_of(&model, way == BF16 ? WEIGHTS_BF16 : WEIGHTS_FILE, ROOM,
-                                         error, sizeof error, &code);
+            struct engine *e =
+                engine_of(DEVICE_CUDA, &model, way == BF16 ? WEIGHTS_BF16 : WEIGHTS_FILE, ROOM,
+                          error, sizeof error, &code);
             if (!e)
                 fail_msg("%d: %s", code, error);
             assert_int_equal(e->info.device_scratch_bytes > 0, way != BF16);
@@ -506,8 +507,8 @@ static void weights_are_kept_where_memory_is_short(void **state)
     char error[256] = "";
     int code;
     for (int kept = 0; kept < 2; kept++) {
-        struct engine *e =
-            engine_of(&model, kept ? WEIGHTS_FILE : WEIGHTS_BF16, ROOM, error, sizeof error, &code);
+        struct engine *e = engine_of(DEVICE_CUDA, &model, kept ? WEIGHTS_FILE : WEIGHTS_BF16, ROOM,
+                                     error, sizeof error, &code);
         assert_non_null(e);
         as[kept] = e->info;
         engine_close(&e);
@@ -517,22 +518,22 @@ static void weights_are_kept_where_memory_is_short(void **state)
     size_t least[2];
     for (int kept = 0; kept < 2; kept++)
         least[kept] = as[kept].device_weights_bytes + as[kept].device_work_bytes;
-    struct engine *e =
-        engine_of(&model, WEIGHTS_AUTO, least[0] + (8 << 20), error, sizeof error, &code);
+    struct engine *e = engine_of(DEVICE_CUDA, &model, WEIGHTS_AUTO, least[0] + (8 << 20), error,
+                                 sizeof error, &code);
     assert_non_null(e);
     assert_int_equal(e->info.device_scratch_bytes, 0);
     engine_close(&e);
-    assert_null(engine_of(&model, WEIGHTS_BF16, least[0], error, sizeof error, &code));
+    assert_null(engine_of(DEVICE_CUDA, &model, WEIGHTS_BF16, least[0], error, sizeof error, &code));
     assert_int_equal(code, -ENOMEM);
-    e = engine_of(&model, WEIGHTS_AUTO, least[0], error, sizeof error, &code);
+    e = engine_of(DEVICE_CUDA, &model, WEIGHTS_AUTO, least[0], error, sizeof error, &code);
     assert_non_null(e);
     assert_int_equal(e->info.device_scratch_bytes, as[1].device_scratch_bytes);
     engine_close(&e);
-    assert_null(engine_of(&model, WEIGHTS_AUTO, least[1], error, sizeof error, &code));
+    assert_null(engine_of(DEVICE_CUDA, &model, WEIGHTS_AUTO, least[1], error, sizeof error, &code));
     assert_int_equal(code, -ENOMEM);
     assert_non_null(strstr(error, "no room for"));
     plain.weight_type = plain.embed_type = TENSOR_F16; /* nothing to keep */
-    e = engine_of(&plain, WEIGHTS_FILE, ROOM, error, sizeof error, &code);
+    e = engine_of(DEVICE_CUDA, &plain, WEIGHTS_FILE, ROOM, error, sizeof error, &code);
     assert_non_null(e);
     assert_int_equal(e->info.device_scratch_bytes + e->info.device_kept_bytes, 0);
     engine_close(&e);

@@ -347,11 +347,19 @@ static uint32_t put_vocabulary(struct writer *w)
 
 /* ---- the model ---- */
 
+static struct tiny_shape shape_of(const struct tiny_options *options)
+{
+    static const struct tiny_shape usual = {TINY_HEADS, TINY_KV_HEADS, TINY_HEAD_DIM,
+                                            TINY_CHUNK, TINY_COMP,     TINY_RING};
+    return options->shape.heads ? options->shape : usual;
+}
+
 int tiny_model_write(const char *path, const struct tiny_options *options)
 {
     struct writer w = {.random = options->seed};
     const enum tensor_type type = options->weight_type;
-    const uint32_t q_dim = TINY_HEADS * TINY_HEAD_DIM, kv_dim = TINY_KV_HEADS * TINY_HEAD_DIM;
+    const struct tiny_shape s = shape_of(options);
+    const uint32_t q_dim = s.heads * s.head_dim, kv_dim = s.kv_heads * s.head_dim;
     const float by_dim = 1.0f / sqrtf(TINY_DIM), by_ff = 1.0f / sqrtf(TINY_FF);
     key_string(&w, "general.architecture", "llama");
     key_string(&w, "general.type", "model");
@@ -360,11 +368,13 @@ int tiny_model_write(const char *path, const struct tiny_options *options)
     key_u32(&w, "llama.context_length", TINY_CONTEXT);
     key_u32(&w, "llama.embedding_length", TINY_DIM);
     key_u32(&w, "llama.feed_forward_length", TINY_FF);
-    key_u32(&w, "llama.attention.head_count", TINY_HEADS);
-    key_u32(&w, "llama.attention.head_count_kv", TINY_KV_HEADS);
+    key_u32(&w, "llama.attention.head_count", s.heads);
+    key_u32(&w, "llama.attention.head_count_kv", s.kv_heads);
+    if (s.heads * s.head_dim != TINY_DIM)
+        key_u32(&w, "llama.attention.key_length", s.head_dim);
     key_f32(&w, "llama.rope.freq_base", 100000.0f);
     key_f32(&w, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
-    key_u32(&w, "llama.rope.dimension_count", TINY_HEAD_DIM);
+    key_u32(&w, "llama.rope.dimension_count", s.head_dim);
     uint32_t vocab = put_vocabulary(&w);
     key_u32(&w, "llama.vocab_size", vocab);
     tensor_random(&w, "token_embd.weight", options->embed_type, vocab, TINY_DIM, 0.0f, 0.25f);
@@ -374,7 +384,8 @@ int tiny_model_write(const char *path, const struct tiny_options *options)
         layer_tensor(&w, i, "attn_q.weight", type, q_dim, TINY_DIM, 0.0f, 2.0f * by_dim);
         layer_tensor(&w, i, "attn_k.weight", type, kv_dim, TINY_DIM, 0.0f, by_dim);
         layer_tensor(&w, i, "attn_v.weight", type, kv_dim, TINY_DIM, 0.0f, by_dim);
-        layer_tensor(&w, i, "attn_output.weight", type, TINY_DIM, q_dim, 0.0f, by_dim);
+        layer_tensor(&w, i, "attn_output.weight", type, TINY_DIM, q_dim, 0.0f,
+                     1.0f / sqrtf((float)q_dim));
         layer_tensor(&w, i, "ffn_norm.weight", TENSOR_F32, 0, TINY_DIM, 1.0f, 0.1f);
         layer_tensor(&w, i, "ffn_gate.weight", type, TINY_FF, TINY_DIM, 0.0f, by_dim);
         layer_tensor(&w, i, "ffn_up.weight", type, TINY_FF, TINY_DIM, 0.0f, by_dim);
@@ -414,13 +425,13 @@ end:
 
 /* LoRA over q, k, v and o: the first factor keeps the input's scale, so that the second's is the
  * share of the base projection's output that it adds. */
-static void put_lora(struct writer *w, uint32_t layer, const char *kind, enum tensor_type type,
-                     float share)
+static void put_lora(struct writer *w, const struct tiny_shape *s, uint32_t layer, const char *kind,
+                     enum tensor_type type, float share)
 {
     static const char names[] = {'q', 'k', 'v', 'o'};
-    static const uint32_t rows[] = {TINY_HEADS * TINY_HEAD_DIM, TINY_KV_HEADS * TINY_HEAD_DIM,
-                                    TINY_KV_HEADS * TINY_HEAD_DIM, TINY_DIM};
-    static const uint32_t cols[] = {TINY_DIM, TINY_DIM, TINY_DIM, TINY_HEADS * TINY_HEAD_DIM};
+    const uint32_t q_dim = s->heads * s->head_dim, kv_dim = s->kv_heads * s->head_dim;
+    const uint32_t rows[] = {q_dim, kv_dim, kv_dim, TINY_DIM};
+    const uint32_t cols[] = {TINY_DIM, TINY_DIM, TINY_DIM, q_dim};
     char name[32];
     for (int i = 0; i < 4; i++) {
         snprintf(name, sizeof name, "%s_%c.a", kind, names[i]);
@@ -432,34 +443,35 @@ static void put_lora(struct writer *w, uint32_t layer, const char *kind, enum te
     }
 }
 
-static void put_dmc(struct writer *w, enum tensor_type type)
+static void put_dmc(struct writer *w, const struct tiny_shape *s, enum tensor_type type)
 {
     /* Logits of a are near normal with deviation 2: these biases merge 1 - 1/ratio of them. */
     static const uint32_t ratio[TINY_RATIOS] = {2, 4, 8};
     static const float bias[TINY_RATIOS] = {0.0f, 1.35f, 2.3f};
-    enum { HEADS = TINY_LAYERS * TINY_KV_HEADS };
-    float quota[HEADS];
+    enum { HEADS_MAX = 64 };
+    const uint32_t heads = TINY_LAYERS * s->kv_heads;
+    float row[HEADS_MAX];
+    assert(heads <= HEADS_MAX);
     for (uint32_t i = 0; i < TINY_LAYERS; i++) {
-        put_lora(w, i, "dmc", type, 0.3f);
-        layer_tensor(w, i, "dmc_decide", TENSOR_F32, 2 * TINY_KV_HEADS, TINY_DIM, 0.0f,
+        put_lora(w, s, i, "dmc", type, 0.3f);
+        layer_tensor(w, i, "dmc_decide", TENSOR_F32, 2 * s->kv_heads, TINY_DIM, 0.0f,
                      2.0f / sqrtf(TINY_DIM));
-        layer_tensor(w, i, "dmc_decide.bias", TENSOR_F32, 0, 2 * TINY_KV_HEADS, 0.0f, 0.2f);
+        layer_tensor(w, i, "dmc_decide.bias", TENSOR_F32, 0, 2 * s->kv_heads, 0.0f, 0.2f);
     }
-    tensor_begin(w, "dmc.ratio_bias", TENSOR_F32, TINY_RATIOS, HEADS);
+    tensor_begin(w, "dmc.ratio_bias", TENSOR_F32, TINY_RATIOS, heads);
     for (uint32_t r = 0; r < TINY_RATIOS; r++) {
-        float row[HEADS];
-        for (uint32_t h = 0; h < HEADS; h++)
+        for (uint32_t h = 0; h < heads; h++)
             row[h] = bias[r] + 0.1f * random_normal(&w->random);
-        put_values(&w->data, TENSOR_F32, row, HEADS);
+        put_values(&w->data, TENSOR_F32, row, heads);
     }
     /* From below the expected appends, so that some heads are forced, to the most allowed. */
-    tensor_begin(w, "dmc.quota", TENSOR_F32, TINY_RATIOS, HEADS);
+    tensor_begin(w, "dmc.quota", TENSOR_F32, TINY_RATIOS, heads);
     for (uint32_t r = 0; r < TINY_RATIOS; r++) {
-        uint32_t least = TINY_CHUNK / ratio[r] * 3 / 4, most = 2 * TINY_CHUNK / ratio[r];
-        most = most < TINY_CHUNK ? most : TINY_CHUNK;
-        for (uint32_t h = 0; h < HEADS; h++)
-            quota[h] = (float)(least + random_u64(&w->random) % (most - least + 1));
-        put_values(&w->data, TENSOR_F32, quota, HEADS);
+        uint32_t least = s->chunk / ratio[r] * 3 / 4, most = 2 * s->chunk / ratio[r];
+        most = most < s->chunk ? most : s->chunk;
+        for (uint32_t h = 0; h < heads; h++)
+            row[h] = (float)(least + random_u64(&w->random) % (most - least + 1));
+        put_values(&w->data, TENSOR_F32, row, heads);
     }
 }
 
@@ -496,6 +508,7 @@ static const char *const lexicon[] = {"red crimson\" NEAR( ruddy\" crimson ruddy
 int tiny_adapter_write(const char *path, const char *model_path, const struct tiny_options *options)
 {
     struct writer w = {.random = options->seed ^ 0x5eed};
+    const struct tiny_shape s = shape_of(options);
     char fingerprint[17];
     int result = file_fingerprint(model_path, fingerprint);
     if (result)
@@ -505,9 +518,9 @@ int tiny_adapter_write(const char *path, const char *model_path, const struct ti
     key_string(&w, "adapter.type", "silt");
     key_u32(&w, "silt.version", 1);
     key_string(&w, "silt.base_fingerprint", fingerprint);
-    key_u32(&w, "silt.chunk_tokens", TINY_CHUNK);
-    key_u32(&w, "silt.comp_tokens", TINY_COMP);
-    key_u32(&w, "silt.ring_segments", TINY_RING);
+    key_u32(&w, "silt.chunk_tokens", s.chunk);
+    key_u32(&w, "silt.comp_tokens", s.comp);
+    key_u32(&w, "silt.ring_segments", s.ring);
     key_u32(&w, "silt.sink_tokens", TINY_SINKS);
     key_f32(&w, "silt.summary_alpha_min", 0.05f);
     key_array(&w, "silt.dmc_ratios", GGUF_U32, options->without_dmc ? 0 : TINY_RATIOS);
@@ -518,11 +531,11 @@ int tiny_adapter_write(const char *path, const char *model_path, const struct ti
     key_array(&w, "silt.lexicon", GGUF_STRING, sizeof lexicon / sizeof *lexicon);
     for (size_t i = 0; i < sizeof lexicon / sizeof *lexicon; i++)
         put_string(&w.keys, lexicon[i]);
-    tensor_random(&w, "comp.embd", TENSOR_F32, TINY_COMP, TINY_DIM, 0.0f, 0.25f);
+    tensor_random(&w, "comp.embd", TENSOR_F32, s.comp, TINY_DIM, 0.0f, 0.25f);
     for (uint32_t i = 0; i < TINY_LAYERS; i++)
-        put_lora(&w, i, "comp", options->lora_type, 0.5f);
+        put_lora(&w, &s, i, "comp", options->lora_type, 0.5f);
     if (!options->without_dmc)
-        put_dmc(&w, options->lora_type);
+        put_dmc(&w, &s, options->lora_type);
     if (options->recall)
         put_recall(&w);
     return writer_finish(&w, path);

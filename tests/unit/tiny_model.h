@@ -32,6 +32,12 @@ enum {
     TINY_KEY = 64, /* width of recall keys */
 };
 
+/* In place of the numbers above; 4 layers, d and ff are the same. */
+struct tiny_shape {
+    uint32_t heads, kv_heads, head_dim; /* at most 1,024 columns of queries */
+    uint32_t chunk, comp, ring;
+};
+
 struct tiny_options {
     uint64_t seed;
     enum tensor_type weight_type; /* projections; TINY_DEFAULTS: Q4_1 */
@@ -41,6 +47,7 @@ struct tiny_options {
     bool without_dmc;             /* an adapter that serves ratio 1 alone */
     bool recall;                  /* recall keys: a token is nearest to itself */
     uint32_t recall_layer;
+    struct tiny_shape shape; /* heads 0: as above */
 };
 #define TINY_DEFAULTS                                                                              \
     ((struct tiny_options){.seed = 1,                                                              \
