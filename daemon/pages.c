@@ -196,8 +196,7 @@ static int file_write(sqlite3_file *f, const void *bytes, int count, sqlite3_int
     code = lower_witness(file, at);
     if (!code)
         code = real(f)->pMethods->xWrite(real(f), bytes, count, at);
-    if (!code)
-        file->written = at + count;
+    file->written = code ? 0 : at + count; /* of a frame half written its head alone says nothing */
     return code;
 }
 
