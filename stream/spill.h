@@ -119,6 +119,7 @@ struct spill {
     uint32_t staging_next; /* place to be taken, if it is free */
     uint64_t limit;
     uint64_t merge_limit; /* while merging goes beyond it; else 0 */
+    bool writes_fail;     /* the segment written last could not be: -EIO */
     struct spill_stat stat;
     struct segment_place damage[SPILL_DAMAGE_MAX]; /* oldest first; the first is being mended */
     uint32_t damage_count;

@@ -153,21 +153,39 @@ static void average_pair(struct spill *s, uint32_t i, const bool *fit,
     segment_seal(&s->shape, out, place, &covers[!fit[0]]);
 }
 
+/* Means that the batch holds, to the disk. One whose place takes nothing, now or ever, is given up,
+ * as if its halves had been unfit, and made again when it is asked for: else nothing would ever be
+ * merged behind it, and there were no room for newer segments. But of a disk that takes nothing at
+ * all nothing is given up. */
+static int write_means(struct spill *s, struct spill_stream *stream, uint32_t level, uint64_t from,
+                       uint64_t to)
+{
+    struct segment_place place = place_of(s, stream, level, from);
+    int64_t code = transfer(s, DISK_WRITE, &place, s->batch, (uint32_t)(to - from));
+    if (code != -EIO || s->writes_fail)
+        return code < 0 ? (int)code : 0;
+    for (uint64_t n = from; n < to; n++) {
+        place = place_of(s, stream, level, n);
+        code = transfer(s, DISK_WRITE, &place, s->batch + (n - from) * s->shape.record_bytes, 1);
+        if (code < 0 && code != -EIO)
+            return (int)code;
+        if (code < 0)
+            note_unfit(s, stream, &place, SEGMENT_UNREADABLE);
+    }
+    return 0;
+}
+
 /* Pairs [from, to) of a level become records of the next, of one file as their halves are. */
 static int merge_pairs(struct spill *s, struct spill_stream *stream, uint32_t level, uint64_t from,
                        uint64_t to)
 {
     bool fit[SPILL_FILE_RECORDS_MAX];
-    struct segment_place place;
-    int64_t code;
     read_batch(s, stream, level, 2 * from, (uint32_t)(2 * (to - from)), fit);
     for (uint64_t n = from; n < to; n++) {
-        place = place_of(s, stream, level + 1, n);
+        struct segment_place place = place_of(s, stream, level + 1, n);
         average_pair(s, (uint32_t)(n - from), fit + 2 * (n - from), &place);
     }
-    place = place_of(s, stream, level + 1, from);
-    code = transfer(s, DISK_WRITE, &place, s->batch, (uint32_t)(to - from));
-    return code < 0 ? (int)code : 0;
+    return write_means(s, stream, level + 1, from, to);
 }
 
 static int sync_level(struct spill *s, const struct spill_stream *stream, uint32_t level,

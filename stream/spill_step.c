@@ -15,6 +15,8 @@
 
 static void end_write(struct spill *s, struct spill_io *io, int result)
 {
+    if (!result || result == -EIO) /* else it found no room, and nobody asked the disk */
+        s->writes_fail = result;
     if (result) {
         s->stat.segments_lost++;
         s->streams[io->stream].lost++;

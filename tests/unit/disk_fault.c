@@ -29,6 +29,10 @@ static size_t half(const struct disk_op *op)
 static int start(struct disk_engine *engine, struct disk_op *op)
 {
     struct disk_fault *f = (struct disk_fault *)engine;
+    if (f->bad && f->bad(f->bad_user, op)) {
+        say(f, op, -EIO);
+        return 0;
+    }
     if (op->kind != f->of || ++f->count != f->at)
         return f->inner->start(f->inner, op);
     size_t left = op->count - op->done;

@@ -33,6 +33,8 @@ struct disk_fault {
     struct disk_done ended[DISK_DEPTH]; /* without the inner engine */
     uint32_t ended_count;
     struct disk_op *delayed;
+    bool (*bad)(void *user, const struct disk_op *op); /* always -EIO; NULL: none is */
+    void *bad_user;
 };
 
 /* Puts itself before the engine of a disk that is idle. */

@@ -156,11 +156,81 @@ static void merging_may_fail(void **state)
         }
 }
 
+enum { BAD = 3, LIMIT = 120, PUT = 240 };
+
+/* Record BAD of level 1 cannot be written, ever. */
+static bool is_bad_place(void *user, const struct disk_op *op)
+{
+    const struct spill *s = user;
+    const struct spill_file *file = &s->files[op->file];
+    uint64_t at = BAD * s->shape.record_bytes;
+    return op->kind == DISK_WRITE && file->level == 1 && file->number == 0 && op->offset <= at &&
+           op->offset + op->count > at;
+}
+
+static bool is_write(void *user, const struct disk_op *op)
+{
+    (void)user;
+    return op->kind == DISK_WRITE;
+}
+
+static void a_bad_place_costs_its_mean(void **state)
+{
+    struct disk_fault fault;
+    uint64_t lost = 0;
+    (void)state;
+    spill_rig_clear();
+    struct held h = spill_rig_open(false, SEGMENT_F16);
+    disk_fault_init(&fault, &h.spill->disk, h.spill->shape.record_bytes);
+    fault.bad = is_bad_place;
+    fault.bad_user = h.spill;
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    spill_limit(h.spill, LIMIT * h.spill->shape.record_bytes);
+    for (uint64_t n = 0; n < PUT; n += STAGING) {
+        spill_rig_put_many(h.spill, 1, n, n + STAGING);
+        spill_drain(h.spill);
+    }
+    assert_int_equal(spill_rig_stat(h.spill, 1).segments_lost, 0);
+    assert_int_equal(spill_rig_stat(h.spill, 1).chunks_from, 0);
+    for (uint64_t n = 0; n < PUT; n++)
+        if (!is_right(h.spill, n)) {
+            assert_int_equal(n / 2, BAD);
+            lost++;
+        }
+    assert_true(lost <= 2);
+    assert_true(spill_rig_stat(h.spill, 1).bytes_disk <= LIMIT * h.spill->shape.record_bytes);
+    spill_rig_close(&h);
+}
+
+static void a_disk_that_takes_nothing_keeps_what_it_has(void **state)
+{
+    struct disk_fault fault;
+    uint64_t right = 0;
+    (void)state;
+    spill_rig_clear();
+    struct held h = spill_rig_open(false, SEGMENT_F16);
+    disk_fault_init(&fault, &h.spill->disk, h.spill->shape.record_bytes);
+    assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+    spill_limit(h.spill, LIMIT * h.spill->shape.record_bytes);
+    for (uint64_t n = 0; n < PUT; n += STAGING) {
+        fault.bad = n < PUT / 2 ? NULL : is_write;
+        spill_rig_put_many(h.spill, 1, n, n + STAGING);
+        spill_drain(h.spill);
+    }
+    for (uint64_t n = 0; n < PUT / 2; n++)
+        right += is_right(h.spill, n);
+    print_message("%u before the disk failed: %u right\n", PUT / 2, (uint32_t)right);
+    assert_true(right >= PUT / 2 - SPILL_FILE_RECORDS);
+    spill_rig_close(&h);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_operation_may_fail),
         cmocka_unit_test(merging_may_fail),
+        cmocka_unit_test(a_bad_place_costs_its_mean),
+        cmocka_unit_test(a_disk_that_takes_nothing_keeps_what_it_has),
     };
     return cmocka_run_group_tests_name("spill_fault", tests, spill_rig_set_up, spill_rig_tear_down);
 }
