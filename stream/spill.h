@@ -119,6 +119,7 @@ struct spill {
     uint32_t staging_next; /* place to be taken, if it is free */
     uint64_t limit;
     uint64_t merge_limit; /* while merging goes beyond it; else 0 */
+    bool astray;          /* a file was not there that should be: bytes are to be counted again */
     bool writes_fail;     /* the segment written last could not be: -EIO */
     struct spill_stat stat;
     struct segment_place damage[SPILL_DAMAGE_MAX]; /* oldest first; the first is being mended */
@@ -130,6 +131,8 @@ struct spill {
 
 /* Makes folder/segments and finds out what it supports; counts what is there. */
 int spill_folder_open(struct spill *spill, char *error, size_t error_bytes);
+/* What folders hold, where somebody else has been at them. The disk must be idle. */
+void spill_count(struct spill *spill);
 /* The slot of a record's file, opened and grown as needed. -ENOENT, -EMFILE: all in use, … */
 int spill_file_get(struct spill *spill, const struct segment_place *place, bool write);
 void spill_files_drop(struct spill *spill, uint64_t stream_id);

@@ -103,6 +103,31 @@ int spill_folder_open(struct spill *s, char *error, size_t error_bytes)
     return 0;
 }
 
+/* Files are closed first: one that is open and has no name any more would count, and then not. */
+void spill_count(struct spill *s)
+{
+    uint64_t all = 0;
+    for (uint32_t i = 0; i < s->options.streams_max; i++) {
+        char name[NAME_MAX_BYTES];
+        uint64_t bytes = 0;
+        if (!s->streams[i].used)
+            continue;
+        spill_files_drop(s, s->streams[i].id);
+        stream_name(s->streams[i].id, name);
+        add_stream_blocks(&bytes, s->folder_fd, name);
+        pthread_mutex_lock(&s->lock);
+        s->streams[i].bytes = bytes;
+        pthread_mutex_unlock(&s->lock);
+    }
+    s->astray = false;
+    int fd = open_folder(s->folder_fd, ".");
+    if (fd < 0 || each_entry(fd, add_stream_blocks, &all))
+        return;
+    pthread_mutex_lock(&s->lock);
+    s->stat.bytes_disk = all;
+    pthread_mutex_unlock(&s->lock);
+}
+
 /* ---- open files ---- */
 
 /* What a file holds of the disk has changed. */
@@ -410,6 +435,7 @@ int spill_punch(struct spill *s, struct spill_stream *stream, uint32_t level, ui
             count = to - from;
         from += count;
         int slot = spill_file_get(s, &place, false);
+        s->astray |= slot == -ENOENT;
         if (slot == -ENOENT)
             continue;
         if (slot < 0)

@@ -117,6 +117,7 @@ static void read_batch(struct spill *s, struct spill_stream *stream, uint32_t le
         fit[i] = false;
         if (number + i < first)
             continue; /* the stream has none before it */
+        s->astray |= came == -ENOENT;
         if (fault && came != -ENOENT)
             fault = fault_of(s, &place, record, transfer(s, DISK_READ, &place, record, 1));
         if (fault)
@@ -290,6 +291,10 @@ void spill_make_room(struct spill *s, uint64_t need)
     while (s->stat.bytes_disk + need > s->limit && (stream = largest(s)) && !code) {
         uint64_t most = 0, count;
         uint32_t level = 0;
+        if (s->astray) {
+            spill_count(s);
+            continue;
+        }
         for (uint32_t i = 0; i < SEGMENT_LEVELS; i++)
             if ((count = count_of(on_disk(s, stream, i))) > most) {
                 most = count;

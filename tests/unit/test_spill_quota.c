@@ -373,6 +373,36 @@ static void a_file_is_removed_by_hand(void **state)
     spill_rig_close(&h);
 }
 
+/* One that is not open: what it held is missing, and its bytes count no more once that is seen. */
+static void a_closed_file_is_removed_by_hand(void **state)
+{
+    char path[160];
+    (void)state;
+    for (int number = 0; number < 3; number++) {
+        spill_rig_clear();
+        struct held h = spill_rig_open(false, SEGMENT_F16);
+        struct spill_stat stat;
+        spill_limit(h.spill, 300 * h.spill->shape.record_bytes);
+        assert_int_equal(spill_attach(h.spill, 1, 1), 0);
+        spill_rig_put_many(h.spill, 1, 0, 200);
+        spill_drain(h.spill);
+        spill_files_drop(h.spill, 1);
+        snprintf(path, sizeof path, "%s/segments/%016x/0-%08x.seg", spill_rig_folder, 1, number);
+        assert_int_equal(unlink(path), 0);
+        for (uint64_t n = 200; n < 800; n += 20)
+            spill_rig_put_many(h.spill, 1, n, n + 20);
+        spill_drain(h.spill);
+        spill_stat(h.spill, &stat);
+        assert_int_equal(stat.last_error, 0);
+        assert_int_equal(stat.segments_lost, 0);
+        for (uint64_t n = 200; n < 800; n++)
+            assert_true(has_chunk(h.spill, n));
+        spill_rig_check_disk(stat.bytes_disk);
+        spill_rig_check_disk(spill_rig_stat(h.spill, 1).bytes_disk);
+        spill_rig_close(&h);
+    }
+}
+
 /* The thread that computes, and waits for room. */
 struct computing {
     struct spill *spill;
@@ -467,6 +497,7 @@ int main(void)
         cmocka_unit_test(what_was_merged_is_not_written_again),
         cmocka_unit_test(what_was_merged_comes_back),
         cmocka_unit_test(a_file_is_removed_by_hand),
+        cmocka_unit_test(a_closed_file_is_removed_by_hand),
         cmocka_unit_test(chunks_come_while_room_is_made),
         cmocka_unit_test(a_gap_is_given_back),
     };
