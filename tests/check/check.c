@@ -8,6 +8,14 @@
 
 #include "tests/check/check.h"
 
+/* With the address sanitizer reads beyond a buffer are seen too. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(at, bytes)   ((void)(at), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(at, bytes) ((void)(at), (void)(bytes))
+#endif
+
 static const struct {
     const char *name;
     check_fn *check, *bench;
@@ -55,6 +63,8 @@ void *case_buffer(struct check *c, size_t bytes)
     memset(base + GUARD_BYTES, FILL_BYTE, bytes);
     buffers[buffer_count].base = base;
     buffers[buffer_count++].bytes = bytes;
+    ASAN_POISON_MEMORY_REGION(base, GUARD_BYTES);
+    ASAN_POISON_MEMORY_REGION(base + GUARD_BYTES + bytes, padded - bytes + GUARD_BYTES);
     return base + GUARD_BYTES;
 }
 
@@ -89,6 +99,7 @@ void case_end(struct check *c)
 {
     for (uint32_t i = 0; i < buffer_count; i++) {
         size_t bytes = buffers[i].bytes, end = (bytes + 63) / 64 * 64 + 2 * GUARD_BYTES;
+        ASAN_UNPOISON_MEMORY_REGION(buffers[i].base, end);
         for (size_t at = 0; at < end; at++) {
             bool inside = at >= GUARD_BYTES && at < GUARD_BYTES + bytes;
             if (!inside && buffers[i].base[at] != GUARD_BYTE) {
