@@ -33,6 +33,19 @@ static const char *const statement_text[SEARCH_STATEMENTS] = {
 
 /* ---- databases ---- */
 
+/* Chunks that are in the index: it has no gaps. */
+static int chunks_of(struct word_table *t, uint64_t *end)
+{
+    sqlite3_stmt *s = t->statement[GET_END];
+    int code = sqlite3_step(s);
+
+    *end = 0;
+    if (code == SQLITE_ROW && sqlite3_column_type(s, 0) != SQLITE_NULL)
+        *end = (uint64_t)sqlite3_column_int64(s, 0) + 1;
+    sqlite3_reset(s);
+    return code == SQLITE_ROW ? 0 : -EIO;
+}
+
 static int set_up(struct search *s, struct word_table *t, uint64_t stream_id)
 {
     int result;
@@ -41,6 +54,8 @@ static int set_up(struct search *s, struct word_table *t, uint64_t stream_id)
     t->touched = ++s->uses;
     result = word_table_open(t, s->folder, SEARCH_FORMAT << 16 | (int)s->options.chunk_tokens,
                              &s->postings, statement_text, SEARCH_STATEMENTS);
+    if (!result)
+        result = chunks_of(t, &t->chunks);
     if (!result)
         word_table_open_keys(t, s->folder, s->keys, (uint32_t)(t - s->tables));
     return result;
@@ -115,7 +130,9 @@ static int add_text(struct search *s, struct word_table *t, const struct cursor 
 static int add_chunk(struct search *s, struct word_table *t, const struct cursor *c)
 {
     int32_t tokens[SEARCH_CHUNK_MAX + SEARCH_OVERLAP];
-    int result = c->chunk < t->chunks ? 0 : add_text(s, t, c);
+    int result = c->chunk < t->chunks    ? 0
+                 : c->chunk == t->chunks ? add_text(s, t, c)
+                                         : -EINVAL; /* chunks before it are gone */
 
     if (result || !t->recall || c->chunk < t->key_chunks)
         return result;
@@ -126,29 +143,12 @@ static int add_chunk(struct search *s, struct word_table *t, const struct cursor
     return result;
 }
 
-/* Chunks that are in the index: it has no gaps. */
-static int chunks_of(struct word_table *t, uint64_t *end)
-{
-    sqlite3_stmt *s = t->statement[GET_END];
-    int code = sqlite3_step(s);
-
-    *end = 0;
-    if (code == SQLITE_ROW && sqlite3_column_type(s, 0) != SQLITE_NULL)
-        *end = (uint64_t)sqlite3_column_int64(s, 0) + 1;
-    sqlite3_reset(s);
-    return code == SQLITE_ROW ? 0 : -EIO;
-}
-
 static int start_cursor(struct search *s, struct cursor *c, struct word_table *t,
                         uint64_t stream_id)
 {
     uint64_t from;
-    int result;
 
     memset(c, 0, offsetof(struct cursor, tokens));
-    result = chunks_of(t, &t->chunks);
-    if (result)
-        return result;
     c->chunk = t->chunks < t->key_chunks ? t->chunks : t->key_chunks;
     c->stream_id = stream_id;
     from = c->chunk * s->options.chunk_tokens;

@@ -31,7 +31,7 @@ struct parts {
 static struct parts *open_parts(bool keys)
 {
     struct parts *p = calloc(1, sizeof *p);
-    struct rig_options rig = {.slots = 1, .asks = 1, .lag_tokens_max = 1 << 16};
+    struct rig_options rig = {.slots = 2, .asks = 1, .lag_tokens_max = 1 << 16};
     struct search_options options = {.folder = p->folder,
                                      .keys = keys,
                                      .model_fingerprint = 1,
@@ -40,7 +40,7 @@ static struct parts *open_parts(bool keys)
                                      .chunk_tokens = CHUNK,
                                      .item_tokens_max = 1 << 17,
                                      .slots = p->rig.slots,
-                                     .slot_count = 1,
+                                     .slot_count = 2,
                                      .stopping = &p->stopping};
     char error[400] = "";
 
@@ -49,7 +49,7 @@ static struct parts *open_parts(bool keys)
     rig_stream(&p->rig, 0, "s", 4);
     rig_settle(&p->rig);
     p->table = calloc(1 << 16, RECALL_QUERY_TOKENS);
-    p->memory = aligned_alloc(64, (search_bytes(1, options.item_tokens_max) + 63) / 64 * 64);
+    p->memory = aligned_alloc(64, (search_bytes(2, options.item_tokens_max) + 63) / 64 * 64);
     if (search_open(&p->search, &options, p->memory, error, sizeof error))
         fail_msg("%s", error);
     return p;
@@ -66,14 +66,15 @@ static void close_parts(struct parts *p)
 }
 
 /* So many times a text, as one message. */
-static void feed(struct parts *p, uint64_t sequence, const char *text, uint32_t times)
+static void feed(struct parts *p, uint32_t slot, uint64_t sequence, const char *text,
+                 uint32_t times)
 {
     size_t bytes = strlen(text);
     char *all = malloc(bytes * times + 1);
 
     for (uint32_t i = 0; i < times; i++)
         memcpy(all + i * bytes, text, bytes + 1);
-    rig_text(&p->rig, 0, "p", sequence, all, bytes * times);
+    rig_text(&p->rig, slot, "p", sequence, all, bytes * times);
     rig_settle(&p->rig);
     while (search_step(p->search))
         ;
@@ -125,7 +126,7 @@ static void nothing_of_another_question_is_left(void **state)
     char command[512];
 
     (void)state;
-    feed(p, 1, "Ottoline has the key. ", 60);
+    feed(p, 0, 1, "Ottoline has the key. ", 60);
     look(p, "Who has the key?");
     assert_non_null(strstr(p->job.text[0].text, "Ottoline"));
     snprintf(command, sizeof command, "mv %s/search %s/gone && : >%s/search", p->folder, p->folder,
@@ -161,12 +162,12 @@ static void trimmed_text_takes_no_place(void **state)
     uint32_t found = 0;
 
     (void)state;
-    feed(p, 1, "Z stone. ", (SEARCH_HITS_MAX + 8) * CHUNK / 6);
+    feed(p, 0, 1, "Z stone. ", (SEARCH_HITS_MAX + 8) * CHUNK / 6);
     token = atomic_load(&p->rig.slots[0].tokens_acked) / CHUNK * CHUNK;
     assert_true(token > (SEARCH_HITS_MAX + 4) * CHUNK);
-    feed(p, 2, "river bread market. ", 200);
-    feed(p, 3, "Z is Ottoline's. ", 1);
-    feed(p, 4, "river bread market. ", 200);
+    feed(p, 0, 2, "river bread market. ", 200);
+    feed(p, 0, 3, "Z is Ottoline's. ", 1);
+    feed(p, 0, 4, "river bread market. ", 200);
     ask_for(p, "Z Z");
     look(p, "Whoever?");
     assert_int_equal(p->job.hit_count, SEARCH_HITS_MAX);
@@ -192,7 +193,7 @@ static void a_full_disk_takes_no_index(void **state)
     uint32_t lines = 0;
 
     (void)state;
-    feed(p, 1, "Ottoline has the key. ", 60);
+    feed(p, 0, 1, "Ottoline has the key. ", 60);
     look(p, "Who has the key?");
     assert_int_equal(p->job.result, 0);
     snprintf(path, sizeof path, "%s/search/%016llx.db", p->folder,
@@ -221,7 +222,8 @@ static void a_full_disk_takes_no_index(void **state)
     close_parts(p);
 }
 
-/* A byte of the page that this part of a stream's database begins with is another. */
+/* A byte of the page that this part of a stream's database begins with is another. NULL: the
+ * database is gone. */
 static void flip(struct parts *p, const char *part)
 {
     uint64_t id = atomic_load(&p->rig.slots[0].stream_id);
@@ -231,7 +233,8 @@ static void flip(struct parts *p, const char *part)
     off_t at;
     int fd;
 
-    snprintf(text, sizeof text, "SELECT rootpage FROM sqlite_master WHERE name = '%s'", part);
+    snprintf(text, sizeof text, "SELECT rootpage FROM sqlite_master WHERE name = '%s'",
+             part ? part : "words_data");
     assert_int_equal(
         sqlite3_prepare_v2(search_table(p->search, id, false)->db, text, -1, &get, NULL), 0);
     assert_int_equal(sqlite3_step(get), SQLITE_ROW);
@@ -245,22 +248,24 @@ static void flip(struct parts *p, const char *part)
     byte ^= 1;
     assert_int_equal(pwrite(fd, &byte, 1, at), 1);
     close(fd);
+    if (!part)
+        assert_int_equal(unlink(path), 0);
 }
 
 /* Nobody asks meanwhile: met where the index is opened, or only where it is written, it is made
  * again from the first chunk on. */
 static void damage_met_by_indexing_is_mended(void **state)
 {
-    static const char *const parts[] = {"words_data", "words_docsize"};
+    static const char *const parts[] = {"words_data", "words_docsize", NULL};
 
     (void)state;
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 6; i++) {
         struct parts *p = open_parts(i % 2);
 
-        feed(p, 1, "Ottoline has the key. ", 1);
-        feed(p, 2, "river bread market. ", 60);
+        feed(p, 0, 1, "Ottoline has the key. ", 1);
+        feed(p, 0, 2, "river bread market. ", 60);
         flip(p, parts[i / 2]);
-        feed(p, 3, "river bread market. ", 200);
+        feed(p, 0, 3, "river bread market. ", 200);
         for (int times = 0; times < 10; times++)
             search_step(p->search);
         assert_int_equal(atomic_load(&p->rig.slots[0].indexed_to),
@@ -279,13 +284,47 @@ static void damage_met_by_a_question_is_mended(void **state)
     struct parts *p = open_parts(true);
 
     (void)state;
-    feed(p, 1, "Ottoline has the key. ", 1);
-    feed(p, 2, "river bread market. ", 60);
+    feed(p, 0, 1, "Ottoline has the key. ", 1);
+    feed(p, 0, 2, "river bread market. ", 60);
     flip(p, "words_data");
     look(p, "Who has the key?");
     assert_int_equal(p->job.result, 0);
     assert_true(p->job.hit_count > 0);
     assert_non_null(strstr(p->job.text[0].text, "Ottoline"));
+    close_parts(p);
+}
+
+/* The stream goes from one place to another, as it would by resting. */
+static void move(struct parts *p, uint32_t from, uint32_t to)
+{
+    rig_request(&p->rig, INGEST_UNLOAD, from, "");
+    rig_settle(&p->rig);
+    rig_order(&p->rig, SCHED_CLOSE, from, 0, 0);
+    rig_settle(&p->rig);
+    atomic_store(&p->rig.slots[from].stream_id, 0);
+    rig_stream(&p->rig, to, "s", 4);
+    rig_settle(&p->rig);
+}
+
+/* Back in a place where it had been before: what was indexed in another meanwhile is not again. */
+static void no_chunk_is_indexed_twice(void **state)
+{
+    struct parts *p = open_parts(true);
+    uint64_t chunks;
+
+    (void)state;
+    feed(p, 0, 1, "river bread market. ", 60);
+    move(p, 0, 1);
+    feed(p, 1, 2, "river bread market. ", 120);
+    move(p, 1, 0);
+    for (int i = 0; i < SEARCH_OPEN_MAX; i++)
+        word_table_close(&p->search->tables[i]);
+    feed(p, 0, 3, "Ottoline has the key. ", 60);
+    chunks = atomic_load(&p->rig.slots[0].tokens_acked) / CHUNK;
+    assert_int_equal(atomic_load(&p->rig.slots[0].indexed_to), chunks * CHUNK);
+    look(p, "Who has the key?");
+    assert_int_equal(p->job.result, 0);
+    assert_int_equal(p->search->postings.rows, chunks);
     close_parts(p);
 }
 
@@ -297,10 +336,10 @@ static void long_names_are_found(void **state)
     char text[200];
 
     (void)state;
-    feed(p, 1, "river bread market. ", 200);
+    feed(p, 0, 1, "river bread market. ", 200);
     snprintf(text, sizeof text, "The sum %s is that of the winter archive. ", name);
-    feed(p, 2, text, 1);
-    feed(p, 3, "river bread market. ", 200);
+    feed(p, 0, 2, text, 1);
+    feed(p, 0, 3, "river bread market. ", 200);
     snprintf(text, sizeof text, "What has %s?", name);
     for (enum search_by by = SEARCH_BY_BOTH; by <= SEARCH_BY_WORDS; by++) {
         p->search->options.by = by;
@@ -320,6 +359,7 @@ int main(void)
         cmocka_unit_test(a_full_disk_takes_no_index),
         cmocka_unit_test(damage_met_by_indexing_is_mended),
         cmocka_unit_test(damage_met_by_a_question_is_mended),
+        cmocka_unit_test(no_chunk_is_indexed_twice),
         cmocka_unit_test(long_names_are_found),
     };
 
