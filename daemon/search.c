@@ -143,11 +143,20 @@ static int add_chunk(struct search *s, struct word_table *t, const struct cursor
     return result;
 }
 
+/* -ESTALE: chunks are indexed that the journal does not have. It is an earlier copy of itself, or
+ * has lost its end, and others may come in their place. */
 static int start_cursor(struct search *s, struct cursor *c, struct word_table *t,
                         uint64_t stream_id)
 {
-    uint64_t from;
+    uint64_t items, tokens, from, indexed = t->chunks;
+    int result = reader_count(s->reader, stream_id, &items, &tokens);
 
+    if (t->recall && t->key_chunks > indexed)
+        indexed = t->key_chunks;
+    if (!result && indexed > tokens / s->options.chunk_tokens)
+        result = -ESTALE;
+    if (result)
+        return result;
     memset(c, 0, offsetof(struct cursor, tokens));
     c->chunk = t->chunks < t->key_chunks ? t->chunks : t->key_chunks;
     c->stream_id = stream_id;
@@ -284,6 +293,12 @@ static bool index_slot(struct search *s, uint32_t index)
         result = start_cursor(s, c, t, stream_id);
     if (!result)
         result = index_batch(s, c, t);
+    if (result == -ESTALE) {
+        say(SAY_WARN, "the text index of stream %llu is ahead of the journal: it is made again",
+            (unsigned long long)stream_id);
+        search_drop_index(s, stream_id);
+        return true;
+    }
     if (result < 0) {
         if (c->failed != stream_id)
             say(SAY_WARN, "stream %llu cannot be indexed at chunk %llu (%s): %s",
@@ -316,8 +331,7 @@ void search_catch_up(struct search *s, const struct search_job *job)
         for (int n = 0; n < SEARCH_CATCH_UP; n++) {
             if (c->stream_id == job->stream_id && c->chunk >= job->chunk_end)
                 return;
-            index_slot(s, i);
-            if (c->stream_id != job->stream_id)
+            if (!index_slot(s, i) && c->stream_id != job->stream_id)
                 return; /* it cannot be indexed */
         }
     }

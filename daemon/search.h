@@ -163,6 +163,8 @@ size_t reader_bytes(uint32_t tokens_max);
 int reader_open(struct reader **out, const char *folder, const struct tokenizer *tokenizer,
                 uint32_t tokens_max, void *memory);
 void reader_close(struct reader **reader);
+/* What the journal has of a stream; 0 and 0 where it has none of that number. */
+int reader_count(struct reader *reader, uint64_t stream_id, uint64_t *items, uint64_t *tokens);
 /* To the item in which a token begins; tokens before it come again and are to be skipped. */
 int reader_seek(struct reader *reader, struct reader_place *place, uint64_t stream_id,
                 uint64_t token);

@@ -15,7 +15,7 @@ enum { GET_HEAD, GET_ITEM, GET_COUNT, STATEMENTS };
 static const char *const statement_text[STATEMENTS] = {
     [GET_HEAD] = "SELECT token_from, held_before, kind FROM items WHERE key = " JOURNAL_ITEM_KEY,
     [GET_ITEM] = "SELECT kind, detail, time_us, payload FROM items WHERE key = " JOURNAL_ITEM_KEY,
-    [GET_COUNT] = "SELECT items FROM streams WHERE id = ?",
+    [GET_COUNT] = "SELECT items, tokens FROM streams WHERE id = ?",
 };
 
 struct reader {
@@ -96,14 +96,15 @@ static int get_head(struct reader *r, uint64_t stream_id, uint64_t ordinal, uint
     return result > 0 ? 0 : result < 0 ? result : -ENOENT;
 }
 
-static int count_items(struct reader *r, uint64_t stream_id, uint64_t *out)
+int reader_count(struct reader *r, uint64_t stream_id, uint64_t *items, uint64_t *tokens)
 {
     sqlite3_stmt *s = r->statement[GET_COUNT];
     int result;
 
     sqlite3_bind_int64(s, 1, (int64_t)stream_id);
     result = step(s);
-    *out = result > 0 ? (uint64_t)sqlite3_column_int64(s, 0) : 0;
+    *items = result > 0 ? (uint64_t)sqlite3_column_int64(s, 0) : 0;
+    *tokens = result > 0 ? (uint64_t)sqlite3_column_int64(s, 1) : 0;
     sqlite3_reset(s);
     return result < 0 ? result : 0;
 }
@@ -137,9 +138,9 @@ static int find_text(struct reader *r, struct reader_place *place, uint32_t held
 
 int reader_seek(struct reader *r, struct reader_place *place, uint64_t stream_id, uint64_t token)
 {
-    uint64_t low = 0, high, from = 0;
+    uint64_t low = 0, high, from = 0, tokens;
     uint32_t held = 0;
-    int result = count_items(r, stream_id, &high);
+    int result = reader_count(r, stream_id, &high, &tokens);
 
     memset(place, 0, sizeof *place);
     place->stream_id = stream_id;
