@@ -126,6 +126,17 @@ static void give_memory(struct core *core, struct slot *slot)
     core->device_used -= stream_device_bytes(core->engine, &slot->options);
 }
 
+/* Nobody holds it any more. */
+static void empty_slot(struct core *core, struct slot *slot, uint64_t stream_id)
+{
+    /* Else the search thread went on with it, and made what is forgotten next from a journal that
+     * has yet to lose it. */
+    atomic_store(&slot->stream_id, 0);
+    detach(core, slot, stream_id);
+    give_memory(core, slot);
+    slot->used = false;
+}
+
 int serve_wake(struct core *core, uint32_t index)
 {
     struct record *record = &core->table.records[index];
@@ -157,9 +168,7 @@ int serve_wake(struct core *core, uint32_t index)
     record->slot = place;
     cold_attach(core, record->stream_id);
     if (record->stream_id && load(core, index) != 0) {
-        detach(core, slot, record->stream_id);
-        give_memory(core, slot);
-        slot->used = false;
+        empty_slot(core, slot, record->stream_id);
         record->slot = SLOT_NONE;
         return -EBUSY;
     }
@@ -227,12 +236,7 @@ void serve_slot_closed(struct core *core, uint32_t slot_index)
     record->memory_hash = last_hash(slot);
     record->indexed_to = atomic_load(&slot->indexed_to);
     record->recall_hits = slot->stat.recall_hits;
-    /* Else the search thread went on with it, and made what is forgotten next from a journal that
-     * has yet to lose it. */
-    atomic_store(&slot->stream_id, 0);
-    detach(core, slot, record->stream_id);
-    give_memory(core, slot);
-    slot->used = false;
+    empty_slot(core, slot, record->stream_id);
     left(core, slot->record);
 }
 
