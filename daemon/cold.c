@@ -380,7 +380,7 @@ static struct record *to_trim(struct core *core, uint64_t now)
             continue;
         if (!core->log_folded)
             return record;
-        if (record->trim_after_us <= now && bytes > most_bytes) {
+        if (record->trim_after_us <= now && bytes > most_bytes && trim_most(core, record)) {
             most = record;
             most_bytes = bytes;
         }

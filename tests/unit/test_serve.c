@@ -6,7 +6,7 @@
 
 #include <cmocka.h>
 #include <errno.h>
-#include <stdlib.h>
+#include <stdio.h>
 
 #include "daemon/serve.h"
 #include "tests/unit/rig.h"
@@ -25,7 +25,7 @@ static _Alignas(64) uint8_t pool[POOL_BYTES];
 
 static void set_up_core(void)
 {
-    core.info = rig.sched.info;
+    core = (struct core){.info = rig.sched.info};
     core.engine = rig.engine;
     core.slots = rig.slots;
     core.flights = flights;
@@ -60,9 +60,45 @@ static void a_place_that_is_not_taken_is_nobody_s(void **state)
     rig_close(&rig);
 }
 
+/* The stream with the most text has none that may go: it is not indexed. */
+static void another_gives_text_away(void **state)
+{
+    const struct ingest_request *request;
+    size_t bytes;
+
+    (void)state;
+    assert_int_equal(rig_open(&rig, rig_own_folder, &options), 0);
+    set_up_core();
+    for (uint32_t i = 0; i < 2; i++)
+        table_add(&core.table, i ? "less" : "most");
+    for (uint32_t i = 0; i < 2; i++) {
+        records[i].stream_id = 7 + i;
+        records[i].tokens = 1000;
+        records[i].bytes_text = 4000;
+    }
+    records[0].state = RECORD_LIVE;
+    records[0].slot = 0;
+    atomic_store(&rig.slots[0].bytes_text, 9000);
+    atomic_store(&rig.slots[0].ring.head, 1000);
+    snprintf(core.config.data, sizeof core.config.data, "%s", rig_own_folder);
+    core.config.disk_bytes = 1;
+    core.config.when_full_trim = core.log_folded = true;
+    core.keeper.compute_bell = &rig.bell;
+    cold_tick(&core);
+    request = queue_front(&core.journal_queue, &bytes);
+    assert_non_null(request);
+    assert_int_equal(request->kind, INGEST_TRIM);
+    assert_int_equal(request->record, 1);
+    assert_int_equal(request->to, 1000);
+    rig_close(&rig);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {rig_folder_test(a_place_that_is_not_taken_is_nobody_s)};
+    const struct CMUnitTest tests[] = {
+        rig_folder_test(a_place_that_is_not_taken_is_nobody_s),
+        rig_folder_test(another_gives_text_away),
+    };
 
     return cmocka_run_group_tests_name("serve", tests, NULL, NULL);
 }
