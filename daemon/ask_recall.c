@@ -97,8 +97,10 @@ static void fetch(struct sched *sched, struct ask *ask)
     ask->searching = ask->chunk_count && search_submit(sched->search, &ask->job) == 0;
     if (!ask->searching)
         ask->job.text_count = ask->job.entries_bytes = 0;
-    if (count && sched->spill)
+    if (count && sched->spill) {
+        streams_give(sched->engine); /* one of them may have left its ring in the last pass */
         spill_fetch(sched->spill, ask->job.stream_id, cold, count, &ask->fetch);
+    }
     ask->phase = PHASE_FETCH;
 }
 

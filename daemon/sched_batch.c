@@ -151,16 +151,6 @@ bool sched_feed_batch(struct sched *sched, bool asked)
     return true;
 }
 
-/* What left a ring may be asked for from then on. */
-static void give_to_questions(struct sched *sched)
-{
-    for (uint32_t i = 0; i < sched->ask_count; i++)
-        if (sched->asks[i].phase != PHASE_IDLE) {
-            streams_give(sched->engine);
-            return;
-        }
-}
-
 bool sched_ask_batch(struct sched *sched)
 {
     struct fork_work work[ASKS_PASS_MAX];
@@ -168,7 +158,6 @@ bool sched_ask_batch(struct sched *sched)
     uint32_t count = 0, from = sched->ask_next;
     bool worked = false;
 
-    give_to_questions(sched);
     for (uint32_t i = 0; i < sched->ask_count && count < ASKS_PASS_MAX; i++) {
         struct ask *ask = &sched->asks[(from + i) % sched->ask_count];
 

@@ -14,6 +14,8 @@ enum { SIM_RING = 4, SIM_CHUNK = 256, SIM_VALUES = 4 * 2 * 16 };
 extern struct engine sim_engine;
 /* Once, before it is used. */
 bool sim_engine_open(void);
+/* What has left rings and was not given yet is gone. */
+void sim_engine_crash(void);
 extern bool sim_batched; /* the engine takes many streams at a time, as a device does */
 
 struct cold_counts {

@@ -18,6 +18,7 @@
 #include "tests/unit/rig.h"
 
 enum { VOCAB = 64, TOKEN_START = 0, TOKEN_END = 1, TOKEN_FIRST = 4, CHUNK = 256, RUN_MAX = 24 };
+enum { OWED_MAX = 16 };
 
 struct tokenizer {
     int nothing;
@@ -40,6 +41,14 @@ struct fork {
 
 static struct tokenizer the_tokenizer;
 bool sim_batched;
+/* What left rings in the last pass of a device. */
+static struct owed {
+    struct stream *stream;
+    uint64_t number;
+    f16 rows[SIM_VALUES];
+} owed[OWED_MAX];
+static uint32_t owed_count;
+static bool feeds_ahead;
 
 int engine_open(struct engine **out, const struct engine_options *options, char *error,
                 size_t error_bytes)
@@ -210,31 +219,57 @@ int stream_open(struct stream **out, struct engine *engine, const struct stream_
 
 void stream_close(struct stream **stream)
 {
+    streams_give(&sim_engine);
     *stream = NULL;
 }
 
 void stream_on_segment_leave(struct stream *stream, segment_leave_fn *leave, void *user)
 {
+    streams_give(&sim_engine);
     stream->leave = leave;
     stream->leave_user = user;
+}
+
+static void give(const struct owed *from)
+{
+    struct segment_view view = {.number = from->number,
+                                .token_from = from->number * CHUNK,
+                                .token_to = (from->number + 1) * CHUNK,
+                                .rows = from->rows,
+                                .rows_bytes = sizeof from->rows};
+
+    from->stream->leave(from->stream->leave_user, &view);
+}
+
+void streams_give(struct engine *engine)
+{
+    (void)engine;
+    for (uint32_t i = 0; i < owed_count; i++)
+        give(&owed[i]);
+    owed_count = 0;
+}
+
+void sim_engine_crash(void)
+{
+    owed_count = 0;
 }
 
 /* A chunk is full: the oldest of the ring leaves it, its rows one number made of its text. */
 static void end_chunk(struct stream *stream)
 {
     uint64_t chunk = stream->computed / CHUNK - 1, *place = &stream->ring[chunk % SIM_RING];
-    f16 rows[SIM_VALUES];
-    struct segment_view view = {.number = chunk - SIM_RING,
-                                .token_from = (chunk - SIM_RING) * CHUNK,
-                                .token_to = (chunk - SIM_RING + 1) * CHUNK,
-                                .rows = rows,
-                                .rows_bytes = sizeof rows};
+    struct owed left = {.stream = stream, .number = chunk - SIM_RING};
 
     for (int i = 0; i < SIM_VALUES; i++)
-        rows[i] = f16_from_f32((float)(1 + *place % 60) / 4);
+        left.rows[i] = f16_from_f32((float)(1 + *place % 60) / 4);
     *place = stream->hash;
-    if (chunk >= SIM_RING && stream->leave)
-        stream->leave(stream->leave_user, &view);
+    if (chunk < SIM_RING || !stream->leave)
+        return;
+    if (owed_count == OWED_MAX)
+        streams_give(&sim_engine);
+    owed[owed_count++] = left;
+    if (!feeds_ahead)
+        streams_give(&sim_engine);
 }
 
 int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
@@ -257,19 +292,17 @@ int stream_feed(struct stream *stream, const int32_t *tokens, uint32_t count)
     return 0;
 }
 
-void streams_give(struct engine *engine)
-{
-    (void)engine;
-}
-
 int streams_feed_ahead(struct stream_work *work, uint32_t count)
 {
     int first = 0;
 
+    streams_give(&sim_engine);
+    feeds_ahead = true;
     for (uint32_t i = 0; i < count; i++) {
         work[i].result = stream_feed(work[i].stream, work[i].tokens, work[i].count);
         first = first ? first : work[i].result;
     }
+    feeds_ahead = false;
     return first;
 }
 

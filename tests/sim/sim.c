@@ -381,6 +381,7 @@ static void wake_all(void)
 
 static void end_all(uint64_t random, bool power)
 {
+    sim_engine_crash();
     cold_crash(random, power);
     rig_close(&rig);
 }
