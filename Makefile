@@ -135,14 +135,14 @@ $(O)/emulate/%.cu.o: %.cu $(wildcard kernels/*.cuh tests/emulate/*.h) kernels/cu
 	$(Q)$(CXX) -x c++ -std=c++17 -O2 -g -ffp-contract=off -Itests/emulate -I. -Wall -Wextra -Wno-unknown-pragmas \
 	    -Wno-missing-field-initializers $(if $(CI),-Werror) -c -o $@ $<
 EMULATED += $(filter-out %.cu.o %/no_cuda.c.o,$(KERNELS))
-$(O)/tests/test-gpu $(O)/tests/test-gpu_rest: $(O)/tests/test-%: $(O)/obj/tests/emulate/test_%.c.o \
+$(O)/tests/test-gpu $(O)/tests/test-gpu_rest $(O)/tests/test-gpu_leave: $(O)/tests/test-%: $(O)/obj/tests/emulate/test_%.c.o \
         $(call objects,tests/emulate/gpu_rig.c tests/unit/tiny_model.c) $(STREAM) $(EMULATED)
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka -lstdc++
 
 # The same tests, on the device that is there.
-$(O)/tests/device-gpu $(O)/tests/device-gpu_rest: $(O)/tests/device-%: $(O)/obj/tests/emulate/test_%.c.o \
+$(O)/tests/device-gpu $(O)/tests/device-gpu_rest $(O)/tests/device-gpu_leave: $(O)/tests/device-%: $(O)/obj/tests/emulate/test_%.c.o \
         $(call objects,tests/emulate/gpu_rig.c tests/unit/tiny_model.c tests/emulate/real.cu) $(STREAM) $(KERNELS)
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
