@@ -201,11 +201,17 @@ static int feed_plain(struct meter *meter, struct slot *slot, const int32_t *tok
 /* What is to be done with a slot's next tokens. True: it is the meter's stream. */
 static bool take_turn(struct meter *meter, const struct slot *slot)
 {
-    bool ours;
+    bool reads = meter->phase == METER_COLLECT || meter->phase == METER_SCORE, ours;
+    uint64_t now = clock_us();
 
+    if (reads && slot->index != meter->slot &&
+        now - meter->read_us > METER_IDLE_S * UINT64_C(1000000))
+        rest(meter);
     if (meter->phase == METER_REST)
         consider(meter, slot);
     ours = meter->phase != METER_REST && slot->index == meter->slot;
+    if (ours)
+        meter->read_us = now;
     if (ours && atomic_load(&slot->stream_id) != meter->stream_id) {
         rest(meter); /* its place is another's by now */
         ours = false;

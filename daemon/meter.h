@@ -20,6 +20,7 @@ enum {
     METER_LAG_TOKENS = 4096,
     METER_SAME_BLOCKS = 64, /* another stream may come first; then the same is taken again */
     METER_FLAG_CHUNKS = 8,  /* samples before a stream may be flagged */
+    METER_IDLE_S = 300,     /* a stream that reads nothing for so long gives way to one that does */
 };
 #define METER_SHARE        0.02
 #define METER_FLAG_DEFAULT 0.1
@@ -50,6 +51,7 @@ struct meter {
     enum meter_phase phase;
     uint32_t slot, last_slot, same_blocks;
     uint64_t stream_id;
+    uint64_t read_us;                   /* when it last read */
     uint64_t held;                      /* tokens of this stream collected so far */
     uint32_t referred;                  /* tokens the reference has seen */
     double memory_nll, nll;             /* sums over the chunk */

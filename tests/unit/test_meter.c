@@ -342,6 +342,37 @@ static void streams_take_turns_and_are_flagged(void **state)
     assert_true(loss_of(0).flagged || loss_of(1).flagged);
 }
 
+/* The stream whose turn it is has no more text, and may have left its place: another is measured.
+ */
+static void a_stream_that_stops_holds_up_none(void **state)
+{
+    (void)state;
+    rig.sched.meter = &meter;
+    fed(0, "a", 1500);
+    while (slot_lag(&rig.slots[0])) {
+        afford();
+        rig_compute(&rig);
+    }
+    assert_int_equal(meter.phase, METER_COLLECT);
+    assert_int_equal(meter.slot, 0);
+    for (uint64_t i = 1; i < 40 && !loss_of(1).chunks; i++) {
+        char text[1500];
+
+        if (i == 1)
+            fed(1, "b", sizeof text);
+        if (i == 10) /* till then it may come back */
+            assert_int_equal(meter.slot, 0);
+        if (i == 10)
+            meter.read_us -= (METER_IDLE_S + 1) * UINT64_C(1000000);
+        fill_text(text, sizeof text, (uint32_t)i);
+        assert_int_equal(rig_text(&rig, 1, "p", i + 1, text, sizeof text), 0);
+        afford();
+        rig_settle(&rig);
+    }
+    assert_int_equal(loss_of(1).chunks, 1);
+    assert_int_equal(loss_of(0).chunks, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -353,6 +384,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_stream_that_is_scored_alone_goes_on, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_share_is_kept, set_up, tear_down),
         cmocka_unit_test_setup_teardown(streams_take_turns_and_are_flagged, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_stream_that_stops_holds_up_none, set_up, tear_down),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
