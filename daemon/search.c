@@ -275,7 +275,7 @@ static bool index_slot(struct search *s, uint32_t index)
     struct word_table *t;
     int result = 0;
 
-    if (!stream_id || atomic_load(&slot->past))
+    if (!stream_id)
         return false;
     if (c->stream_id == stream_id && atomic_load(&slot->tokens_acked) < (c->chunk + 1) * chunk) {
         /* It may have been away from its place, and come back before others were looked at. */
@@ -320,20 +320,31 @@ static bool index_slot(struct search *s, uint32_t index)
     return result > 0 && atomic_load(&slot->tokens_acked) >= (c->chunk + 1) * chunk;
 }
 
+/* Where a stream is, or where its past is asked while it rests. */
+static uint32_t slot_of(const struct search *s, uint64_t stream_id)
+{
+    uint32_t found = SLOT_NONE;
+
+    for (uint32_t i = 0; i < s->options.slot_count; i++)
+        if (atomic_load(&s->options.slots[i].stream_id) == stream_id &&
+            (found == SLOT_NONE || !atomic_load(&s->options.slots[i].past)))
+            found = i;
+    return found;
+}
+
 void search_catch_up(struct search *s, const struct search_job *job)
 {
-    for (uint32_t i = 0; i < s->options.slot_count; i++) {
-        struct cursor *c = &s->cursors[i];
+    uint32_t slot = slot_of(s, job->stream_id);
+    const struct cursor *c;
 
-        if (atomic_load(&s->options.slots[i].stream_id) != job->stream_id ||
-            atomic_load(&s->options.slots[i].past))
-            continue;
-        for (int n = 0; n < SEARCH_CATCH_UP; n++) {
-            if (c->stream_id == job->stream_id && c->chunk >= job->chunk_end)
-                return;
-            if (!index_slot(s, i) && c->stream_id != job->stream_id)
-                return; /* it cannot be indexed */
-        }
+    if (slot == SLOT_NONE)
+        return;
+    c = &s->cursors[slot];
+    for (int n = 0; n < SEARCH_CATCH_UP; n++) {
+        if (c->stream_id == job->stream_id && c->chunk >= job->chunk_end)
+            return;
+        if (!index_slot(s, slot) && c->stream_id != job->stream_id)
+            return; /* it cannot be indexed */
     }
 }
 
@@ -377,7 +388,7 @@ bool search_step(struct search *s)
         uint32_t slot = (from + i) % s->options.slot_count;
 
         pthread_mutex_lock(&s->lock);
-        more = index_slot(s, slot);
+        more = !atomic_load(&s->options.slots[slot].past) && index_slot(s, slot);
         pthread_mutex_unlock(&s->lock);
         more = has_jobs(s) || more;
         if (more)

@@ -368,6 +368,27 @@ static void no_chunk_is_indexed_twice(void **state)
     close_parts(p);
 }
 
+/* A stream that rests before all of it is indexed: what is asked of its past finds that, too. */
+static void the_past_of_a_stream_at_rest_is_found(void **state)
+{
+    struct parts *p = open_parts(true);
+    struct slot *slot = &p->rig.slots[0];
+
+    (void)state;
+    rig_text(&p->rig, 0, "p", 1, "Ottoline has the key. ", 22);
+    for (uint64_t i = 2; i < 80; i++)
+        rig_text(&p->rig, 0, "p", i, "river bread market. ", 20);
+    rig_settle(&p->rig);
+    atomic_store(&slot->past, true);
+    search_step(p->search); /* for nobody */
+    assert_int_equal(atomic_load(&slot->indexed_to), 0);
+    look(p, "Who has the key?");
+    assert_int_equal(p->job.result, 0);
+    assert_true(p->job.hit_count > 0);
+    assert_non_null(strstr(p->job.text[0].text, "Ottoline"));
+    close_parts(p);
+}
+
 /* A name longer than most words: a commit's or a file's sum, a class. */
 static void long_names_are_found(void **state)
 {
@@ -400,6 +421,7 @@ int main(void)
         cmocka_unit_test(damage_met_by_indexing_is_mended),
         cmocka_unit_test(damage_met_by_a_question_is_mended),
         cmocka_unit_test(an_index_ahead_of_the_journal_is_not_believed),
+        cmocka_unit_test(the_past_of_a_stream_at_rest_is_found),
         cmocka_unit_test(no_chunk_is_indexed_twice),
         cmocka_unit_test(long_names_are_found),
     };
