@@ -142,7 +142,8 @@ void case_same(struct check *c, const char *what, const void *got, const void *w
 
 const char *fill_name(enum fill fill)
 {
-    static const char *const name[] = {"normal", "zero", "top", "large", "denormal", "spike"};
+    static const char *const name[] = {"normal", "zero",     "top",  "blocks",
+                                       "large",  "denormal", "spike"};
     return name[fill];
 }
 
@@ -178,6 +179,9 @@ void fill_floats(struct check *c, float *out, size_t count, enum fill fill)
             break;
         case FILL_TOP:
             x = x < 0.0f ? -127.0f : 127.0f;
+            break;
+        case FILL_BLOCKS:
+            x = i / 32 % 2 ? -127.0f : 127.0f;
             break;
         case FILL_LARGE:
             x *= 1e15f;

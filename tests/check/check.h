@@ -62,8 +62,9 @@ void case_same(struct check *c, const char *what, const void *got, const void *w
 enum fill {
     FILL_NORMAL, /* standard normal */
     FILL_ZERO,
-    FILL_TOP,      /* +-127: every activation code saturates */
-    FILL_LARGE,    /* normal * 1e15 */
+    FILL_TOP,    /* +-127: every activation code saturates */
+    FILL_BLOCKS, /* the same, of one sign for each 32: sums of products are as large as they get */
+    FILL_LARGE,  /* normal * 1e15 */
     FILL_DENORMAL, /* normal * 1e-39 */
     FILL_SPIKE,    /* small but for one in 32 */
     FILL_COUNT
