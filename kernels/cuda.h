@@ -11,7 +11,9 @@
  * Rules every op keeps:
  *  - Rows are batch-invariant: a row's result depends on its own timeline alone, bit for bit, at
  *    any number of rows. Reductions have a fixed order; projections use one cuBLASLt algorithm a
- *    weight, chosen once, without split-K; gates and SwiGLU are one kernel where they can be.
+ *    weight, chosen once, without split-K; gates and SwiGLU are one kernel where they can be. But a
+ *    pass whose items have few rows each (answers' next tokens) sums in another order than one that
+ *    has blocks too: a stream's rows always come as blocks, a question's may not.
  *  - Activations that enter a projection are bf16, sums and the residual stream fp32, keys and
  *    values f16 (as kernels.h).
  *  - Ops are queued in order and return at once. An error is kept and comes back from sync(), with
