@@ -296,6 +296,35 @@ int forget_first(struct ingest *ingest, uint64_t stream_id, uint64_t *token)
     return result == -ENOENT ? 0 : result;
 }
 
+/* That was trimmed away before, or it is as if. */
+static bool is_trimmed(const struct journal_item *item, uint64_t first)
+{
+    return item->token_from < first || (item->token_from == first && item->item.kind == ITEM_TEXT &&
+                                        !item->item.bytes_count && !item->held_before);
+}
+
+/* The first item that is not: those before are left as they are. */
+static int find_untrimmed(struct ingest *ingest, const struct journal_stream *stream,
+                          uint64_t first, uint64_t *ordinal)
+{
+    uint64_t low = 0, high = first ? stream->items : 0;
+    struct journal_item item;
+
+    while (low < high) {
+        uint64_t middle = low + (high - low) / 2;
+        int result = journal_item_get(ingest->journal, stream->id, middle, &item);
+
+        if (result)
+            return result;
+        if (is_trimmed(&item, first))
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    *ordinal = low;
+    return 0;
+}
+
 /* Items before the one with token `to` in it give their text away; what waits before that one stays
  * in the last of them. */
 static int trim_items(struct ingest *ingest, struct journal_stream *stream, uint64_t first,
@@ -304,21 +333,23 @@ static int trim_items(struct ingest *ingest, struct journal_stream *stream, uint
     struct journal *journal = ingest->journal;
     struct journal_item item;
     struct token_text text = {0};
-    uint64_t ordinal, tokens;
-    int result = replay_find(ingest, stream->id, stream->items, to, &item, &ordinal);
+    uint64_t ordinal, tokens, from = 0;
+    int result = find_untrimmed(ingest, stream, first, &from);
 
+    if (!result)
+        result = replay_find(ingest, stream->id, stream->items, to, &item, &ordinal);
     if (!result && (ordinal < 2 || item.token_from <= first))
         result = -ENODATA;
     tokens = item.token_from;
     if (!result)
         result = replay_text_before(ingest, stream->id, ordinal, item.held_before, &text);
-    for (uint64_t i = 0; !result && i < ordinal; i++) {
+    for (uint64_t i = from; !result && i < ordinal; i++) {
         result = journal_item_get(journal, stream->id, i, &item);
         if (!result && item.item.kind == ITEM_TEXT)
             stream->bytes_text -= item.item.bytes_count;
     }
     if (!result)
-        result = journal_items_clear(journal, stream->id, 0, ordinal, tokens, 0);
+        result = journal_items_clear(journal, stream->id, from, ordinal, tokens, 0);
     if (!result && text.held_bytes)
         result = journal_item_put(journal, stream->id, ordinal - 1, ITEM_TEXT, text.held,
                                   text.held_bytes);

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "daemon/forget.h"
 #include "daemon/log.h"
 
 enum { SLICE_BYTES = 4096, ITEMS_PER_STEP = 64 };
@@ -34,12 +35,15 @@ static void put_tokens(struct slot *slot, const int32_t *tokens, uint32_t count,
 int replay_find(struct ingest *ingest, uint64_t stream_id, uint64_t items, uint64_t token,
                 struct journal_item *item, uint64_t *ordinal)
 {
-    uint64_t low = 0, high = items;
+    uint64_t low = 0, high = items, first;
+    int result = forget_first(ingest, stream_id, &first);
 
-    while (high - low > 1) {
+    if (!result && token < first)
+        high = 0; /* the gap, which the first item stands for */
+    while (!result && high > low + 1) {
         uint64_t middle = low + (high - low) / 2;
-        int result = journal_item_get(ingest->journal, stream_id, middle, item);
 
+        result = journal_item_get(ingest->journal, stream_id, middle, item);
         if (result)
             return result;
         if (item->token_from <= token)
@@ -48,7 +52,7 @@ int replay_find(struct ingest *ingest, uint64_t stream_id, uint64_t items, uint6
             high = middle;
     }
     *ordinal = low;
-    return journal_item_get(ingest->journal, stream_id, low, item);
+    return result ? result : journal_item_get(ingest->journal, stream_id, low, item);
 }
 
 int replay_text_before(struct ingest *ingest, uint64_t stream_id, uint64_t ordinal,
@@ -83,8 +87,12 @@ static int note_times(struct ingest *ingest, struct slot *slot, uint64_t token, 
     const struct ingest_slot *in = &slot->ingest;
     uint64_t held = (uint64_t)(slot->options.ring_segments + 2) * slot->chunk_tokens, at, time_us;
     struct journal_item item;
-    uint64_t from = token > held ? token - held : 0;
-    int result = replay_find(ingest, in->stream_id, in->committed.items, from, &item, &at);
+    uint64_t from = token > held ? token - held : 0, first;
+    int result = forget_first(ingest, in->stream_id, &first);
+
+    if (!result)
+        result = replay_find(ingest, in->stream_id, in->committed.items,
+                             from < first ? first : from, &item, &at);
 
     for (time_us = item.time_us; !result && at < ordinal; time_us = item.time_us) {
         uint64_t begin = item.token_from;

@@ -138,7 +138,7 @@ static int find_text(struct reader *r, struct reader_place *place, uint32_t held
 
 int reader_seek(struct reader *r, struct reader_place *place, uint64_t stream_id, uint64_t token)
 {
-    uint64_t low = 0, high, from = 0, tokens;
+    uint64_t low = 0, high, from = 0, tokens, first;
     uint32_t held = 0;
     int result = reader_count(r, stream_id, &high, &tokens);
 
@@ -153,7 +153,9 @@ int reader_seek(struct reader *r, struct reader_place *place, uint64_t stream_id
         else
             high = middle;
     }
-    if (result || !token || !high)
+    if (!result)
+        result = reader_first(r, stream_id, &first);
+    if (result || !token || !high || token < first) /* the first item stands for what was trimmed */
         return result;
     result = get_head(r, stream_id, low, &from, &held);
     place->ordinal = low;

@@ -11,10 +11,13 @@
 #include <errno.h>
 #include <sqlite3.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "daemon/journal_branch.h"
+#include "daemon/search.h"
 #include "tests/unit/rig.h"
 #include "tests/unit/vfs_fault.h"
 
@@ -324,6 +327,83 @@ static void a_branch_that_fails_leaves_nothing(void **state)
     assert_true(hash_of("b") == hash);
 }
 
+static void feed_lines(int count)
+{
+    for (int i = 0; i < count; i++) {
+        char line[32];
+        int n = snprintf(line, sizeof line, "line %d of many ", i);
+
+        rig_text(&rig, 0, "p", ++sequence, line, (size_t)n);
+    }
+    rig_settle(&rig);
+    assert_int_equal(rig_last(&rig, INGEST_FEED)->error, 0);
+}
+
+/* Wherever it is begun, what is read ends where the stream does. */
+static void check_places(uint64_t all)
+{
+    void *memory = aligned_alloc(64, reader_bytes(rig.ingest.scratch_max));
+    struct reader *reader;
+    struct reader_place place;
+    const int32_t *tokens;
+    uint64_t time_us;
+    int count;
+
+    assert_int_equal(reader_open(&reader, rig_own_folder, engine_tokenizer(rig_engine()),
+                                 rig.ingest.scratch_max, memory),
+                     0);
+    for (uint64_t token = 0; token < all; token += 97) {
+        assert_int_equal(reader_seek(reader, &place, id, token), 0);
+        assert_true(place.token <= token);
+        while ((count = reader_next(reader, &place, &tokens, &time_us)) > 0)
+            ;
+        assert_int_equal(count, 0);
+        assert_int_equal(place.token, all);
+    }
+    reader_close(&reader);
+    free(memory);
+}
+
+/* What was trimmed before is not gone over again, and every place is found. */
+static void a_trim_costs_what_it_trims(void **state)
+{
+    enum { LINES = 150, TRIMS = 6 };
+    char from[PATH_BYTES_MAX + 64], to[sizeof from];
+    uint64_t tokens[CHECKPOINTS_SEEN_MAX], old;
+    uint32_t count;
+    int changes;
+
+    (void)state;
+    for (int i = 0; i < TRIMS; i++) {
+        rig_stream(&rig, 0, "a", 4);
+        rig_settle(&rig);
+        feed_lines(LINES);
+        leave();
+        if (i == TRIMS - 1) { /* a crash left one of before */
+            assert_true(checkpoint_list(&rig.keeper.at, id, tokens) > 1);
+            old = tokens[0];
+            snprintf(from, sizeof from, "%s/%016llx/%016llx", rig.keeper.at.folder,
+                     (unsigned long long)id, (unsigned long long)old);
+            snprintf(to, sizeof to, "%s/kept", rig_own_folder);
+            assert_int_equal(link(from, to), 0);
+        }
+        changes = sqlite3_total_changes(journal_db(rig.journal));
+        push_trim();
+        rig_settle(&rig);
+        assert_int_equal(rig_last(&rig, INGEST_TRIM)->error, 0);
+        changes = sqlite3_total_changes(journal_db(rig.journal)) - changes;
+        assert_in_range(changes, 1, LINES + 20);
+    }
+    assert_true(rig_last(&rig, INGEST_TRIM)->first > old);
+    count = checkpoint_list(&rig.keeper.at, id, tokens);
+    check_places(tokens[count - 1]);
+    assert_int_equal(checkpoint_cut(&rig.keeper.at, id, 0), 0);
+    assert_int_equal(checkpoint_write(&rig.keeper.at, id, 1, "", 0), 0); /* its folder */
+    assert_int_equal(rename(to, from), 0);
+    hash_of("a");
+    assert_true(checkpoint_list(&rig.keeper.at, id, tokens) > 1);
+}
+
 static uint32_t pin(uint64_t from, uint64_t to)
 {
     struct ingest_request request = {.kind = INGEST_PIN,
@@ -370,6 +450,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_branch_that_is_there_remembers, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_branch_remembers_or_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_branch_that_fails_leaves_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_trim_costs_what_it_trims, set_up, tear_down),
         cmocka_unit_test_setup_teardown(no_other_text_is_pinned, set_up, tear_down),
     };
 
