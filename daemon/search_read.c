@@ -14,7 +14,8 @@ enum { SLICE_BYTES = 4096 };
 enum { GET_HEAD, GET_ITEM, GET_COUNT, STATEMENTS };
 static const char *const statement_text[STATEMENTS] = {
     [GET_HEAD] = "SELECT token_from, held_before, kind FROM items WHERE key = " JOURNAL_ITEM_KEY,
-    [GET_ITEM] = "SELECT kind, detail, time_us, payload FROM items WHERE key = " JOURNAL_ITEM_KEY,
+    [GET_ITEM] = "SELECT kind, detail, time_us, payload, token_from FROM items WHERE key "
+                 "= " JOURNAL_ITEM_KEY,
     [GET_COUNT] = "SELECT items, tokens FROM streams WHERE id = ?",
 };
 
@@ -261,6 +262,24 @@ static int take_text(struct reader *r, struct reader_place *place, sqlite3_stmt 
     return (int)count;
 }
 
+/* -EBADMSG: it is not what was there when the reader came to its place. Its text was trimmed away
+ * since: it is shorter, or begins with the first token that is left. */
+static int take_item(struct reader *r, struct reader_place *place, sqlite3_stmt *s)
+{
+    int kind = sqlite3_column_int(s, 0);
+    size_t bytes = (size_t)sqlite3_column_bytes(s, 3);
+    uint64_t most = kind == ITEM_TEXT     ? bytes
+                    : kind == ITEM_TOKENS ? bytes / sizeof(int32_t)
+                                          : gap_tokens(s);
+
+    if (place->offset > most ||
+        (!place->offset && (uint64_t)sqlite3_column_int64(s, 4) > place->token))
+        return -EBADMSG;
+    return kind == ITEM_TEXT  ? take_text(r, place, s)
+           : kind == ITEM_GAP ? take_gap(r, place, s)
+                              : take_other(r, place, s);
+}
+
 int reader_next(struct reader *r, struct reader_place *place, const int32_t **tokens,
                 uint64_t *time_us)
 {
@@ -272,11 +291,7 @@ int reader_next(struct reader *r, struct reader_place *place, const int32_t **to
         result = step(s);
         if (result > 0) {
             *time_us = (uint64_t)sqlite3_column_int64(s, 2);
-            int kind = sqlite3_column_int(s, 0);
-
-            count = kind == ITEM_TEXT  ? take_text(r, place, s)
-                    : kind == ITEM_GAP ? take_gap(r, place, s)
-                                       : take_other(r, place, s);
+            count = take_item(r, place, s);
         }
         sqlite3_reset(s);
     } while (result > 0 && count == 0); /* an item may form none */

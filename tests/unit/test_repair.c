@@ -243,12 +243,37 @@ static void not_of_what_it_was_before_it_left(void **state)
     assert_true(served(3));
 }
 
+/* Its text goes while it is read. */
+static void not_from_text_that_goes_meanwhile(void **state)
+{
+    enum { CHUNK = 30, STEPS = 40 };
+    uint8_t bytes[RECORD_MAX];
+    struct spill_stream_stat stat;
+
+    (void)state;
+    feed(2 * CHECKPOINT_TOKENS + 12 * TINY_CHUNK);
+    record(CHUNK, bytes, false);
+    bytes[SPOILT_AT] ^= 4;
+    record(CHUNK, bytes, true);
+    assert_false(served(CHUNK));
+    for (int i = 0; i < STEPS; i++)
+        assert_true(repair_step(&repair));
+    assert_int_equal(repair.phase, REPAIR_FEED);
+    assert_true(trim() > (CHUNK + 1) * TINY_CHUNK);
+    while (repair_step(&repair))
+        write_all();
+    assert_int_equal(spill_stream_stat(spill, id, &stat), 0);
+    assert_int_equal(stat.segments_repaired + stat.segments_approximate, 0);
+    assert_false(served(CHUNK));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(as_it_was, set_up, tear_down),
         cmocka_unit_test_setup_teardown(not_from_text_that_is_gone, set_up, tear_down),
         cmocka_unit_test_setup_teardown(not_of_what_it_was_before_it_left, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(not_from_text_that_goes_meanwhile, set_up, tear_down),
     };
 
     return cmocka_run_group_tests_name("repair", tests, NULL, NULL);
