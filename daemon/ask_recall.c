@@ -269,14 +269,18 @@ static void read_again(struct sched *sched, struct ask *ask, uint32_t to)
     ask->prompt_count += (uint32_t)count;
 }
 
-/* As much of what was found as fits beside the question and an answer. */
+/* As much of what was found as fits beside the question, the beginning of the assistant's turn and
+ * an answer. */
 int ask_recall_prompt(struct sched *sched, struct ask *ask)
 {
     char text[LINE_BYTES_MAX + QUESTION_BYTES_MAX]; /* one turn */
-    uint32_t answer = ask->tokens_max + ANSWER_TOKENS_MIN, to;
+    int tokens = token_turn_open(sched->tokenizer, "assistant", ask->tokens + ask->prompt_count,
+                                 FORK_TOKENS_MAX - ask->prompt_count);
+    uint32_t begins = tokens > 0 ? (uint32_t)tokens : 0, to;
+    uint32_t answer = ANSWER_TOKENS_MIN + (ask->tokens_max > begins ? ask->tokens_max : begins);
     bool found = ask->recall != RECALL_SEGMENTS && ask->job.text_count, line = false;
-    int tokens = -ENOSPC;
 
+    tokens = -ENOSPC;
     to = FORK_TOKENS_MAX - (answer < ANSWER_ROOM ? answer : ANSWER_ROOM);
     if (found && ask->job.entries_bytes)
         tokens = write_entries(sched, ask, text, to);

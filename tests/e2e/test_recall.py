@@ -64,6 +64,15 @@ def segment_files(siltd):
     return sorted((pathlib.Path(siltd.data) / "segments").glob("*/*.seg"))
 
 
+def test_what_is_found_takes_no_room_from_a_long_question():
+    """However long it is and however short its answer: each of these fits by itself."""
+    with daemon() as siltd:
+        feed(siltd, "s", text(700, 20))
+        for length in range(1440, 1640, 4):
+            told = ask(siltd, "s", "--tokens", 1, question=QUESTION + " " + "x" * length)
+            assert found(told), length
+
+
 def test_far_facts_are_found_and_named():
     with daemon() as siltd:
         stat = feed(siltd, "s", text(700, 20))
