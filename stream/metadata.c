@@ -166,6 +166,9 @@ int metadata_read_model(struct engine *e, char *error, size_t error_bytes)
     double eps = 1e-5;
     (void)gguf_f64(e->model, "llama.attention.layer_norm_rms_epsilon", &eps);
     s->norm_eps = (float)eps;
+    if (!(s->norm_eps > 0 && s->norm_eps <= 1)) /* a row of zeros has a norm all the same */
+        return fail_with(error, error_bytes, -EBADMSG,
+                         "model file: 'llama.attention.layer_norm_rms_epsilon' is not in 0..1");
     s->chunk = window_chunk(s->context);
     s->sinks = WINDOW_ONLY_SINKS;
     int code = refuse_biases(e->model, error, error_bytes);

@@ -405,6 +405,9 @@ static void test_odd_models(void **state)
         {{2, 32, "llama.rope.freq_base", 0, NULL, 0, 0}, "freq_base"},
         {{2, 32, "llama.rope.freq_base", NAN, NULL, 0, 0}, "freq_base"},
         {{2, 32, "llama.rope.scaling.factor", 0.5f, NULL, 0, 0}, "factor"},
+        {{2, 32, "llama.attention.layer_norm_rms_epsilon", 0, NULL, 0, 0}, "epsilon"},
+        {{2, 32, "llama.attention.layer_norm_rms_epsilon", -1e-5f, NULL, 0, 0}, "epsilon"},
+        {{2, 32, "llama.attention.layer_norm_rms_epsilon", NAN, NULL, 0, 0}, "epsilon"},
     };
     static const struct {
         struct odd odd;
