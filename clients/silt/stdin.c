@@ -166,6 +166,10 @@ int pipe_feed(struct pipe *pipe)
     if (producer_open(&producer, silt->client, pipe->intake->stream, id ? id : fresh_id, error))
         return silt_fail(silt);
     pipe->progress->what = id ? id : "stdin";
+    if (pipe->progress->on && isatty(STDIN_FILENO)) { /* a line drawn over would be in the way */
+        silt_say("reading what is typed; Ctrl-D on a line of its own ends it");
+        pipe->progress->on = false;
+    }
     r = all_of_it(pipe, producer);
     if (r && !error->code) {
         error->code = r;

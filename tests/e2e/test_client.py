@@ -472,6 +472,16 @@ def test_progress_on_a_terminal():
     assert b"tokens" in shown and b"%" in shown and b"memory 400 B of 1.0 kB" in shown, shown
 
 
+def test_feed_of_what_is_typed():
+    mock = Mock()
+    leader, follower = pty.openpty()
+    os.write(leader, b"typed\n\x04")
+    shown = on_terminal("stderr", lib.SILT, "-c", mock.endpoint, "feed", "s", stdin=follower)
+    os.close(leader)
+    os.close(follower)
+    assert b"Ctrl-D" in shown and b"tokens  " not in shown and mock.text("s") == b"typed\n", shown
+
+
 def test_ask_says_what_it_waits_for():
     mock = Mock()
     lib.silt(mock.endpoint, "open", "s")
