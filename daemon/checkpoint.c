@@ -259,21 +259,46 @@ static uint32_t find_stale(const uint64_t *tokens, uint32_t count)
     return stale;
 }
 
-void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id)
+/* Drops stale ones until at most `most` are left. Returns how many went. */
+static uint32_t thin(const struct checkpoints *at, uint64_t stream_id, uint32_t most)
 {
     uint64_t tokens[CHECKPOINTS_SEEN_MAX];
-    uint32_t count = checkpoint_list(at, stream_id, tokens);
+    uint32_t count = checkpoint_list(at, stream_id, tokens), before = count;
 
-    while (count > CHECKPOINTS_MAX) {
+    while (count > most) {
         uint32_t stale = find_stale(tokens, count);
         char path[NAME_MAX_BYTES];
 
         find_path(at, stream_id, tokens[stale], path);
         if (at->files->unlink(at->files->user, path) != 0)
-            return;
+            break;
         count--;
         memmove(tokens + stale, tokens + stale + 1, (count - stale) * sizeof *tokens);
     }
+    return before - count;
+}
+
+void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id)
+{
+    (void)thin(at, stream_id, CHECKPOINTS_MAX);
+}
+
+uint32_t checkpoint_spare(const struct checkpoints *at)
+{
+    DIR *list = opendir(at->folder);
+    struct dirent *entry;
+    uint32_t gone = 0;
+
+    while (list && !gone && (entry = readdir(list))) {
+        char *end;
+        uint64_t stream_id = strtoull(entry->d_name, &end, 16);
+
+        if (strlen(entry->d_name) == 16 && !*end)
+            gone = thin(at, stream_id, CHECKPOINTS_LEAST);
+    }
+    if (list)
+        closedir(list);
+    return gone;
 }
 
 void checkpoint_trim(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens)

@@ -21,6 +21,7 @@ enum {
     CHECKPOINT_VERSION = 1,
     CHECKPOINT_HEAD_BYTES = 4096,
     CHECKPOINTS_MAX = 8,       /* of a stream */
+    CHECKPOINTS_LEAST = 3,     /* the first and the last two */
     CHECKPOINTS_SEEN_MAX = 64, /* files looked at in a stream's folder */
 };
 
@@ -42,6 +43,9 @@ uint32_t checkpoint_list(const struct checkpoints *at, uint64_t stream_id, uint6
 int checkpoint_branch(const struct checkpoints *at, uint64_t parent, uint64_t branch,
                       uint64_t tokens_max);
 void checkpoint_thin(const struct checkpoints *at, uint64_t stream_id);
+/* For a disk that is full: of one stream all but the first and the last two go. Returns how many,
+ * 0: there are none to spare. */
+uint32_t checkpoint_spare(const struct checkpoints *at);
 /* Those before `tokens` go. */
 void checkpoint_trim(const struct checkpoints *at, uint64_t stream_id, uint64_t tokens);
 /* All of a stream past `tokens` go, overwritten; 0: all. The names are gone from disk when it

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "daemon/clock.h"
@@ -74,6 +75,27 @@ static int lock_folder(struct core *core, char *error, size_t error_bytes)
 
 /* ---- parts that talk ---- */
 
+static struct checkpoints checkpoints_of(const struct core *core)
+{
+    struct checkpoints at = {.files = &files_real,
+                             .model_fingerprint = core->info.model_fingerprint,
+                             .adapter_fingerprint = core->info.adapter_fingerprint};
+
+    snprintf(at.folder, sizeof at.folder, "%.*s/checkpoints", PATH_BYTES_MAX - 16,
+             core->config.data);
+    return at;
+}
+
+static bool is_full(const char *folder)
+{
+    enum { LEAST_BYTES = 1 << 20 };
+    struct statvfs disk;
+
+    return statvfs(folder, &disk) == 0 && disk.f_bavail * disk.f_frsize < LEAST_BYTES;
+}
+
+/* Streams are removed by siltd alone: so it starts on a disk that is full to the last byte too, at
+ * the price of checkpoints, which save time and no more. */
 static int open_journal(struct core *core, char *error, size_t error_bytes)
 {
     struct journal_options options = {
@@ -85,9 +107,20 @@ static int open_journal(struct core *core, char *error, size_t error_bytes)
         .kernels_revision = core->info.kernels_revision,
         .rebuild = core->config.rebuild,
     };
+    struct checkpoints at = checkpoints_of(core);
     mode_t mask = umask(0077);
     int result = journal_open(&core->journal, &options, error, error_bytes);
+    uint32_t gone = 0, more;
 
+    /* SQLite calls it an I/O error where the memory that it shares with others finds no room. */
+    while ((result == -ENOSPC || result == -EIO) && is_full(core->config.data) &&
+           (more = checkpoint_spare(&at))) {
+        gone += more;
+        result = journal_open(&core->journal, &options, error, error_bytes);
+    }
+    if (gone)
+        say(SAY_WARN, "the disk is full: %u old checkpoints went so that siltd starts; make room",
+            gone);
     umask(mask);
     return result;
 }
@@ -113,11 +146,7 @@ static void wire_keeper(struct core *core)
     struct keeper *keeper = &core->keeper;
 
     pthread_mutex_init(&keeper->lock, NULL);
-    keeper->at = (struct checkpoints){.files = &files_real,
-                                      .model_fingerprint = core->info.model_fingerprint,
-                                      .adapter_fingerprint = core->info.adapter_fingerprint};
-    snprintf(keeper->at.folder, sizeof keeper->at.folder, "%.*s/checkpoints", PATH_BYTES_MAX - 16,
-             core->config.data);
+    keeper->at = checkpoints_of(core);
     keeper->compute_bell = &core->compute_bell;
     keeper->stopping = &core->keeper_stopping;
     atomic_init(&keeper->room, core->config.disk_bytes ? KEEPER_WAIT : KEEPER_ANY);

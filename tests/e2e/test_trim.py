@@ -1,7 +1,10 @@
 """--when-full: the far past grows coarser, then ends; then acks stop, or the oldest text is trimmed
 away, each said; the quota holds over restarts too."""
 
+import contextlib
 import pathlib
+import re
+import subprocess
 import time
 
 import lib
@@ -131,6 +134,39 @@ def test_acks_stop_by_default():
         assert "nothing is acked" in siltd.log_text()
         assert lib.stat(siltd.endpoint, "s")["first_position"] == 0
         assert found(ask(siltd, "s"))
+
+
+def starts_without_a_byte(at, stop):
+    with daemon(data=at / "data") as siltd:
+        (siltd.home / "text").write_bytes(text(20_000, 0))
+        full = lib.silt(siltd.endpoint, "feed", "s", siltd.home / "text", code=1)
+        acked = re.search(rb"is acked up to byte (\d+)", full.err)
+        assert acked, full.err
+        stop(siltd)
+        with contextlib.suppress(OSError), open(at / "filler", "ab", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        siltd.start()
+        assert lib.stat(siltd.endpoint, "s")["bytes_text"] == int(acked[1])
+        siltd.stop()
+        (at / "filler").unlink()
+        siltd.start()
+        assert lib.stat(siltd.endpoint, "s")["bytes_text"] == int(acked[1])
+        lib.silt(siltd.endpoint, "feed", "s", stdin=b"there is room again\n")
+
+
+def test_starts_on_a_disk_without_a_byte():
+    """And what half a write left in the journal's log there is not missed where there is room."""
+    for stop in (lib.Daemon.kill, lib.Daemon.stop):
+        at = lib.folder()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "silt-full", at],
+                                 capture_output=True, check=False)
+        if mounted.returncode:
+            raise lib.Skip("no file system can be mounted here")
+        try:
+            starts_without_a_byte(at, stop)
+        finally:
+            subprocess.run(["umount", "-l", at], check=False)
 
 
 if __name__ == "__main__":
