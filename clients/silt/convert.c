@@ -327,6 +327,8 @@ const uint8_t *convert_text(const struct convert *c, size_t *bytes_count)
 
 void convert_take(struct convert *c, size_t bytes_count)
 {
+    if (!bytes_count) /* of a file without captions there was never any text */
+        return;
     c->text_bytes -= bytes_count;
     memmove(c->text, c->text + bytes_count, c->text_bytes);
 }
