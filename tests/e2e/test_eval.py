@@ -451,6 +451,8 @@ def test_tasks_are_asked_as_siltd_asks():
     assert tasks.put(item, [hits], "raw segments", 0, None) == {
         "question": f"\n\n{question}", "raw": True, "choices": item["choices"], "recall": [0, 1]}
     assert "recall" not in tasks.put(item, [hits], "raw", 0, None)
+    assert tasks.with_bare(["auto"]) == ["raw", "auto"]     # rows are counted beside it
+    assert tasks.with_bare(["siltd, mark", "raw"]) == ["turn", "raw", "siltd, mark"]
     folder = lib.folder()
     lines = [{"losses": losses, "kv_rows": 520, "recalled": recalled, "tokens": tokens}
              for losses, recalled, tokens in (([1, 2], 0, 20), ([1, 2], 0, 22), ([1, 2], 1, 120),

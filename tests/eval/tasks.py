@@ -156,6 +156,19 @@ FORMS = {
 ASKED = ("raw", "turn", "turn, mark", "raw segments", "siltd, mark", "auto")
 
 
+def bare_of(form):
+    """The form without found text, beside which a form's rows are counted."""
+    return "raw" if FORMS[form][0] or form == "auto" else "turn"
+
+
+def with_bare(names):
+    """Forms as they are asked: what their rows are counted beside is among them."""
+    unknown = [form for form in names if form not in FORMS]
+    if unknown:
+        sys.exit(f"--forms: {unknown[0]} is none of {'; '.join(FORMS)}")
+    return list(dict.fromkeys([*map(bare_of, names), *names]))
+
+
 def find(arguments, item):
     """As questions.find, for all of a stream's questions."""
     chunks = len(item["tokens"]) // CHUNK
@@ -277,8 +290,7 @@ def read(arguments, name, items, policy, ratio):
         told = {form: line["questions"][at * count:(at + 1) * count]
                 for at, form in enumerate(names)}
         for form, replies in told.items():
-            bare = told["raw" if FORMS[form][0] or form == "auto" else "turn"]
-            for reply, alone, right in zip(replies, bare, item["right"]):
+            for reply, alone, right in zip(replies, told[bare_of(form)], item["right"]):
                 rows = reply["kv_rows"] + COMP * reply["recalled"] + \
                     reply["tokens"] - alone["tokens"]
                 best = reply["losses"].index(min(reply["losses"]))
@@ -348,7 +360,8 @@ def main(words=None):
     arguments = questions.parse(parser, words)
     arguments.dmc = [ratio for ratio in arguments.dmc.split(",") if ratio]
     arguments.shots = [int(shots) for shots in arguments.shots.split(",")]
-    arguments.forms = arguments.forms.split(";")
+    arguments.forms = with_bare(arguments.forms.split(";"))
+    arguments.results.mkdir(parents=True, exist_ok=True)
     if not arguments.read_only:
         grid.keep_settings(arguments.runs / "settings of tasks", {
             "set": str(arguments.set.resolve()), "model": grid.file_sum(arguments.model),
