@@ -47,4 +47,10 @@ double logits_apart(struct fork *a, struct fork *b);
 int rig_set_up(void **state);
 int rig_tear_down(void **state);
 
+/* A stream's segments as they leave, user one of rig_left: counted, checked to be the next, and of
+ * rig_left[0]'s kept. */
+extern uint32_t rig_left[2];
+extern f16 rig_left_rows[8][TINY_LAYERS * TINY_KV_HEADS * TINY_COMP * 2 * TINY_HEAD_DIM];
+void rig_leaves(void *user, const struct segment_view *segment);
+
 #endif

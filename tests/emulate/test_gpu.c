@@ -217,33 +217,19 @@ static void states_cross_over(void **state)
     }
 }
 
-static uint32_t left[2];
-static f16 left_rows[8][TINY_LAYERS * TINY_KV_HEADS * TINY_COMP * 2 * TINY_HEAD_DIM];
-
-static void leaves(void *user, const struct segment_view *segment)
-{
-    uint32_t *count = user;
-    assert_int_equal(segment->number, *count);
-    assert_int_equal(segment->token_from, *count * TINY_CHUNK);
-    assert_int_equal(segment->rows_bytes, sizeof left_rows[0]);
-    if (count == &left[0])
-        memcpy(left_rows[*count], segment->rows, segment->rows_bytes);
-    *count += 1;
-}
-
 static void forks_answer_as_the_cpus(void **state)
 {
     (void)state;
     for (uint32_t ratio = 1; ratio <= 4; ratio *= 2) {
         struct held a = stream_of(cpu, ratio, 2), b = stream_of(gpu, ratio, 2);
         void *memory[2];
-        left[0] = left[1] = 0;
-        stream_on_segment_leave(a.stream, leaves, &left[0]);
-        stream_on_segment_leave(b.stream, leaves, &left[1]);
+        rig_left[0] = rig_left[1] = 0;
+        stream_on_segment_leave(a.stream, rig_leaves, &rig_left[0]);
+        stream_on_segment_leave(b.stream, rig_leaves, &rig_left[1]);
         assert_int_equal(stream_feed(a.stream, tokens, 6 * TINY_CHUNK + 77), 0);
         assert_int_equal(stream_feed(b.stream, tokens, 6 * TINY_CHUNK + 77), 0);
-        assert_int_equal(left[0], 4);
-        assert_int_equal(left[1], 4);
+        assert_int_equal(rig_left[0], 4);
+        assert_int_equal(rig_left[1], 4);
         uint64_t before = hash_of(&b);
         struct fork *x = fork_of(&a, &memory[0]), *y = fork_of(&b, &memory[1]);
         assert_int_equal(fork_feed(x, NULL, 0), 0);
@@ -258,8 +244,8 @@ static void forks_answer_as_the_cpus(void **state)
             apart = fmax(apart, logits_apart(x, y));
         }
         assert_true(fork_room(x) == fork_room(y) && fork_position(x) == fork_position(y));
-        struct cold_segment cold[2] = {{.number = 1, .rows = left_rows[1]},
-                                       {.number = 3, .rows = left_rows[3]}};
+        struct cold_segment cold[2] = {{.number = 1, .rows = rig_left_rows[1]},
+                                       {.number = 3, .rows = rig_left_rows[3]}};
         fork_rewind(x);
         fork_rewind(y);
         assert_int_equal(fork_recall(x, cold, 2), 0);
