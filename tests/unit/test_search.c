@@ -12,10 +12,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "daemon/search_internal.h"
-#include "tests/unit/rig.h"
+#include "tests/unit/search_rig.h"
 
-enum { CHUNK = 256, TEXT_MAX = 64 << 10 };
+enum { CHUNK = SEARCH_RIG_CHUNK, TEXT_MAX = 64 << 10 };
 
 static const char *expression(const char *question)
 {
@@ -73,109 +72,10 @@ static void chunks_as_text(void **state)
     assert_true(bytes <= 5);
 }
 
-struct parts {
-    char folder[128];
-    struct rig rig;
-    struct search *search;
-    void *memory;
-    _Atomic bool stopping;
-    uint8_t *table; /* what is asked for by meaning; NULL: nothing */
-    struct search_job *amid;
-};
-
-static void open_search(struct parts *p)
-{
-    struct search_options options = {.folder = p->folder,
-                                     .keys = true,
-                                     .model_fingerprint = 1,
-                                     .tokenizer = engine_tokenizer(rig_engine()),
-                                     .engine = rig_engine(),
-                                     .chunk_tokens = CHUNK,
-                                     .item_tokens_max = 1 << 17,
-                                     .slots = p->rig.slots,
-                                     .slot_count = 2,
-                                     .stopping = &p->stopping};
-    size_t bytes = (search_bytes(2, options.item_tokens_max) + 63) / 64 * 64;
-    char error[400] = "";
-
-    p->memory = aligned_alloc(64, bytes);
-    if (search_open(&p->search, &options, p->memory, error, sizeof error))
-        fail_msg("%s", error);
-}
-
-static struct parts *open_parts(void)
-{
-    struct parts *p = calloc(1, sizeof *p);
-    struct rig_options options = {.slots = 2, .asks = 1, .lag_tokens_max = 1 << 16};
-
-    rig_folder(p->folder, sizeof p->folder);
-    assert_int_equal(rig_open(&p->rig, p->folder, &options), 0);
-    rig_stream(&p->rig, 0, "s", 4);
-    rig_settle(&p->rig);
-    open_search(p);
-    return p;
-}
-
-static void close_search(struct parts *p)
-{
-    search_close(&p->search);
-    free(p->memory);
-}
-
-static void close_parts(struct parts *p)
-{
-    close_search(p);
-    rig_close(&p->rig);
-    rig_folder_drop(p->folder);
-    free(p);
-}
-
-static void feed(struct parts *p, uint64_t sequence, const char *text)
+static void feed(struct search_rig *p, uint64_t sequence, const char *text)
 {
     rig_text(&p->rig, 0, "p", sequence, text, strlen(text));
     rig_settle(&p->rig);
-}
-
-static void index_all(struct parts *p)
-{
-    while (search_step(p->search))
-        ;
-}
-
-static void run(struct parts *p, struct search_job *job)
-{
-    atomic_store(&job->done, false);
-    assert_int_equal(search_submit(p->search, job), 0);
-    search_step(p->search);
-    assert_true(atomic_load(&job->done));
-    assert_int_equal(job->result, 0);
-}
-
-/* Chunks with the question's words, best first. */
-static void find(struct parts *p, struct search_job *job, const char *question)
-{
-    memset(job, 0, sizeof *job);
-    job->stream_id = atomic_load(&p->rig.slots[0].stream_id);
-    job->question = (const uint8_t *)question;
-    job->question_bytes = (uint32_t)strlen(question);
-    job->chunk_end = UINT32_MAX;
-    job->table = p->table;
-    run(p, job);
-}
-
-static void read_texts(struct parts *p, struct search_job *job)
-{
-    job->kind = SEARCH_TEXTS;
-    for (job->text_count = 0;
-         job->text_count < job->hit_count && job->text_count < STREAM_RECALL_MAX; job->text_count++)
-        job->text[job->text_count].chunk = job->hits[job->text_count].chunk;
-    run(p, job);
-}
-
-static void look(struct parts *p, struct search_job *job, const char *question)
-{
-    find(p, job, question);
-    read_texts(p, job);
 }
 
 static void filler(char *out, uint32_t seed, size_t bytes)
@@ -245,7 +145,7 @@ static void whole_lines_stand_before_a_question(void **state)
 static void sentences_are_found(void **state)
 {
     static char text[TEXT_MAX];
-    struct parts *p = open_parts();
+    struct search_rig *p = search_rig_open(true);
     struct search_job *job = malloc(sizeof *job);
     char question[64], fact[64];
 
@@ -257,31 +157,31 @@ static void sentences_are_found(void **state)
         feed(p, i + 1, text);
         if (i % 4 == 1) {
             search_step(p->search);
-            close_search(p);
-            open_search(p);
+            search_rig_stop(p);
+            search_rig_start(p);
         }
     }
     filler(text, 99, 4000);
     feed(p, 13, text);
     for (int times = 0; times < 2; times++) { /* it was parked, and is back before anybody looked */
         atomic_store(&p->rig.slots[0].indexed_to, 0);
-        index_all(p);
+        search_rig_index(p);
         assert_int_equal(atomic_load(&p->rig.slots[0].indexed_to),
                          atomic_load(&p->rig.slots[0].tokens_acked) / CHUNK * CHUNK);
     }
     for (uint32_t i = 0; i < 12; i++) {
         snprintf(question, sizeof question, "Who keeps gate%u?", i);
         snprintf(fact, sizeof fact, "gate%u is person%u", i, i);
-        look(p, job, question);
+        search_rig_look(p, job, question);
         assert_true(job->hit_count >= 1);
         assert_non_null(strstr(job->text[0].text, fact));
         assert_true(job->text[0].bytes < SEARCH_TEXT_MAX);
         assert_int_equal(job->text[0].token_from, job->text[0].chunk * CHUNK);
     }
-    look(p, job, "Zeppelin?");
+    search_rig_look(p, job, "Zeppelin?");
     assert_int_equal(job->hit_count, 0);
     free(job);
-    close_parts(p);
+    search_rig_close(p);
 }
 
 static void words_near_in_meaning(void **state)
@@ -305,7 +205,7 @@ static void words_near_in_meaning(void **state)
 static void other_words_are_found_in_one_place(void **state)
 {
     static char text[TEXT_MAX];
-    struct parts *p = open_parts();
+    struct search_rig *p = search_rig_open(true);
     struct search_job *job = malloc(sizeof *job);
 
     (void)state;
@@ -317,19 +217,20 @@ static void other_words_are_found_in_one_place(void **state)
     add(text, "An auto came. ");
     filler(text + strlen(text), 4, 6000);
     feed(p, 1, text);
-    index_all(p);
-    look(p, job, "Who owns the red car?");
+    search_rig_index(p);
+    search_rig_look(p, job, "Who owns the red car?");
     assert_true(job->hit_count >= 2);
     assert_non_null(strstr(job->text[0].text, "Ottoline"));
-    look(p, job, "\xe2\x80\x94 The red car \xe2\x80\xa6"); /* words that are none to FTS5 */
+    search_rig_look(p, job,
+                    "\xe2\x80\x94 The red car \xe2\x80\xa6"); /* words that are none to FTS5 */
     assert_non_null(strstr(job->text[0].text, "Ottoline"));
     p->search->options.by = SEARCH_BY_WORDS;
-    look(p, job, "Who owns the red car?");
+    search_rig_look(p, job, "Who owns the red car?");
     assert_int_equal(job->hit_count, 0);
-    look(p, job, "The ruddy thing?");
+    search_rig_look(p, job, "The ruddy thing?");
     assert_int_equal(job->hit_count, 1);
     free(job);
-    close_parts(p);
+    search_rig_close(p);
 }
 
 /* What is put before a question, of the best chunk. */
@@ -347,32 +248,31 @@ static void places_are_of_their_own_question(void **state)
     static const char first[] = "The keeper of the eastern gate is Ottoline.",
                       second[] = "The captain of the yellow boat is Barnaby.";
     static char text[TEXT_MAX];
-    struct parts *p = open_parts();
+    struct search_rig *p = search_rig_open(true);
     struct search_job *jobs = calloc(2, sizeof *jobs);
 
     (void)state;
-    p->table = calloc(1 << 16, RECALL_QUERY_TOKENS); /* nothing is near in meaning */
+    search_rig_mean(p); /* nothing is near */
     filler(text, 1, 1100);
     snprintf(text + strlen(text), 200, "\n%s\n", first);
     filler(text + strlen(text), 2, 150);
     snprintf(text + strlen(text), 200, "\n%s\n", second);
     filler(text + strlen(text), 3, 3000);
     feed(p, 1, text);
-    index_all(p);
-    find(p, &jobs[0], "Who keeps the eastern gate?");
-    find(p, &jobs[1], "Which captain has the yellow boat?");
+    search_rig_index(p);
+    search_rig_find(p, &jobs[0], "Who keeps the eastern gate?");
+    search_rig_find(p, &jobs[1], "Which captain has the yellow boat?");
     assert_int_equal(jobs[0].hits[0].chunk, jobs[1].hits[0].chunk);
-    read_texts(p, &jobs[0]);
-    read_texts(p, &jobs[1]);
+    search_rig_read(p, &jobs[0]);
+    search_rig_read(p, &jobs[1]);
     expect_line(&jobs[0], first);
     expect_line(&jobs[1], second);
     assert_true(jobs[0].text[0].about && jobs[1].text[0].about);
-    look(p, &jobs[0], "What is a boat about?"); /* one word of it says too little */
+    search_rig_look(p, &jobs[0], "What is a boat about?"); /* one word of it says too little */
     expect_line(&jobs[0], second);
     assert_false(jobs[0].text[0].about);
-    free(p->table);
     free(jobs);
-    close_parts(p);
+    search_rig_close(p);
 }
 
 /* What is put around a line is the stream's own text, of as many tokens as are wanted. */
@@ -382,22 +282,22 @@ static void text_around_is_as_it_was(void **state)
     static const uint32_t wanted[] = {1, 40, 256, 600, 700};
     const struct tokenizer *tokenizer = engine_tokenizer(rig_engine());
     static int32_t tokens[SEARCH_AROUND_MAX + PRETOKEN_BYTES_MAX];
-    struct parts *p = open_parts();
+    struct search_rig *p = search_rig_open(true);
     struct search_job *job = malloc(sizeof *job);
     char question[64];
 
     (void)state;
-    p->table = calloc(1 << 16, RECALL_QUERY_TOKENS); /* nothing is near in meaning */
+    search_rig_mean(p); /* nothing is near */
     for (uint32_t i = 0; i < 40; i++) {
         filler(text + strlen(text), i / 2, 90 + i * 7); /* twice the same */
         snprintf(question, sizeof question, " Köln — the keeper of gate%u\n", i);
         add(text, question);
     }
     feed(p, 1, text);
-    index_all(p);
+    search_rig_index(p);
     for (uint32_t i = 0; i < 40; i++) {
         snprintf(question, sizeof question, "What of gate%u?", i);
-        find(p, job, question);
+        search_rig_find(p, job, question);
         if (!job->hit_count)
             continue; /* in the open chunk */
         for (uint32_t k = 0; k < 2 * sizeof wanted / sizeof *wanted; k++) {
@@ -406,7 +306,7 @@ static void text_around_is_as_it_was(void **state)
 
             job->around_tokens = wanted[k / 2];
             job->chunk_end = k % 2 ? job->hits[0].chunk + 1 : UINT32_MAX;
-            read_texts(p, job);
+            search_rig_read(p, job);
             assert_true(wire_utf8_valid(job->around, job->around_bytes));
             assert_non_null(memmem(text, strlen(text), job->around, job->around_bytes));
             count = token_feed(tokenizer, &held, job->around, job->around_bytes, tokens);
@@ -419,19 +319,18 @@ static void text_around_is_as_it_was(void **state)
         }
     }
     job->around_tokens = 0;
-    read_texts(p, job);
+    search_rig_read(p, job);
     assert_int_equal(job->around_bytes, 0);
-    find(p, job, "Who is the keeper of gate7?");
+    search_rig_find(p, job, "Who is the keeper of gate7?");
     job->around_tokens = 100;
-    read_texts(p, job);
+    search_rig_read(p, job);
     assert_true(job->text[0].about); /* the line is enough */
     assert_int_equal(job->around_bytes, 0);
-    free(p->table);
     free(job);
-    close_parts(p);
+    search_rig_close(p);
 }
 
-static bool index_has(const struct parts *p, const char *word)
+static bool index_has(const struct search_rig *p, const char *word)
 {
     char command[300];
 
@@ -442,24 +341,24 @@ static bool index_has(const struct parts *p, const char *word)
 static void what_is_forgotten_is_gone(void **state)
 {
     static char text[TEXT_MAX];
-    struct parts *p = open_parts();
+    struct search_rig *p = search_rig_open(true);
 
     (void)state;
     filler(text, 1, 3000);
     add(text, "Ottoline. ");
     filler(text + strlen(text), 2, 3000);
     feed(p, 1, text);
-    index_all(p);
+    search_rig_index(p);
     assert_true(index_has(p, "Ottoline"));
     uint64_t id = atomic_exchange(&p->rig.slots[0].stream_id, 0);
     assert_int_equal(search_forget(p->search, id), 0);
     assert_false(index_has(p, "Ottoline"));
-    index_all(p);
+    search_rig_index(p);
     assert_false(index_has(p, "Ottoline"));
-    close_parts(p);
+    search_rig_close(p);
 }
 
-static void flip(const struct parts *p, off_t offset)
+static void flip(const struct search_rig *p, off_t offset)
 {
     char path[200];
     uint8_t byte;
@@ -478,10 +377,8 @@ static void flip(const struct parts *p, off_t offset)
 static void keys_find_what_words_do_not(void **state)
 {
     static char text[TEXT_MAX];
-    struct parts *p = open_parts();
+    struct search_rig *p = search_rig_open(true);
     struct search_job *job = malloc(sizeof *job);
-    struct token_text held = {0};
-    int32_t tokens[8];
     char command[300];
 
     (void)state;
@@ -491,52 +388,51 @@ static void keys_find_what_words_do_not(void **state)
     feed(p, 2, text);
     filler(text, 2, 20000);
     feed(p, 3, text);
-    index_all(p);
-    look(p, job, "Whoever?");
+    search_rig_index(p);
+    search_rig_look(p, job, "Whoever?");
     assert_int_equal(job->hit_count, 0);
-    p->table = calloc(1 << 16, RECALL_QUERY_TOKENS);
-    token_feed(engine_tokenizer(rig_engine()), &held, (const uint8_t *)"Z Z", 3, tokens);
-    p->table[(size_t)tokens[0] * RECALL_QUERY_TOKENS] = 200;
-    look(p, job, "Whoever?");
+    search_rig_near(p, "Z Z");
+    search_rig_look(p, job, "Whoever?");
     assert_in_range(job->hit_count, 1, 2); /* twice where it is near a chunk's end */
     assert_non_null(strchr(job->text[job->hit_count - 1].text, 'Z'));
     uint64_t chunk = job->hits[0].chunk;
 
     flip(p, 4096 + 100); /* damaged: not used, and made again */
-    look(p, job, "Whoever?");
+    search_rig_look(p, job, "Whoever?");
     assert_int_equal(job->hit_count, 0);
-    index_all(p);
-    look(p, job, "Whoever?");
+    search_rig_index(p);
+    search_rig_look(p, job, "Whoever?");
     assert_int_equal(job->hits[0].chunk, chunk);
 
     search_step(p->search);
-    close_search(p);
+    search_rig_stop(p);
     snprintf(command, sizeof command, "rm %s/search/*-keys", p->folder);
     assert_int_equal(system(command), 0);
-    open_search(p);
-    index_all(p);
-    look(p, job, "Whoever?");
+    search_rig_start(p);
+    search_rig_index(p);
+    search_rig_look(p, job, "Whoever?");
     assert_int_equal(job->hits[0].chunk, chunk);
     assert_int_equal(search_forget(p->search, atomic_exchange(&p->rig.slots[0].stream_id, 0)), 0);
     assert_int_not_equal(system(command), 0); /* gone with the text */
-    free(p->table);
     free(job);
-    close_parts(p);
+    search_rig_close(p);
 }
+
+static struct search_job *amid;
 
 /* A question comes amid a batch, whose lock is held. */
 static int ask_amid(void *user)
 {
-    struct parts *p = user;
+    struct search_rig *p = user;
 
-    assert_int_equal(search_submit(p->search, p->amid), 0);
-    p->amid = NULL;
+    assert_int_equal(search_submit(p->search, amid), 0);
+    amid = NULL;
     return 0;
 }
 
 static void a_question_waits_for_one_batch(void **state)
 {
-    struct parts *p = open_parts();
+    struct search_rig *p = search_rig_open(true);
     struct search_job *job = calloc(1, sizeof *job);
     struct slot *slots = p->rig.slots;
     const char *question = "Which river?";
@@ -552,7 +448,7 @@ static void a_question_waits_for_one_batch(void **state)
             rig_settle(&p->rig);
         }
         if (sequence == 1)
-            index_all(p);
+            search_rig_index(p);
     }
     uint64_t before[] = {atomic_load(&slots[0].indexed_to), atomic_load(&slots[1].indexed_to)};
     assert_true(before[0] && before[1]);
@@ -560,12 +456,12 @@ static void a_question_waits_for_one_batch(void **state)
     job->question = (const uint8_t *)question;
     job->question_bytes = (uint32_t)strlen(question);
     job->chunk_end = UINT32_MAX;
-    p->amid = job;
+    amid = job;
     struct word_table *first = search_table(p->search, job->stream_id, false);
     sqlite3_commit_hook(first->db, ask_amid, p);
 
     assert_true(search_step(p->search));
-    assert_null(p->amid);
+    assert_null(amid);
     assert_true(atomic_load(&slots[0].indexed_to) > before[0]);
     assert_int_equal(atomic_load(&slots[1].indexed_to), before[1]); /* the round ends for it */
     assert_false(atomic_load(&job->done));
@@ -575,7 +471,7 @@ static void a_question_waits_for_one_batch(void **state)
     assert_true(job->hit_count > 0);
     assert_true(atomic_load(&slots[1].indexed_to) > before[1]); /* whose turn it was */
     free(job);
-    close_parts(p);
+    search_rig_close(p);
 }
 
 int main(void)

@@ -12,74 +12,22 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "daemon/search_internal.h"
-#include "tests/unit/rig.h"
+#include "tests/unit/search_rig.h"
 #include "tests/unit/vfs_fault.h"
 
-enum { CHUNK = 256 };
+enum { CHUNK = SEARCH_RIG_CHUNK };
 
-struct parts {
-    char folder[128];
-    bool keys;
-    struct rig rig;
-    struct search *search;
-    void *memory;
-    _Atomic bool stopping;
-    uint8_t *table; /* [vocabulary][RECALL_QUERY_TOKENS] nothing is near to begin with */
-    struct search_job job;
-};
-
-static void open_all(struct parts *p)
+/* Nothing is near to begin with. */
+static struct search_rig *open_parts(bool keys)
 {
-    struct rig_options rig = {.slots = 2, .asks = 1, .lag_tokens_max = 1 << 16};
-    struct search_options options = {.folder = p->folder,
-                                     .keys = p->keys,
-                                     .model_fingerprint = 1,
-                                     .tokenizer = engine_tokenizer(rig_engine()),
-                                     .engine = rig_engine(),
-                                     .chunk_tokens = CHUNK,
-                                     .item_tokens_max = 1 << 17,
-                                     .slots = p->rig.slots,
-                                     .slot_count = 2,
-                                     .stopping = &p->stopping};
-    char error[400] = "";
+    struct search_rig *p = search_rig_open(keys);
 
-    assert_int_equal(rig_open(&p->rig, p->folder, &rig), 0);
-    rig_stream(&p->rig, 0, "s", 4);
-    rig_settle(&p->rig);
-    p->memory = aligned_alloc(64, (search_bytes(2, options.item_tokens_max) + 63) / 64 * 64);
-    if (search_open(&p->search, &options, p->memory, error, sizeof error))
-        fail_msg("%s", error);
-}
-
-static struct parts *open_parts(bool keys)
-{
-    struct parts *p = calloc(1, sizeof *p);
-
-    p->keys = keys;
-    p->table = calloc(1 << 16, RECALL_QUERY_TOKENS);
-    rig_folder(p->folder, sizeof p->folder);
-    open_all(p);
+    search_rig_mean(p);
     return p;
 }
 
-static void close_all(struct parts *p)
-{
-    search_close(&p->search);
-    free(p->memory);
-    rig_close(&p->rig);
-}
-
-static void close_parts(struct parts *p)
-{
-    close_all(p);
-    free(p->table);
-    rig_folder_drop(p->folder);
-    free(p);
-}
-
 /* So many times a text, as one message. */
-static void feed(struct parts *p, uint32_t slot, uint64_t sequence, const char *text,
+static void feed(struct search_rig *p, uint32_t slot, uint64_t sequence, const char *text,
                  uint32_t times)
 {
     size_t bytes = strlen(text);
@@ -89,53 +37,25 @@ static void feed(struct parts *p, uint32_t slot, uint64_t sequence, const char *
         memcpy(all + i * bytes, text, bytes + 1);
     rig_text(&p->rig, slot, "p", sequence, all, bytes * times);
     rig_settle(&p->rig);
-    while (search_step(p->search))
-        ;
+    search_rig_index(p);
     free(all);
 }
 
-static void run(struct parts *p, enum search_kind kind)
+static int run(struct search_rig *p, enum search_kind kind)
 {
     p->job.kind = kind;
-    atomic_store(&p->job.done, false);
-    assert_int_equal(search_submit(p->search, &p->job), 0);
-    search_step(p->search);
-    assert_true(atomic_load(&p->job.done));
+    return search_rig_run(p, &p->job);
 }
 
-/* As ask_recall.c does it. */
-static void look(struct parts *p, const char *question)
+static void look(struct search_rig *p, const char *question)
 {
-    struct search_job *job = &p->job;
-
-    job->stream_id = atomic_load(&p->rig.slots[0].stream_id);
-    job->question = (const uint8_t *)question;
-    job->question_bytes = (uint32_t)strlen(question);
-    job->chunk_end = UINT32_MAX;
-    job->table = p->table;
-    run(p, SEARCH_FIND);
-    assert_int_equal(job->result, 0);
-    for (job->text_count = 0;
-         job->text_count < job->hit_count && job->text_count < STREAM_RECALL_MAX; job->text_count++)
-        job->text[job->text_count].chunk = job->hits[job->text_count].chunk;
-    run(p, SEARCH_TEXTS);
-}
-
-/* A question asks for this letter, by meaning alone. */
-static void ask_for(struct parts *p, const char *letter)
-{
-    struct token_text held = {0};
-    int32_t tokens[8];
-
-    token_feed(engine_tokenizer(rig_engine()), &held, (const uint8_t *)letter, strlen(letter),
-               tokens);
-    p->table[(size_t)tokens[0] * RECALL_QUERY_TOKENS] = 200;
+    search_rig_look(p, &p->job, question);
 }
 
 /* The place had an earlier question's, of another stream, and now the index cannot be read. */
 static void nothing_of_another_question_is_left(void **state)
 {
-    struct parts *p = open_parts(true);
+    struct search_rig *p = open_parts(true);
     char command[512];
 
     (void)state;
@@ -146,17 +66,16 @@ static void nothing_of_another_question_is_left(void **state)
              p->folder);
     assert_int_equal(system(command), 0);
     p->job.stream_id++;
-    run(p, SEARCH_TEXTS);
-    assert_true(p->job.result < 0);
+    assert_true(run(p, SEARCH_TEXTS) < 0);
     assert_int_equal(p->job.text[0].bytes, 0);
     assert_int_equal(p->job.text[0].focus_to, 0);
     assert_int_equal(p->job.text[0].time_us, 0);
     assert_string_equal(p->job.text[0].text, "");
-    close_parts(p);
+    search_rig_close(p);
 }
 
 /* Text before a token goes as trim_items has it go. */
-static void trim(struct parts *p, uint64_t token)
+static void trim(struct search_rig *p, uint64_t token)
 {
     struct journal *journal = p->rig.journal;
     uint64_t id = atomic_load(&p->rig.slots[0].stream_id);
@@ -170,7 +89,7 @@ static void trim(struct parts *p, uint64_t token)
 /* There is more of it that is as near, and older, than a search finds at most. */
 static void trimmed_text_takes_no_place(void **state)
 {
-    struct parts *p = open_parts(true);
+    struct search_rig *p = open_parts(true);
     uint64_t token;
     uint32_t found = 0;
 
@@ -181,7 +100,7 @@ static void trimmed_text_takes_no_place(void **state)
     feed(p, 0, 2, "river bread market. ", 200);
     feed(p, 0, 3, "Z is Ottoline's. ", 1);
     feed(p, 0, 4, "river bread market. ", 200);
-    ask_for(p, "Z Z");
+    search_rig_near(p, "Z Z");
     look(p, "Whoever?");
     assert_int_equal(p->job.hit_count, SEARCH_HITS_MAX);
     assert_true(p->job.hits[0].chunk * CHUNK < token);
@@ -193,14 +112,14 @@ static void trimmed_text_takes_no_place(void **state)
         found += strstr(p->job.text[i].text, "Ottoline") != NULL;
     }
     assert_in_range(found, 1, 2); /* twice where it is near a chunk's end */
-    close_parts(p);
+    search_rig_close(p);
 }
 
 /* On a full disk an index that is not open cannot be opened: it stays what it is, which is said of
  * indexing once, and of each question. */
 static void a_full_disk_takes_no_index(void **state)
 {
-    struct parts *p = open_parts(true);
+    struct search_rig *p = open_parts(true);
     int was = dup(STDERR_FILENO), said = memfd_create("said", MFD_CLOEXEC);
     char path[200], text[4096] = "";
     uint32_t lines = 0;
@@ -208,7 +127,6 @@ static void a_full_disk_takes_no_index(void **state)
     (void)state;
     feed(p, 0, 1, "Ottoline has the key. ", 60);
     look(p, "Who has the key?");
-    assert_int_equal(p->job.result, 0);
     snprintf(path, sizeof path, "%s/search/%016llx.db", p->folder,
              (unsigned long long)p->job.stream_id);
     for (int i = 0; i < SEARCH_OPEN_MAX; i++)
@@ -227,17 +145,16 @@ static void a_full_disk_takes_no_index(void **state)
     for (uint32_t at = 0; text[at]; at++)
         lines += text[at] == '\n';
     assert_int_equal(lines, 2);
-    run(p, SEARCH_TEXTS);
-    assert_int_equal(p->job.result, 0);
+    assert_int_equal(run(p, SEARCH_TEXTS), 0);
     assert_non_null(strstr(p->job.text[0].text, "Ottoline"));
     close(said);
     close(was);
-    close_parts(p);
+    search_rig_close(p);
 }
 
 /* A byte of the page that this part of a stream's database begins with is another. NULL: the
  * database is gone. */
-static void flip(struct parts *p, const char *part)
+static void flip(struct search_rig *p, const char *part)
 {
     uint64_t id = atomic_load(&p->rig.slots[0].stream_id);
     char path[200], text[100];
@@ -273,7 +190,7 @@ static void damage_met_by_indexing_is_mended(void **state)
 
     (void)state;
     for (int i = 0; i < 6; i++) {
-        struct parts *p = open_parts(i % 2);
+        struct search_rig *p = open_parts(i % 2);
 
         feed(p, 0, 1, "Ottoline has the key. ", 1);
         feed(p, 0, 2, "river bread market. ", 60);
@@ -284,58 +201,58 @@ static void damage_met_by_indexing_is_mended(void **state)
         assert_int_equal(atomic_load(&p->rig.slots[0].indexed_to),
                          atomic_load(&p->rig.slots[0].tokens_acked) / CHUNK * CHUNK);
         look(p, "Who has the key?");
-        assert_int_equal(p->job.result, 0);
         assert_true(p->job.hit_count > 0);
         assert_non_null(strstr(p->job.text[0].text, "Ottoline"));
-        close_parts(p);
+        search_rig_close(p);
     }
 }
 
 /* As soon as somebody asks, too: the question finds what it would have. */
 static void damage_met_by_a_question_is_mended(void **state)
 {
-    struct parts *p = open_parts(true);
+    struct search_rig *p = open_parts(true);
 
     (void)state;
     feed(p, 0, 1, "Ottoline has the key. ", 1);
     feed(p, 0, 2, "river bread market. ", 60);
     flip(p, "words_data");
     look(p, "Who has the key?");
-    assert_int_equal(p->job.result, 0);
     assert_true(p->job.hit_count > 0);
     assert_non_null(strstr(p->job.text[0].text, "Ottoline"));
-    close_parts(p);
+    search_rig_close(p);
 }
 
 /* The journal is an earlier copy of itself: what was indexed behind it is not the stream's. */
 static void an_index_ahead_of_the_journal_is_not_believed(void **state)
 {
-    struct parts *p = open_parts(false);
+    struct search_rig *p = open_parts(false);
     char command[600];
 
     (void)state;
     feed(p, 0, 1, "river bread market. ", 60);
-    close_all(p);
+    search_rig_stop(p);
+    rig_close(&p->rig);
     snprintf(command, sizeof command, "cp %s/journal.db %s/copy", p->folder, p->folder);
     assert_int_equal(system(command), 0);
-    open_all(p);
+    search_rig_start_all(p);
     feed(p, 0, 2, "Ottoline has the key. ", 60);
-    close_all(p);
+    search_rig_stop(p);
+    rig_close(&p->rig);
     snprintf(command, sizeof command, "rm %s/journal.db*; mv %s/copy %s/journal.db", p->folder,
              p->folder, p->folder);
     assert_int_equal(system(command), 0);
-    open_all(p);
+    search_rig_start_all(p);
     search_step(p->search);
     feed(p, 0, 2, "Barnaby has the boat. ", 120);
     look(p, "Who has the key?");
     assert_int_equal(p->job.hit_count, 0);
     look(p, "Who has the boat?");
     assert_true(p->job.hit_count > 0);
-    close_parts(p);
+    search_rig_close(p);
 }
 
 /* The stream goes from one place to another, as it would by resting. */
-static void move(struct parts *p, uint32_t from, uint32_t to)
+static void move(struct search_rig *p, uint32_t from, uint32_t to)
 {
     rig_request(&p->rig, INGEST_UNLOAD, from, "");
     rig_settle(&p->rig);
@@ -349,7 +266,7 @@ static void move(struct parts *p, uint32_t from, uint32_t to)
 /* Back in a place where it had been before: what was indexed in another meanwhile is not again. */
 static void no_chunk_is_indexed_twice(void **state)
 {
-    struct parts *p = open_parts(true);
+    struct search_rig *p = open_parts(true);
     uint64_t chunks;
 
     (void)state;
@@ -363,15 +280,14 @@ static void no_chunk_is_indexed_twice(void **state)
     chunks = atomic_load(&p->rig.slots[0].tokens_acked) / CHUNK;
     assert_int_equal(atomic_load(&p->rig.slots[0].indexed_to), chunks * CHUNK);
     look(p, "Who has the key?");
-    assert_int_equal(p->job.result, 0);
     assert_int_equal(p->search->postings.rows, chunks);
-    close_parts(p);
+    search_rig_close(p);
 }
 
 /* A stream that rests before all of it is indexed: what is asked of its past finds that, too. */
 static void the_past_of_a_stream_at_rest_is_found(void **state)
 {
-    struct parts *p = open_parts(true);
+    struct search_rig *p = open_parts(true);
     struct slot *slot = &p->rig.slots[0];
 
     (void)state;
@@ -383,17 +299,16 @@ static void the_past_of_a_stream_at_rest_is_found(void **state)
     search_step(p->search); /* for nobody */
     assert_int_equal(atomic_load(&slot->indexed_to), 0);
     look(p, "Who has the key?");
-    assert_int_equal(p->job.result, 0);
     assert_true(p->job.hit_count > 0);
     assert_non_null(strstr(p->job.text[0].text, "Ottoline"));
-    close_parts(p);
+    search_rig_close(p);
 }
 
 /* A name longer than most words: a commit's or a file's sum, a class. */
 static void long_names_are_found(void **state)
 {
     static const char name[] = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
-    struct parts *p = open_parts(true);
+    struct search_rig *p = open_parts(true);
     char text[200];
 
     (void)state;
@@ -409,7 +324,7 @@ static void long_names_are_found(void **state)
         assert_in_range(p->job.hit_count, 1, 2);
         assert_non_null(strstr(p->job.text[0].text, name));
     }
-    close_parts(p);
+    search_rig_close(p);
 }
 
 int main(void)
