@@ -16,6 +16,7 @@ enum {
     TIMEOUT_MS = 30000,
     RECONNECT_FIRST_MS = 50, /* doubles up to the last */
     RECONNECT_LAST_MS = 2000,
+    MISSES_MAX = 7,      /* it has doubled so far then */
     HEARTBEAT_MS = 5000, /* finds a peer that is gone without a word, over TCP */
     HEARTBEAT_DEAD_MS = 20000,
     SEND_QUEUE_MAX = 256,
@@ -345,9 +346,25 @@ static void link_receive(struct client *client)
         zmq_msg_close(&frame);
         if (!reply)
             continue;
+        client->misses = 0;
         link_reply(client, reply);
         silt__v1__reply__free_unpacked(reply, NULL);
     }
+}
+
+/* When to try again. libzmq pauses where nobody listens; who takes the connection and cuts it,
+ * again and again, as a siltd with another key does, is given the same pauses here. */
+static void link_later(struct client *client)
+{
+    int64_t pause_ms = 0;
+
+    if (client->misses)
+        pause_ms = (int64_t)RECONNECT_FIRST_MS << (client->misses - 1);
+    if (pause_ms > RECONNECT_LAST_MS)
+        pause_ms = RECONNECT_LAST_MS;
+    if (client->misses < MISSES_MAX)
+        client->misses++;
+    client->up_us = client_now_us() + pause_ms * 1000;
 }
 
 /* One event of the monitor: two frames, event number and endpoint. */
@@ -379,11 +396,26 @@ static void link_event(struct client *client)
         for (int i = 0; i < 16; i++)
             link_receive(client);
         link_down(client);
-        if (link_up(client))
-            link_down(client);
+        link_later(client);
         if (was && client->options.on_link)
             client->options.on_link(client->options.user, false);
     }
+}
+
+/* Connects where there is no socket and it is time to. Returns how long to wait: timeout_ms at
+ * most. */
+static int link_again(struct client *client, int timeout_ms)
+{
+    int64_t wait_ms = (client->up_us - client_now_us() + 999) / 1000;
+
+    if (client->socket)
+        return timeout_ms;
+    if (wait_ms > 0)
+        return wait_ms < timeout_ms ? (int)wait_ms : timeout_ms;
+    if (!link_up(client))
+        return 0;
+    link_down(client); /* too many open files: there may be room later */
+    return timeout_ms;
 }
 
 int client_poll(struct client *client, int fd, int timeout_ms)
@@ -393,8 +425,7 @@ int client_poll(struct client *client, int fd, int timeout_ms)
 
     if (client->options.on_turn)
         client->options.on_turn(client->options.user);
-    if (!client->socket && !link_up(client))
-        timeout_ms = 0;
+    timeout_ms = link_again(client, timeout_ms);
     if (client->socket) {
         items[count++] = (zmq_pollitem_t){.socket = client->monitor, .events = ZMQ_POLLIN};
         items[count++] = (zmq_pollitem_t){.socket = client->socket, .events = ZMQ_POLLIN};

@@ -49,6 +49,8 @@ struct client {
     bool ever;        /* siltd has been reached before */
     uint64_t epoch;   /* connections so far; 0: never */
     int64_t down_us;  /* since when there is no connection */
+    int64_t up_us;    /* without a socket: not before */
+    int misses;       /* connections in a row that brought no reply */
     uint64_t id_last; /* of the requests */
     bool resent;      /* the last request went out on more than one connection */
     struct pending *pending;

@@ -1,6 +1,7 @@
 """A siltd of a few lines that keeps the wire's promises and breaks down on request, for the tests
 of the clients: what it stores is compared with what was fed."""
 
+import socket
 import threading
 import time
 
@@ -212,3 +213,21 @@ class Mock:
             return
         del self.streams[request.remove.stream]
         self.send(who, pb.Reply(id=request.id, removed=pb.Removed(stream=request.remove.stream)))
+
+
+class Cutter:
+    """Takes every connection and cuts it, as a siltd does that speaks another key."""
+
+    def __init__(self):
+        self.taken = 0
+        self.socket = socket.socket(socket.AF_UNIX)
+        path = lib.folder() / "s"
+        self.endpoint = f"ipc://{path}"
+        self.socket.bind(str(path))
+        self.socket.listen(64)
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        while True:
+            self.socket.accept()[0].close()
+            self.taken += 1

@@ -12,7 +12,7 @@ import threading
 import time
 
 import lib
-from mock import Mock, pb
+from mock import Cutter, Mock, pb
 
 
 def some_text(bytes_count, seed=1):
@@ -136,6 +136,13 @@ def test_feed_gives_up_in_time():
     start = time.monotonic()
     gone = lib.silt(mock.endpoint, "feed", "s", path, "--patience", 1, code=3)
     assert b"has not come back" in gone.err and time.monotonic() - start < 10 * lib.SLOW
+
+
+def test_who_cuts_every_connection_has_pauses():
+    """As many as where nobody listens: they had been some thousand a second."""
+    cutter = Cutter()
+    lib.silt(cutter.endpoint, "ls", code=3)
+    assert 2 <= cutter.taken < 20, cutter.taken
 
 
 def test_feed_is_told_to_wait():

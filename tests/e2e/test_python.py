@@ -20,7 +20,7 @@ import silt.silt_pb2  # noqa: E402
 
 lib.wire = lambda: silt.silt_pb2
 import texts  # noqa: E402
-from mock import Mock  # noqa: E402
+from mock import Cutter, Mock  # noqa: E402
 
 EXAMPLES = lib.ROOT / "clients/python/examples"
 
@@ -205,6 +205,14 @@ def feed_part(client, mock, data):
     finally:
         over.set()
         thread.join()
+
+
+def test_who_cuts_every_connection_has_pauses():
+    """As many as where nobody listens: they had been a thousand a second."""
+    cutter = Cutter()
+    with silt.Client(cutter.endpoint) as client, refused(silt.Unreachable, "no siltd answers"):
+        client.process()
+    assert 2 <= cutter.taken < 20, cutter.taken
 
 
 def test_feed_survives_kill():

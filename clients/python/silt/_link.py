@@ -60,6 +60,7 @@ class Link:
         self.listeners: Dict[Tuple[str, str], Listener] = {}
         self._waiting: Dict[int, asyncio.Queue[Union[pb.Reply, int]]] = {}
         self._id_last = 0
+        self._misses = 0  # connections in a row that brought no reply
         self._down_since = time.monotonic()
         self._context: Optional[zmq.asyncio.Context] = None
         self._socket: Optional[zmq.asyncio.Socket] = None
@@ -128,7 +129,16 @@ class Link:
             finally:
                 self._close_sockets(*sockets)
                 self._gone()
+            await self._pause()
             sockets = await self._open_again()
+
+    async def _pause(self) -> None:
+        """libzmq pauses where nobody listens; who takes the connection and cuts it, again and
+        again, as a siltd with another key does, is given the same pauses here."""
+        if self._misses:
+            pause_ms = RECONNECT_FIRST_MS << min(self._misses - 1, 7)
+            await asyncio.sleep(min(pause_ms, RECONNECT_LAST_MS) / 1000)
+        self._misses += 1
 
     async def _open_again(self) -> Tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]:
         while True:
@@ -170,6 +180,7 @@ class Link:
             self._reply(reply)
 
     def _reply(self, reply: pb.Reply) -> None:
+        self._misses = 0
         waiting = self._waiting.get(reply.id)
         if waiting is not None:
             waiting.put_nowait(reply)
