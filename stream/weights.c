@@ -1,11 +1,11 @@
 /*
- * From a model file and an adapter file to packed weights.
+ * From a model file and an adapter file (weights_adapter.c) to packed weights.
  *
  * Every tensor's shape is checked before it is used. Two passes over the same code fill the
  * weights: the first only adds up bytes, the second packs into the one block that the sum asked
  * for.
  */
-#include "stream/internal.h"
+#include "stream/weights.h"
 #include "stream/token.h"
 
 #include <assert.h>
@@ -18,19 +18,6 @@
 #include <xxhash.h>
 
 enum { HUGE_PAGE_BYTES = 2 << 20 };
-enum { KEY_BYTES_MAX = 128, RANK_MAX = 1024 };
-
-/* One pass of loading: memory is NULL while bytes are only counted. */
-struct loader {
-    struct engine *engine;
-    char *memory;
-    size_t used;
-    void *stack; /* rows of fused matrices, [stack_bytes] */
-    size_t stack_bytes;
-    bool refers; /* matrices stay where they lie: a device makes its own copy */
-    char *error;
-    size_t error_bytes;
-};
 
 int fail_with(char *error, size_t error_bytes, int code, const char *format, ...)
 {
@@ -42,14 +29,14 @@ int fail_with(char *error, size_t error_bytes, int code, const char *format, ...
     return code;
 }
 
-static void *loader_take(struct loader *l, size_t bytes)
+void *loader_take(struct loader *l, size_t bytes)
 {
     size_t at = l->used;
     l->used += (bytes + 63) & ~(size_t)63;
     return l->memory ? l->memory + at : NULL;
 }
 
-static const struct gguf_tensor *find(struct loader *l, const struct gguf *file, const char *name,
+const struct gguf_tensor *loader_find(struct loader *l, const struct gguf *file, const char *name,
                                       uint64_t rows, uint64_t cols)
 {
     const struct gguf_tensor *t = gguf_tensor(file, name);
@@ -89,11 +76,10 @@ static const struct gguf_tensor *find(struct loader *l, const struct gguf *file,
     return t;
 }
 
-/* fp32 copy of a small tensor. */
-static int load_floats(struct loader *l, const float **out, const struct gguf *file,
-                       const char *name, uint32_t rows, uint32_t cols)
+int loader_floats(struct loader *l, const float **out, const struct gguf *file, const char *name,
+                  uint32_t rows, uint32_t cols)
 {
-    const struct gguf_tensor *t = find(l, file, name, rows, cols);
+    const struct gguf_tensor *t = loader_find(l, file, name, rows, cols);
     if (!t)
         return -EBADMSG;
     float *to = loader_take(l, (size_t)rows * cols * sizeof(float));
@@ -120,10 +106,7 @@ static int pack_exact(struct loader *l, struct weight *out, void *memory, const 
     return code;
 }
 
-/* For a device that makes its own copy: the file's rows where they are mapped, or fp32 rows of
- * ours.
- */
-static int refer(struct loader *l, struct weight *out, const void *rows_data, enum tensor_type type,
+int loader_refer(struct loader *l, struct weight *out, const void *rows_data, enum tensor_type type,
                  uint32_t rows, uint32_t cols, bool ours)
 {
     size_t bytes = rows * tensor_row_bytes(type, cols);
@@ -136,13 +119,13 @@ static int refer(struct loader *l, struct weight *out, const void *rows_data, en
     return 0;
 }
 
-static int pack(struct loader *l, struct weight *out, const void *rows_data, enum tensor_type type,
+int loader_pack(struct loader *l, struct weight *out, const void *rows_data, enum tensor_type type,
                 uint32_t rows, uint32_t cols)
 {
     const struct kernels *k = l->engine->kernels;
     enum tensor_type as = l->engine->exact ? TENSOR_F32 : type;
     if (l->refers)
-        return refer(l, out, rows_data, type, rows, cols, false);
+        return loader_refer(l, out, rows_data, type, rows, cols, false);
     void *memory = loader_take(l, k->weight_bytes(k, as, rows, cols));
     *out = (struct weight){.rows = rows, .cols = cols};
     if (!memory)
@@ -183,7 +166,7 @@ static int load_stacked(struct loader *l, struct weight *out, const struct gguf_
         memcpy((char *)l->stack + at, t[i]->data, t[i]->data_bytes);
         at += t[i]->data_bytes;
     }
-    return pack(l, out, l->stack, t[0]->type, rows, cols);
+    return loader_pack(l, out, l->stack, t[0]->type, rows, cols);
 }
 
 static int load_projection(struct loader *l, struct projection *p, const char *const *names,
@@ -194,7 +177,7 @@ static int load_projection(struct loader *l, struct projection *p, const char *c
     int code = 0;
     assert(count <= PROJECTION_PARTS_MAX);
     for (uint32_t i = 0; i < count; i++) {
-        t[i] = find(l, l->engine->model, names[i], rows[i], cols);
+        t[i] = loader_find(l, l->engine->model, names[i], rows[i], cols);
         if (!t[i])
             return -EBADMSG;
     }
@@ -207,7 +190,7 @@ static int load_projection(struct loader *l, struct projection *p, const char *c
     for (uint32_t i = 0; i < count && !code; i++) {
         p->column[i] = column;
         column += rows[i];
-        code = pack(l, &p->part[i], t[i]->data, t[i]->type, rows[i], cols);
+        code = loader_pack(l, &p->part[i], t[i]->data, t[i]->type, rows[i], cols);
     }
     return code;
 }
@@ -223,9 +206,9 @@ static int load_base_layer(struct loader *l, uint32_t n)
     for (int i = 0; i < 9; i++)
         snprintf(name[i], sizeof name[i], "blk.%u.%s.weight", n, part[i]);
     uint32_t q_dim = s->heads * s->head_dim;
-    int code = load_floats(l, &layer->attn_norm, e->model, name[0], 1, s->dim);
+    int code = loader_floats(l, &layer->attn_norm, e->model, name[0], 1, s->dim);
     if (!code)
-        code = load_floats(l, &layer->ffn_norm, e->model, name[1], 1, s->dim);
+        code = loader_floats(l, &layer->ffn_norm, e->model, name[1], 1, s->dim);
     if (!code)
         code = load_projection(l, &layer->qkv, (const char *const[]){name[2], name[3], name[4]},
                                (uint32_t[]){q_dim, s->kv_dim, s->kv_dim}, 3, s->dim);
@@ -245,8 +228,8 @@ static int load_base(struct loader *l)
 {
     struct engine *e = l->engine;
     const struct shape *s = &e->shape;
-    int code = load_floats(l, &e->output_norm, e->model, "output_norm.weight", 1, s->dim);
-    e->embedding = find(l, e->model, "token_embd.weight", s->vocab, s->dim);
+    int code = loader_floats(l, &e->output_norm, e->model, "output_norm.weight", 1, s->dim);
+    e->embedding = loader_find(l, e->model, "token_embd.weight", s->vocab, s->dim);
     if (!e->embedding)
         return -EBADMSG;
     const char *head =
@@ -257,211 +240,6 @@ static int load_base(struct loader *l)
     for (uint32_t n = 0; n < s->layers && !code; n++)
         code = load_base_layer(l, n);
     return code;
-}
-
-/* ---- adapter ---- */
-
-static const struct gguf_tensor *lora_part(struct loader *l, uint32_t n, const char *kind,
-                                           char target, char side)
-{
-    char name[KEY_BYTES_MAX];
-    snprintf(name, sizeof name, "blk.%u.%s_%c.%c", n, kind, target, side);
-    return gguf_tensor(l->engine->adapter, name);
-}
-
-/* Stacks the A matrices of q, k, v, and the decision rows, as fp32: they may be stored in different
- * types. */
-static int load_lora_in(struct loader *l, struct lora *lora, uint32_t n, const char *kind,
-                        bool decide)
-{
-    const struct shape *s = &l->engine->shape;
-    uint32_t rows = lora->rank[0] + lora->rank[1] + lora->rank[2];
-    lora->decide_column = rows;
-    if (decide)
-        rows += 2 * s->kv_heads;
-    if (!rows)
-        return 0;
-    float *stack = calloc((size_t)rows * s->dim, sizeof(float));
-    if (!stack)
-        return -ENOMEM;
-    uint32_t at = 0;
-    for (uint32_t i = 0; i < 4; i++) {
-        char name[KEY_BYTES_MAX];
-        const struct gguf_tensor *t = i < 3 ? lora_part(l, n, kind, "qkv"[i], 'a') : NULL;
-        if (i == 3 && decide) {
-            snprintf(name, sizeof name, "blk.%u.dmc_decide", n);
-            t = find(l, l->engine->adapter, name, 2 * s->kv_heads, s->dim);
-        }
-        for (uint32_t r = 0; t && r < t->dim[1]; r++, at++)
-            tensor_row(stack + (size_t)at * s->dim,
-                       (const char *)t->data + r * tensor_row_bytes(t->type, s->dim), t->type,
-                       s->dim);
-    }
-    int code = at != rows       ? -EBADMSG
-               : l->engine->gpu ? refer(l, &lora->in, stack, TENSOR_F32, rows, s->dim, true)
-                                : pack(l, &lora->in, stack, TENSOR_F32, rows, s->dim);
-    free(stack);
-    return code;
-}
-
-static int load_lora(struct loader *l, struct lora *lora, uint32_t n, const char *kind, bool decide)
-{
-    const struct shape *s = &l->engine->shape;
-    const uint32_t out[4] = {s->heads * s->head_dim, s->kv_dim, s->kv_dim, s->dim};
-    int code = 0;
-    for (int i = 0; i < 4 && !code; i++) {
-        const struct gguf_tensor *a = lora_part(l, n, kind, "qkvo"[i], 'a');
-        uint32_t in = i == 3 ? s->heads * s->head_dim : s->dim;
-        char name[KEY_BYTES_MAX];
-        lora->rank[i] = 0;
-        if (!a)
-            continue;
-        if (a->dim[1] < 1 || a->dim[1] > RANK_MAX)
-            return fail_with(l->error, l->error_bytes, -EBADMSG,
-                             "adapter: rank of blk.%u.%s_%c is not in 1..%d", n, kind, "qkvo"[i],
-                             RANK_MAX);
-        uint32_t rank = (uint32_t)a->dim[1];
-        snprintf(name, sizeof name, "blk.%u.%s_%c.a", n, kind, "qkvo"[i]);
-        a = find(l, l->engine->adapter, name, rank, in);
-        snprintf(name, sizeof name, "blk.%u.%s_%c.b", n, kind, "qkvo"[i]);
-        const struct gguf_tensor *b = find(l, l->engine->adapter, name, out[i], rank);
-        if (!a || !b)
-            return -EBADMSG;
-        lora->rank[i] = rank;
-        code = pack(l, i == 3 ? &lora->o_b : &lora->b[i], b->data, b->type, out[i], rank);
-        if (i == 3 && !code)
-            code = pack(l, &lora->o_a, a->data, a->type, rank, in);
-    }
-    if (!code)
-        code = load_lora_in(l, lora, n, kind, decide);
-    if (!code && decide) {
-        char name[KEY_BYTES_MAX];
-        snprintf(name, sizeof name, "blk.%u.dmc_decide.bias", n);
-        code = load_floats(l, &lora->decide_bias, l->engine->adapter, name, 1, 2 * s->kv_heads);
-    }
-    return code;
-}
-
-static int load_ratios(struct loader *l)
-{
-    struct engine *e = l->engine;
-    const struct shape *s = &e->shape;
-    uint32_t ratios = e->info.ratio_count - 1, heads = s->layers * s->kv_heads;
-    const float *quota = NULL;
-    int code = load_floats(l, &e->ratio_bias, e->adapter, "dmc.ratio_bias", ratios, heads);
-    if (!code)
-        code = load_floats(l, &quota, e->adapter, "dmc.quota", ratios, heads);
-    uint32_t *whole = loader_take(l, (size_t)ratios * heads * sizeof *whole);
-    if (code || !whole)
-        return code;
-    for (uint32_t r = 0; r < ratios; r++) {
-        uint32_t ratio = e->info.ratio[1 + r];
-        uint64_t sum = 0, most = (uint64_t)heads * 2 * s->chunk / ratio;
-        for (uint32_t i = r * heads; i < (r + 1) * heads; i++) {
-            if (!(quota[i] >= 1 && quota[i] <= (float)s->chunk))
-                return fail_with(l->error, l->error_bytes, -EBADMSG,
-                                 "adapter: dmc.quota holds %g, outside 1..%u", (double)quota[i],
-                                 s->chunk);
-            whole[i] = (uint32_t)quota[i];
-            sum += whole[i];
-        }
-        if (sum > most)
-            return fail_with(l->error, l->error_bytes, -EBADMSG,
-                             "adapter: the quotas of %ux add up to %llu entries a chunk, over the "
-                             "%llu that the ratio allows",
-                             ratio, (unsigned long long)sum, (unsigned long long)most);
-    }
-    e->quota = whole;
-    return 0;
-}
-
-/* Keys of the vocabulary are made here, from the map and the embeddings: many times smaller in the
- * file. */
-static int load_recall_tokens(struct loader *l, uint32_t c)
-{
-    struct engine *e = l->engine;
-    const struct kernels *k = e->kernels;
-    const struct gguf_tensor *map = find(l, e->adapter, "recall.token", c, e->shape.dim);
-    const float *bias, *gain;
-    uint8_t *rows = NULL;
-    float *scratch = NULL;
-    void *memory = NULL;
-    struct weight packed;
-
-    int code = map ? 0 : -EBADMSG;
-    if (!code)
-        code = load_floats(l, &bias, e->adapter, "recall.token.bias", 1, c);
-    if (!code)
-        code = load_floats(l, &gain, e->adapter, "recall.gain", 1, e->shape.vocab);
-    if (!code && l->memory) {
-        rows = malloc(e->shape.vocab * tensor_row_bytes(TENSOR_Q8_0, c));
-        memory = aligned_alloc(64, (k->weight_bytes(k, map->type, c, e->shape.dim) + 63) / 64 * 64);
-        scratch = malloc((size_t)KERNELS_ROWS_MAX * (e->shape.dim + c) * sizeof *scratch);
-        code = rows && memory && scratch ? 0 : -ENOMEM;
-        if (!code)
-            code = k->weight_pack(k, &packed, memory, map->data, map->type, c, e->shape.dim);
-        if (!code)
-            recall_key_rows(e, &packed, bias, gain, scratch, rows);
-    }
-    if (!code)
-        code = pack(l, &e->recall.token, rows, TENSOR_Q8_0, e->shape.vocab, c);
-    free(memory);
-    free(scratch);
-    free(rows);
-    return code;
-}
-
-/* Optional: without them far chunks are found by words alone. */
-static int load_recall(struct loader *l)
-{
-    struct engine *e = l->engine;
-    const struct shape *s = &e->shape;
-    struct recall_key *r = &e->recall;
-    const struct gguf_tensor *t = gguf_tensor(e->adapter, "recall.query");
-    uint64_t layer = 0;
-
-    if (!t)
-        return 0;
-    if (t->dim[1] < KERNELS_BLOCK || t->dim[1] > RECALL_DIM_MAX || t->dim[1] % KERNELS_BLOCK ||
-        s->vocab > RECALL_VOCAB_MAX || !gguf_u64(e->adapter, "silt.recall_layer", &layer) ||
-        layer > s->layers)
-        return fail_with(l->error, l->error_bytes, -EBADMSG,
-                         "adapter: recall keys want a width in %d..%d by %d, silt.recall_layer of "
-                         "at most %u and a vocabulary of at most %d",
-                         KERNELS_BLOCK, RECALL_DIM_MAX, KERNELS_BLOCK, s->layers, RECALL_VOCAB_MAX);
-    uint32_t c = (uint32_t)t->dim[1];
-    r->layer = (uint32_t)layer;
-    t = find(l, e->adapter, "recall.query", c, 2 * s->dim);
-    int code = t ? pack(l, &r->query, t->data, t->type, c, 2 * s->dim) : -EBADMSG;
-    if (!code)
-        code = load_floats(l, &r->query_bias, e->adapter, "recall.query.bias", 1, c);
-    if (!code)
-        code = load_floats(l, &r->weight, e->adapter, "recall.weight", 1, s->vocab);
-    if (!code)
-        code = load_floats(l, &r->weight_deep, e->adapter, "recall.weight_deep", 1, s->dim);
-    if (!code)
-        code = load_recall_tokens(l, c);
-    r->input = loader_take(l, (size_t)STREAM_BLOCK_TOKENS * 2 * s->dim * sizeof(float));
-    r->queries = loader_take(l, (size_t)RECALL_QUESTION_MAX * c * sizeof(float));
-    r->dim = code ? 0 : c;
-    return code;
-}
-
-static int load_adapter(struct loader *l)
-{
-    struct engine *e = l->engine;
-    const struct shape *s = &e->shape;
-    bool dmc = e->info.ratio_count > 1;
-    int code = load_floats(l, &e->comp_embedding, e->adapter, "comp.embd", s->comp, s->dim);
-    for (uint32_t n = 0; n < s->layers && !code; n++) {
-        code = load_lora(l, &e->layer[n].comp, n, "comp", false);
-        if (!code && dmc)
-            code = load_lora(l, &e->layer[n].dmc, n, "dmc", true);
-    }
-    if (!code && dmc)
-        code = load_ratios(l);
-    l->refers = false; /* what looks through the keys is the CPU, on any device */
-    return code ? code : load_recall(l);
 }
 
 static uint64_t fingerprint(const struct gguf *file)
@@ -497,7 +275,7 @@ static int load_pass(struct loader *l)
     l->refers = l->engine->gpu;
     int code = load_base(l);
     if (!code && l->engine->adapter)
-        code = load_adapter(l);
+        code = adapter_load(l);
     return code;
 }
 
