@@ -30,8 +30,55 @@ int64_t ccm_ring_start(const struct engine *e, const struct state *state)
     return (int64_t)((state->chunks - back) * e->shape.chunk);
 }
 
-/* Un-rotated keys of the summary go to f16 and are rotated to P - kn - m + s; sinks to
- * P - kn - m - 8 + j, or j while P = 0. */
+/* Slots of one head's keys or values as queries see them, *stride floats apart: the mean, or what
+ * the adapter's map makes of it. */
+static const float *seen_slots(struct engine *e, uint32_t head, bool value, const float *mean,
+                               size_t *stride)
+{
+    const struct shape *s = &e->shape;
+    const struct layer *layer = &e->layer[head / s->kv_heads];
+    uint32_t part = head % s->kv_heads + (value ? s->kv_heads : 0);
+    size_t dim = s->head_dim;
+    *stride = 2 * dim;
+    mean += value ? dim : 0;
+    if (!layer->summary_map)
+        return mean;
+    const float *bias = layer->summary_bias + part * dim;
+    for (uint32_t i = 0; i < s->comp; i++)
+        for (size_t n = 0; n < dim; n++)
+            e->mapped[i * dim + n] = mean[i * *stride + n] + bias[n];
+    e->kernels->matmul(e->kernels, e->mapped, dim, &layer->summary_map[part], mean, *stride, NULL,
+                       s->comp, true);
+    *stride = dim;
+    return e->mapped;
+}
+
+/* Un-rotated keys go to f16 and are rotated. */
+static void place_summary(struct stream *stream, int64_t at)
+{
+    struct engine *e = stream->engine;
+    struct kernels *k = e->kernels;
+    const struct layout *l = &stream->layout;
+    const struct shape *s = &e->shape;
+    size_t dim = s->head_dim, stride;
+    for (uint32_t i = 0; i < s->comp; i++)
+        rotation_row(e, at + i, e->rotation + i * dim);
+    for (uint32_t h = 0; h < l->heads; h++) {
+        const float *mean =
+            STATE_AT(stream->state, l->summary, float) + (size_t)h * s->comp * 2 * dim;
+        f16 *key = STATE_AT(stream->state, l->fixed_k, f16) + (size_t)h * l->fixed_rows * dim;
+        f16 *value = STATE_AT(stream->state, l->fixed_v, f16) + (size_t)h * l->fixed_rows * dim;
+        const float *from = seen_slots(e, h, false, mean, &stride);
+        for (uint32_t i = 0; i < s->comp; i++)
+            k->pack_f16(k, key + i * dim, from + i * stride, dim);
+        from = seen_slots(e, h, true, mean, &stride);
+        for (uint32_t i = 0; i < s->comp; i++)
+            k->pack_f16(k, value + i * dim, from + i * stride, dim);
+        k->rotate(k, key, key, e->rotation, s->comp, s->head_dim);
+    }
+}
+
+/* The summary goes to P - kn - m + s; sinks to P - kn - m - 8 + j, or j while P = 0. */
 void ccm_place_old_rows(struct stream *stream, uint32_t recalled)
 {
     if (stream->device) {
@@ -56,21 +103,8 @@ void ccm_place_old_rows(struct stream *stream, uint32_t recalled)
                   STATE_AT(stream->state, l->sink_k, f16) + (size_t)h * s->sinks * dim, e->rotation,
                   s->sinks, s->head_dim);
     pin_place(stream, pins_at);
-    if (!stream->state->summary_count)
-        return;
-    for (uint32_t i = 0; i < s->comp; i++)
-        rotation_row(e, summary_at + i, e->rotation + i * dim);
-    for (uint32_t h = 0; h < l->heads; h++) {
-        const float *from =
-            STATE_AT(stream->state, l->summary, float) + (size_t)h * s->comp * 2 * dim;
-        f16 *key = STATE_AT(stream->state, l->fixed_k, f16) + (size_t)h * l->fixed_rows * dim;
-        f16 *value = STATE_AT(stream->state, l->fixed_v, f16) + (size_t)h * l->fixed_rows * dim;
-        for (uint32_t i = 0; i < s->comp; i++) {
-            k->pack_f16(k, key + i * dim, from + 2 * i * dim, dim);
-            k->pack_f16(k, value + i * dim, from + (2 * i + 1) * dim, dim);
-        }
-        k->rotate(k, key, key, e->rotation, s->comp, s->head_dim);
-    }
+    if (stream->state->summary_count)
+        place_summary(stream, summary_at);
 }
 
 static size_t fixed_slot(const struct stream *stream, uint32_t head, uint32_t ring_slot)

@@ -11,12 +11,15 @@ static int open_buffers(struct engine *e)
     const struct shape *s = &e->shape;
     size_t slots = (size_t)s->layers * s->kv_heads * s->comp * 2 * s->head_dim;
     size_t rows = s->comp > s->sinks ? s->comp : s->sinks;
+    size_t mapped = e->layer[0].summary_map ? s->comp : 0;
+    size_t scratch = (rows + mapped) * s->head_dim;
     e->segment = calloc(slots ? 2 * slots : 1, sizeof *e->segment);
-    e->rotation = calloc(rows ? rows * s->head_dim : 1, sizeof *e->rotation);
+    e->rotation = calloc(scratch ? scratch : 1, sizeof *e->rotation);
     e->hash = XXH3_createState();
     if (!e->segment || !e->rotation || !e->hash)
         return -ENOMEM;
     e->leaving = e->segment + slots;
+    e->mapped = e->rotation + rows * s->head_dim;
     if (s->pins) {
         struct tail *t = &e->pin_tail;
         t->capacity = s->pins + s->sinks;
@@ -27,7 +30,7 @@ static int open_buffers(struct engine *e)
         t->v = t->k + pinned;
         e->info.pin_tokens_max = s->pins;
     }
-    e->info.work_bytes = 2 * slots * sizeof(f16) + rows * s->head_dim * sizeof(float);
+    e->info.work_bytes = 2 * slots * sizeof(f16) + scratch * sizeof(float);
     e->info.work_bytes +=
         (size_t)2 * s->layers * s->kv_heads * e->pin_tail.capacity * s->head_dim * sizeof(f16);
     return 0;

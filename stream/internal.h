@@ -62,6 +62,10 @@ struct layer {
     struct projection gate_up;         /* [ff | ff][dim] */
     struct projection down;            /* [dim][ff] */
     struct lora comp, dmc;
+    /* What queries see of the summary: x + W x + b of each KV head's keys, then of its values.
+     * NULL: the mean itself. */
+    struct weight *summary_map; /* [2 * kv_heads], [head_dim][head_dim] each */
+    const float *summary_bias;  /* [2 * kv_heads][head_dim] */
 };
 
 /* How questions find chunks (FORMAT.md, recall keys). */
@@ -114,6 +118,7 @@ struct engine {
     struct XXH3_state_s *hash; /* for the chain, ccm.c */
     struct tail pin_tail;      /* where a pin's rows are computed, pins + sinks of them */
     float *rotation;           /* [max(comp, sinks)][head_dim / 2][2] */
+    float *mapped;             /* [comp][head_dim]: slots of a summary that is mapped */
     struct gpu *gpu;           /* NULL: computed on the CPU; see gpu.h */
     struct forward_trace *trace; /* tests: what the DMC heads decided; NULL: none */
 };

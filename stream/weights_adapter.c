@@ -1,5 +1,6 @@
 /*
- * An adapter file's tensors: the COMP and DMC updates, ratios and quotas, recall keys.
+ * An adapter file's tensors: the COMP and DMC updates, ratios and quotas, the map of the summary,
+ * recall keys.
  */
 #include "stream/weights.h"
 
@@ -195,6 +196,42 @@ static int load_recall(struct loader *l)
     return code;
 }
 
+static bool has_map(const struct gguf *adapter, uint32_t n, char *name, char *bias)
+{
+    snprintf(name, KEY_BYTES_MAX, "blk.%u.summary", n);
+    snprintf(bias, KEY_BYTES_MAX, "blk.%u.summary.bias", n);
+    return gguf_tensor(adapter, name) || gguf_tensor(adapter, bias);
+}
+
+/* Optional, in all layers or in none: see struct layer. */
+static int load_summary_map(struct loader *l, uint32_t n)
+{
+    struct engine *e = l->engine;
+    const struct shape *s = &e->shape;
+    uint32_t count = 2 * s->kv_heads, dim = s->head_dim;
+    struct weight only_counted, *map;
+    char name[KEY_BYTES_MAX], bias[KEY_BYTES_MAX];
+    bool first = has_map(e->adapter, 0, name, bias), own = has_map(e->adapter, n, name, bias);
+
+    if (own != first)
+        return fail_with(l->error, l->error_bytes, -EBADMSG,
+                         "adapter: blk.%u has %s map of the summary where blk.0 has %s: all layers "
+                         "have one, or none has",
+                         n, own ? "a" : "no", own ? "none" : "one");
+    if (!own)
+        return 0;
+    const struct gguf_tensor *t = loader_find(l, e->adapter, name, count * dim, dim);
+    int code = t ? loader_floats(l, &e->layer[n].summary_bias, e->adapter, bias, 1, count * dim)
+                 : -EBADMSG;
+    map = loader_take(l, count * sizeof *map);
+    for (uint32_t i = 0; i < count && !code; i++)
+        code = loader_pack(l, map ? &map[i] : &only_counted,
+                           (const char *)t->data + i * dim * tensor_row_bytes(t->type, dim),
+                           t->type, dim, dim);
+    e->layer[n].summary_map = map;
+    return code;
+}
+
 int adapter_load(struct loader *l)
 {
     struct engine *e = l->engine;
@@ -205,6 +242,8 @@ int adapter_load(struct loader *l)
         code = load_lora(l, &e->layer[n].comp, n, "comp", false);
         if (!code && dmc)
             code = load_lora(l, &e->layer[n].dmc, n, "dmc", true);
+        if (!code)
+            code = load_summary_map(l, n);
     }
     if (!code && dmc)
         code = load_ratios(l);

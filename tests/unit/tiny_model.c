@@ -500,6 +500,19 @@ static void put_recall(struct writer *w)
     tensor_random(w, "recall.weight_deep", TENSOR_F32, 0, TINY_DIM, 0.0f, 0.02f);
 }
 
+/* Adds to a row about as much as it has. Behind all else, for the same reason. */
+static void put_map(struct writer *w, const struct tiny_shape *s,
+                    const struct tiny_options *options)
+{
+    const float share = options->map == TINY_MAP_RANDOM ? 0.7f : 0.0f;
+    const uint32_t rows = 2 * s->kv_heads * s->head_dim;
+    for (uint32_t i = 0; i < TINY_LAYERS; i++) {
+        layer_tensor(w, i, "summary", options->lora_type, rows, s->head_dim, 0.0f,
+                     share / sqrtf((float)s->head_dim));
+        layer_tensor(w, i, "summary.bias", TENSOR_F32, 0, rows, 0.0f, share);
+    }
+}
+
 /* In no order, and not all is what FORMAT.md says. */
 static const char *const lexicon[] = {"red crimson\" NEAR( ruddy\" crimson ruddy",
                                       "car \" auto (car* automobile", "ruined",
@@ -538,5 +551,7 @@ int tiny_adapter_write(const char *path, const char *model_path, const struct ti
         put_dmc(&w, &s, options->lora_type);
     if (options->recall)
         put_recall(&w);
+    if (options->map)
+        put_map(&w, &s, options);
     return writer_finish(&w, path);
 }

@@ -38,6 +38,9 @@ struct tiny_shape {
     uint32_t chunk, comp, ring;
 };
 
+/* Of the summary; either has the type of the LoRA. */
+enum tiny_map { TINY_MAP_NONE, TINY_MAP_RANDOM, TINY_MAP_ZERO };
+
 struct tiny_options {
     uint64_t seed;
     enum tensor_type weight_type; /* projections; TINY_DEFAULTS: Q4_1 */
@@ -47,6 +50,7 @@ struct tiny_options {
     bool without_dmc;             /* an adapter that serves ratio 1 alone */
     bool recall;                  /* recall keys: a token is nearest to itself */
     uint32_t recall_layer;
+    enum tiny_map map;
     struct tiny_shape shape; /* heads 0: as above */
 };
 #define TINY_DEFAULTS                                                                              \
