@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "daemon/files.h"
 #include "daemon/log.h"
 #include "daemon/pages.h"
 #include "daemon/search_internal.h"
@@ -73,14 +74,15 @@ int word_table_unlink(const char *folder, uint64_t stream_id)
 {
     static const char *const ends[] = {"", "-wal", "-shm", "-keys"};
     char path[PATH_BYTES_MAX + 48];
-    int result = 0;
+    int result = 0, synced;
 
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
         path_of(folder, stream_id, ends[i], path);
         if (unlink(path) != 0 && errno != ENOENT)
             result = -errno;
     }
-    return result;
+    synced = files_sync_folder(&files_real, folder);
+    return result ? result : synced;
 }
 
 /* What a database was made with; another one is made again. */

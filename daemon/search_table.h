@@ -37,6 +37,7 @@ int word_table_open(struct word_table *t, const char *folder, int version,
 int word_table_stems(const struct word_table *t, const char *text, size_t bytes_count, void *user,
                      int (*see)(void *, int, const char *, int, int, int));
 void word_table_close(struct word_table *t);
+/* For good: after a power loss, too. */
 int word_table_unlink(const char *folder, uint64_t stream_id);
 /* Opens the recall keys of an open table in place `file` of keys (NULL: none are kept). */
 void word_table_open_keys(struct word_table *t, const char *folder, struct recall_keys *keys,

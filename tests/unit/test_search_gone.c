@@ -52,6 +52,42 @@ static void look(struct search_rig *p, const char *question)
     search_rig_look(p, &p->job, question);
 }
 
+static bool synced; /* since files of the index went */
+int __real_files_sync_folder(const struct files *files, const char *path);
+int __wrap_files_sync_folder(const struct files *files, const char *path);
+
+int __wrap_files_sync_folder(const struct files *files, const char *path)
+{
+    int result = __real_files_sync_folder(files, path);
+
+    synced = !result && strstr(path, "/search");
+    return result;
+}
+
+/* The power is cut: what went from a folder that was not synced since is there again. */
+static void what_is_forgotten_does_not_come_back(void **state)
+{
+    struct search_rig *p = open_parts(true);
+    char command[600];
+
+    (void)state;
+    feed(p, 0, 1, "Ottoline has the key. ", 60);
+    search_rig_stop(p);
+    snprintf(command, sizeof command, "cp -a %s/search %s/kept", p->folder, p->folder);
+    assert_int_equal(system(command), 0);
+    search_rig_start(p);
+    synced = false;
+    assert_int_equal(search_forget(p->search, atomic_load(&p->rig.slots[0].stream_id)), 0);
+    search_rig_stop(p);
+    snprintf(command, sizeof command, "mv %s/kept/* %s/search", p->folder, p->folder);
+    if (!synced)
+        assert_int_equal(system(command), 0);
+    snprintf(command, sizeof command, "grep -rqa Ottoline %s/search", p->folder);
+    assert_int_not_equal(system(command), 0);
+    search_rig_start(p);
+    search_rig_close(p);
+}
+
 /* The place had an earlier question's, of another stream, and now the index cannot be read. */
 static void nothing_of_another_question_is_left(void **state)
 {
@@ -332,6 +368,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_of_another_question_is_left),
         cmocka_unit_test(trimmed_text_takes_no_place),
+        cmocka_unit_test(what_is_forgotten_does_not_come_back),
         cmocka_unit_test(a_full_disk_takes_no_index),
         cmocka_unit_test(damage_met_by_indexing_is_mended),
         cmocka_unit_test(damage_met_by_a_question_is_mended),
