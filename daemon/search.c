@@ -451,6 +451,25 @@ static int run_below(sqlite3 *db, const char *text, uint64_t chunk)
     return code == SQLITE_DONE ? 0 : -EIO;
 }
 
+static int trim_rows(sqlite3 *db, uint64_t chunk)
+{
+    int result = sqlite3_exec(db, "BEGIN", NULL, NULL, NULL) ? -EIO : 0;
+
+    if (!result)
+        result = run_below(db,
+                           "INSERT INTO words (words, rowid, text) SELECT 'delete', chunk, text "
+                           "FROM chunks WHERE chunk < ? AND text <> ''",
+                           chunk);
+    if (!result)
+        result = run_below(db, "UPDATE chunks SET text = '' WHERE chunk < ?", chunk);
+    if (!result && sqlite3_exec(db, "COMMIT", NULL, NULL, NULL))
+        result = -EIO;
+    sqlite3_exec(db,
+                 result ? "ROLLBACK" : "PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)",
+                 NULL, NULL, NULL);
+    return result;
+}
+
 int search_trim(struct search *s, uint64_t stream_id, uint64_t chunk)
 {
     struct word_table *t;
@@ -458,19 +477,7 @@ int search_trim(struct search *s, uint64_t stream_id, uint64_t chunk)
 
     pthread_mutex_lock(&s->lock);
     t = search_table(s, stream_id, false);
-    result = t && sqlite3_exec(t->db, "BEGIN", NULL, NULL, NULL) == 0 ? 0 : -EIO;
-    if (!result)
-        result = run_below(t->db,
-                           "INSERT INTO words (words, rowid, text) SELECT 'delete', chunk, text "
-                           "FROM chunks WHERE chunk < ? AND text <> ''",
-                           chunk);
-    if (!result)
-        result = run_below(t->db, "UPDATE chunks SET text = '' WHERE chunk < ?", chunk);
-    if (t)
-        sqlite3_exec(t->db,
-                     result ? "ROLLBACK"
-                            : "COMMIT; PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)",
-                     NULL, NULL, NULL);
+    result = t ? trim_rows(t->db, chunk) : -EIO;
     pthread_mutex_unlock(&s->lock);
     return result;
 }

@@ -151,6 +151,37 @@ static void trimmed_text_takes_no_place(void **state)
     search_rig_close(p);
 }
 
+static bool finds_chunk(const struct search_rig *p, uint64_t chunk)
+{
+    for (uint32_t i = 0; i < p->job.hit_count; i++)
+        if (p->job.hits[i].chunk == chunk)
+            return true;
+    return false;
+}
+
+/* That the text is still there is said; with room again it goes. */
+static void a_full_disk_keeps_what_is_trimmed(void **state)
+{
+    struct search_rig *p = open_parts(false);
+    uint64_t id = atomic_load(&p->rig.slots[0].stream_id);
+
+    (void)state;
+    feed(p, 0, 1, "Ottoline has the key. ", 60);
+    for (uint64_t n = 1;; n++) {
+        int result;
+
+        vfs_fault_at(n, SQLITE_FULL, false);
+        result = search_trim(p->search, id, 1);
+        vfs_fault_at(0, 0, false);
+        look(p, "Who has the key?");
+        assert_true(p->job.hit_count > 0);
+        assert_int_equal(finds_chunk(p, 0), result != 0);
+        if (!result)
+            break;
+    }
+    search_rig_close(p);
+}
+
 /* On a full disk an index that is not open cannot be opened: it stays what it is, which is said of
  * indexing once, and of each question. */
 static void a_full_disk_takes_no_index(void **state)
@@ -369,6 +400,7 @@ int main(void)
         cmocka_unit_test(nothing_of_another_question_is_left),
         cmocka_unit_test(trimmed_text_takes_no_place),
         cmocka_unit_test(what_is_forgotten_does_not_come_back),
+        cmocka_unit_test(a_full_disk_keeps_what_is_trimmed),
         cmocka_unit_test(a_full_disk_takes_no_index),
         cmocka_unit_test(damage_met_by_indexing_is_mended),
         cmocka_unit_test(damage_met_by_a_question_is_mended),
