@@ -143,20 +143,23 @@ static int add_chunk(struct search *s, struct word_table *t, const struct cursor
     return result;
 }
 
-/* -ESTALE: chunks are indexed that the journal does not have. It is an earlier copy of itself, or
- * has lost its end, and others may come in their place. */
+/* -ESTALE: chunks are indexed that the journal did not have when the stream came. It is an earlier
+ * copy of itself, or has lost its end, and others come in their place. */
 static int start_cursor(struct search *s, struct cursor *c, struct word_table *t,
-                        uint64_t stream_id)
+                        uint64_t stream_id, uint64_t loaded)
 {
     uint64_t items, tokens, from, indexed = t->chunks;
     int result = reader_count(s->reader, stream_id, &items, &tokens);
 
     if (t->recall && t->key_chunks > indexed)
         indexed = t->key_chunks;
+    if (c->believed != stream_id && loaded < tokens)
+        tokens = loaded;
     if (!result && indexed > tokens / s->options.chunk_tokens)
         result = -ESTALE;
     if (result)
         return result;
+    c->believed = stream_id;
     memset(c, 0, offsetof(struct cursor, tokens));
     c->chunk = t->chunks < t->key_chunks ? t->chunks : t->key_chunks;
     c->stream_id = stream_id;
@@ -272,11 +275,12 @@ static bool index_slot(struct search *s, uint32_t index)
     struct slot *slot = &s->options.slots[index];
     struct cursor *c = &s->cursors[index];
     uint64_t stream_id = atomic_load(&slot->stream_id), chunk = s->options.chunk_tokens;
+    uint64_t loaded = atomic_load(&slot->tokens_loaded);
     struct word_table *t;
     int result = 0;
 
-    if (!stream_id)
-        return false;
+    if (!stream_id || atomic_load(&slot->stream_id) != stream_id)
+        return false; /* it may be gone before `loaded` was read */
     if (c->stream_id == stream_id && atomic_load(&slot->tokens_acked) < (c->chunk + 1) * chunk) {
         /* It may have been away from its place, and come back before others were looked at. */
         if (atomic_exchange(&slot->indexed_to, c->chunk * chunk) != c->chunk * chunk)
@@ -290,7 +294,7 @@ static bool index_slot(struct search *s, uint32_t index)
         return false;
     }
     if (c->stream_id != stream_id)
-        result = start_cursor(s, c, t, stream_id);
+        result = start_cursor(s, c, t, stream_id, loaded);
     if (!result)
         result = index_batch(s, c, t);
     if (result == -ESTALE) {

@@ -38,7 +38,8 @@ struct cursor {
     uint32_t before_count;
     int32_t before[SEARCH_OVERLAP]; /* [before_count] the end of the chunk before */
     int32_t tokens[SEARCH_CHUNK_MAX];
-    uint64_t failed; /* the stream that could not be indexed, which was said; 0: none */
+    uint64_t failed;   /* the stream that could not be indexed, which was said; 0: none */
+    uint64_t believed; /* the stream whose index was found not to be ahead; 0: none */
 };
 
 /* Where chunks have a question's terms: chunk - from << 32 | word of it << 16 | term, so that they

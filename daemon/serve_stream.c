@@ -107,6 +107,7 @@ static void give_slot(struct slot *slot, const struct record *record, uint32_t i
     slot->stat.recalled_us = slot->stat.recalled_count = 0;
     atomic_store(&slot->past, record->past);
     atomic_store(&slot->unread, false);
+    atomic_store(&slot->tokens_loaded, record->past ? UINT64_MAX : record->tokens);
     atomic_store(&slot->stream_id, record->stream_id);
     atomic_store(&slot->tokens_acked, record->tokens);
     atomic_store(&slot->indexed_to, 0);

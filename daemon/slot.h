@@ -87,6 +87,7 @@ struct slot {
     struct token_ring ring;
     _Atomic uint64_t stream_id; /* 0: not known yet, or forgotten */
     _Atomic uint64_t tokens_acked;
+    _Atomic uint64_t tokens_loaded; /* acked when it came here; UINT64_MAX: it is a past */
     _Atomic uint64_t bytes_text;
     _Atomic uint64_t indexed_to; /* tokens in the text index; the search thread's */
     _Atomic bool unindexed;      /* the search thread cannot */

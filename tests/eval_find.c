@@ -94,6 +94,7 @@ static void make_journal(const char *folder, const char *text_path)
     journal_close(&journal);
     fclose(file);
     atomic_store(&slot.stream_id, stream.id);
+    atomic_store(&slot.tokens_loaded, stream.tokens);
     atomic_store(&slot.tokens_acked, stream.tokens);
 }
 

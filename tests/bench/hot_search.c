@@ -87,6 +87,7 @@ static void make_journal(const char *folder, const struct tokenizer *tokenizer, 
     hot_check(!journal_stream_update(journal, &stream) && !journal_commit(journal), "journal");
     journal_close(&journal);
     atomic_store(&slot->stream_id, stream.id);
+    atomic_store(&slot->tokens_loaded, stream.tokens);
     atomic_store(&slot->tokens_acked, stream.tokens);
 }
 

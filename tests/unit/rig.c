@@ -296,6 +296,7 @@ int rig_stream(struct rig *rig, uint32_t slot_index, const char *name, uint32_t 
     slot->memory = aligned_alloc(64, (slot->memory_bytes + 63) / 64 * 64);
     slot->used = true;
     atomic_store(&slot->ready, false);
+    atomic_store(&slot->tokens_loaded, stream.tokens);
     atomic_store(&slot->stream_id, stream.id);
     atomic_store(&slot->ring.head, 0);
     atomic_store(&slot->ring.tail, 0);
