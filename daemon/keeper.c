@@ -84,6 +84,19 @@ int keeper_take(struct keeper *keeper, const struct slot *slot, size_t bytes, ui
     return 0;
 }
 
+void keeper_disown(struct keeper *keeper, uint64_t stream_id, uint64_t tokens)
+{
+    uint64_t list[CHECKPOINTS_SEEN_MAX];
+    uint32_t count = checkpoint_list(&keeper->at, stream_id, list);
+    int result;
+
+    if (!count || list[count - 1] <= tokens)
+        return;
+    result = keeper_cut(keeper, stream_id, tokens);
+    say(SAY_WARN, "checkpoints of stream %llu are ahead of the journal: they go%s%s",
+        (unsigned long long)stream_id, result ? ": " : "", result ? strerror(-result) : "");
+}
+
 uint64_t keeper_restore(struct keeper *keeper, uint64_t stream_id, struct stream *stream,
                         uint64_t tokens_max)
 {

@@ -53,6 +53,9 @@ void keeper_room_open(struct keeper *keeper, uint64_t bytes);
  * fit; -ENOENT: the stream is being removed; -EIO: its device has failed. Where there is no room
  * the state is not asked for: a device's is copied for that, and many streams wait at a time. */
 int keeper_take(struct keeper *keeper, const struct slot *slot, size_t bytes, uint64_t tokens);
+/* Of a stream that comes with so many tokens those past them go: the journal is an earlier copy of
+ * itself, or has lost its end, and other tokens come in their place. The compute thread's. */
+void keeper_disown(struct keeper *keeper, uint64_t stream_id, uint64_t tokens);
 /* Restores the newest checkpoint that is whole and not past tokens_max. 0: nothing is. */
 uint64_t keeper_restore(struct keeper *keeper, uint64_t stream_id, struct stream *stream,
                         uint64_t tokens_max);

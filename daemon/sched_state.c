@@ -58,6 +58,8 @@ void sched_open(struct sched *sched, struct slot *slot, const struct sched_reque
     message.result =
         stream_open(&slot->stream, sched->engine, &slot->options, slot->memory, slot->memory_bytes);
     if (!message.result) {
+        if (sched->keeper && request->stream_id && !atomic_load(&slot->past))
+            keeper_disown(sched->keeper, request->stream_id, request->tokens_max);
         if (sched->keeper && request->stream_id)
             slot->checkpoint = keeper_restore(sched->keeper, request->stream_id, slot->stream,
                                               request->tokens_max);
