@@ -130,7 +130,7 @@ static int ask_fill(Silt__V1__Ask *wire, Silt__V1__Sampling *sampling, const str
 /* The flag is set: siltd is told, and its last word awaited with the flag out of sight. */
 static int ask_interrupted(struct client *client, wire_request *request, struct pending *pending)
 {
-    const volatile sig_atomic_t *interrupted = client->options.interrupted;
+    const atomic_bool *interrupted = client->options.interrupted;
     struct asking *asking = pending->user;
     int r;
 

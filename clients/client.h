@@ -23,7 +23,7 @@
 #ifndef SILT_CLIENT_H
 #define SILT_CLIENT_H
 
-#include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -55,7 +55,7 @@ struct client_options {
     int reconnect_ms;       /* the same once it had been reached; 0: connect_ms */
     int timeout_ms;         /* for an answer that needs no computing; 0: 30,000 */
     int busy_ms; /* to try again for, where siltd is busy and says when; 0: that is -EBUSY */
-    const volatile sig_atomic_t *interrupted; /* NULL, or a flag a signal handler sets */
+    const atomic_bool *interrupted; /* NULL, or what a signal handler or another thread sets */
     /* Called when the connection goes (up false) and comes back; NULL: nobody cares. */
     void (*on_link)(void *user, bool up);
     /* Called when siltd's disk or plan is full; producers then wait and try again. NULL: they fail

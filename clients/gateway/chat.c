@@ -160,7 +160,7 @@ static bool wait_in_time(struct question *q, size_t seen, int milliseconds)
         question_wait(q, seen, left_ms < (uint64_t)milliseconds ? (int)left_ms : milliseconds);
 
     if (!q->ended && q->pooled && now_us() - q->begun_us > most_us)
-        q->pooled->interrupted = 1;
+        q->pooled->interrupted = true;
     return news;
 }
 

@@ -46,7 +46,7 @@ struct gateway_options {
 
 struct pooled {
     struct client *client;
-    volatile sig_atomic_t interrupted; /* set to end what it does */
+    atomic_bool interrupted; /* set to end what it does */
     bool used;
 };
 struct pool {

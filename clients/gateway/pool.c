@@ -47,7 +47,7 @@ void pool_stop(struct pool *pool)
     pthread_mutex_lock(&pool->lock);
     pool->stopping = true;
     for (uint32_t i = 0; i < pool->count; i++)
-        pool->clients[i].interrupted = 1;
+        pool->clients[i].interrupted = true;
     pthread_cond_broadcast(&pool->given);
     pthread_mutex_unlock(&pool->lock);
 }
@@ -77,7 +77,7 @@ static struct pooled *pool_wait(struct pool *pool, bool long_use)
         r = pthread_cond_timedwait(&pool->given, &pool->lock, &end);
     if (found) {
         found->used = true;
-        found->interrupted = 0;
+        found->interrupted = false;
         pool->used++;
     }
     pthread_mutex_unlock(&pool->lock);

@@ -56,7 +56,7 @@ void question_close(struct question **question)
     pthread_mutex_lock(&q->lock);
     q->abandoned = true;
     if (q->pooled)
-        q->pooled->interrupted = 1;
+        q->pooled->interrupted = true;
     pthread_mutex_unlock(&q->lock);
     question_drop(q);
     *question = NULL;
@@ -319,6 +319,7 @@ error:
     return r;
 }
 
+/* Under the lock. */
 static void count_end(struct question *q)
 {
     struct counters *counters = &q->gateway->counters;
@@ -342,7 +343,7 @@ static void pooled_set(struct question *q, struct pooled *pooled)
     pthread_mutex_lock(&q->lock);
     q->pooled = pooled;
     if (pooled && q->abandoned)
-        pooled->interrupted = 1;
+        pooled->interrupted = true;
     pthread_mutex_unlock(&q->lock);
 }
 
@@ -364,9 +365,9 @@ static void question_run(struct question *q)
     if (q->error.code && !q->error.text[0])
         snprintf(q->error.text, sizeof q->error.text, "%s", strerror(-q->error.code));
     pool_give(q->gateway, &pooled, q->error.code);
+    pthread_mutex_lock(&q->lock);
     count_end(q);
     atomic_fetch_sub(&q->gateway->counters.under_way, 1);
-    pthread_mutex_lock(&q->lock);
     q->ended = true;
     pthread_cond_signal(&q->news);
     pthread_mutex_unlock(&q->lock);

@@ -203,7 +203,7 @@ int feed_stop(struct silt *silt, struct progress *progress, struct producer *pro
     int r;
 
     progress_clear(progress);
-    silt_stop = 0;
+    silt_stop = false;
     r = feed_settle(silt, producer);
     producer_status(producer, &status);
     if (path)

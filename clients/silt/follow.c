@@ -461,7 +461,7 @@ static int follow_stop(struct follow *follow)
     int result = EXIT_STOPPED;
     size_t said = 0;
 
-    silt_stop = 0;
+    silt_stop = false;
     progress_clear(&follow->progress);
     for (size_t i = 0; i < follow->count; i++) {
         struct source *source = &follow->names[i]->source;

@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,7 @@
 
 enum { FULL_SAY_US = 60000000, WAIT_SAY_US = 1000000, BUSY_MS = 5000 };
 
-volatile sig_atomic_t silt_stop;
+atomic_bool silt_stop;
 
 static const struct command *const commands[] = {
     &command_feed, &command_ask, &command_stat, &command_plan,   &command_ls,
@@ -242,7 +243,7 @@ int silt_fail(const struct silt *silt)
 static void on_signal(int signal_number)
 {
     (void)signal_number;
-    silt_stop = 1;
+    silt_stop = true;
 }
 
 static const struct command *command_find(const char *name)

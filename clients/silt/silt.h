@@ -47,7 +47,7 @@ extern const struct command command_open, command_feed, command_ask, command_sta
     command_pin, command_unpin, command_pins, command_plan;
 
 /* Set by Ctrl-C and SIGTERM. */
-extern volatile sig_atomic_t silt_stop;
+extern atomic_bool silt_stop;
 
 enum { OPTION_SERVER_KEY = 0x1000, OPTION_CLIENT_KEY };
 /* Options every command takes; its own long options come before SILT_OPTIONS in the array. */

@@ -316,7 +316,7 @@ static bool key_take(struct top *top, int key)
 {
     switch (key) {
     case 'q':
-        silt_stop = 1;
+        silt_stop = true;
         return false;
     case KEY_UP:
     case 'k':

@@ -278,7 +278,7 @@ static void a_refused_producer_says_why(void **state)
 
 static void waiting_ends(void **state)
 {
-    static volatile sig_atomic_t interrupted;
+    static atomic_bool interrupted;
     struct client_options options = {
         .endpoint = "ipc:///nowhere/at/all", .connect_ms = 300, .interrupted = &interrupted};
     struct client_process_stat stat;
@@ -292,9 +292,9 @@ static void waiting_ends(void **state)
     client_close(&client);
     options.connect_ms = CLIENT_WAIT_FOREVER;
     assert_int_equal(client_open(&client, &options, &error), 0);
-    interrupted = 1;
+    interrupted = true;
     assert_int_equal(client_process_stat(client, &stat, &error), -EINTR);
-    interrupted = 0;
+    interrupted = false;
     client_close(&client);
     options.endpoint = "no endpoint";
     assert_true(client_open(&client, &options, &error) < 0);
