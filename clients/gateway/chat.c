@@ -1,5 +1,6 @@
 /* POST /v1/chat/completions and /api/ask: answers as JSON or as an event stream. */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,7 +9,7 @@
 enum {
     FIRST_MS = 15000,     /* for the first text, before a stream begins without it */
     HEARTBEAT_MS = 10000, /* a comment, so that nobody in between gives up */
-    PLAIN_WAIT_MS = 1000,
+    LOOK_MS = 1000,       /* how often a wait looks who is still there */
     STREAM_BLOCK_BYTES = 4096,
 };
 
@@ -155,7 +156,7 @@ static bool wait_in_time(struct question *q, size_t seen, int milliseconds)
 {
     uint64_t most_us = (uint64_t)q->gateway->options.answer_seconds * 1000000;
     uint64_t took_us = now_us() - q->begun_us;
-    uint64_t left_ms = took_us < most_us ? (most_us - took_us) / 1000 + 1 : PLAIN_WAIT_MS;
+    uint64_t left_ms = took_us < most_us ? (most_us - took_us) / 1000 + 1 : LOOK_MS;
     bool news =
         question_wait(q, seen, left_ms < (uint64_t)milliseconds ? (int)left_ms : milliseconds);
 
@@ -211,22 +212,48 @@ static enum MHD_Result reply_whole(struct question *q, struct MHD_Connection *co
     return reply_json(q->gateway, connection, 200, &json);
 }
 
+/* Whoever asked has closed the connection: libmicrohttpd looks only when there is something to
+ * send.
+ */
+static bool hung_up(struct MHD_Connection *connection)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    struct pollfd link = {.fd = info ? info->connect_fd : -1, .events = POLLRDHUP};
+
+    return poll(&link, 1, 0) > 0 && link.revents & (POLLRDHUP | POLLHUP | POLLERR);
+}
+
+/* Waits for the end of an answer, or, where it is streamed, for its first text, but not for ever.
+ * False: nobody reads it any more. */
+static bool wait_for_answer(struct question *q, struct MHD_Connection *connection, bool *ended)
+{
+    uint64_t most_us = (uint64_t)FIRST_MS * 1000;
+    bool news, left;
+
+    do {
+        news = wait_in_time(q, q->chat.streamed ? 0 : ANSWER_TEXT_MAX * 2, LOOK_MS);
+        *ended = q->ended;
+        pthread_mutex_unlock(&q->lock);
+        left = !news && hung_up(connection);
+    } while (!news && !left && (!q->chat.streamed || now_us() - q->begun_us < most_us));
+    return !left;
+}
+
 static enum MHD_Result answer(struct question *q, struct MHD_Connection *connection)
 {
     struct gateway *gateway = q->gateway;
     struct MHD_Response *response;
     enum MHD_Result r;
-    bool ended, news;
+    bool ended;
 
     /* The connection is silent for as long as siltd thinks. */
     MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT,
                               (unsigned)gateway->options.answer_seconds + 60);
-    do {
-        news = wait_in_time(q, q->chat.streamed ? 0 : ANSWER_TEXT_MAX * 2,
-                            q->chat.streamed ? FIRST_MS : PLAIN_WAIT_MS);
-        ended = q->ended;
-        pthread_mutex_unlock(&q->lock);
-    } while (!news && !q->chat.streamed);
+    if (!wait_for_answer(q, connection, &ended)) {
+        question_close(&q);
+        return MHD_NO;
+    }
     if (ended && q->error.code) {
         r = reply_client_error(gateway, connection, &q->error);
         question_close(&q);

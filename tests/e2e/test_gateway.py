@@ -212,6 +212,33 @@ def test_an_answer_has_its_time():
     siltd.kill()
 
 
+def begin_chat(gateway, question):
+    """Asks for a whole answer on a connection of its own."""
+    body = json.dumps({"user": "s", "messages": [{"role": "user", "content": question}]}).encode()
+    link = socket.create_connection(gateway.address.split(":"))
+    link.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+                 b"application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    return link
+
+
+def under_way(gateway):
+    text = gateway.call("GET", "/metrics")[1]
+    return int(re.search(r"^silt_gateway_questions_under_way (\d+)$", text, re.M)[1])
+
+
+def test_who_hangs_up_is_not_answered():
+    """The stream is the next request's, and nothing is kept that nobody has read."""
+    siltd = Mock()
+    with Gateway(endpoint=siltd.endpoint) as gateway:
+        siltd.streams["s"] = [bytearray(), {}]
+        link = begin_chat(gateway, "endless")
+        lib.wait_until("it is asked", lambda: siltd.asks)
+        link.close()
+        lib.wait_until("the question ends", lambda: not under_way(gateway), 10)
+        words(gateway.chat([("user", "Once more?")]))
+    siltd.kill()
+
+
 def events(text):
     return [json.loads(line[6:]) for line in text.split("\n\n")
             if line.startswith("data: ") and line != "data: [DONE]"]
