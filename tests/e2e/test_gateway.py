@@ -239,6 +239,29 @@ def test_who_hangs_up_is_not_answered():
     siltd.kill()
 
 
+def test_ends_behind_the_last_question():
+    """One that nobody waits for too: siltd has said what became of it."""
+    siltd = Mock()
+    cancel, told, answered = siltd.on_cancel, threading.Event(), threading.Event()
+
+    def cancel_late(*request):
+        told.set()
+        time.sleep(1)
+        cancel(*request)
+        answered.set()
+
+    siltd.on_cancel = cancel_late
+    with Gateway(endpoint=siltd.endpoint) as gateway:
+        siltd.streams["s"] = [bytearray(), {}]
+        link = begin_chat(gateway, "endless")
+        lib.wait_until("it is asked", lambda: siltd.asks)
+        link.close()
+        assert told.wait(10 * lib.SLOW)
+        gateway.process.terminate()
+        assert lib.ends(gateway.process) == 0 and answered.is_set()
+    siltd.kill()
+
+
 def events(text):
     return [json.loads(line[6:]) for line in text.split("\n\n")
             if line.startswith("data: ") and line != "data: [DONE]"]
