@@ -270,8 +270,9 @@ static void on_end(void *user, struct MHD_Connection *connection, void **state,
     struct request *request = *state;
 
     (void)user;
-    (void)connection;
     (void)code;
+    /* A question may have asked for longer, and the connection may stay for another request. */
+    MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, (unsigned)IDLE_SECONDS);
     if (request)
         text_free(&request->body);
     free(request);

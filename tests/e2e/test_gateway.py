@@ -262,6 +262,18 @@ def test_ends_behind_the_last_question():
     siltd.kill()
 
 
+def test_idle_connections_are_closed():
+    """Also one that had a whole answer: it had kept a place for as long as an answer may take."""
+    siltd = Mock()
+    with Gateway(endpoint=siltd.endpoint) as gateway:
+        siltd.streams["s"] = [bytearray(), {}]
+        link = begin_chat(gateway, "Who?")
+        link.settimeout(60 * lib.SLOW)
+        while link.recv(4096):
+            pass
+    siltd.kill()
+
+
 def events(text):
     return [json.loads(line[6:]) for line in text.split("\n\n")
             if line.startswith("data: ") and line != "data: [DONE]"]
