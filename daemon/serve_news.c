@@ -67,14 +67,20 @@ static uint64_t room_of(const struct core *core, const struct record *record)
 }
 
 /* Sends what is owed, with the room there is now; where the client does not read, the tick tries
- * again. */
+ * again. One that is told of none, as others took it meanwhile, is owed another when there is. */
 static void pay(struct core *core, struct waiter *waiter)
 {
     const struct record *record = &core->table.records[waiter->record];
+    uint64_t room = room_of(core, record);
+    int result = send_ack(core, waiter, room);
 
-    waiter->unsent = send_ack(core, waiter, room_of(core, record)) == -EAGAIN;
-    waiter->for_room = false;
-    waiter->used = waiter->unsent;
+    waiter->unsent = result == -EAGAIN;
+    waiter->for_room = room == 0 && result != -EHOSTUNREACH;
+    waiter->used = waiter->unsent || waiter->for_room;
+    if (!waiter->for_room)
+        return;
+    atomic_store(&core->slots[record->slot].credit_wanted, true);
+    doorbell_ring(&core->compute_bell);
 }
 
 void serve_owed_tick(struct core *core)

@@ -93,11 +93,88 @@ static void another_gives_text_away(void **state)
     rig_close(&rig);
 }
 
+/* A client of the gate's, and who it is. */
+static void *connect_client(struct wire_client *client)
+{
+    const int patience_ms = 5000;
+    char endpoint[128];
+    const uint8_t *bytes;
+    size_t bytes_count;
+    void *socket;
+
+    snprintf(endpoint, sizeof endpoint, "ipc://%s/s", rig_own_folder);
+    assert_int_equal(gate_open(&core.gate, endpoint, endpoint, sizeof endpoint), 0);
+    core.gate.clients.max = 1;
+    socket = zmq_socket(core.gate.context, ZMQ_DEALER);
+    snprintf(endpoint, sizeof endpoint, "ipc://%s/s", rig_own_folder);
+    assert_int_equal(zmq_setsockopt(socket, ZMQ_RCVTIMEO, &patience_ms, sizeof patience_ms), 0);
+    assert_int_equal(zmq_connect(socket, endpoint), 0);
+    assert_int_equal(zmq_send(socket, "", 0, 0), 0);
+    while (gate_receive(&core.gate, client, &bytes, &bytes_count) == -EAGAIN)
+        ;
+    return socket;
+}
+
+/* The credit of the next Ack. */
+static uint64_t next_credit(void *socket)
+{
+    uint8_t frame[1024];
+    int bytes = zmq_recv(socket, frame, sizeof frame, 0);
+    Silt__V1__Reply *reply;
+    uint64_t credit;
+
+    assert_in_range(bytes, 1, sizeof frame);
+    reply = silt__v1__reply__unpack(NULL, (size_t)bytes, frame);
+    assert_non_null(reply);
+    assert_int_equal(reply->body_case, SILT__V1__REPLY__BODY_ACK);
+    credit = reply->ack->credit_bytes;
+    silt__v1__reply__free_unpacked(reply, NULL);
+    return credit;
+}
+
+/* The room that was offered is another producer's before the first is told. */
+static void who_is_told_of_no_room_is_told_of_some(void **state)
+{
+    static uint8_t reply[REPLY_BYTES_MAX];
+    static struct waiter waiters[WAITERS_MAX];
+    struct slot *slot = &rig.slots[0];
+    void *socket;
+
+    (void)state;
+    assert_int_equal(rig_open(&rig, rig_own_folder, &options), 0);
+    set_up_core();
+    core.waiters = waiters;
+    core.reply = reply;
+    core.loop_bell = core.compute_bell = rig.bell;
+    core.config.lag_tokens_max = options.lag_tokens_max;
+    queue_init(&core.loop_queue, queue_memory[1], QUEUE_BYTES, &rig.bell);
+    rig.sched.loop = &core.loop_queue;
+    waiters[0] = (struct waiter){
+        .used = true, .for_room = true, .record = table_add(&core.table, "s"), .producer = "p"};
+    records[waiters[0].record].slot = 0;
+    socket = connect_client(&waiters[0].client);
+
+    atomic_store(&slot->credit_wanted, true);
+    sched_offer_room(&rig.sched, slot);
+    atomic_store(&slot->tokens_acked, options.lag_tokens_max);
+    serve_news(&core);
+    assert_int_equal(next_credit(socket), 0);
+    atomic_store(&slot->ring.head, options.lag_tokens_max);
+    sched_offer_room(&rig.sched, slot);
+    serve_news(&core);
+    assert_int_equal(next_credit(socket), options.lag_tokens_max);
+    assert_false(waiters[0].used);
+    zmq_close(socket);
+    gate_close(&core.gate);
+    rig_close(&rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         rig_folder_test(a_place_that_is_not_taken_is_nobody_s),
         rig_folder_test(another_gives_text_away),
+        rig_folder_test(who_is_told_of_no_room_is_told_of_some),
     };
 
     return cmocka_run_group_tests_name("serve", tests, NULL, NULL);
