@@ -3,7 +3,12 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <zmq.h>
+
+#include "daemon/clock.h"
+
+enum { LOOK_US = 100000 }; /* for clients that have gone, where there is no place for another */
 
 int clients_watch(struct clients *clients, void *context, void *socket, int door)
 {
@@ -58,6 +63,26 @@ void clients_drain(struct clients *clients)
         }
 }
 
+/* A client's last frame may come behind the news that it has gone: then it has a place, and nothing
+ * tells of it again. */
+static void forget_closed(struct clients *clients)
+{
+    uint64_t now = clock_us();
+
+    if (now - clients->looked_us < LOOK_US)
+        return;
+    clients->looked_us = now;
+    for (uint32_t i = 0; i < clients->count;) {
+        struct sockaddr_storage peer;
+        socklen_t bytes = sizeof peer;
+
+        if (getpeername(clients->fd[i], (struct sockaddr *)&peer, &bytes) == 0)
+            i++;
+        else
+            clients->fd[i] = clients->fd[--clients->count];
+    }
+}
+
 bool clients_admit(struct clients *clients, int fd)
 {
     if (fd < 0)
@@ -65,6 +90,8 @@ bool clients_admit(struct clients *clients, int fd)
     for (uint32_t i = 0; i < clients->count; i++)
         if (clients->fd[i] == fd)
             return true;
+    if (clients->count == clients->max)
+        forget_closed(clients);
     if (clients->count == clients->max)
         return false;
     clients->fd[clients->count++] = fd;

@@ -17,6 +17,7 @@ struct clients {
     void *monitor[2];             /* of a door that is not open: NULL */
     int32_t fd[CLIENTS_LIVE_MAX]; /* [count] of their connections */
     uint32_t count, max;
+    uint64_t looked_us; /* for those of them that have gone */
 };
 /* Before a socket is bound. */
 int clients_watch(struct clients *clients, void *context, void *socket, int door);

@@ -3,6 +3,7 @@
 
 import os
 import resource
+import signal
 import socket as plain
 import statistics
 import struct
@@ -201,6 +202,23 @@ def test_one_client_too_many():
             wire = raw.Raw(siltd.endpoint)
             raw.patient(wire.call, stat=pb.Stat())
             wire.close()
+
+
+def test_last_words_take_no_place():
+    """Clients are gone before their last request is looked at, as when siltd gets no time."""
+    with lib.Daemon(*lib.tiny(), ("--clients-max", 4)) as siltd:
+        clients = [raw.Raw(siltd.endpoint) for _ in range(8)]
+        time.sleep(0.5)  # all are connected
+        os.kill(siltd.process.pid, signal.SIGSTOP)
+        for wire in clients[4:]:
+            wire.socket.setsockopt(zmq.LINGER, 10000)
+            wire.send(stat=pb.Stat())
+        for wire in clients:
+            wire.close()
+        os.kill(siltd.process.pid, signal.SIGCONT)
+        time.sleep(0.5)
+        wire = raw.Raw(siltd.endpoint)
+        raw.patient(wire.call, stat=pb.Stat())
 
 
 def test_many_parked_streams():
