@@ -157,6 +157,9 @@ struct cuda_slide {
     const f16 *segment;                       /* [heads][comp][2][head_dim] new; NULL: none */
     f16 *fixed_k, *fixed_v, *ring_k, *sink_k; /* as stream/internal.h's layout */
     float *summary;
+    /* What queries see of it: x + W x + b of each slot's key and value, [heads][2][in][out] and
+     * [heads][2][head_dim]; NULL: x. */
+    const float *map, *map_bias;
     f16 *leaving;       /* out, same shape as segment; NULL: nobody asks */
     const f16 *pin_raw; /* [heads][pin_stride][head_dim] un-rotated; pin_k: where they are turned */
     f16 *pin_k;

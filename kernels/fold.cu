@@ -5,7 +5,7 @@
  */
 #include "kernels/cuda.cuh"
 
-enum { THREADS = 128 };
+enum { THREADS = 128, MAP_SLOTS = 4 /* that share a read of the map */ };
 
 /* One head's part of a slide. */
 struct head_slide {
@@ -80,6 +80,57 @@ static __device__ void place_pins(const struct head_slide &h)
                   turn[at]);
 }
 
+/* A pair of columns of MAP_SLOTS slots of the summary as queries see them; there may be fewer. */
+static __device__ void seen_slots(const struct head_slide &h, uint32_t slot, uint32_t col,
+                                  bool value, float2 *seen)
+{
+    const struct cuda_slide *s = h.s;
+    const float *x[MAP_SLOTS];
+    for (uint32_t n = 0; n < MAP_SLOTS; n++) {
+        uint32_t last = s->comp - 1;
+        x[n] = s->summary + segment_at(h, slot + n < last ? slot + n : last, value);
+        seen[n] = *(const float2 *)(x[n] + col);
+    }
+    if (!s->map)
+        return;
+    size_t part = 2 * h.head + value;
+    float2 bias = *(const float2 *)(s->map_bias + part * h.dim + col);
+    const float *map = s->map + part * h.dim * h.dim + col;
+    for (uint32_t n = 0; n < MAP_SLOTS; n++)
+        seen[n] = make_float2(seen[n].x + bias.x, seen[n].y + bias.y);
+#pragma unroll 4
+    for (uint32_t i = 0; i < h.dim; i += 2) {
+        float2 even = *(const float2 *)(map + i * h.dim);
+        float2 odd = *(const float2 *)(map + (i + 1) * h.dim);
+        for (uint32_t n = 0; n < MAP_SLOTS; n++) {
+            float2 in = *(const float2 *)(x[n] + i);
+            seen[n].x += even.x * in.x + odd.x * in.y;
+            seen[n].y += even.y * in.x + odd.y * in.y;
+        }
+    }
+}
+
+static __device__ void place_summary(const struct head_slide &h)
+{
+    const struct cuda_slide *s = h.s;
+    const float2 *turn = (const float2 *)s->rotation + (s->comp + s->sinks) * h.dim / 2;
+    f16 *key = s->fixed_k + h.head * s->fixed_rows * h.dim;
+    f16 *value = s->fixed_v + h.head * s->fixed_rows * h.dim;
+    uint32_t pairs = (uint32_t)h.dim / 2, groups = (s->comp + MAP_SLOTS - 1) / MAP_SLOTS;
+    for (uint32_t at = threadIdx.x; at < groups * pairs; at += THREADS) {
+        uint32_t slot = at / pairs * MAP_SLOTS, pair = at % pairs;
+        float2 k[MAP_SLOTS], v[MAP_SLOTS];
+        seen_slots(h, slot, 2 * pair, false, k);
+        seen_slots(h, slot, 2 * pair, true, v);
+        for (uint32_t n = 0; n < MAP_SLOTS && slot + n < s->comp; n++) {
+            uint32_t to = (slot + n) * pairs + pair;
+            turn_pair(key + 2 * to, half_to_float(half_from_float(k[n].x)),
+                      half_to_float(half_from_float(k[n].y)), turn[to]);
+            *(uint32_t *)(value + 2 * to) = half_pair(v[n].x, v[n].y);
+        }
+    }
+}
+
 static __device__ void place_old_rows(const struct head_slide &h)
 {
     const struct cuda_slide *s = h.s;
@@ -90,19 +141,8 @@ static __device__ void place_old_rows(const struct head_slide &h)
         turn_pair(key + 2 * at, half_to_float(sink[2 * at]), half_to_float(sink[2 * at + 1]),
                   turn[at]);
     place_pins(h);
-    if (!s->places_summary)
-        return;
-    turn += s->sinks * h.dim / 2;
-    key = s->fixed_k + h.head * s->fixed_rows * h.dim;
-    f16 *value = s->fixed_v + h.head * s->fixed_rows * h.dim;
-    for (uint32_t at = threadIdx.x; at < s->comp * h.dim / 2; at += THREADS) {
-        uint32_t slot = 2 * at / (uint32_t)h.dim, col = 2 * at % (uint32_t)h.dim;
-        const float *k = s->summary + segment_at(h, slot, false) + col;
-        const float *v = s->summary + segment_at(h, slot, true) + col;
-        turn_pair(key + 2 * at, half_to_float(half_from_float(k[0])),
-                  half_to_float(half_from_float(k[1])), turn[at]);
-        *(uint32_t *)(value + 2 * at) = half_pair(v[0], v[1]);
-    }
+    if (s->places_summary)
+        place_summary(h);
 }
 
 /* What waited comes into view: nothing lags behind a chunk's end. */

@@ -111,6 +111,7 @@ struct gpu {
     size_t scratch_bytes;
     void *embedding; /* the file's values, quantised ones in tiles */
     float *comp_embedding, *output_norm, *ratio_bias;
+    float *summary_map, *summary_bias; /* as struct cuda_slide's; NULL: the adapter has none */
     double *inverse_frequency;
     size_t weights_bytes, work_bytes; /* on the device; the scratch is of the weights */
     size_t host_bytes;                /* pinned, and tables */

@@ -259,6 +259,8 @@ static void slide_memory(const struct stream *s, struct cuda_slide *d)
     d->ring_k = STATE_AT(base, l->ring_k, f16);
     d->sink_k = STATE_AT(base, l->sink_k, f16);
     d->summary = STATE_AT(base, l->summary, float);
+    d->map = s->engine->gpu->summary_map;
+    d->map_bias = s->engine->gpu->summary_bias;
     d->window_row = STATE_AT(base, l->row, uint32_t);
     d->pin_raw = STATE_AT(base, l->pin_raw, f16);
     d->pin_k = STATE_AT(base, l->pin_k, f16);

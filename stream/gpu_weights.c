@@ -360,6 +360,34 @@ static void load_layer(struct upload *u, uint32_t n)
     load_projection(u, &to->down, BASE_ALONE, &from->down, -1);
 }
 
+/* Of all heads, keys' and values' in turn, each matrix turned over: what threads of neighbouring
+ * columns read lies side by side. */
+static void load_summary_map(struct upload *u)
+{
+    const struct engine *e = u->e;
+    size_t dim = e->shape.head_dim, square = dim * dim, matrices = 2 * (size_t)u->g->heads;
+    uint32_t kv_heads = e->shape.kv_heads;
+    if (!e->layer[0].summary_map)
+        return;
+    float *rows = malloc((square + matrices * (square + dim)) * sizeof *rows);
+    if (!rows) {
+        u->failed = true;
+        return;
+    }
+    float *map = rows + square, *bias = map + matrices * square;
+    for (size_t m = 0; m < matrices; m++) {
+        const struct layer *layer = &e->layer[m / 2 / kv_heads];
+        size_t part = m / 2 % kv_heads + m % 2 * kv_heads;
+        floats_of(rows, &layer->summary_map[part]);
+        for (size_t i = 0; i < square; i++)
+            map[m * square + i % dim * dim + i / dim] = rows[i];
+        memcpy(bias + m * dim, layer->summary_bias + part * dim, dim * sizeof *bias);
+    }
+    u->g->summary_map = send_floats(u, map, matrices * square);
+    u->g->summary_bias = send_floats(u, bias, matrices * dim);
+    free(rows);
+}
+
 static void load_shared(struct upload *u)
 {
     struct engine *e = u->e;
@@ -374,6 +402,7 @@ static void load_shared(struct upload *u)
     g->output_norm = send_floats(u, e->output_norm, s->dim);
     g->comp_embedding = send_floats(u, e->comp_embedding, (size_t)s->comp * s->dim);
     g->ratio_bias = send_floats(u, e->ratio_bias, (size_t)(e->info.ratio_count - 1) * g->heads);
+    load_summary_map(u);
     g->inverse_frequency = send(u, e->inverse_frequency, s->head_dim / 2 * sizeof(double));
 }
 

@@ -1,5 +1,5 @@
-/* A device's ops, but for its entries (device_rows.c), attention (device_attend.c) and what
- * is made of logits (device_logits.c). */
+/* A device's ops, but for its entries (device_rows.c), attention (device_attend.c), what is
+ * made of logits (device_logits.c), and a chunk's end (device_slide.c). */
 #include "tests/check/device.h"
 
 #include <math.h>
@@ -522,6 +522,7 @@ static const struct {
     {"weight", check_weights, NULL},       {"file", check_files, bench_device_file},
     {"logits", check_device_logits, NULL}, {"rotate", check_rotates, NULL},
     {"rows", check_device_rows, NULL},     {"attend", check_device_attend, NULL},
+    {"slide", check_device_slide, NULL},
 };
 
 int check_device(struct check *c, bool small, bool bench)

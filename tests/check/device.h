@@ -27,5 +27,6 @@ void check_device_rows(struct on_device *d);   /* make_rows: device_rows.c */
 void bench_device_file(struct on_device *d);   /* matmul_file: device_bench.c */
 void check_device_attend(struct on_device *d); /* device_attend.c */
 void check_device_logits(struct on_device *d); /* nll, best: device_logits.c */
+void check_device_slide(struct on_device *d);  /* device_slide.c */
 
 #endif
