@@ -56,6 +56,7 @@ struct recall_keys {
     bool direct;
     struct bound bound;
     struct page *reads; /* [READS][READ_PAGES] */
+    struct disk_op read[READS];
     struct key_file file[RECALL_KEYS_OPEN];
 };
 
@@ -98,6 +99,18 @@ int recall_keys_open(struct recall_keys **out, uint64_t model_fingerprint, void 
     return 0;
 }
 
+/* Where the engine itself failed amid a search its reads are under way still, into our buffers:
+ * they end first. */
+static int settle(struct recall_keys *k)
+{
+    struct disk_op *ended[READS];
+
+    while (!disk_idle(&k->disk))
+        if (!disk_reap(&k->disk, ended, READS, true))
+            return -EIO;
+    return 0;
+}
+
 void recall_keys_close(struct recall_keys **keys)
 {
     struct recall_keys *k = *keys;
@@ -106,7 +119,8 @@ void recall_keys_close(struct recall_keys **keys)
         return;
     for (uint32_t i = 0; i < RECALL_KEYS_OPEN; i++)
         recall_file_close(k, i);
-    k->disk.engine->close(k->disk.engine);
+    if (!settle(k))
+        k->disk.engine->close(k->disk.engine);
     *keys = NULL;
 }
 
@@ -154,8 +168,10 @@ static int page_io(struct recall_keys *k, const struct key_file *f, enum disk_ki
                          .bytes = (uint8_t *)f->last,
                          .count = sizeof *f->last,
                          .offset = number * sizeof *f->last};
-    int code = disk_run(&k->disk, &op);
+    int code = settle(k);
 
+    if (!code)
+        code = disk_run(&k->disk, &op);
     return code ? code : op.done == op.count ? 0 : -EIO;
 }
 
@@ -216,8 +232,10 @@ void recall_file_close(struct recall_keys *k, uint32_t file)
 {
     struct key_file *f = &k->file[file];
 
-    if (f->used)
-        disk_file_drop(&k->disk, f->slot);
+    if (!f->used)
+        return;
+    (void)settle(k);
+    disk_file_drop(&k->disk, f->slot);
     f->used = false;
 }
 
@@ -401,13 +419,15 @@ static int score_run(struct recall_keys *k, const struct key_file *f, const stru
 static int score_pages(struct recall_keys *k, const struct key_file *f, const struct range *range,
                        struct best *best)
 {
-    struct disk_op op[READS], *ended[READS];
+    struct disk_op *op = k->read, *ended[READS];
     bool done[READS] = {false};
     uint64_t first = range->from / RECALL_PAGE_KEYS;
     uint64_t pages = (range->end + RECALL_PAGE_KEYS - 1) / RECALL_PAGE_KEYS;
     uint64_t started = 0, scored = 0, runs = (pages - first + READ_PAGES - 1) / READ_PAGES;
-    int code = 0;
+    int code = settle(k);
 
+    if (code)
+        return code;
     while (scored < runs || !disk_idle(&k->disk)) {
         for (; !code && started < runs && started < scored + READS; started++)
             start_read(k, f, &op[started % READS], (uint32_t)(started % READS),
@@ -416,7 +436,7 @@ static int score_pages(struct recall_keys *k, const struct key_file *f, const st
             uint32_t n = disk_reap(&k->disk, ended, READS, true);
 
             if (!n)
-                return -EIO; /* the engine itself fails */
+                return -EIO; /* the engine itself fails: settle */
             for (uint32_t i = 0; i < n; i++)
                 done[ended[i] - op] = true;
         }

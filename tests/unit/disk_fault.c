@@ -84,6 +84,10 @@ static int reap(struct disk_engine *engine, struct disk_done *out, uint32_t max,
 {
     struct disk_fault *f = (struct disk_fault *)engine;
     uint32_t count = f->ended_count < max ? f->ended_count : max;
+    if (f->broken) {
+        f->broken--;
+        return -ENOMEM;
+    }
     memcpy(out, f->ended, count * sizeof *out);
     f->ended_count -= count;
     memmove(f->ended, f->ended + count, f->ended_count * sizeof *out);

@@ -33,6 +33,7 @@ struct disk_fault {
     struct disk_done ended[DISK_DEPTH]; /* without the inner engine */
     uint32_t ended_count;
     struct disk_op *delayed;
+    uint32_t broken; /* so many calls of reap find the engine itself failing */
     bool (*bad)(void *user, const struct disk_op *op); /* always -EIO; NULL: none is */
     void *bad_user;
 };

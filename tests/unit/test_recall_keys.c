@@ -15,6 +15,7 @@
 
 #include "daemon/recall_keys.h"
 #include "daemon/search.h"
+#include "tests/unit/disk_fault.h"
 #include "tests/unit/faults.h"
 
 enum { VOCAB = 1000, MODEL = 77, STREAM = 5, CHUNKS = 1000, PAGE = 4096, TOKENS = 200 };
@@ -176,6 +177,39 @@ static void a_flipped_bit_is_seen(void **state)
     check_best(s, 80 * RECALL_PAGE_KEYS, 500); /* what comes before it is good */
 }
 
+/* Its reads are still under way: they end before anything else begins. */
+static void an_engine_that_fails_amid_a_search(void **state)
+{
+    struct shelf *s = *state;
+    struct disk_fault fault;
+    struct recall_hit hits[8];
+    int32_t tokens[TOKENS];
+
+    assert_int_equal(recall_file_write(s->keys, 0), 0);
+    disk_fault_init(&fault, recall_keys_disk(s->keys), PAGE);
+    for (uint32_t n = 1; n < 4; n++) {
+        fault.broken = n;
+        for (uint32_t i = 0; i < n; i++)
+            assert_int_equal(recall_file_find(s->keys, 0, s->table, 0, CHUNKS, hits, 8), -EIO);
+        check_best(s, CHUNKS, 500);
+    }
+    fault.broken = 1;
+    assert_int_equal(recall_file_find(s->keys, 0, s->table, 0, CHUNKS, hits, 8), -EIO);
+    chunk_tokens(CHUNKS, tokens);
+    assert_int_equal(recall_file_add(s->keys, 0, CHUNKS, tokens, TOKENS), 0);
+    assert_int_equal(recall_file_write(s->keys, 0), 0);
+    check_best(s, CHUNKS, 500);
+    fault.broken = 1;
+    assert_int_equal(recall_file_find(s->keys, 0, s->table, 0, CHUNKS, hits, 8), -EIO);
+    recall_file_close(s->keys, 0);
+    assert_int_equal(recall_file_open(s->keys, 0, s->path, STREAM), CHUNKS + 1);
+    check_best(s, CHUNKS, 500);
+    fault.broken = 1;
+    assert_int_equal(recall_file_find(s->keys, 0, s->table, 0, CHUNKS, hits, 8), -EIO);
+    close_shelf(s);
+    open_shelf(s);
+}
+
 static void keys_of_others_are_not_used(void **state)
 {
     struct shelf *s = *state;
@@ -270,6 +304,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(keys_outlive_the_process, set_up, tear_down),
         cmocka_unit_test_setup_teardown(torn_ends_are_left_out, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_flipped_bit_is_seen, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(an_engine_that_fails_amid_a_search, set_up, tear_down),
         cmocka_unit_test_setup_teardown(keys_of_others_are_not_used, set_up, tear_down),
         cmocka_unit_test_setup_teardown(every_key_counts, set_up, tear_down),
         cmocka_unit_test(fusion),
