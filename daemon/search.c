@@ -23,7 +23,7 @@ static const char *const statement_text[SEARCH_STATEMENTS] = {
     [ADD_WORDS] = "INSERT INTO words (rowid, text) VALUES (?,?)",
     [FIND] = "SELECT rowid, bm25(words) FROM words WHERE words MATCH ? AND rowid < ? "
              "ORDER BY rank LIMIT ?",
-    [READ_TERM] = "SELECT 1 FROM words WHERE words MATCH ? AND gather(words)",
+    [READ_TERM] = "SELECT 1 FROM words WHERE words MATCH ? AND rowid < ? AND gather(words)",
     [GET_TEXT] = "SELECT token_from, token_to, time_from_us, text, time_to_us FROM chunks WHERE "
                  "chunk = ?",
     [GET_EXCERPT] = "SELECT snippet(words, 0, '', '', ' … ', ?) FROM words "

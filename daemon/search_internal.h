@@ -47,7 +47,7 @@ struct cursor {
 struct postings {
     uint64_t from, to;    /* chunks that are asked for */
     uint64_t rows;        /* chunks of the index; 0: not known yet */
-    uint64_t held;        /* chunks that have the term being read */
+    uint64_t held;        /* chunks below the question's end that have the term being read */
     uint32_t term;        /* being read */
     uint32_t count, room; /* of place: POSTINGS_MAX, or less for a test */
     uint32_t begin[RANK_PHRASES_MAX], end[RANK_PHRASES_MAX]; /* of each term's; taken ones go */
@@ -62,7 +62,7 @@ struct rank_term {
     char text[SEARCH_WORD_BYTES_MAX + 1];
     uint32_t token_count;
     uint64_t token[TERM_TOKENS_MAX]; /* [token_count] hashes */
-    uint64_t held;                   /* chunks that have it */
+    uint64_t held;                   /* chunks below the question's end that have it */
     uint32_t phrase;                 /* the first that it is the term of; UINT32_MAX: none */
 };
 /* A word that may stand for one of the question's. */
@@ -74,6 +74,7 @@ struct rank_phrase {
 };
 struct search_rank {
     uint64_t stream_id, question_hash;
+    uint64_t chunk_end; /* at most UINT32_MAX: what is behind it counts nowhere */
     uint32_t group_count, phrase_count, term_count;
     struct rank_phrase phrase[RANK_PHRASES_MAX]; /* [phrase_count] */
     struct rank_term term[RANK_PHRASES_MAX];     /* [term_count] */
@@ -149,8 +150,8 @@ const uint64_t *search_next_places(struct postings *postings, uint32_t *count);
  * negative errno. */
 int search_rank_find(struct search *search, struct word_table *table, const struct search_job *job,
                      struct search_hit *hits);
-/* Closeness of a place with all of the question's words, each as rare as the stream has it; 0 where
- * no chunk has any. */
+/* Closeness of a place with all of the question's words, each as rare as the stream has it up to
+ * the question's moment; 0 where no chunk has any. */
 float search_rank_most(const struct search_rank *rank);
 /* Makes search->rank that of a job's question, where it is not. */
 int search_rank_question(struct search *search, struct word_table *table,

@@ -72,7 +72,7 @@ int search_postings_register(fts5_api *api, struct postings *p)
     return api->xCreateFunction(api, "gather", p, gather_row, NULL) ? -EIO : 0;
 }
 
-static int read_term(struct word_table *t, const char *text)
+static int read_term(struct word_table *t, const char *text, uint64_t chunk_end)
 {
     sqlite3_stmt *read = t->statement[READ_TERM];
     char phrase[SEARCH_WORD_BYTES_MAX + 8];
@@ -80,6 +80,7 @@ static int read_term(struct word_table *t, const char *text)
 
     snprintf(phrase, sizeof phrase, "\"%s\"", text);
     sqlite3_bind_text(read, 1, phrase, -1, SQLITE_STATIC);
+    sqlite3_bind_int64(read, 2, (int64_t)chunk_end);
     code = sqlite3_step(read); /* no row is true: one step reads them all */
     sqlite3_reset(read);
     sqlite3_clear_bindings(read);
@@ -104,7 +105,7 @@ int search_gather(struct search *s, struct word_table *t, uint64_t from, uint64_
         if (!term->token_count || (r->weighed && !term->held))
             continue;
         p->held = 0;
-        result = read_term(t, term->text);
+        result = read_term(t, term->text, r->chunk_end);
         term->held = p->held;
     }
     for (uint32_t i = 0; i < p->term; i++)

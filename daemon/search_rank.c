@@ -149,23 +149,39 @@ static void weigh(struct search_rank *r, double rows)
     r->weighed = true;
 }
 
-/* The question's words, what may stand for them, and, weighed, where the first chunks have it. */
+static uint64_t end_of(const struct search_job *job)
+{
+    return job->chunk_end < UINT32_MAX ? job->chunk_end : UINT32_MAX;
+}
+
+/* Chunks of the index that are before the question's moment: it has no gaps behind what was
+ * trimmed away. */
+static uint64_t rows_below(const struct word_table *t, uint64_t rows, uint64_t chunk_end)
+{
+    uint64_t behind = t->chunks > chunk_end ? t->chunks - chunk_end : 0;
+
+    return rows > behind ? rows - behind : 0;
+}
+
+/* The question's words, what may stand for them, and, weighed, where the first chunks have it: of
+ * those below `to`. */
 static int read_question(struct search *s, struct word_table *t, const struct search_job *job,
-                         uint64_t chunk_end)
+                         uint64_t to)
 {
     struct search_rank *r = &s->rank;
     int result;
 
     r->stream_id = job->stream_id;
+    r->chunk_end = end_of(job);
     r->question_hash = XXH3_64bits(job->question, job->question_bytes);
     r->phrase_count = r->term_count = 0;
     r->weighed = false;
     memset(r->absent, 0, sizeof r->absent);
     result = add_phrases(s, t, job);
     if (!result)
-        result = search_gather(s, t, 0, chunk_end);
+        result = search_gather(s, t, 0, to);
     if (!result)
-        weigh(r, (double)s->postings.rows);
+        weigh(r, (double)rows_below(t, s->postings.rows, r->chunk_end));
     return result;
 }
 
@@ -173,7 +189,7 @@ int search_rank_question(struct search *s, struct word_table *t, const struct se
 {
     struct search_rank *r = &s->rank;
 
-    if (r->weighed && r->stream_id == job->stream_id &&
+    if (r->weighed && r->stream_id == job->stream_id && r->chunk_end == end_of(job) &&
         r->question_hash == XXH3_64bits(job->question, job->question_bytes))
         return 0;
     return read_question(s, t, job, 0);
@@ -285,7 +301,7 @@ static void rank_chunks(struct search *s, struct search_hit *hits, uint32_t *hit
 int search_rank_find(struct search *s, struct word_table *t, const struct search_job *job,
                      struct search_hit *hits)
 {
-    uint64_t end = job->chunk_end < UINT32_MAX ? job->chunk_end : UINT32_MAX;
+    uint64_t end = end_of(job);
     uint32_t count = 0;
     int result = read_question(s, t, job, end);
 

@@ -42,6 +42,7 @@ enum { VOCABULARY = sizeof vocabulary / sizeof *vocabulary };
 
 struct row {
     char text[TEXT_MAX];
+    bool kept; /* the index still has it */
     uint32_t count;
     uint64_t stem[STEMS_MAX];                /* [count] */
     uint32_t from[STEMS_MAX], to[STEMS_MAX]; /* [count] bytes */
@@ -66,7 +67,6 @@ struct bench {
     struct word_table *table;
     uint64_t seed;
     uint32_t chunks;
-    uint64_t rows; /* that the index still has */
     struct row row[CHUNKS_MAX];
     struct wanted wanted;
 };
@@ -102,6 +102,7 @@ static void make_row(struct bench *b, struct row *row)
 {
     uint32_t words = draw(b, 8) ? draw(b, WORDS_MAX) : 0;
 
+    row->kept = true;
     row->count = 0;
     row->text[0] = '\0';
     for (uint32_t i = 0; i < words; i++) {
@@ -133,7 +134,6 @@ static void fill(struct bench *b)
     uint32_t trimmed;
 
     b->chunks = 1 + draw(b, draw(b, 3) ? CHUNKS_MAX : 40);
-    b->rows = b->chunks;
     for (uint32_t i = 0; i < b->chunks;) {
         uint32_t end = i + 1 + draw(b, 32);
 
@@ -144,10 +144,11 @@ static void fill(struct bench *b)
         }
         assert_int_equal(sqlite3_exec(b->table->db, "COMMIT", NULL, NULL, NULL), 0);
     }
+    b->table->chunks = b->chunks;
     trimmed = draw(b, 2) ? 0 : draw(b, b->chunks);
     assert_int_equal(search_trim(b->search, STREAM, trimmed), 0);
     for (uint32_t i = 0; i < trimmed; i++) {
-        b->rows -= b->row[i].text[0] != '\0';
+        b->row[i].kept = !b->row[i].text[0];
         b->row[i].count = 0;
         b->row[i].text[0] = '\0';
     }
@@ -217,14 +218,14 @@ static float rarity(uint64_t rows, uint64_t with)
     return (float)fmax(0.1, log((n - k + 0.5) / (k + 0.5)));
 }
 
-/* False: no chunk has it. */
-static bool want_phrase(struct bench *b, const char *text, uint32_t group)
+/* False: no chunk of those that count, below `end`, has it. */
+static bool want_phrase(struct bench *b, const char *text, uint32_t group, uint32_t end)
 {
     struct phrase *phrase = &b->wanted.phrase[b->wanted.count];
 
     *phrase = (struct phrase){.group = group};
     word_table_stems(b->table, text, strlen(text), phrase, see_phrase);
-    for (uint32_t i = 0; i < b->chunks; i++) {
+    for (uint32_t i = 0; i < end; i++) {
         bool has = false;
 
         for (uint32_t at = 0; at < b->row[i].count; at++)
@@ -235,8 +236,19 @@ static bool want_phrase(struct bench *b, const char *text, uint32_t group)
     return phrase->held > 0;
 }
 
-static void want(struct bench *b, const char *question)
+static uint32_t rows_below(const struct bench *b, uint32_t end)
 {
+    uint32_t rows = 0;
+
+    for (uint32_t i = 0; i < end; i++)
+        rows += b->row[i].kept;
+    return rows;
+}
+
+/* What is behind the moment that is asked about, chunk `end`, is nothing to it. */
+static void want(struct bench *b, const char *question, uint32_t end)
+{
+    uint32_t rows = rows_below(b, end);
     struct wanted *w = &b->wanted;
     char words[SEARCH_WORDS_MAX][SEARCH_WORD_BYTES_MAX + 1];
     struct near_word near[64];
@@ -246,18 +258,18 @@ static void want(struct bench *b, const char *question)
     w->groups = search_question_words((const uint8_t *)question, strlen(question), words);
     for (uint32_t g = 0; g < w->groups; g++) {
         uint32_t first = w->count, n = engine_near_words(rig_engine(), words[g], near, 64);
-        bool absent = !want_phrase(b, words[g], g);
+        bool absent = !want_phrase(b, words[g], g, end);
         uint64_t together = 0;
         float all, most;
 
         for (uint32_t i = 0; i < n; i++)
-            absent |= !want_phrase(b, near[i].text, g);
+            absent |= !want_phrase(b, near[i].text, g, end);
         for (uint32_t i = first; i < w->count; i++)
             together += w->phrase[i].held;
-        all = rarity(b->rows, together);
-        most = absent ? (2 * rarity(b->rows, 0) + all) / 3 : 0;
+        all = rarity(rows, together);
+        most = absent ? (2 * rarity(rows, 0) + all) / 3 : 0;
         for (uint32_t i = first; i < w->count; i++) {
-            w->phrase[i].weight = (2 * rarity(b->rows, w->phrase[i].held) + all) / 3;
+            w->phrase[i].weight = (2 * rarity(rows, w->phrase[i].held) + all) / 3;
             most = fmaxf(most, w->phrase[i].weight);
         }
         w->most += most;
@@ -323,9 +335,10 @@ static void compare(struct bench *b, const char *question, uint32_t chunk_end)
                              .question_bytes = (uint32_t)strlen(question),
                              .chunk_end = chunk_end};
     int count = search_rank_find(b->search, b->table, &job, hits), want_count = 0;
+    uint32_t end = chunk_end < b->chunks ? chunk_end : b->chunks;
 
-    want(b, question);
-    for (uint32_t i = 0; i < b->chunks && i < chunk_end; i++) {
+    want(b, question, end);
+    for (uint32_t i = 0; i < end; i++) {
         struct rank_place place, found;
         float score = row_score(&b->wanted, &b->row[i], &place);
 
