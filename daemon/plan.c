@@ -139,15 +139,15 @@ static void fit(struct plan *plan, const struct config *config, const struct pla
     }
 }
 
-/* "12.3 MiB" */
+/* "12.3 MB", as silt has them. */
 static void size_text(uint64_t bytes, char *out, size_t out_bytes)
 {
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
     double value = (double)bytes;
     size_t unit = 0;
 
-    while (value >= 1024 && unit < 4) {
-        value /= 1024;
+    while (value >= 999.95 && unit < 4) {
+        value /= 1000;
         unit++;
     }
     snprintf(out, out_bytes, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);

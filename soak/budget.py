@@ -119,7 +119,7 @@ def run(record, siltd, options, plan):
             answered += ask(siltd, rng, names)
             tokens = sum(done.result() for done in waiting if done.done())
             record.sample(f"{sum(d.done() for d in waiting)} of {len(names)} streams fed, "
-                          f"{siltd.resident() / 2**20:.1f} of {plan / 2**20:.1f} MiB",
+                          f"{siltd.resident() / 1e6:.1f} of {plan / 1e6:.1f} MB",
                           siltd.resident(), plan, tokens)
             time.sleep(0.2)
         tokens = sum(done.result() for done in waiting)

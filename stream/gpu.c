@@ -199,8 +199,8 @@ static int plan_arena(struct gpu *g, const struct engine_options *options, char 
             "%s: no room for %zu MB of streams beside %zu MB of weights%s and %zu MB of "
             "activations (%zu MB are left, %d of them for libraries): free some of the GPU's "
             "memory, take a smaller model, or use --device cpu",
-            c->name, g->arena_bytes >> 20, g->weights_bytes >> 20, gpu_weights_are(g),
-            g->work_bytes >> 20, left >> 20, ARENA_LEFT >> 20);
+            c->name, g->arena_bytes / MB, g->weights_bytes / MB, gpu_weights_are(g),
+            g->work_bytes / MB, left / MB, ARENA_LEFT / MB);
     return 0;
 }
 
@@ -238,7 +238,7 @@ int gpu_open(struct engine *e, const struct engine_options *options, char *error
         return fail_with(error, error_bytes, -ENOMEM,
                          "%s: no room for %zu MB of activations beside %zu MB of weights%s: use a "
                          "smaller model, or --device cpu",
-                         c->name, g->work_bytes >> 20, g->weights_bytes >> 20, gpu_weights_are(g));
+                         c->name, g->work_bytes / MB, g->weights_bytes / MB, gpu_weights_are(g));
     carve_batch(g, e, work);
     g->batch.shape = g->shape;
     if (open_slots(g, e) || open_recall(g, e))
@@ -288,7 +288,7 @@ int gpu_arena(struct gpu *g, size_t bytes, char *error, size_t error_bytes)
                     : fail_with(error, error_bytes, -ENOMEM,
                                 "%s: %zu MB for streams were free and are not any more: another "
                                 "program has taken them",
-                                g->cuda->name, bytes >> 20);
+                                g->cuda->name, bytes / MB);
 }
 
 static void move_pointer(void *holder, size_t down)

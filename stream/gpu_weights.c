@@ -433,7 +433,7 @@ int gpu_load_weights(struct engine *e, char *error, size_t error_bytes)
         return fail_with(error, error_bytes, -ENOMEM,
                          "%s: no room for the weights%s, %zu MB so far of %zu MB that were free: "
                          "use a smaller model, or --device cpu",
-                         c->name, gpu_weights_are(g), g->weights_bytes >> 20,
-                         c->memory_free_bytes >> 20);
+                         c->name, gpu_weights_are(g), g->weights_bytes / MB,
+                         c->memory_free_bytes / MB);
     return code ? fail_with(error, error_bytes, code, "%s", c->error_text) : 0;
 }

@@ -144,7 +144,8 @@ int metadata_read_adapter(struct engine *engine, const char *path, char *error, 
 void metadata_model_name(const struct gguf *model, char *out, size_t out_bytes);
 /* lexicon.c: the adapter's, for free(); NULL: it has none. 0 or -ENOMEM. */
 int lexicon_open(struct lexicon **out, const struct gguf *adapter);
-/* Writes "file: what" into error and returns code. */
+/* Writes "file: what" into error and returns code. Bytes are said in MB, as silt has them. */
+enum { MB = 1000000 };
 int fail_with(char *error, size_t error_bytes, int code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 

@@ -300,7 +300,7 @@ static int load_packed(struct engine *e, char *error, size_t error_bytes)
         e->weights_memory = weights_take(l.used);
         if (!e->weights_memory)
             code = fail_with(error, error_bytes, -ENOMEM, "no memory for %zu MB of weights",
-                             l.used >> 20);
+                             l.used / MB);
     }
     if (!code) {
         l.memory = e->weights_memory;

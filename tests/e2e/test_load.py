@@ -103,8 +103,8 @@ def test_a_thousand_clients():
             assert peak <= plan, (peak, plan)
             assert peak < 256 * 2**20, peak  # far below what all at their limits would take
         assert worst < 0.02 * lib.SLOW + SLOWER_MAX * quiet, (quiet, worst)
-        print(f"{CLIENTS} clients: resident {peak / 2**20:.1f} MiB at most, plan "
-              f"{plan / 2**20:.1f}; somebody else's stat took {quiet * 1e3:.2f} ms, and "
+        print(f"{CLIENTS} clients: resident {peak / 1e6:.1f} MB at most, plan "
+              f"{plan / 1e6:.1f}; somebody else's stat took {quiet * 1e3:.2f} ms, and "
               f"{worst * 1e3:.2f} at worst: {worst / quiet:.1f} times as long")
         siltd.stop()
 
@@ -144,8 +144,8 @@ def test_halves_of_messages():
         assert worst < 0.02 * lib.SLOW + SLOWER_MAX * quiet, (quiet, worst)
         if lib.BUILD.name == "build":
             assert held - before < HALVES * (len(frame) + 65_536), (before, held)
-        print(f"{HALVES} halves of {len(frame)} bytes: resident {before / 2**20:.1f} MiB, "
-              f"{held / 2**20:.1f} with them, {after / 2**20:.1f} after; somebody else's stat took "
+        print(f"{HALVES} halves of {len(frame)} bytes: resident {before / 1e6:.1f} MB, "
+              f"{held / 1e6:.1f} with them, {after / 1e6:.1f} after; somebody else's stat took "
               f"{quiet * 1e3:.2f} ms, and {worst * 1e3:.2f} at worst")
         siltd.stop()
 
