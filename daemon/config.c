@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 #define MODEL_FILE   "smollm2-135m-instruct-q4_1.gguf"
@@ -50,8 +51,8 @@ static const struct option_row rows[] = {
     {"adapter", "GGUF", "silt adapter of that model; `none`: sliding window only, no compression",
      OPTION_PATH, AT(adapter), 0, 0, NULL, NULL},
     {"memory", "SIZE",
-     "most memory the process may plan, as 512M or 2G (default: half of RAM or of\n"
-     "the cgroup's limit); siltd refuses to start where its plan is larger",
+     "most memory the process may plan (default: half of RAM or of the cgroup's limit);\n"
+     "siltd refuses to start where its plan is larger",
      OPTION_SIZE, AT(memory_bytes), 0, 0, NULL, NULL},
     {"streams-max", "N", "live streams (default: what fits, at most 16)", OPTION_COUNT,
      AT(streams_max), 1, STREAMS_LIVE_MAX, NULL, NULL},
@@ -176,6 +177,7 @@ int config_size(const char *text, uint64_t *out)
     char *end;
     double value;
     const char *unit;
+    int power;
 
     if (!isdigit((unsigned char)text[0]))
         return -EINVAL;
@@ -184,9 +186,10 @@ int config_size(const char *text, uint64_t *out)
     if (errno || !isfinite(value))
         return -EINVAL;
     if (*end && (unit = strchr(units, toupper((unsigned char)*end)))) {
-        value = ldexp(value, 10 * (int)(unit - units + 1));
+        power = (int)(unit - units) + 1;
         end++;
-        if (strcmp(end, "iB") == 0 || strcmp(end, "B") == 0)
+        value *= pow(strcasecmp(end, "B") == 0 ? 1000 : 1024, power);
+        if (strcasecmp(end, "iB") == 0 || strcasecmp(end, "B") == 0)
             end += strlen(end);
     }
     if (*end || value >= 9e18)
@@ -503,6 +506,9 @@ void config_help(void)
     }
     printf("  %-27s options from FILE, one `key = value` a line, # comments\n", "--config FILE");
     printf("  %-27s\n  %-27s\n\n", "--version", "--help");
+    printf(
+        "SIZE is a number of bytes, or as 512M, 2G or 1.5GiB, of 1,024s, or as 512MB or 2GB, of\n"
+        "1,000s, which is how siltd and silt print them.\n\n");
     printf("Start it, then in another terminal:\n"
            "  silt feed log /var/log/dpkg.log --wait\n"
            "  silt ask log \"When was libssl3 installed?\"\n\n"

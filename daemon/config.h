@@ -43,7 +43,7 @@ void config_defaults(struct config *config);
 int config_read(struct config *config, int argc, char **argv, enum config_answer *answer,
                 char *error, size_t error_bytes);
 void config_help(void);
-/* "512M", "2G", "1.5GiB", "4096"; -EINVAL. */
+/* "512M", "2G", "1.5GiB", of 1,024s; "512MB", "2GB", of 1,000s; "4096"; -EINVAL. */
 int config_size(const char *text, uint64_t *out);
 
 #endif

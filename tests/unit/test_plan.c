@@ -214,8 +214,12 @@ static void sizes(void **state)
     assert_int_equal(n, 3ull << 29);
     assert_int_equal(config_size("2g", &n), 0);
     assert_int_equal(n, 2ull << 30);
-    for (const char *const *bad =
-             (const char *const[]){"", "M", "-1", "12X", "1e400", "3M3", " 4", "nan", NULL};
+    assert_int_equal(config_size("2GB", &n), 0); /* as the plan is printed */
+    assert_int_equal(n, 2000000000);
+    assert_int_equal(config_size("1.5kB", &n), 0);
+    assert_int_equal(n, 1500);
+    for (const char *const *bad = (const char *const[]){"", "M", "-1", "12X", "1e400", "3M3",
+                                                        "3MBB", "3B", " 4", "nan", NULL};
          *bad; bad++)
         assert_int_equal(config_size(*bad, &n), -EINVAL);
 }
