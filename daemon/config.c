@@ -299,6 +299,16 @@ static int set_real(double *field, const struct option_row *row, const char *val
     return 0;
 }
 
+static int set_flag(bool *field, const struct option_row *row, const char *value, char *error,
+                    size_t error_bytes)
+{
+    *field = strcmp(value, "yes") == 0;
+    if (*field || strcmp(value, "no") == 0)
+        return 0;
+    snprintf(error, error_bytes, "--%s: '%s' is neither yes nor no", row->name, value);
+    return -EINVAL;
+}
+
 static int set_option(struct config *config, const struct option_row *row, const char *value,
                       char *error, size_t error_bytes)
 {
@@ -335,8 +345,7 @@ static int set_option(struct config *config, const struct option_row *row, const
     case OPTION_REAL:
         return set_real((double *)(void *)field, row, value, error, error_bytes);
     case OPTION_FLAG:
-        *(bool *)(void *)field = strcmp(value, "no") != 0 && strcmp(value, "0") != 0;
-        return 0;
+        return set_flag((bool *)(void *)field, row, value, error, error_bytes);
     }
     return -EINVAL;
 }
@@ -504,7 +513,9 @@ void config_help(void)
             text += n + (text[n] == '\n');
         }
     }
-    printf("  %-27s options from FILE, one `key = value` a line, # comments\n", "--config FILE");
+    printf("  %-27s options from FILE, one `key = value` a line, `rebuild = yes` where an\n"
+           "  %-27s option has no value; # comments\n",
+           "--config FILE", "");
     printf("  %-27s\n  %-27s\n\n", "--version", "--help");
     printf(
         "SIZE is a number of bytes, or as 512M, 2G or 1.5GiB, of 1,024s, or as 512MB or 2GB, of\n"

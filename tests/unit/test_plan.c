@@ -244,6 +244,12 @@ static void options(void **state)
     assert_int_equal(config.device, DEVICE_CUDA);
     assert_int_equal(read_line(&config, "--adapter=none", NULL), 0);
     assert_string_equal(config.adapter, "");
+    assert_int_equal(read_line(&config, "--rebuild=false", NULL), -EINVAL); /* no `yes` */
+    assert_non_null(strstr(error, "neither yes nor no"));
+    assert_int_equal(read_line(&config, "--rebuild=no", NULL), 0);
+    assert_false(config.rebuild);
+    assert_int_equal(read_line(&config, "--rebuild", NULL), 0);
+    assert_true(config.rebuild);
     rig_folder(folder, sizeof folder);
     snprintf(path, sizeof path, "%s/conf", folder);
     file = fopen(path, "we");
