@@ -446,27 +446,29 @@ static int read_argument(int argc, char **argv, int *i, const struct option_row 
     return 0;
 }
 
-/* The file first, wherever --config stands, so that the command line wins. */
-static int read_config_option(struct config *config, int argc, char **argv, char *error,
-                              size_t error_bytes)
+/* Files first, wherever --config stands, so that the command line wins. */
+static int read_config_options(struct config *config, int argc, char **argv, char *error,
+                               size_t error_bytes)
 {
-    for (int i = 1; i < argc; i++) {
-        if (strncmp(argv[i], "--config=", 9) == 0)
-            return read_file(config, argv[i] + 9, error, error_bytes);
-        if (strcmp(argv[i], "--config") == 0) {
-            if (i + 1 < argc)
-                return read_file(config, argv[i + 1], error, error_bytes);
+    int result = 0;
+
+    for (int i = 1; !result && i < argc; i++) {
+        if (strncmp(argv[i], "--config=", 9) == 0) {
+            result = read_file(config, argv[i] + 9, error, error_bytes);
+        } else if (strcmp(argv[i], "--config") == 0 && i + 1 < argc) {
+            result = read_file(config, argv[++i], error, error_bytes);
+        } else if (strcmp(argv[i], "--config") == 0) {
             snprintf(error, error_bytes, "--config needs a value: --config FILE");
-            return -EINVAL;
+            result = -EINVAL;
         }
     }
-    return 0;
+    return result;
 }
 
 int config_read(struct config *config, int argc, char **argv, enum config_answer *answer,
                 char *error, size_t error_bytes)
 {
-    int result = read_config_option(config, argc, argv, error, error_bytes);
+    int result = read_config_options(config, argc, argv, error, error_bytes);
 
     *answer = CONFIG_RUN;
     for (int i = 1; !result && i < argc; i++) {

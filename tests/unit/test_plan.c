@@ -227,7 +227,7 @@ static void sizes(void **state)
 static void options(void **state)
 {
     struct config config;
-    char path[96], folder[64], argument[128];
+    char path[96], folder[64], argument[128], more[128];
     FILE *file;
 
     (void)state;
@@ -261,6 +261,12 @@ static void options(void **state)
     assert_int_equal(config.memory_bytes, 2ull << 30);
     assert_int_equal(config.forks_max, 2);
     assert_string_equal(config.data, "/srv/silt");
+    snprintf(more, sizeof more, "--config=%s2", path);
+    file = fopen(more + strlen("--config="), "we");
+    fputs("forks-max = 5\n", file);
+    fclose(file);
+    assert_int_equal(read_line(&config, argument, more), 0); /* both, the later one wins */
+    assert_int_equal(config.forks_max, 5);
     file = fopen(path, "we");
     fputs("memory = 2G\nforks = 7\n", file);
     fclose(file);
