@@ -1,5 +1,6 @@
 /* main: options of every command, help, errors, exit codes. */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <poll.h>
@@ -305,14 +306,26 @@ static int output_end(int result)
     return EXIT_REFUSED;
 }
 
+/* One of the three that is closed would be libzmq's next, and be read or written in its place: it
+ * gets what can be neither. */
+static void reserve_standard(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 &&
+            open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) != fd)
+            return;
+}
+
 int main(int argc, char **argv)
 {
     struct sigaction action = {.sa_handler = on_signal};
     struct silt silt = {0};
     const struct command *command;
     char name[32], help[] = "--help";
-    int r = options_first(&silt, argc, argv);
+    int r;
 
+    reserve_standard();
+    r = options_first(&silt, argc, argv);
     if (r >= 0)
         return r;
     if (optind == argc) {

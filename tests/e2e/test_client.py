@@ -444,6 +444,14 @@ def test_errors_say_what_to_do():
     assert b"endpoint looks like" in lib.silt("nonsense", "ls", code=1).err
 
 
+def test_feed_without_stdin():
+    """It is closed: what libzmq opens is not read for it."""
+    mock = Mock()
+    done = subprocess.run(["bash", "-c", '"$@" <&-', "-", lib.SILT, "-c", mock.endpoint, "feed",
+                           "s"], capture_output=True, timeout=20 * lib.SLOW, check=False)
+    assert done.returncode == 1 and b"cannot read stdin" in done.stderr, done
+
+
 def on_terminal(channel, *args, **more):
     """What a program shows where stdout or stderr is a terminal."""
     try:
