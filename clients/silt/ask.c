@@ -214,8 +214,9 @@ static int answer_json(const struct question *q, const struct client_answer *ans
 static void source_print(const struct client_source *source)
 {
     enum { SHOWN_BYTES = 160 };
+    const char *text = source->text;
     char from[TEXT_BYTES], to[TEXT_BYTES], time[TEXT_BYTES] = "";
-    size_t bytes = strlen(source->text);
+    size_t bytes = strlen(text), shown = text_whole(text, bytes, SHOWN_BYTES);
 
     if (source->time_us)
         text_time(time, source->time_us);
@@ -224,9 +225,9 @@ static void source_print(const struct client_source *source)
     if (!bytes)
         return;
     fputs("      ", stdout);
-    for (size_t i = 0; i < bytes && i < SHOWN_BYTES; i++)
-        text_print(stdout, source->text[i] == '\n' ? " " : &source->text[i], 1);
-    puts(bytes > SHOWN_BYTES ? " …" : "");
+    for (size_t i = 0; i < shown; i++)
+        text_print(stdout, text[i] == '\n' ? " " : &text[i], 1);
+    puts(shown < bytes ? " …" : "");
 }
 
 static void answer_print(const struct client_answer *answer, const struct question *q)

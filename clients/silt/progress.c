@@ -72,13 +72,7 @@ static size_t bar(const struct progress *p, char *out, size_t out_bytes)
 /* As much of it as the terminal is wide: on the next line it could not be drawn over. */
 static void line_show(const char *line, size_t bytes)
 {
-    size_t width = columns() - 1;
-
-    if (bytes > width)
-        bytes = width;
-    while (bytes && (line[bytes] & 0xc0) == 0x80) /* not half a character */
-        bytes--;
-    fprintf(stderr, "\r%.*s\033[K", (int)bytes, line);
+    fprintf(stderr, "\r%.*s\033[K", (int)text_whole(line, bytes, columns() - 1), line);
     fflush(stderr);
     shown = true;
 }

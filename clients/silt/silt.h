@@ -97,6 +97,8 @@ const char *text_count(char *out, uint64_t count);      /* 1,234,567 */
 const char *text_seconds(char *out, double seconds);    /* 0.4 s, 3:07, 2:10:33 */
 const char *text_time(char *out, uint64_t time_us);     /* 2026-05-31 09:30:00, of here */
 const char *text_time_iso(char *out, uint64_t time_us); /* 2026-05-31T07:30:00.000Z */
+/* How many bytes of text are shown, at most `most`, so that its last character is whole. */
+size_t text_whole(const char *text, size_t bytes, size_t most);
 /* Prints bytes; where out is a terminal, control characters that could steer it show as "?". */
 void text_print(FILE *out, const void *bytes, size_t bytes_count);
 /* A JSON string of any bytes: what is not UTF-8 becomes U+FFFD. */

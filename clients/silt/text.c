@@ -72,6 +72,15 @@ const char *text_time_iso(char *out, uint64_t time_us)
     return out;
 }
 
+size_t text_whole(const char *text, size_t bytes, size_t most)
+{
+    if (bytes <= most)
+        return bytes;
+    while (most && (text[most] & 0xc0) == 0x80)
+        most--;
+    return most;
+}
+
 void text_print(FILE *out, const void *bytes, size_t bytes_count)
 {
     static uint8_t before; /* text comes in pieces, cut anywhere */

@@ -31,6 +31,7 @@ class Mock:
         self.die_at = None  # this feed's connection dies: "before" it is stored or "after"
         self.unacked_max = 0
         self.asks = []
+        self.source = "say \x1b[1m\u009b1m à"  # of every answer
         self.silent = False
         self.context = zmq.Context()
         self.start()
@@ -176,7 +177,7 @@ class Mock:
             return
         done = pb.Done(position=7, acked=9, question_tokens=3, answer_tokens=4, wait_us=1000,
                        finish=pb.Done.END, sources=[pb.Source(segment=2, time_us=1500000, to=512,
-                                                              text="say \x1b[1m\u009b1m à",
+                                                              text=self.source,
                                                               **{"from": 256})])
         self.send(who, pb.Reply(id=request.id, done=done))
 

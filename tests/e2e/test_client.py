@@ -349,6 +349,9 @@ def test_ask():
     out = lib.silt(mock.endpoint, "ask", "s", "Where?").out
     assert out.startswith("It was Köln.\n".encode()) and b"token 7 of 9" in out
     assert b"segment 2, tokens 256 to 512" in out
+    mock.source = "x" + 100 * "ä"  # of 201 bytes 160 are shown, and no half of a character
+    shown = lib.silt(mock.endpoint, "ask", "s", "Where?").out.decode()
+    assert f"x{79 * 'ä'} …\n" in shown, shown
     options = ["--recall", "text", "--wait", "--keep", "--at", "5", "--temperature", "0.5",
                "--seed", "3", "--stop", "x", "--tokens", "9", "--system", "Brief.", "--json"]
     answer = json.loads(lib.silt(mock.endpoint, "ask", "s", "Where?", *options).out)
