@@ -7,7 +7,10 @@
 
 _Static_assert(ORDINAL_BITS == 40, "JOURNAL_ITEM_KEY shifts by as much");
 
-enum { STRANDS_MAX = 64 }; /* looked at in one round */
+enum {
+    STRANDS_MAX = 64,    /* looked at in one round */
+    PRODUCERS_MAX = 256, /* copied in one */
+};
 
 /* Runs one statement over up to three numbers. */
 static int run(sqlite3 *db, const char *text, uint64_t a, uint64_t b, uint64_t c)
@@ -25,6 +28,21 @@ static int run(sqlite3 *db, const char *text, uint64_t a, uint64_t b, uint64_t c
     return journal_errno(code);
 }
 
+/* SQLite holds in memory what one statement takes from a table and puts into it. */
+static int copy_producers(sqlite3 *db, uint64_t parent, uint64_t branch)
+{
+    int result;
+
+    do
+        result = run(db,
+                     "INSERT INTO producers SELECT ?2, producer, sequence, bytes FROM producers "
+                     "WHERE stream = ?1 AND producer > coalesce((SELECT max(producer) FROM "
+                     "producers WHERE stream = ?2), '') ORDER BY producer LIMIT ?3",
+                     parent, branch, PRODUCERS_MAX);
+    while (!result && sqlite3_changes(db) == PRODUCERS_MAX);
+    return result;
+}
+
 int journal_branch_make(sqlite3 *db, uint64_t parent, uint64_t branch)
 {
     int result = run(db,
@@ -38,12 +56,7 @@ int journal_branch_make(sqlite3 *db, uint64_t parent, uint64_t branch)
                      "(SELECT max(last) FROM spans WHERE stream = ?1), 0) AS own "
                      "FROM streams WHERE id = ?1) WHERE items > own",
                      parent, branch, 0);
-    if (!result)
-        result = run(db,
-                     "INSERT INTO producers SELECT ?2, producer, sequence, bytes FROM producers "
-                     "WHERE stream = ?1",
-                     parent, branch, 0);
-    return result;
+    return result ? result : copy_producers(db, parent, branch);
 }
 
 /* Items of a strand behind the last that a branch has. */
@@ -100,8 +113,7 @@ int journal_branch_drop(sqlite3 *db, uint64_t stream)
     return result ? result : trim_strand(db, stream);
 }
 
-/* One item at a time: SQLite holds in memory what one statement takes from a table and puts into
- * it. */
+/* One item at a time, for the same reason. */
 static int copy_span(sqlite3 *db, uint64_t stream, uint64_t strand, uint64_t first, uint64_t last)
 {
     sqlite3_stmt *s;

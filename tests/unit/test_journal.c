@@ -197,6 +197,41 @@ static void however_much_is_shared_is_parted_and_goes(void **state)
     rig_folder_drop(folder);
 }
 
+/* More than SQLite may hold in memory: one a minute makes half a million a year. */
+static void however_many_producers_come_with_a_branch(void **state)
+{
+    enum { PRODUCERS = 100000, HEAP = 4 << 20 };
+    const struct journal_options options = {
+        .folder = folder, .model_name = "tiny", .kernels_name = "avx2"};
+    struct journal_stream stream = {.name = "a"}, branch = {.name = "b"};
+    struct journal *journal;
+    char error[ERROR_BYTES_MAX], name[PRODUCER_BYTES_MAX];
+    uint64_t sequence, bytes;
+
+    (void)state;
+    rig_folder(folder, sizeof folder);
+    assert_int_equal(journal_open(&journal, &options, error, sizeof error), 0);
+    sqlite3_hard_heap_limit64(HEAP);
+    assert_int_equal(journal_begin(journal), 0);
+    assert_int_equal(journal_stream_create(journal, &stream), 0);
+    for (uint64_t i = 0; i < PRODUCERS; i++) {
+        snprintf(name, sizeof name, "producer of a minute %llu", (unsigned long long)i);
+        assert_int_equal(journal_producer_set(journal, stream.id, name, i + 1, 2 * i), 0);
+    }
+    assert_int_equal(journal_mark(journal), 0);
+    assert_int_equal(journal_stream_branch(journal, stream.id, &branch), 0);
+    assert_int_equal(journal_keep(journal), 0);
+    assert_int_equal(journal_commit(journal), 0);
+    for (uint64_t i = 0; i < PRODUCERS; i++) {
+        snprintf(name, sizeof name, "producer of a minute %llu", (unsigned long long)i);
+        assert_int_equal(journal_producer_get(journal, branch.id, name, &sequence, &bytes), 0);
+        assert_int_equal(sequence, i + 1);
+        assert_int_equal(bytes, 2 * i);
+    }
+    journal_close(&journal);
+    rig_folder_drop(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -204,6 +239,7 @@ int main(void)
         cmocka_unit_test(the_newest_changes_are_known),
         cmocka_unit_test(a_key_s_changes_are_bounded),
         cmocka_unit_test(nothing_is_stored_behind_a_lost_transaction),
-        cmocka_unit_test(however_much_is_shared_is_parted_and_goes)};
+        cmocka_unit_test(however_much_is_shared_is_parted_and_goes),
+        cmocka_unit_test(however_many_producers_come_with_a_branch)};
     return cmocka_run_group_tests_name("journal", tests, NULL, NULL);
 }
