@@ -38,6 +38,15 @@ static int clear_checkpoints(struct ingest *ingest, uint64_t stream_id)
     return keeper_cut(ingest->keeper, stream_id, 0);
 }
 
+static void refuse_number(struct ingest_result *result)
+{
+    snprintf(result->message, sizeof result->message,
+             "siltd has made %d streams in this data folder, removed ones too, and can make no "
+             "more: start it with another --data",
+             STREAM_ID_MAX - 1);
+    result->error = 1 + SILT__V1__ERROR__CODE__NO_SPACE;
+}
+
 static void create_stream(struct ingest *ingest, struct slot *slot,
                           const struct ingest_request *request, struct ingest_result *result)
 {
@@ -53,6 +62,10 @@ static void create_stream(struct ingest *ingest, struct slot *slot,
     if (!ingest_begin(ingest))
         return;
     error = journal_stream_create(ingest->journal, &stream);
+    if (error == -EOVERFLOW) {
+        refuse_number(result);
+        return;
+    }
     if (!error)
         error = clear_checkpoints(ingest, stream.id);
     if (error) {
@@ -178,9 +191,11 @@ static void branch_stream(struct ingest *ingest, const struct ingest_request *re
         ingest_refuse(result, SILT__V1__ERROR__CODE__NOT_FOUND, "the stream was removed just now");
     else if (!error)
         stays = share_checkpoints(ingest, result);
-    if (!error || error == -ENOENT)
+    if (!error || result->error)
         error = stays ? journal_keep(ingest->journal) : journal_take_back(ingest->journal);
     if (error)
+    else if (error == -EOVERFLOW)
+        refuse_number(result);
         ingest_failed(ingest, error);
 }
 

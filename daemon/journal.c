@@ -28,7 +28,6 @@ enum statement {
     STREAM_EACH,
     STREAM_UPDATE,
     STREAM_REMOVE,
-    STREAM_SHARES,
     STREAM_BRANCH,
     PRODUCERS_REMOVE,
     PRODUCER_GET,
@@ -57,7 +56,6 @@ static const char *const statement_text[STATEMENT_COUNT] = {
     [STREAM_EACH] = "SELECT " STREAM_COLUMNS " FROM streams ORDER BY name",
     [STREAM_UPDATE] = "UPDATE streams SET items = ?, tokens = ?, bytes_text = ?, producer = ?, "
                       "held = ? WHERE id = ?",
-    [STREAM_SHARES] = "SELECT 1 FROM spans WHERE stream = ?1 OR strand = ?1 LIMIT 1",
     [STREAM_REMOVE] = "DELETE FROM streams WHERE id = ?",
     [STREAM_BRANCH] = "INSERT INTO streams (name, dmc_ratio, ring, created_us, items, tokens, "
                       "bytes_text, producer, held) SELECT ?, dmc_ratio, ring, ?, items, tokens, "
@@ -284,6 +282,20 @@ int journal_take_back(struct journal *journal)
         sqlite3_exec(journal->db, "ROLLBACK TO mark; RELEASE mark", NULL, NULL, NULL));
 }
 
+/* Of the row that was just made, which goes again where it can have none. */
+static int take_number(struct journal *journal, uint64_t *id)
+{
+    sqlite3_stmt *s = use(journal, STREAM_REMOVE);
+    int result;
+
+    *id = (uint64_t)sqlite3_last_insert_rowid(journal->db);
+    if (*id < STREAM_ID_MAX)
+        return 0;
+    bind_u64(s, 1, *id);
+    result = run(s);
+    return result ? result : -EOVERFLOW;
+}
+
 int journal_stream_create(struct journal *journal, struct journal_stream *stream)
 {
     sqlite3_stmt *s = use(journal, STREAM_CREATE);
@@ -295,10 +307,7 @@ int journal_stream_create(struct journal *journal, struct journal_stream *stream
     bind_u64(s, 3, stream->ring_segments);
     bind_u64(s, 4, stream->created_us);
     result = run(s);
-    if (result)
-        return result;
-    stream->id = (uint64_t)sqlite3_last_insert_rowid(journal->db);
-    return stream->id < STREAM_ID_MAX ? 0 : -ENOSPC;
+    return result ? result : take_number(journal, &stream->id);
 }
 
 static void read_stream(sqlite3_stmt *s, struct journal_stream *out)
@@ -410,10 +419,8 @@ int journal_stream_branch(struct journal *journal, uint64_t parent, struct journ
         return result;
     if (sqlite3_changes(journal->db) != 1)
         return -ENOENT;
-    id = (uint64_t)sqlite3_last_insert_rowid(journal->db);
-    if (id >= STREAM_ID_MAX)
-        return -ENOSPC;
-    result = journal_branch_make(journal->db, parent, id);
+    result = take_number(journal, &id);
+    result = result ? result : journal_branch_make(journal->db, parent, id);
     result = result ? result : journal_pin_branch(journal->db, parent, id);
     return result ? result : journal_stream_get(journal, id, branch);
 }
@@ -430,13 +437,7 @@ int journal_stream_part(struct journal *journal, uint64_t id)
 
 bool journal_stream_shares(struct journal *journal, uint64_t id)
 {
-    sqlite3_stmt *s = use(journal, STREAM_SHARES);
-    int code;
-
-    bind_u64(s, 1, id);
-    code = sqlite3_step(s);
-    sqlite3_reset(s);
-    return code == SQLITE_ROW;
+    return journal_branch_shares(journal->db, id);
 }
 
 int journal_shrink(struct journal *journal)

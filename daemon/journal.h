@@ -63,7 +63,8 @@ int journal_mark(struct journal *journal);
 int journal_keep(struct journal *journal);
 int journal_take_back(struct journal *journal);
 
-/* out->id is set; -EEXIST. */
+/* out->id is set; -EEXIST; -EOVERFLOW: all numbers have been given, to streams that are gone too.
+ */
 int journal_stream_create(struct journal *journal, struct journal_stream *stream);
 int journal_stream_get(struct journal *journal, uint64_t id, struct journal_stream *out);
 /* -ENOENT. */
@@ -74,7 +75,8 @@ int journal_stream_each(struct journal *journal, journal_each_fn *each, void *us
 /* Writes how far it has come. */
 int journal_stream_update(struct journal *journal, const struct journal_stream *stream);
 /* A new stream, branch->name, that has all of the parent's items and producers as they stand in the
- * journal now, and is filled in here. -ENOENT: no parent; -EEXIST: the name is taken. */
+ * journal now, and is filled in here. -ENOENT: no parent; -EEXIST: the name is taken; -EOVERFLOW.
+ */
 int journal_stream_branch(struct journal *journal, uint64_t parent, struct journal_stream *branch);
 /* Before items that are there already are changed: copies those that it shares with branches, so
  * that each has its own. */

@@ -84,6 +84,16 @@ static int list(sqlite3 *db, const char *text, uint64_t stream, uint64_t *out, u
     return journal_errno(code);
 }
 
+bool journal_branch_shares(sqlite3 *db, uint64_t stream)
+{
+    uint64_t found[STRANDS_MAX];
+    uint32_t count;
+
+    (void)list(db, "SELECT 1 FROM spans WHERE stream = ?1 OR strand = ?1 LIMIT 1", stream, found,
+               &count);
+    return count > 0;
+}
+
 /* The stream has nothing of others any more: what only it had of streams that are gone, goes. */
 static int drop_spans(sqlite3 *db, uint64_t stream)
 {

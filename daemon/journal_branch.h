@@ -31,6 +31,7 @@ sqlite3 *journal_db(struct journal *journal);
 int journal_branch_make(sqlite3 *db, uint64_t parent, uint64_t branch);
 /* The stream's row is gone: so go its spans, and all items that nobody has any more. */
 int journal_branch_drop(sqlite3 *db, uint64_t stream);
+bool journal_branch_shares(sqlite3 *db, uint64_t stream);
 /* Items that the stream shares are copied: it has its own, and its branches have theirs. */
 int journal_branch_part(sqlite3 *db, uint64_t stream);
 

@@ -444,6 +444,38 @@ static void the_journal_may_be_put_back(void **state)
     assert_true(rig_hash(&rig, 0) == hash);
 }
 
+static void run_sql(const char *text)
+{
+    assert_int_equal(journal_begin(rig.journal), 0);
+    assert_int_equal(sqlite3_exec(journal_db(rig.journal), text, NULL, NULL, NULL), 0);
+    assert_int_equal(journal_commit(rig.journal), 0);
+}
+
+/* Then no stream is made any more, which is said; those that are there go on. */
+static void when_all_numbers_are_given(void **state)
+{
+    const struct ingest_result *made, *branched;
+
+    (void)state;
+    run_sql("UPDATE sqlite_sequence SET seq = 8388607 WHERE name = 'streams'");
+    rig_stream(&rig, 0, "a", 4);
+    rig_settle(&rig);
+    rig_stream(&rig, 1, "new", 4);
+    push_branch("b");
+    rig_text(&rig, 0, "p", ++sequence, "text", 4);
+    rig_settle(&rig);
+    made = rig_last(&rig, INGEST_CREATE);
+    branched = rig_last(&rig, INGEST_BRANCH);
+    assert_int_equal(made->error, 1 + SILT__V1__ERROR__CODE__NO_SPACE);
+    assert_non_null(strstr(made->message, "8388607"));
+    assert_int_equal(branched->error, 1 + SILT__V1__ERROR__CODE__NO_SPACE);
+    assert_string_equal(branched->message, made->message);
+    assert_false(rig.slots[1].ingest.open);
+    assert_int_equal(rig_last(&rig, INGEST_FEED)->error, 0);
+    assert_int_equal(journal_stream_find(rig.journal, "new", &(struct journal_stream){0}), -ENOENT);
+    assert_int_equal(journal_stream_find(rig.journal, "b", &(struct journal_stream){0}), -ENOENT);
+}
+
 static uint32_t pin(uint64_t from, uint64_t to)
 {
     struct ingest_request request = {.kind = INGEST_PIN,
@@ -498,3 +530,4 @@ int main(void)
     vfs_fault_install();
     return cmocka_run_group_tests_name("timelines", tests, NULL, NULL);
 }
+        cmocka_unit_test_setup_teardown(when_all_numbers_are_given, set_up, tear_down),
