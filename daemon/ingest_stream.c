@@ -100,10 +100,15 @@ void ingest_load(struct ingest *ingest, struct slot *slot, const struct ingest_r
         take_slot(slot, &stream);
     if (!error)
         error = pins_load(ingest, slot, stream.id);
-    if (error) {
+    if (error)
         slot->ingest.open = false;
+    if (error == -EBADMSG)
+        ingest_refuse(result, SILT__V1__ERROR__CODE__INTERNAL,
+                      "its pinned ranges, or what else is kept of it there, are damaged or more "
+                      "than this siltd can hold: start the one that it was pinned with, or restore "
+                      "the journal");
+    else if (error)
         ingest_failed(ingest, error);
-    }
     if (!error && request->past) {
         slot->ingest.past = true;
         slot->ingest.tokens_to = request->tokens_to;
@@ -189,13 +194,13 @@ static void branch_stream(struct ingest *ingest, const struct ingest_request *re
         error = make_branch(ingest, request, result);
     if (error == -ENOENT)
         ingest_refuse(result, SILT__V1__ERROR__CODE__NOT_FOUND, "the stream was removed just now");
+    else if (error == -EOVERFLOW)
+        refuse_number(result);
     else if (!error)
         stays = share_checkpoints(ingest, result);
     if (!error || result->error)
         error = stays ? journal_keep(ingest->journal) : journal_take_back(ingest->journal);
     if (error)
-    else if (error == -EOVERFLOW)
-        refuse_number(result);
         ingest_failed(ingest, error);
 }
 
