@@ -84,11 +84,18 @@ static int sync_one(void *user, const struct journal_pin *pin, const int32_t *to
 
 void pins_sync(struct ingest *ingest, struct slot *slot)
 {
-    int error = journal_pin_each(ingest->journal, slot->ingest.stream_id, sync_one, &slot->pins);
+    int error = ingest->broken ? 0
+                               : journal_pin_each(ingest->journal, slot->ingest.stream_id, sync_one,
+                                                  &slot->pins);
 
     slot->ingest.pinning = false;
-    if (error)
-        say(SAY_ERROR, "the pins of a stream cannot be read (%s): restart siltd", strerror(-error));
+    if (!error)
+        return;
+    say(SAY_ERROR,
+        "the pins of stream %llu cannot be read (%s): nothing that comes is computed without them, "
+        "restart siltd",
+        (unsigned long long)slot->ingest.stream_id, strerror(-error));
+    replay_stop(ingest, slot);
 }
 
 /* Tokens [from, from + count) of a stream, out of its journal; of text that was trimmed away what

@@ -43,7 +43,8 @@ struct ingest_result;
 int pins_load(struct ingest *ingest, struct slot *slot, uint64_t stream_id);
 void ingest_pin(struct ingest *ingest, struct slot *slot, const struct ingest_request *request,
                 struct ingest_result *result);
-/* After the commit, before tokens behind it can be computed: what is new in the journal. */
+/* After the commit, before tokens behind it can be computed: what is new in the journal. Where that
+ * cannot be read no such token is. */
 void pins_sync(struct ingest *ingest, struct slot *slot);
 /* Compute thread, at a chunk's start: the stream's pins become what they are from there on. */
 int pins_apply(struct slot *slot, uint64_t token);

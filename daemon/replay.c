@@ -242,18 +242,23 @@ static void go_live(struct slot *slot)
 }
 
 /* Nobody waits for ever for what cannot be read. */
+void replay_stop(struct ingest *ingest, struct slot *slot)
+{
+    slot->ingest.open = slot->ingest.live = false;
+    atomic_store(&slot->unread, true);
+    doorbell_ring(ingest->compute_bell);
+}
+
 static void fail_replay(struct ingest *ingest, struct slot *slot, int error)
 {
-    struct ingest_slot *in = &slot->ingest;
+    const struct ingest_slot *in = &slot->ingest;
 
     say(SAY_ERROR, "stream %llu: item %llu of its journal cannot be read: %s",
         (unsigned long long)in->stream_id, (unsigned long long)in->replay.ordinal,
         error == -EBADMSG  ? "it does not fit the items around it"
         : error == -ENOSPC ? "raise --lag-tokens-max to what it was"
                            : journal_error(ingest->journal));
-    in->open = false;
-    atomic_store(&slot->unread, true);
-    doorbell_ring(ingest->compute_bell);
+    replay_stop(ingest, slot);
 }
 
 /* All of the journal, or of the past that is asked about, is in the ring. */

@@ -7,6 +7,9 @@
 /* A bounded piece of work. True: there is more to do now; false: the ring is full, the compute
  * thread has not opened the stream yet, or all is done and the slot live. */
 bool replay_step(struct ingest *ingest, struct slot *slot);
+/* What the stream's journal has cannot be read: no more tokens come to its ring, which is told to
+ * those who wait for them. */
+void replay_stop(struct ingest *ingest, struct slot *slot);
 
 /* Where a token is: the last of a stream's items that begins at or before it. The item lives as
  * journal_item_get says. */

@@ -510,28 +510,6 @@ static void no_other_text_is_pinned(void **state)
         assert_int_equal(pins->tokens[i], GAP_TOKEN);
 }
 
-/* More than fits, as another siltd may have left them: it does not come, what is said is why, and
- * the others of its batch are stored. */
-static void a_stream_with_unfit_pins_stays_away(void **state)
-{
-    const struct ingest_result *load;
-
-    (void)state;
-    rig.ingest.pin_tokens_max = PINS;
-    rig_stream(&rig, 1, "b", 4);
-    rig_settle(&rig);
-    run_sql("INSERT INTO pins SELECT id, 0, 5000, 5376, NULL, zeroblob(20000) FROM streams "
-            "WHERE name = 'a'");
-    rig_text(&rig, 1, "p", 1, "text", 4);
-    rig_stream(&rig, 0, "a", 4);
-    rig_settle(&rig);
-    load = rig_last(&rig, INGEST_LOAD);
-    assert_int_equal(load->error, 1 + SILT__V1__ERROR__CODE__INTERNAL);
-    assert_non_null(strstr(load->message, "pin"));
-    assert_false(rig.slots[0].ingest.open);
-    assert_int_equal(rig_last(&rig, INGEST_FEED)->error, 0);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -548,7 +526,6 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_journal_may_be_put_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(when_all_numbers_are_given, set_up, tear_down),
         cmocka_unit_test_setup_teardown(no_other_text_is_pinned, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(a_stream_with_unfit_pins_stays_away, set_up, tear_down),
     };
 
     vfs_fault_install();
