@@ -98,8 +98,8 @@ static void event_chunk(struct question *q, json_t *delta, const char *finish, b
 
 static void event_error(struct question *q)
 {
-    event(q, json_pack("{s:{s:s, s:s, s:i}}", "error", "message", q->error.text, "type",
-                       "server_error", "code", -q->error.code));
+    event(q, json_pack("{s:{s:o, s:s, s:i}}", "error", "message", message_json(q->error.text),
+                       "type", "server_error", "code", -q->error.code));
 }
 
 static void events_end(struct question *q)

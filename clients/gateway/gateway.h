@@ -126,6 +126,8 @@ struct request {
 /* Sends and forgets json: status and body; takes json. */
 enum MHD_Result reply_json(struct gateway *gateway, struct MHD_Connection *connection,
                            unsigned status, json_t **json);
+/* Of an error: it may quote what the caller sent, cut anywhere. */
+json_t *message_json(const char *message);
 /* {"error": {"message", "type", "code"}}, as OpenAI's clients read it. */
 enum MHD_Result reply_error(struct gateway *gateway, struct MHD_Connection *connection,
                             unsigned status, const char *code, const char *format, ...)

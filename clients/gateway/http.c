@@ -77,6 +77,21 @@ enum MHD_Result reply_json(struct gateway *gateway, struct MHD_Connection *conne
     return reply_text(gateway, connection, status, "application/json", &text);
 }
 
+json_t *message_json(const char *message)
+{
+    struct utf8 utf8 = {.have = 0};
+    struct text text = {0};
+    char out[UTF8_OUT_MAX];
+    json_t *json;
+
+    for (; *message; message++)
+        text_add(&text, out, utf8_push(&utf8, (uint8_t)*message, out));
+    text_add(&text, out, utf8_end(&utf8, out));
+    json = json_string(text.data ? text.data : "");
+    text_free(&text);
+    return json;
+}
+
 enum MHD_Result reply_error(struct gateway *gateway, struct MHD_Connection *connection,
                             unsigned status, const char *code, const char *format, ...)
 {
@@ -90,12 +105,8 @@ enum MHD_Result reply_error(struct gateway *gateway, struct MHD_Connection *conn
     va_start(list, format);
     vsnprintf(message, sizeof message, format, list);
     va_end(list);
-    /* A message may quote what the caller sent, cut anywhere. */
-    json = json_string(message);
-    if (!json)
-        json = json_string("the request is not valid: its text is not UTF-8");
-    json = json_pack("{s:{s:o, s:s, s:s, s:n}}", "error", "message", json, "type", type, "code",
-                     code, "param");
+    json = json_pack("{s:{s:o, s:s, s:s, s:n}}", "error", "message", message_json(message), "type",
+                     type, "code", code, "param");
     return reply_json(gateway, connection, status, &json);
 }
 

@@ -320,6 +320,8 @@ def test_refusals():
             return gateway.call("POST", "/v1/chat/completions", body, headers)
 
         refused(post({"messages": messages}), 400, "name the stream")
+        long = {"user": "x" + 100 * "ä", "messages": messages}  # shown cut, in a character
+        refused(post(long), 400, "is not a stream's name")
         refused(post({"messages": messages, "user": "../x"}), 400, "not a stream's name")
         refused(post({"messages": [], "user": "s"}), 400, "messages")
         refused(post({"messages": messages, "user": "s", "n": 2}), 400, "n must be 1")
