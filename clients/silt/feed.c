@@ -371,7 +371,7 @@ static int feed_wait(struct feed *feed)
 
         if (client_stat(feed->silt->client, feed->intake.stream, &stat, &feed->silt->error))
             return silt_fail(feed->silt);
-        if (!goal)
+        if (!goal || stat.tokens_acked < goal) /* some may be forgotten meanwhile */
             goal = stat.tokens_acked;
         stopped = stat.stopped;
         computed = stat.tokens_computed;

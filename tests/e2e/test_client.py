@@ -447,6 +447,23 @@ def test_errors_say_what_to_do():
     assert b"endpoint looks like" in lib.silt("nonsense", "ls", code=1).err
 
 
+def test_feed_waits_for_what_is_left():
+    """Of what it waits for, some is forgotten meanwhile."""
+    mock = Mock()
+    stat, looks = mock.stat, []
+
+    def stat_of(name):
+        looks.append(name)
+        now = stat(name)
+        now.tokens_computed = 0 if len(looks) < 3 else 400
+        now.tokens_acked = 1000 if len(looks) < 3 else 400
+        return now
+
+    mock.stat = stat_of
+    lib.silt(mock.endpoint, "feed", "s", "--wait", stdin=b"text", seconds=20)
+    assert len(looks) > 2
+
+
 def test_feed_without_stdin():
     """It is closed: what libzmq opens is not read for it."""
     mock = Mock()
