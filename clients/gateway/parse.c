@@ -8,6 +8,8 @@
 
 #include "clients/gateway/chat.h"
 
+enum { TOKENS_MOST = 1 << 20 };
+
 #define FAIL(...) fail(error, __VA_ARGS__)
 
 static int fail(struct client_error *error, const char *format, ...)
@@ -24,12 +26,42 @@ static int fail(struct client_error *error, const char *format, ...)
     return -EINVAL;
 }
 
+static bool is_given(const json_t *value)
+{
+    return value && !json_is_null(value);
+}
+
+/* A whole number: 1, 0 where none is given, or -EINVAL. */
+static int integer_of(const json_t *json, const char *name, json_int_t least, json_int_t most,
+                      json_int_t *out, struct client_error *error)
+{
+    const json_t *value = json_object_get(json, name);
+
+    if (!is_given(value))
+        return 0;
+    *out = json_integer_value(value);
+    if (!json_is_integer(value) || *out < least || *out > most)
+        return FAIL("%s is a whole number from %lld to %lld", name, (long long)least,
+                    (long long)most);
+    return 1;
+}
+
+/* True or false: 0 with *out, which stays where none is given, or -EINVAL. */
+static int flag_of(const json_t *json, const char *name, bool *out, struct client_error *error)
+{
+    const json_t *value = json_object_get(json, name);
+
+    if (is_given(value) && !json_is_boolean(value))
+        return FAIL("%s is true or false", name);
+    *out = is_given(value) ? json_is_true(value) : *out;
+    return 0;
+}
+
 /* Fields that would change the answer, and that siltd does not have. */
 static int refuse_unsupported(const json_t *json, struct client_error *error)
 {
     static const char *const absent[] = {"tools", "functions", "logit_bias", "audio"};
     static const char *const zero[] = {"presence_penalty", "frequency_penalty"};
-    const json_t *n = json_object_get(json, "n");
     const json_t *format = json_object_get(json_object_get(json, "response_format"), "type");
 
     for (size_t i = 0; i < sizeof absent / sizeof *absent; i++) {
@@ -38,10 +70,13 @@ static int refuse_unsupported(const json_t *json, struct client_error *error)
         if (json_array_size(value) || json_object_size(value))
             return FAIL("%s is not supported: leave it out", absent[i]);
     }
-    for (size_t i = 0; i < sizeof zero / sizeof *zero; i++)
-        if (json_number_value(json_object_get(json, zero[i])) != 0)
+    for (size_t i = 0; i < sizeof zero / sizeof *zero; i++) {
+        const json_t *value = json_object_get(json, zero[i]);
+
+        if (is_given(value) && (!json_is_number(value) || json_number_value(value) != 0))
             return FAIL("%s is not supported: leave it out or use 0", zero[i]);
-    if (json_is_integer(n) && json_integer_value(n) != 1)
+    }
+    if (integer_of(json, "n", 1, 1, &(json_int_t){0}, error) < 0)
         return FAIL("n must be 1: one answer a question");
     if (json_is_true(json_object_get(json, "logprobs")))
         return FAIL("logprobs are not supported");
@@ -135,7 +170,7 @@ static int number_of(const json_t *json, const char *name, double least, double 
 {
     const json_t *value = json_object_get(json, name);
 
-    if (!value || json_is_null(value))
+    if (!is_given(value))
         return 0;
     if (!json_is_number(value) || json_number_value(value) < least ||
         json_number_value(value) > most)
@@ -147,7 +182,7 @@ static int number_of(const json_t *json, const char *name, double least, double 
 static int sampling_of(struct chat *chat, struct client_error *error)
 {
     struct client_sampling *sampling = &chat->sampling;
-    const json_t *seed = json_object_get(chat->json, "seed");
+    json_int_t seed;
     int r, given = 0;
 
     /* What siltd takes where nothing is said; one field given must not unset the others. */
@@ -158,15 +193,16 @@ static int sampling_of(struct chat *chat, struct client_error *error)
     if (r >= 0)
         r = number_of(chat->json, "top_p", 0, 1, &sampling->top_p, error);
     given |= r;
+    if (r >= 0)
+        r = integer_of(chat->json, "seed", INT64_MIN, INT64_MAX, &seed, error);
+    given |= r;
     if (r < 0)
         return r;
+    if (r)
+        sampling->seed = (uint64_t)seed;
     /* The likeliest token alone; to siltd 0 would be no limit. */
     if (sampling->top_p == 0)
         sampling->top_p = FLT_MIN;
-    if (json_is_integer(seed)) {
-        sampling->seed = (uint64_t)json_integer_value(seed);
-        given = 1;
-    }
     chat->ask.sampling = given ? sampling : NULL;
     return 0;
 }
@@ -178,6 +214,8 @@ static int stop_of(struct chat *chat, struct client_error *error)
 
     if (count > STOP_STRINGS_MAX)
         return FAIL("at most %d stop strings", STOP_STRINGS_MAX);
+    if (is_given(stop) && !json_is_string(stop) && !json_is_array(stop))
+        return FAIL("stop is a string or an array of strings");
     for (size_t i = 0; i < count; i++) {
         const json_t *one = json_is_string(stop) ? stop : json_array_get(stop, i);
 
@@ -190,35 +228,37 @@ static int stop_of(struct chat *chat, struct client_error *error)
     return 0;
 }
 
-static int options_of(struct chat *chat, struct client_error *error)
+static int recall_of(struct chat *chat, const json_t *extra, struct client_error *error)
 {
     static const char *const recalls[] = {"auto", "none", "segments", "text"};
-    const json_t *extra = json_object_get(chat->json, "silt");
-    const json_t *most = json_object_get(chat->json, "max_completion_tokens");
-    const json_t *wait = json_object_get(extra, "wait");
-    const char *recall = json_string_value(json_object_get(extra, "recall"));
-    int r;
+    const json_t *value = json_object_get(extra, "recall");
+    const char *recall = json_string_value(value);
 
-    if (!json_is_integer(most))
-        most = json_object_get(chat->json, "max_tokens");
-    if (json_is_integer(most)) {
-        if (json_integer_value(most) < 1 || json_integer_value(most) > 1 << 20)
-            return FAIL("max_tokens is 1 or more");
-        chat->ask.tokens_max = (uint32_t)json_integer_value(most);
-    }
-    /* The question comes after what it is about: earlier turns are computed first. */
-    chat->ask.wait = !json_is_false(wait);
     for (int i = 0; recall && i < 4; i++)
         if (!strcmp(recall, recalls[i])) {
             chat->ask.recall = (enum client_recall)i;
-            recall = NULL;
+            return 0;
         }
-    if (recall)
-        return FAIL("silt.recall is auto, none, segments or text");
-    chat->streamed = json_is_true(json_object_get(chat->json, "stream"));
-    chat->usage = json_is_true(
-        json_object_get(json_object_get(chat->json, "stream_options"), "include_usage"));
-    r = sampling_of(chat, error);
+    return is_given(value) ? FAIL("silt.recall is auto, none, segments or text") : 0;
+}
+
+static int options_of(struct chat *chat, struct client_error *error)
+{
+    const json_t *extra = json_object_get(chat->json, "silt");
+    json_int_t most = 0;
+    int r = integer_of(chat->json, "max_completion_tokens", 1, TOKENS_MOST, &most, error);
+
+    if (!r)
+        r = integer_of(chat->json, "max_tokens", 1, TOKENS_MOST, &most, error);
+    chat->ask.tokens_max = (uint32_t)most;
+    if (r >= 0)
+        r = recall_of(chat, extra, error);
+    /* The question comes after what it is about: earlier turns are computed first. */
+    chat->ask.wait = true;
+    if (!r)
+        r = flag_of(extra, "wait", &chat->ask.wait, error);
+    if (!r)
+        r = sampling_of(chat, error);
     return r ? r : stop_of(chat, error);
 }
 
@@ -283,6 +323,11 @@ int chat_parse(struct chat *chat, struct MHD_Connection *connection, const struc
         r = messages_of(chat, error);
     if (!r)
         r = options_of(chat, error);
+    if (!r)
+        r = flag_of(chat->json, "stream", &chat->streamed, error);
+    if (!r)
+        r = flag_of(json_object_get(chat->json, "stream_options"), "include_usage", &chat->usage,
+                    error);
     chat->ask.keep = true;
     return r;
 }
@@ -299,7 +344,9 @@ int chat_parse_ask(struct chat *chat, const struct text *body, struct client_err
             return FAIL("the question is empty");
         r = options_of(chat, error);
     }
-    chat->ask.wait = json_is_true(json_object_get(chat->json, "wait"));
+    chat->ask.wait = false;
+    if (!r)
+        r = flag_of(chat->json, "wait", &chat->ask.wait, error);
     chat->history = HISTORY_NONE;
     chat->streamed = true;
     return r;
