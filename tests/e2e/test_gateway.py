@@ -320,10 +320,12 @@ def test_refusals():
             return gateway.call("POST", "/v1/chat/completions", body, headers)
 
         refused(post({"messages": messages}), 400, "name the stream")
-        for field, value in (("max_tokens", "9"), ("max_tokens", 0), ("seed", 1.5), ("n", "2"),
-                             ("stop", 5), ("stream", "yes"), ("temperature", "hot"),
-                             ("frequency_penalty", "1"), ("silt", {"recall": 1}), ("silt", {"wait": 1})):
-            name = [*value][0] if isinstance(value, dict) else field
+        for field, value, name in (
+                ("max_tokens", "9", "max_tokens"), ("max_tokens", 0, "max_tokens"),
+                ("seed", 1.5, "seed"), ("n", "2", "n must"), ("stop", 5, "stop"),
+                ("stream", "yes", "stream"), ("temperature", "hot", "temperature"),
+                ("frequency_penalty", "1", "frequency_penalty"),
+                ("silt", {"recall": 1}, "recall"), ("silt", {"wait": 1}, "wait")):
             refused(post({"user": "s", "messages": messages, field: value}), 400, name)
         long = {"user": "x" + 100 * "ä", "messages": messages}  # shown cut, in a character
         refused(post(long), 400, "is not a stream's name")
