@@ -94,7 +94,8 @@ struct core {
     struct gate gate;
     struct keys keys;
     struct bump bump;
-    uint8_t *reply; /* [REPLY_BYTES_MAX] */
+    uint8_t *reply;      /* [REPLY_BYTES_MAX] */
+    uint64_t dropped_us; /* when the log said so last of one */
     struct table table;
     struct waiter *waiters; /* [WAITERS_MAX] */
     struct flight *flights; /* [FLIGHTS_MAX] */

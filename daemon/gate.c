@@ -9,10 +9,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "daemon/clock.h"
 #include "daemon/log.h"
-
-enum { REFUSED_SAY_US = 10000000 };
 
 static int fail(char *error, size_t error_bytes, int result, const char *format,
                 const char *endpoint, const char *why)
@@ -233,12 +230,8 @@ static void zap_reply(struct gate *gate, const char *request, size_t request_byt
 /* Whoever is refused tries again and again: the log says it once in a while. */
 static void say_refused(struct gate *gate, const char *address, const char *key)
 {
-    uint64_t now = clock_us();
-
-    if (gate->refused_us && now - gate->refused_us < REFUSED_SAY_US)
-        return;
-    gate->refused_us = now;
-    say(SAY_WARN, "a client at %.64s was refused: its key %s is not allowed", address, key);
+    if (say_again(&gate->refused_us))
+        say(SAY_WARN, "a client at %.64s was refused: its key %s is not allowed", address, key);
 }
 
 /* A request is: version, its id, domain, address, identity, mechanism, and CURVE's raw key. */

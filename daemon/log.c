@@ -5,14 +5,15 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { LINE_BYTES_MAX = 1024 };
+#include "daemon/clock.h"
+
+enum { LINE_BYTES_MAX = 1024, AGAIN_US = 10000000 };
 
 static _Atomic int level_min = SAY_INFO;
 
@@ -83,6 +84,16 @@ void say(enum say_level level, const char *format, ...)
     /* Nothing can be done about a log that cannot be written. */
     if (write(STDERR_FILENO, line, used) < 0)
         return;
+}
+
+bool say_again(uint64_t *said_us)
+{
+    uint64_t now = clock_us();
+
+    if (*said_us && now - *said_us < AGAIN_US)
+        return false;
+    *said_us = now;
+    return true;
 }
 
 enum { ENDS = 2 };

@@ -17,8 +17,8 @@ int reply_send(struct core *core, const struct wire_client *client, const Silt__
     result = gate_send(&core->gate, client, core->reply, (size_t)bytes);
     if (result == -EAGAIN && reply->body_case != SILT__V1__REPLY__BODY_TOKEN &&
         reply->body_case != SILT__V1__REPLY__BODY_DONE &&
-        reply->body_case != SILT__V1__REPLY__BODY_ACK)
-        say(SAY_WARN, "a client does not read its replies: one is dropped");
+        reply->body_case != SILT__V1__REPLY__BODY_ACK && say_again(&core->dropped_us))
+        say(SAY_WARN, "a client does not read its replies: they are dropped");
     return result;
 }
 

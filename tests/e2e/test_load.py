@@ -182,6 +182,15 @@ def test_who_takes_no_answer_loses_it():
         siltd.stop()
 
 
+def test_the_log_does_not_grow_with_who_reads_nothing():
+    with lib.Daemon(*lib.tiny()) as siltd:
+        slow = Crowd(siltd.endpoint, 1)
+        for _ in range(5000):
+            lib.wait_until("it is sent", lambda: slow.send(slow.sockets[0], stat=pb.Stat()), 20, 0)
+        lib.wait_until("it is said", lambda: "does not read its" in siltd.log_text())
+        assert siltd.log_text().count("does not read its") < 5, siltd.log_text()[-2000:]
+
+
 def test_one_client_too_many():
     model, adapter = lib.tiny()
     with lib.Daemon(model, adapter, ("--clients-max", 3)) as siltd:
