@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 #include <zmq.h>
@@ -148,8 +149,8 @@ static int link_up(struct client *client)
 
     snprintf(watch, sizeof watch, "inproc://watch-%p", client->socket);
     if (zmq_socket_monitor(client->socket, watch,
-                           ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
-                               ZMQ_EVENT_DISCONNECTED))
+                           ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED |
+                               ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_DISCONNECTED))
         return -errno;
     client->monitor = zmq_socket(client->context, ZMQ_PAIR);
     if (!client->monitor || zmq_connect(client->monitor, watch))
@@ -240,6 +241,12 @@ int client_reachable(struct client *client, struct client_error *error)
                            "siltd at %s does not take this client's key: on its machine, `silt key "
                            "allow '%s' STREAM` lets it in",
                            client->endpoint, client->public_key);
+    if (client->stranger && !client->connected)
+        return client_fail(error, -EACCES,
+                           "%s is not this user's siltd: another user has made that folder and "
+                           "listens there; have it removed, or name another endpoint with -c or "
+                           "SILT_ENDPOINT",
+                           client->endpoint);
     if (client->connected || patience_ms == CLIENT_WAIT_FOREVER)
         return 0;
     down_ms = (client_now_us() - client->down_us) / 1000;
@@ -367,18 +374,38 @@ static void link_later(struct client *client)
     client->up_us = client_now_us() + pause_ms * 1000;
 }
 
-/* One event of the monitor: two frames, event number and endpoint. */
+/* Whether another user listens at the other end of a new connection where only this one should. */
+static bool is_strangers(const struct client *client, int fd)
+{
+    struct ucred peer;
+    socklen_t bytes = sizeof peer;
+
+    return endpoint_in_tmp(client->endpoint) &&
+           (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) ||
+            (peer.uid != getuid() && peer.uid != 0));
+}
+
+/* One event of the monitor: two frames, its number (16 bits) with a value (32 bits), and an
+ * endpoint. */
 static void link_event(struct client *client)
 {
     uint8_t event[6] = {0};
     char where[8];
     uint16_t number;
+    int32_t value;
 
     if (zmq_recv(client->monitor, event, sizeof event, ZMQ_DONTWAIT) < 0)
         return;
     zmq_recv(client->monitor, where, sizeof where, ZMQ_DONTWAIT);
     memcpy(&number, event, sizeof number);
-    if (number == ZMQ_EVENT_HANDSHAKE_SUCCEEDED && !client->connected) {
+    memcpy(&value, event + sizeof number, sizeof value);
+    if (number == ZMQ_EVENT_CONNECTED) {
+        client->stranger = is_strangers(client, value);
+        if (client->stranger) {
+            link_down(client);
+            link_later(client);
+        }
+    } else if (number == ZMQ_EVENT_HANDSHAKE_SUCCEEDED && !client->connected) {
         client->connected = true;
         client->epoch++;
         if (client->ever && client->options.on_link)

@@ -42,7 +42,8 @@ struct client {
     bool curve; /* the keys are used */
     char server_key[CLIENT_KEY_BYTES + 1], public_key[CLIENT_KEY_BYTES + 1];
     char secret_key[CLIENT_KEY_BYTES + 1];
-    bool denied; /* siltd does not take the key */
+    bool denied;   /* siltd does not take the key */
+    bool stranger; /* who listens there is another user, and gets nothing */
     void *context, *socket, *monitor;
     bool connected;
     bool blocked;     /* the last send found no room */

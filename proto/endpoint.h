@@ -39,6 +39,16 @@ static inline int endpoint_default(char *out, size_t out_bytes)
     return n < 0 || (size_t)n >= out_bytes ? -1 : 0;
 }
 
+/* Whether an endpoint is in this user's folder in /tmp, which anybody could have made first: then
+ * who answers there has to be this user, or root. */
+static inline bool endpoint_in_tmp(const char *endpoint)
+{
+    char own[64];
+    int n = snprintf(own, sizeof own, "ipc:///tmp/silt-%u/", (unsigned)getuid());
+
+    return strncmp(endpoint, own, (size_t)n) == 0;
+}
+
 /* Whether what stands behind the last colon is a port that can be had: ZeroMQ takes 99999 for what
  * is left of it in 16 bits. 0 or *, where one listens: any. */
 static inline bool endpoint_port_valid(const char *endpoint, bool listens)

@@ -2,9 +2,12 @@
 wrong and what is right instead, on stderr, with the exit code that --help promises."""
 
 import os
+import pathlib
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import lib
@@ -202,6 +205,40 @@ def test_another_users_socket():
         assert time.monotonic() - start < 4 * lib.SLOW  # to wait would mend nothing
         check(silt("/", "key", "new", env={"HOME": "/none"}, **nobody), 1, "silt key new FILE",
               "a home that is not there")
+
+
+THIEF = """
+import os, sys, zmq
+os.umask(0)
+os.mkdir(os.path.dirname(sys.argv[1]), 0o777)
+socket = zmq.Context().socket(zmq.ROUTER)
+socket.bind("ipc://" + sys.argv[1])
+print("ready", flush=True)
+print(socket.recv_multipart(), flush=True)
+"""
+
+
+def test_another_user_in_our_place():
+    """Who was quicker to make this user's folder in /tmp gets nothing of what is fed."""
+    if os.getuid() != 0:
+        raise lib.Skip("needs root, to become other users")
+    place = pathlib.Path("/tmp/silt-65533")
+    python = {"HOME": "/", "PYTHONPATH": str(lib.ROOT / "clients/python")}
+    victim = {"user": 65533, "group": 65533, "extra_groups": []}
+    try:
+        thief = lib.spawn(sys.executable, "-c", THIEF, place / "silt.sock", user=65534,
+                          group=65534, extra_groups=[], stdout=subprocess.PIPE)
+        said = lib.Listener(thief.stdout)
+        said.wait(b"ready")
+        check(silt("/", "open", "secret", env=python, **victim), 1, "another user", "open")
+        done = subprocess.run([sys.executable, "-c", "import silt; silt.Client().open('secret')"],
+                              capture_output=True, env=python, timeout=60 * lib.SLOW, check=False,
+                              **victim)
+        assert b"another user" in done.stderr, done.stderr
+        lib.reap(thief)
+        assert said.all() == b"ready\n", said.said
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def test_siltd():

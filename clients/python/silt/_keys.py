@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import socket
 import struct
 from typing import Dict, NamedTuple, Optional
 
@@ -111,6 +112,19 @@ def _file(path: pathlib.Path) -> Dict[str, str]:
                           "= value")
         found.setdefault(name, value.strip())
     return found
+
+
+def is_strangers(endpoint: str, fd: int) -> bool:
+    """Whether another user listens at the other end of a new connection where only this one or root
+    should: anybody could have made this user's folder in /tmp first."""
+    if not endpoint.startswith(f"ipc:///tmp/silt-{os.getuid()}/"):
+        return False
+    try:
+        with socket.socket(fileno=os.dup(fd)) as link:
+            peer = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    except OSError:
+        return True
+    return struct.unpack("3i", peer)[1] not in (os.getuid(), 0)
 
 
 def _local() -> str:

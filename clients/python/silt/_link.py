@@ -20,7 +20,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from . import silt_pb2 as pb
 from ._errors import Denied, Invalid, Lost, Silent, TooLarge, Unreachable, of_wire
-from ._keys import Curve
+from ._keys import Curve, is_strangers
 from ._types import FRAME_BYTES_MAX
 
 RECONNECT_FIRST_MS = 50  # doubles up to the last
@@ -50,6 +50,7 @@ class Link:
         self.endpoint = endpoint
         self._curve = curve
         self._denied = False
+        self._stranger = False  # who listens there is another user, and gets nothing
         self._closed = False
         self.connect_timeout = connect_timeout
         self.reconnect_timeout = reconnect_timeout
@@ -101,8 +102,8 @@ class Link:
         socket.setsockopt(zmq.IPV6, "[" in self.endpoint)
         if self._curve is not None:
             socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = self._curve
-        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | EVENT_DENIED |
-                                            zmq.EVENT_DISCONNECTED)
+        monitor = socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED |
+                                            EVENT_DENIED | zmq.EVENT_DISCONNECTED)
         monitor.setsockopt(zmq.LINGER, 0)
         try:
             socket.connect(self.endpoint)
@@ -159,6 +160,12 @@ class Link:
             if monitor not in ready:
                 continue
             event = parse_monitor_message(await monitor.recv_multipart())
+            if event["event"] == zmq.EVENT_CONNECTED:
+                self._stranger = is_strangers(self.endpoint, event["value"])
+                if not self._stranger:
+                    continue
+                self._up.set()  # whoever waits need not any longer
+                return
             if event["event"] == EVENT_DENIED:
                 self._denied = True
                 self._up.set()  # whoever waits need not any longer
@@ -236,6 +243,10 @@ class Link:
                 raise Denied(f"siltd at {self.endpoint} does not take this client's key: on its "
                              "machine, `silt key allow '"
                              f"{self._curve.public_key.decode()}' STREAM` lets it in")
+            if self._stranger:
+                raise Denied(f"{self.endpoint} is not this user's siltd: another user has made "
+                             "that folder and listens there; have it removed, or name another "
+                             "endpoint by endpoint= or SILT_ENDPOINT")
             left = patience - (time.monotonic() - self._down_since)
             if left <= 0:
                 raise Unreachable(
