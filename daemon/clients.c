@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <xxhash.h>
 #include <zmq.h>
 
 #include "daemon/clock.h"
@@ -37,13 +38,26 @@ void clients_close(struct clients *clients)
     }
 }
 
-static void forget(struct clients *clients, int32_t fd)
+/* Whose a place is; 0: of somebody on this machine. */
+static uint64_t owner_of(const char *key)
 {
-    for (uint32_t i = 0; i < clients->count; i++)
-        if (clients->fd[i] == fd) {
-            clients->fd[i] = clients->fd[--clients->count];
-            return;
-        }
+    return key ? XXH3_64bits(key, strlen(key)) | 1 : 0;
+}
+
+static void drop(struct clients *clients, uint32_t i)
+{
+    clients->count--;
+    clients->fd[i] = clients->fd[clients->count];
+    clients->owner[i] = clients->owner[clients->count];
+}
+
+static uint32_t find(const struct clients *clients, int32_t fd)
+{
+    uint32_t i = 0;
+
+    while (i < clients->count && clients->fd[i] != fd)
+        i++;
+    return i;
 }
 
 /* An event is two frames: its number (16 bits) with the connection's fd (32 bits), and an address.
@@ -55,11 +69,14 @@ void clients_drain(struct clients *clients)
     for (int i = 0; i < 2; i++)
         while (clients->monitor[i] &&
                zmq_recv(clients->monitor[i], event, sizeof event, ZMQ_DONTWAIT) >= 0) {
+            uint32_t gone;
             int32_t fd;
 
             memcpy(&fd, event + 2, sizeof fd);
             zmq_recv(clients->monitor[i], address, sizeof address, ZMQ_DONTWAIT);
-            forget(clients, fd);
+            gone = find(clients, fd);
+            if (gone < clients->count)
+                drop(clients, gone);
         }
 }
 
@@ -79,21 +96,50 @@ static void forget_closed(struct clients *clients)
         if (getpeername(clients->fd[i], (struct sockaddr *)&peer, &bytes) == 0)
             i++;
         else
-            clients->fd[i] = clients->fd[--clients->count];
+            drop(clients, i);
     }
 }
 
-bool clients_admit(struct clients *clients, int fd)
+static bool is_room(const struct clients *clients, uint64_t owner)
 {
-    if (fd < 0)
-        return true;
-    for (uint32_t i = 0; i < clients->count; i++)
-        if (clients->fd[i] == fd)
-            return true;
-    if (clients->count == clients->max)
-        forget_closed(clients);
-    if (clients->count == clients->max)
+    uint32_t max = clients->max, network = 0, own = 0;
+
+    if (clients->count == max)
         return false;
+    if (!owner || max == 1)
+        return true;
+    for (uint32_t i = 0; i < clients->count; i++) {
+        network += clients->owner[i] != 0;
+        own += clients->owner[i] == owner;
+    }
+    return network < max * 3 / 4 && own < max / 2;
+}
+
+bool clients_admit(struct clients *clients, int fd, const char *key)
+{
+    uint64_t owner = owner_of(key);
+    uint32_t i = find(clients, fd);
+
+    if (fd < 0 || (i < clients->count && clients->owner[i] == owner))
+        return true;
+    if (i < clients->count) /* whoever had this number has gone */
+        drop(clients, i);
+    if (!is_room(clients, owner))
+        forget_closed(clients);
+    if (!is_room(clients, owner))
+        return false;
+    clients->owner[clients->count] = owner;
     clients->fd[clients->count++] = fd;
     return true;
+}
+
+void clients_deny(struct clients *clients, const char *key)
+{
+    uint64_t owner = owner_of(key);
+
+    for (uint32_t i = 0; i < clients->count;)
+        if (clients->owner[i] == owner)
+            drop(clients, i);
+        else
+            i++;
 }

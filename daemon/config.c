@@ -59,8 +59,9 @@ static const struct option_row rows[] = {
     {"forks-max", "N", "questions at once (default: what fits, at most 4); more are told to wait",
      OPTION_COUNT, AT(forks_max), 1, FORKS_LIVE_MAX, NULL, NULL},
     {"clients-max", "N",
-     "clients served at once (default: 32); more are told to wait until one has left", OPTION_COUNT,
-     AT(clients_max), 1, CLIENTS_LIVE_MAX, NULL, NULL},
+     "clients served at once, of which a key has at most half and the network three\n"
+     "quarters (default: 32); more are told to wait until one has left",
+     OPTION_COUNT, AT(clients_max), 1, CLIENTS_LIVE_MAX, NULL, NULL},
     {"disk", "SIZE", "most bytes under --data (default: no bound)", OPTION_SIZE, AT(disk_bytes), 0,
      0, NULL, NULL},
     {"when-full", "stop|trim", "at the bound: stop taking text, or drop the oldest (default: stop)",

@@ -316,6 +316,16 @@ static bool receive_id(struct gate *gate, struct wire_client *client)
     return false;
 }
 
+/* One whose key is allowed nothing any more has no place, and is told why. */
+static bool admit(struct gate *gate, const struct wire_client *client)
+{
+    bool is_local = client->door == DOOR_LOCAL;
+
+    return (!is_local && !keys_known(gate->keys, client->key)) ||
+           clients_admit(&gate->clients, zmq_msg_get(&gate->frame, ZMQ_SRCFD),
+                         is_local ? NULL : client->key);
+}
+
 int gate_receive(struct gate *gate, struct wire_client *client, const uint8_t **bytes,
                  size_t *bytes_count)
 {
@@ -343,7 +353,7 @@ int gate_receive(struct gate *gate, struct wire_client *client, const uint8_t **
         drop_rest(gate, socket);
         return -EPROTO; /* nobody that can be answered */
     }
-    gate->admitted = clients_admit(&gate->clients, zmq_msg_get(&gate->frame, ZMQ_SRCFD));
+    gate->admitted = admit(gate, client);
     if (zmq_msg_more(&gate->frame)) {
         drop_rest(gate, socket);
         return -EBADMSG;

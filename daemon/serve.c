@@ -443,12 +443,15 @@ static void dispatch(struct core *core, const struct wire_client *client,
 
 static void refuse_client(struct core *core, const struct wire_client *client, uint64_t id)
 {
-    char text[160];
+    char text[200];
 
     snprintf(text, sizeof text,
-             "siltd serves %u clients at once and has as many: try again when one has left, or "
+             "siltd serves %u clients at once and has as many%s: try again when one has left, or "
              "start it with a larger --clients-max",
-             core->config.clients_max);
+             core->config.clients_max,
+             client->door == DOOR_NETWORK ? ", or half of them by this client's key, or three "
+                                            "quarters over the network"
+                                          : "");
     reply_busy(core, client, id, text);
 }
 

@@ -154,6 +154,8 @@ void serve_keys(struct core *core, const struct wire_client *client,
         result = keys_deny(&core->keys, from->key, stream, &holds);
     if (holds)
         enforce(core);
+    if (holds && !keys_known(&core->keys, from->key))
+        clients_deny(&core->gate.clients, from->key);
     if (result == -ENOENT && holds) { /* else the folder is gone */
         reply_error(core, client, request->id, SILT__V1__ERROR__CODE__NOT_FOUND,
                     "key %s is not allowed that: `silt key list` shows what is", from->key);

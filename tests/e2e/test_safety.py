@@ -207,7 +207,7 @@ def test_no_text_on_the_wire():
 
 
 def test_who_vanishes_without_a_word_is_cut():
-    with Networked(["--clients-max", 3]) as siltd:  # one of them is the local one
+    with Networked(["--clients-max", 5]) as siltd:  # two of them for a key
         address, port = re.fullmatch(r"tcp://(.*):(\d+)", siltd.network).groups()
         key, tap = siltd.new_key("s"), Tap((address, int(port)))
         gone, idle = raw.Raw(tap.endpoint, key), raw.Raw(siltd.network, key)
@@ -341,6 +341,24 @@ def test_limits_of_a_key():
 
         lib.wait_until("a key's places are taken", full)
         siltd.local.ask("a", "x", tokens_max=2)  # the others' places are theirs
+
+
+def test_places_of_a_key():
+    """However many connections it makes: others have places, and who may deny it above all."""
+    with Networked(["--clients-max", 8]) as siltd:
+        greedy, other = siltd.new_key("a"), siltd.new_key("b")
+        wires = [raw.Raw(siltd.network, greedy) for _ in range(10)]
+        for wire in wires[:4]:
+            raw.patient(wire.open, "a")
+        for wire in wires[4:]:
+            raw.refused(pb.Error.BUSY, "half of them", wire.stat, "a")
+        more = [raw.Raw(siltd.network, other) for _ in range(3)]
+        for wire in more[:2]:
+            wire.open("b")
+        raw.refused(pb.Error.BUSY, "three quarters", more[2].stat, "b")
+        lib.silt(siltd.endpoint, "key", "deny", greedy[1].decode())
+        raw.refused(pb.Error.DENIED, "may not use", wires[0].stat, "a")
+        assert more[2].stat("b").stream == "b"  # the place of one that is still connected
 
 
 def fill(message, hostile):
