@@ -118,6 +118,7 @@ $(UNIT): $(O)/tests/%: $(O)/obj/tests/unit/%.c.o $(O)/parts.a
 
 $(O)/tests/test_sched: private LDLIBS += -Wl,--wrap=stream_state
 $(O)/tests/test_search_gone: private LDLIBS += -Wl,--wrap=files_sync_folder
+$(O)/tests/test_serve: private LDLIBS += -Wl,--wrap=zmq_send
 $(O)/tests/test_stats: private LDLIBS += -Wl,--wrap=stream_stat,--wrap=reply_send
 # The command's parts are in no archive: its names are its own.
 $(O)/tests/test_convert: $(call objects,clients/silt/convert.c clients/silt/stamp.c)

@@ -148,6 +148,29 @@ error:
     return result;
 }
 
+/* ---- parts of messages ---- */
+
+/* A signal between two parts would leave the first to stand before those of another message. */
+static int send_part(void *socket, const void *bytes, size_t bytes_count, int more)
+{
+    int result;
+
+    do
+        result = zmq_send(socket, bytes, bytes_count, ZMQ_DONTWAIT | more);
+    while (result < 0 && errno == EINTR);
+    return result;
+}
+
+static int receive_part(void *socket, zmq_msg_t *out)
+{
+    int result;
+
+    do
+        result = zmq_msg_recv(out, socket, ZMQ_DONTWAIT);
+    while (result < 0 && errno == EINTR);
+    return result;
+}
+
 /* ---- the network's door ---- */
 
 /* Without CURVE's options the socket would take anybody: any that fails is the end. */
@@ -205,13 +228,18 @@ int gate_open_network(struct gate *gate, const char *endpoint, const struct keys
 /* One frame of the ZAP request as text; longer ones are cut, which fits nothing they may be. */
 static size_t zap_frame(struct gate *gate, char *out, size_t out_bytes, bool *more)
 {
-    int option = 0, n = zmq_recv(gate->zap, out, out_bytes - 1, ZMQ_DONTWAIT);
-    size_t option_bytes = sizeof option, bytes = n < 0 ? 0 : (size_t)n;
+    size_t bytes = 0;
+    zmq_msg_t frame;
 
+    zmq_msg_init(&frame);
+    if (receive_part(gate->zap, &frame) >= 0)
+        bytes = zmq_msg_size(&frame);
     if (bytes > out_bytes - 1)
         bytes = out_bytes - 1;
+    memcpy(out, zmq_msg_data(&frame), bytes);
     out[bytes] = '\0';
-    *more = n >= 0 && zmq_getsockopt(gate->zap, ZMQ_RCVMORE, &option, &option_bytes) == 0 && option;
+    *more = zmq_msg_more(&frame);
+    zmq_msg_close(&frame);
     return bytes;
 }
 
@@ -219,12 +247,12 @@ static void zap_reply(struct gate *gate, const char *request, size_t request_byt
 {
     const char *code = key[0] ? "200" : "400", *text = key[0] ? "OK" : "this key is not allowed";
 
-    zmq_send(gate->zap, "1.0", 3, ZMQ_SNDMORE | ZMQ_DONTWAIT);
-    zmq_send(gate->zap, request, request_bytes, ZMQ_SNDMORE | ZMQ_DONTWAIT);
-    zmq_send(gate->zap, code, 3, ZMQ_SNDMORE | ZMQ_DONTWAIT);
-    zmq_send(gate->zap, text, strlen(text), ZMQ_SNDMORE | ZMQ_DONTWAIT);
-    zmq_send(gate->zap, key, strlen(key), ZMQ_SNDMORE | ZMQ_DONTWAIT);
-    zmq_send(gate->zap, "", 0, ZMQ_DONTWAIT);
+    send_part(gate->zap, "1.0", 3, ZMQ_SNDMORE);
+    send_part(gate->zap, request, request_bytes, ZMQ_SNDMORE);
+    send_part(gate->zap, code, 3, ZMQ_SNDMORE);
+    send_part(gate->zap, text, strlen(text), ZMQ_SNDMORE);
+    send_part(gate->zap, key, strlen(key), ZMQ_SNDMORE);
+    send_part(gate->zap, "", 0, 0);
 }
 
 /* Whoever is refused tries again and again: the log says it once in a while. */
@@ -283,7 +311,7 @@ void gate_close(struct gate *gate)
 static void drop_rest(struct gate *gate, void *socket)
 {
     while (zmq_msg_more(&gate->frame))
-        if (zmq_msg_recv(&gate->frame, socket, ZMQ_DONTWAIT) < 0)
+        if (receive_part(socket, &gate->frame) < 0)
             return;
 }
 
@@ -307,8 +335,7 @@ static bool receive_id(struct gate *gate, struct wire_client *client)
 {
     for (int i = 0; i < GATE_DOORS; i++) {
         gate->turn = (uint8_t)((gate->turn + 1) % GATE_DOORS);
-        if (!gate->socket[gate->turn] ||
-            zmq_msg_recv(&gate->frame, gate->socket[gate->turn], ZMQ_DONTWAIT) < 0)
+        if (!gate->socket[gate->turn] || receive_part(gate->socket[gate->turn], &gate->frame) < 0)
             continue;
         client->door = gate->turn;
         return true;
@@ -348,8 +375,8 @@ int gate_receive(struct gate *gate, struct wire_client *client, const uint8_t **
         client->bytes = (uint8_t)id_bytes;
         memcpy(client->id, zmq_msg_data(&gate->frame), id_bytes);
     }
-    if (!zmq_msg_more(&gate->frame) || zmq_msg_recv(&gate->frame, socket, ZMQ_DONTWAIT) < 0 ||
-        !id_fits || !sender_proved(gate, client)) {
+    if (!zmq_msg_more(&gate->frame) || receive_part(socket, &gate->frame) < 0 || !id_fits ||
+        !sender_proved(gate, client)) {
         drop_rest(gate, socket);
         return -EPROTO; /* nobody that can be answered */
     }
@@ -368,9 +395,8 @@ int gate_send(struct gate *gate, const struct wire_client *client, const void *b
 {
     void *socket = gate->socket[client->door];
 
-    if (zmq_send(socket, client->id, client->bytes, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
-        return errno == EHOSTUNREACH ? -EHOSTUNREACH : -EAGAIN;
-    if (zmq_send(socket, bytes, bytes_count, ZMQ_DONTWAIT) < 0)
+    if (send_part(socket, client->id, client->bytes, ZMQ_SNDMORE) < 0 ||
+        send_part(socket, bytes, bytes_count, 0) < 0)
         return errno == EHOSTUNREACH ? -EHOSTUNREACH : -EAGAIN;
     return 0;
 }

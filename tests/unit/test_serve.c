@@ -93,6 +93,20 @@ static void another_gives_text_away(void **state)
     rig_close(&rig);
 }
 
+static int interrupted; /* so many sends of a message's last part are, by a signal */
+
+int __real_zmq_send(void *socket, const void *bytes, size_t bytes_count, int flags);
+int __wrap_zmq_send(void *socket, const void *bytes, size_t bytes_count, int flags);
+
+int __wrap_zmq_send(void *socket, const void *bytes, size_t bytes_count, int flags)
+{
+    if (flags & ZMQ_SNDMORE || !interrupted)
+        return __real_zmq_send(socket, bytes, bytes_count, flags);
+    interrupted--;
+    errno = EINTR;
+    return -1;
+}
+
 /* A client of the gate's, and who it is. */
 static void *connect_client(struct wire_client *client)
 {
@@ -130,6 +144,23 @@ static uint64_t next_credit(void *socket)
     credit = reply->ack->credit_bytes;
     silt__v1__reply__free_unpacked(reply, NULL);
     return credit;
+}
+
+/* Else the next reply would be the rest of this one, and another client's. */
+static void a_signal_parts_no_reply(void **state)
+{
+    struct wire_client client;
+    char reply[16];
+    void *socket;
+
+    (void)state;
+    set_up_core();
+    socket = connect_client(&client);
+    interrupted = 1;
+    assert_int_equal(gate_send(&core.gate, &client, "whole", 5), 0);
+    assert_int_equal(zmq_recv(socket, reply, sizeof reply, 0), 5);
+    zmq_close(socket);
+    gate_close(&core.gate);
 }
 
 /* The room that was offered is another producer's before the first is told. */
@@ -174,6 +205,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         rig_folder_test(a_place_that_is_not_taken_is_nobody_s),
         rig_folder_test(another_gives_text_away),
+        rig_folder_test(a_signal_parts_no_reply),
         rig_folder_test(who_is_told_of_no_room_is_told_of_some),
     };
 
