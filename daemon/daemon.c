@@ -319,7 +319,8 @@ static int start_thread(pthread_t *thread, void *(*body)(void *), struct core *c
     return result;
 }
 
-/* Nothing new is taken; what is under way ends within one commit and one block. */
+/* Nothing new is taken; what is under way ends within one commit and one block. An answer that is
+ * on its way to the journal is kept by then, and its client told. */
 static void begin_stop(void *user)
 {
     struct core *core = user;
@@ -334,6 +335,8 @@ static void begin_stop(void *user)
     for (uint32_t i = 0; i < core->plan.forks_max; i++) {
         struct ask *ask = &core->asks[i];
 
+        if (ask->stage == ASK_KEEPING)
+            continue;
         if (ask->stage != ASK_FREE && ask->client.bytes)
             reply_error(core, &ask->client, ask->request_id, SILT__V1__ERROR__CODE__SHUTTING_DOWN,
                         "%s", why);

@@ -366,7 +366,7 @@ void serve_ask_kept(struct core *core, struct ask *ask, const struct ingest_resu
 {
     assert(ask->stage == ASK_KEEPING);
     ask->stage = ASK_ENDING;
-    if (result->error == 1 + SILT__V1__ERROR__CODE__BUSY)
+    if (result->error == 1 + SILT__V1__ERROR__CODE__BUSY && !atomic_load(&core->stopping))
         return; /* the tick tries again */
     ask->keep = false;
     if (result->error) {

@@ -176,6 +176,25 @@ def test_the_journal_cannot_be_written():
         same_memory(ended, 6)
 
 
+def test_a_stop_says_what_was_kept():
+    """Question and answer are on their way to the disk when siltd is told to stop."""
+    disk = Disk()
+    with fed(disk, 3) as (siltd, wire):
+        before, met = wire.stat("s").tokens_acked, disk.met("journal", PUT)
+        disk.fail("journal", PUT, LATE)
+        wire.send(ask=pb.Ask(stream="s", question="What is it?", tokens_max=4, keep=True))
+        lib.wait_until("it is being kept", lambda: disk.met("journal", PUT) > met, step=0.001)
+        siltd.process.terminate()
+        while (said := wire.reply().WhichOneof("body")) == "token":
+            pass
+        disk.mend()
+        lib.ends(siltd.process)
+        siltd.start()
+        kept = raw.Raw(siltd.endpoint).stat("s").tokens_acked > before
+        assert (said == "done") == kept, (said, kept)
+        assert kept, "it was to be"
+
+
 def test_what_could_not_be_made_takes_no_place():
     """Whatever was sent for it before the answer came."""
     disk = Disk()
