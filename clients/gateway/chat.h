@@ -68,7 +68,7 @@ struct question {
 struct question *question_open(struct gateway *gateway);
 /* Begins on a thread of its own; 0 or -errno. */
 int question_start(struct question *question);
-/* Nobody reads any more: what is under way ends. */
+/* Nobody reads any more: what is under way ends, which is waited for. */
 void question_close(struct question **question);
 /* Waits for text after `seen` bytes or the end; false: neither within the time. Locked on return.
  */

@@ -81,7 +81,7 @@ struct gateway {
 };
 
 int pool_open(struct pool *pool, uint32_t count);
-/* After pool_stop: waits for those who have one. */
+/* Nobody has one any more. */
 void pool_close(struct pool *pool);
 /* Ends what is under way, and nothing new begins. */
 void pool_stop(struct pool *pool);

@@ -35,10 +35,6 @@ int pool_open(struct pool *pool, uint32_t count)
 
 void pool_close(struct pool *pool)
 {
-    pthread_mutex_lock(&pool->lock);
-    while (pool->used) /* by questions that nobody waits for any more */
-        pthread_cond_wait(&pool->given, &pool->lock);
-    pthread_mutex_unlock(&pool->lock);
     for (uint32_t i = 0; i < pool->count; i++)
         client_close(&pool->clients[i].client);
     free(pool->clients);

@@ -57,6 +57,9 @@ void question_close(struct question **question)
     q->abandoned = true;
     if (q->pooled)
         q->pooled->interrupted = true;
+    /* The connection's place is not another's before: there are no more questions than places. */
+    while (q->holders > 1 && !q->ended)
+        pthread_cond_wait(&q->news, &q->lock);
     pthread_mutex_unlock(&q->lock);
     question_drop(q);
     *question = NULL;

@@ -212,9 +212,10 @@ def test_an_answer_has_its_time():
     siltd.kill()
 
 
-def begin_chat(gateway, question):
+def begin_chat(gateway, question, stream="s"):
     """Asks for a whole answer on a connection of its own."""
-    body = json.dumps({"user": "s", "messages": [{"role": "user", "content": question}]}).encode()
+    body = json.dumps({"user": stream,
+                       "messages": [{"role": "user", "content": question}]}).encode()
     link = socket.create_connection(gateway.address.split(":"))
     link.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
                  b"application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
@@ -259,6 +260,20 @@ def test_ends_behind_the_last_question():
         assert told.wait(10 * lib.SLOW)
         gateway.process.terminate()
         assert lib.ends(gateway.process) == 0 and answered.is_set()
+    siltd.kill()
+
+
+def test_who_hangs_up_makes_no_room_for_more():
+    """Until siltd has ended the question that was left: there are as many as connections."""
+    siltd = Mock()
+    siltd.on_cancel = lambda *request: None
+    with Gateway("--connections", "3", endpoint=siltd.endpoint) as gateway:
+        for i in range(30):
+            siltd.streams[f"s{i}"] = [bytearray(), {}]
+            link = begin_chat(gateway, "endless", f"s{i}")
+            time.sleep(0.1)
+            link.close()
+        assert 1 <= len(siltd.asks) <= 3, len(siltd.asks)
     siltd.kill()
 
 
