@@ -114,10 +114,12 @@ static int one_turn(struct pipe *pipe, struct producer *producer)
 
         if (bytes == 0)
             break;
-        if (bytes < 0)
-            r = (int)bytes;
-        else
+        if (bytes > 0)
             item.bytes_count += (size_t)bytes;
+        else if (bytes != -EAGAIN && bytes != -EINTR)
+            r = (int)bytes;
+        else if (client_poll(pipe->intake->silt->client, STDIN_FILENO, WAIT_MS) == -EINTR)
+            r = -EINTR;
     }
     /* `echo` ends what it says with a line end that is not part of it. */
     if (item.bytes_count && text[item.bytes_count - 1] == '\n')

@@ -88,6 +88,19 @@ def test_feed_turn():
     assert mock.turns == [("system", b"Be brief.")] and not mock.marks
 
 
+def test_feed_turn_from_a_pipe_that_does_not_block():
+    """As some programs leave theirs to whom they start."""
+    mock = Mock()
+    source, sink = os.pipe()
+    os.set_blocking(source, False)
+    feed = lib.spawn(lib.SILT, "-c", mock.endpoint, "feed", "s", "--turn", "user", stdin=source)
+    time.sleep(0.5)
+    os.write(sink, b"Be brief.\n")
+    os.close(sink)
+    os.close(source)
+    assert lib.ends(feed) == 0 and mock.turns == [("user", b"Be brief.")], mock.turns
+
+
 def test_feed_several_files_in_order():
     mock = Mock()
     paths = [file_of(mock.home, name, some_text(70_000, seed)) for seed, name in enumerate("abc")]
