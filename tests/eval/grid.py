@@ -28,6 +28,7 @@ import plot  # noqa: E402
 KINDS = ("dialogue", "meeting", "log", "mixed", "book")
 RATIOS = (1, 2, 4, 8)
 RINGS = (4, 8, 14)          # beside the adapter's; longer ones do not fit the trained context
+RING_RATIOS = (1, 4)        # at which rings with and without their summary are compared
 POLICIES = ("full", "window", "window+lora", "ccm", "ccm-swap", "ccm-foreign", "none")
 MODEL = ROOT / "build/models/smollm2-135m-instruct-q4_1.gguf"
 ADAPTER = ROOT / "stream/adapters/smollm2-135m-instruct.gguf"
@@ -39,11 +40,12 @@ def runs_of():
     for some in (("ccm", "window"), ("ccm-foreign",), ("ccm-swap", "none")):
         runs += [(f"{policy} {ratio}x", ["--policy", policy, "--dmc", ratio])
                  for ratio in (1, 4, 2, 8) for policy in some]
-    runs += [("no-summary 1x", ["--policy", "no-summary", "--dmc", 1])]
-    for ring in RINGS:
-        for policy in ("ccm", "no-summary"):
-            runs.append((f"{policy} 1x ring {ring}",
-                         ["--policy", policy, "--dmc", 1, "--ring", ring]))
+    for ratio in RING_RATIOS:
+        runs.append((f"no-summary {ratio}x", ["--policy", "no-summary", "--dmc", ratio]))
+        for ring in RINGS:
+            for policy in ("ccm", "no-summary"):
+                runs.append((f"{policy} {ratio}x ring {ring}",
+                             ["--policy", policy, "--dmc", ratio, "--ring", ring]))
     for ratio in (8, 1, 4, 2):
         runs.append((f"window+lora {ratio}x", ["--policy", "window+lora", "--dmc", ratio]))
     runs.append(("drift 1x", ["--policy", "ccm", "--dmc", 1]))
@@ -255,12 +257,12 @@ def print_readme(found):
     print_table(["", "KV rows", "dialogue", "meeting", "log", "mixed logs", "book"], rows)
 
 
-def rings_of(found):
-    """{kind: {"4 ccm": {nll}}}, the adapter's own length as `own`."""
+def rings_of(found, of_ratio):
+    """{kind: {"4 ccm": {nll}}} of a ratio, with the adapter's own length."""
     out = {}
     for name, entry in found.items():
         policy, ratio, *more = name.split() + ([""] if name == "full" else [])
-        if ratio == "1x" and policy in ("ccm", "no-summary"):
+        if ratio == f"{of_ratio}x" and policy in ("ccm", "no-summary"):
             for kind, figures in entry.items():
                 out.setdefault(kind, {})[f"{more[1] if more else 15} {policy}"] = figures
     return out
@@ -286,16 +288,7 @@ def write_figures(arguments):
               ["text", "dmc", "streams", "tokens", *names, "rows", "ratio"], rows)
     print_grid(found)
     print_readme(found)
-    rings = rings_of(found)
-    lengths = sorted({int(name.split()[0]) for entry in rings.values() for name in entry})
-    rows = [[f"ring {length}{words}", *(rings[kind].get(f"{length} {policy}", {}).get("nll", "")
-                                        for kind in KINDS)]
-            for length in lengths
-            for policy, words in (("ccm", ""), ("no-summary", ", no summary"))]
-    if len(lengths) > 1:
-        print_table(["1x", *KINDS], rows)
-        write_csv(results / "rings.csv", made, ["ring", *KINDS], [
-            [row[0], *(f"{cell:.5f}" if cell else "" for cell in row[1:])] for row in rows])
+    write_rings(results, found, made)
     if drift:
         late, early = drift["late"]["nll_quarters"][3], drift["early"]["nll"]
         write_csv(results / "drift-engine.csv", made,
@@ -303,12 +296,29 @@ def write_figures(arguments):
                   [[1, drift["late"]["tokens"], f"{late:.4f}", f"{early:.4f}"]])
         print(f"drift over {drift['late']['tokens']} tokens, 1x: the last quarter {late:.4f}, "
               f"at a stream's start {early:.4f}, {late - early:+.4f}\n")
-    draw(results, found, rings)
+    draw(results, found)
     return True
 
 
-def draw(results, found, rings):
-    grid = {}
+def write_rings(results, found, made):
+    rows = []
+    for ratio in RING_RATIOS:
+        rings = rings_of(found, ratio)
+        lengths = sorted({int(name.split()[0]) for entry in rings.values() for name in entry})
+        if len(lengths) > 1:
+            rows += [[f"{ratio}x ring {length}{words}",
+                      *(rings.get(kind, {}).get(f"{length} {policy}", {}).get("nll", "")
+                        for kind in KINDS)]
+                     for length in lengths
+                     for policy, words in (("ccm", ""), ("no-summary", ", no summary"))]
+    if rows:
+        print_table(["", *KINDS], rows)
+        write_csv(results / "rings.csv", made, ["ring", *KINDS], [
+            [row[0], *(f"{cell:.5f}" if cell else "" for cell in row[1:])] for row in rows])
+
+
+def draw(results, found):
+    grid, rings = {}, rings_of(found, 1)
     for kind in KINDS:
         entry = {name: figures[kind] for name, figures in found.items() if kind in figures}
         entry.update({f"{name.split()[1]} {name.split()[0]}": figures for name, figures in
