@@ -409,6 +409,21 @@ def check_training(folder):
     if checkpoint.load(asking, base)[2]["constants"]["ring"] != 2 \
             or silt_adapter.read(written)["blk.0.comp_q.a"].shape[0] != 6:
         return False
+    # The summary's map alone, of an adapter with recall keys: nothing else of it changes.
+    kept, alone = silt_adapter.read(written), os.path.join(folder, "alone")
+    kept.tensors["recall.gain"], kept.recall_layer = np.ones(512, np.float32), 2
+    silt_adapter.write(written, kept)
+    shutil.rmtree(alone, ignore_errors=True)
+    mapped = os.path.join(folder, "mapped.gguf")
+    subprocess.run([alone if part == run else part for part in command]
+                   + ["3", "--from", written, "--comp-rank", "6", "--only-summary", "--export",
+                      mapped], check=True)
+    found = silt_adapter.read(mapped)
+    same = [name for name in kept.tensors if np.array_equal(kept[name], found[name])]
+    if found.recall_layer != 2 or set(kept.tensors) - set(same) != {
+            name for name in kept.tensors if ".summary" in name}:
+        print("--only-summary changed something else")
+        return False
     # On from the checkpoint, in two processes as torchrun starts them (Debian's own torchrun does
     # not run under Debian's Python).
     both = [subprocess.Popen(command + ["2", "--calibrate", "4"], env=dict(

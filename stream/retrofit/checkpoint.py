@@ -79,7 +79,7 @@ def load(folder, base, optimizer_for=None):
     parameters = model_file.AdapterParameters(
         base, shapes["comp_embd"][0], shapes["comp_o_a"][1], shapes["dmc_o_a"][1],
         head["state"]["ratios"])
-    other = [name for name, p in parameters.named_parameters() if list(p.shape) != shapes[name]]
+    other = [name for name, p in parameters.named_parameters() if list(p.shape) != shapes.get(name)]
     if other:
         raise SystemExit("%s is of another model than %s: %s differs" % (folder, base.path,
                                                                         other[0]))

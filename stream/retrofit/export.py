@@ -27,15 +27,24 @@ def to_tensors(parameters, quotas):
             out[name + ".b"] = getattr(parameters, kind + "_o_b")[layer]
         out["blk.%d.dmc_decide" % layer] = parameters.decide[layer]
         out["blk.%d.dmc_decide.bias" % layer] = parameters.decide_bias[layer]
+        out["blk.%d.summary" % layer] = parameters.summary[layer]
+        out["blk.%d.summary.bias" % layer] = parameters.summary_bias[layer]
     out["dmc.ratio_bias"] = parameters.ratio_bias.flatten(1)
     out["dmc.quota"] = quotas.flatten(1)
     return {name: value.detach().float().cpu().numpy() for name, value in out.items()}
 
 
-def write(path, base, parameters, quotas, constants, fingerprint, name):
+def write(path, base, parameters, quotas, constants, fingerprint, name, start=None):
+    """start: the Adapter that the training began from.  Its recall keys and lexicon go along: they
+    are of the base model alone."""
+    tensors = to_tensors(parameters, quotas)
+    if start:
+        tensors.update((key, value) for key, value in start.tensors.items()
+                       if key.startswith("recall."))
     silt_adapter.write(path, silt_adapter.Adapter(
-        to_tensors(parameters, quotas), fingerprint, constants["n"], constants["m"],
-        constants["ring"], constants["sinks"], constants["alpha_min"], parameters.ratios), name)
+        tensors, fingerprint, constants["n"], constants["m"], constants["ring"],
+        constants["sinks"], constants["alpha_min"], parameters.ratios,
+        start and start.recall_layer, start.lexicon if start else ()), name)
 
 
 def from_adapter(base, adapter):
@@ -60,6 +69,9 @@ def from_adapter(base, adapter):
             getattr(parameters, kind + "_o_b").copy_(stack("blk.%d." + kind + "_o.b"))
         parameters.decide.copy_(stack("blk.%d.dmc_decide"))
         parameters.decide_bias.copy_(stack("blk.%d.dmc_decide.bias"))
+        if adapter.get("blk.0.summary") is not None:
+            parameters.summary.copy_(stack("blk.%d.summary"))
+            parameters.summary_bias.copy_(stack("blk.%d.summary.bias"))
         shape = (len(adapter.dmc_ratios), layers, kv_heads)
         parameters.ratio_bias.copy_(torch.from_numpy(adapter["dmc.ratio_bias"]).view(shape))
         quotas = torch.from_numpy(adapter["dmc.quota"]).view(shape)

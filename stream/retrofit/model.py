@@ -151,9 +151,13 @@ class AdapterParameters(torch.nn.Module):
         self.decide_bias = torch.nn.Parameter(bias)
         # Logits start well under zero: nothing merges until the hinge asks for it.
         self.ratio_bias = torch.nn.Parameter(torch.full((len(ratios), layers, base.kv_heads), -3.0))
+        # The summary's map begins as none: the mean is seen as it is.
+        self.summary = torch.nn.Parameter(torch.zeros(layers, 2 * kv, base.head_dim))
+        self.summary_bias = torch.nn.Parameter(torch.zeros(layers, 2 * kv))
 
     def layer_weights(self, dtype):
-        """Per layer: (comp a, comp b, comp oa, comp ob), the same for dmc, decide, its bias."""
+        """Per layer: (comp a, comp b, comp oa, comp ob), the same for dmc, decide, its bias, and
+        (summary, its bias)."""
         out = []
         cast = {name: p if name.startswith("decide") or name == "ratio_bias" else p.to(dtype)
                 for name, p in self.named_parameters()}
@@ -165,7 +169,8 @@ class AdapterParameters(torch.nn.Module):
                 row.append((parts[kind + "_qkv_a"][layer],
                             tuple(parts["%s_%s_b" % (kind, p)][layer] for p in "qkv"),
                             parts[kind + "_o_a"][layer], parts[kind + "_o_b"][layer]))
-            out.append((row[0], row[1], parts["decide"][layer], parts["decide_bias"][layer]))
+            out.append((row[0], row[1], parts["decide"][layer], parts["decide_bias"][layer],
+                        (parts["summary"][layer], parts["summary_bias"][layer])))
         return out
 
 
@@ -208,16 +213,18 @@ class Tables(NamedTuple):
     hidden: torch.Tensor    # [B, T, sinks+far]
     select: torch.Tensor    # [B, T*(1+S), T]
     row_of: Optional[torch.Tensor] = None   # for the swapped control: whose segments a row sees
+    summary_of: Optional[torch.Tensor] = None       # likewise, whose summary before its own ring
 
 
-def make_tables(base, plan, n, m, device, dtype, row_of=None):
+def make_tables(base, plan, n, m, device, dtype, row_of=None, summary_of=None):
     rows, chunks = plan.hidden.shape[:2]
     starts = np.arange(chunks)[:, None] * n
     places = np.concatenate([starts + np.arange(n), starts + (np.arange(m) + 1) * n // m - 1], 1)
     return Tables(rows, chunks, n, m, plan.sinks.shape[2], base.rope_table(places, device),
                   base.rope_table(plan.places, device), base.rope_table(plan.sinks, device),
                   torch.from_numpy(plan.hidden).to(device),
-                  torch.from_numpy(plan.select).to(device=device, dtype=dtype), row_of)
+                  torch.from_numpy(plan.select).to(device=device, dtype=dtype), row_of,
+                  summary_of)
 
 
 def running_sum(x):
@@ -308,7 +315,17 @@ def attend(q, keys, values, column, n, entries):
 attention_function = attend     # or attention.attend, where that has been found to agree
 
 
-def core(q, k, v, log_a, log_keep, omega, tables):
+def map_summary(mean, summary):
+    """What is seen of summaries (FORMAT.md): mean [B, T, m, kv, 2*dim], K beside V -> the same."""
+    weight, bias = summary
+    kv_heads, dim = mean.shape[-2], weight.shape[-1]
+    both = torch.stack(mean.chunk(2, -1))
+    both = both + torch.einsum("pbtmhd,phed->pbtmhe", both, weight.view(2, kv_heads, dim, dim)) \
+        + bias.view(2, 1, 1, 1, kv_heads, dim)
+    return torch.cat(both.unbind(0), -1)
+
+
+def core(q, k, v, log_a, log_keep, omega, tables, summary):
     """Pooling, gathering of far rows, attention: q, k, v un-rotated -> [C, n+m, heads*dim]."""
     rows, chunks, n, m = tables.rows, tables.chunks, tables.n, tables.m
     kv_heads, dim = k.shape[2], k.shape[3]
@@ -333,6 +350,8 @@ def core(q, k, v, log_a, log_keep, omega, tables):
     if tables.row_of is not None:
         segments = segments[tables.row_of]
     far = (tables.select @ segments).view(rows, chunks, -1, kv_heads, 2 * dim)
+    mean = far[:, :, :m] if tables.summary_of is None else far[tables.summary_of, :, :m]
+    far = torch.cat([map_summary(mean, summary), far[:, :, m:]], 2)
     far_k, far_v = far.chunk(2, -1)
     far_k = rotate(far_k, tables.far)
     sink_shape = (rows, chunks, tables.sinks, kv_heads, dim)
@@ -355,7 +374,7 @@ def stream_layer(x, block, weights, ratio_bias, noise, width, quota, raw, tables
     """One layer over all chunks.  ratio_bias None means ratio 1: base weights on stream rows."""
     heads, kv_heads, dim, eps = base_shape
     attn_norm, qkv_weight, o_weight, ffn_norm, gate_up, down = block
-    comp, dmc, decide_weight, decide_bias = weights
+    comp, dmc, decide_weight, decide_bias, summary = weights
     n = tables.n
     h = rms_norm(x, attn_norm, eps)
     qkv = h @ qkv_weight.t()
@@ -372,9 +391,10 @@ def stream_layer(x, block, weights, ratio_bias, noise, width, quota, raw, tables
             h[:, :n], decide_weight, decide_bias, ratio_bias, noise, width, raw, quota,
             kv_heads)
     if recompute:
-        out = checkpoint(core, q, k, v, log_a, log_keep, omega, tables, use_reentrant=False)
+        out = checkpoint(core, q, k, v, log_a, log_keep, omega, tables, summary,
+                         use_reentrant=False)
     else:
-        out = core(q, k, v, log_a, log_keep, omega, tables)
+        out = core(q, k, v, log_a, log_keep, omega, tables, summary)
     y = out @ o_weight.t() + F.pad((out[:, n:] @ comp[2].t()) @ comp[3].t(), (0, 0, n, 0))
     if ratio_bias is not None:
         y = y + ((out @ dmc[2].t()) * live) @ dmc[3].t()

@@ -269,6 +269,20 @@ class Stream:
             self.summary = tuple((1 - alpha) * old + alpha * new
                                  for old, new in zip(self.summary, (keys, values)))
 
+    def _map_summary(self, part, mean):
+        """What is seen of the summary's K (part 0) or V (1), [layer][kv][m][dim]: the mean as it is,
+        or the adapter's map of it."""
+        if self.adapter.get("blk.0.summary") is None:
+            return mean
+        seen = np.empty_like(mean)
+        for layer in range(self.base.layers):
+            weight = self.adapter["blk.%d.summary" % layer].reshape(
+                2, self.base.kv_heads, self.base.head_dim, self.base.head_dim)[part]
+            bias = self.adapter["blk.%d.summary.bias" % layer].reshape(
+                2, self.base.kv_heads, self.base.head_dim)[part]
+            seen[layer] = mean[layer] + mean[layer] @ weight.transpose(0, 2, 1) + bias[:, None]
+        return seen
+
     def _refresh(self):
         """Rebuilds the rotated rows that stay the same for a whole chunk."""
         base, n, m = self.base, self.n, self.m
@@ -281,8 +295,9 @@ class Stream:
             keys.append(rotate(sink, at + np.arange(self.sinks_count), base.theta))
             values.append(np.array(self.sink_values).transpose(1, 2, 0, 3))
         if self.summary is not None:
-            keys.append(rotate(self.summary[0], start - m + np.arange(m), base.theta))
-            values.append(self.summary[1])
+            seen = [self._map_summary(part, mean) for part, mean in enumerate(self.summary)]
+            keys.append(rotate(seen[0], start - m + np.arange(m), base.theta))
+            values.append(seen[1])
         for chunk, segment_keys, segment_values in self.ring:
             places = chunk * n + (np.arange(m) + 1) * n // m - 1
             keys.append(rotate(segment_keys, places, base.theta))

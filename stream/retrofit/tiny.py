@@ -178,6 +178,11 @@ def write_adapter(path, base_fingerprint):
     tensors["dmc.quota"] = np.stack([
         np.clip(np.rint(CHUNK / ratio * (1.1 + 0.2 * source.normal(columns))), 1,
                 min(CHUNK, 2 * CHUNK // ratio)) for ratio in RATIOS])
+    source = Source(4)
+    for layer in range(LAYERS):
+        tensors["blk.%d.summary" % layer] = \
+            source.normal(2 * kv, HEAD_DIM) * np.float32(0.5 / np.sqrt(HEAD_DIM))
+        tensors["blk.%d.summary.bias" % layer] = 0.3 * source.normal(2 * kv)
     silt_adapter.write(path, silt_adapter.Adapter(
         tensors, base_fingerprint, CHUNK, COMP, RING, SINKS, 0.25, RATIOS), "silt tiny random")
 

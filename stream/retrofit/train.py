@@ -75,6 +75,9 @@ def parse():
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--lr-dmc", type=float, default=0.0, help="of the DMC part; 0: --lr")
     parser.add_argument("--lr-bias", type=float, default=1e-2)
+    parser.add_argument("--lr-summary", type=float, default=1e-3, help="of the summary's map")
+    parser.add_argument("--only-summary", action="store_true",
+                        help="train the summary's map alone: all else of --from stays as it is")
     parser.add_argument("--fall", type=float, default=0.0,
                         help="share of the schedule at whose end the rates fall, straight to a"
                         " hundredth; 0: a cosine over all of it")
@@ -131,6 +134,10 @@ def settle(options, context):
          % (options.ring, options.n, context)),
         (options.rows < 1 or options.workers < 1, "--rows, --workers: at least 1"),
         (not 0 <= options.ask_rows <= options.rows, "--ask-rows: at most --rows"),
+        (options.only_summary and not options.start,
+         "--only-summary: --from says whose summary"),
+        (options.only_summary and options.calibrate,
+         "--calibrate: with --only-summary decisions stay as they are"),
         (options.ask_kl and not options.kl, "--ask-kl: there is no teacher without --kl"),
         (options.ask_rows == options.rows and not options.ask_kl,
          "--ask-rows: without --ask-kl some of --rows must be text"),
@@ -149,11 +156,14 @@ def settle(options, context):
 
 
 def make_optimizer(parameters, options):
-    groups = {"comp": [], "dmc": [], "bias": []}
+    groups = {"comp": [], "dmc": [], "bias": [], "summary": []}
     for name, p in parameters.named_parameters():
-        part = "comp" if name.startswith("comp") else "bias" if name == "ratio_bias" else "dmc"
+        part = name.split("_")[0]
+        part = "bias" if name == "ratio_bias" else part if part in groups else "dmc"
         groups[part].append(p)
-    peaks = {"comp": options.lr, "dmc": options.lr_dmc or options.lr, "bias": options.lr_bias}
+        p.requires_grad_(part == "summary" or not options.only_summary)
+    peaks = {"comp": options.lr, "dmc": options.lr_dmc or options.lr, "bias": options.lr_bias,
+             "summary": options.lr_summary}
     return torch.optim.AdamW([{"params": groups[part], "lr": peaks[part], "peak": peaks[part]}
                               for part in groups], betas=(0.9, 0.98), weight_decay=0.0)
 
@@ -203,7 +213,9 @@ class Ranks:
 def run_step(silt, teacher, functions, batch, ratio, goal, width, options, shift):
     """Forward, loss, backward.  Returns the figures as tensors: no wait for the GPU."""
     base = silt.base
-    if ratio > 1:       # the cap rises with the goal, or the ramp would start at a forced 2n/ratio
+    if options.only_summary:
+        width = None            # decisions and quotas are the engine's
+    elif ratio > 1:     # the cap rises with the goal, or the ramp would start at a forced 2n/ratio
         cap = options.n if options.cap == "sum" else min(options.n, int(2 * options.n / goal))
         silt.quotas[silt.parameters.ratios.index(ratio)] = cap
     device, dtype = base.embd.device, base.embd.dtype
@@ -307,8 +319,11 @@ class Trainer:
         self.parameters, quotas, self.optimizer, self.state = begin(options, self.base, self.ratios)
         # What an adapter holds that is written on the way, before any calibration.
         self.usual = default_quotas(self.base, options, self.ratios)
-        if options.start:
-            self.usual = export.from_adapter(self.base, silt_adapter.read(options.start))[1]
+        self.start = silt_adapter.read(options.start) if options.start else None
+        if self.start:
+            self.usual = export.from_adapter(self.base, self.start)[1]
+        if options.only_summary:
+            quotas = self.usual.to(self.device)
         self.averaged = [p.detach().clone() for p in self.parameters.parameters()]
         compiled = not options.no_compile and self.device != "cpu"
         if compiled and attention.usable(
@@ -422,7 +437,7 @@ class Trainer:
             part = options.export + ".part"      # whoever copies it meanwhile gets a whole one
             export.write(part, self.base, self.parameters,
                          self.usual if quotas is None else quotas, state["constants"], options.base,
-                         "silt adapter")
+                         "silt adapter", self.start)
             os.replace(part, options.export)
             if quotas is None:
                 self.swap_average()
@@ -436,7 +451,8 @@ class Trainer:
         options, state = self.options, self.state
         self.save(state)                # the machine may be lost while it calibrates
         self.swap_average()
-        self.silt.quotas.copy_(default_quotas(self.base, options, self.ratios))
+        if not options.only_summary:
+            self.silt.quotas.copy_(default_quotas(self.base, options, self.ratios))
         if options.calibrate:
             maker = data.RowMaker(options.shards, options.chunks * options.n, 99, held_out=True)
             plain = model_file.SiltModel(self.base, self.parameters, self.silt.quotas)
