@@ -151,6 +151,22 @@ def check_fork(folder, ratio, recalled=None):
     return error < 2e-3
 
 
+def check_other_summary(folder):
+    """A stream that lends itself its summary scores what it scored; another's is another."""
+    evaluator = evaluate.open_evaluator(os.path.join(folder, "tiny.gguf"),
+                                        os.path.join(folder, "tiny.adapter.gguf"), "cpu")
+    tokens = (tiny.Source(19).words(2 * 4 * 256) % np.uint64(500)).astype(np.int64)
+    tokens = tokens.reshape(2, -1) + 3
+    own, same, other = (evaluator.ccm(tokens[:1], 4, 1, policy, lender)[0] for policy, lender in (
+        ("ccm", None), ("other-summary", tokens[:1]), ("other-summary", tokens[1:])))
+    error, change = (own - same).abs().max().item(), (own - other).abs()
+    # A ring of one and the chunk before it: the third chunk is the first that has a summary.
+    print("another stream's summary: its own within %.1e, another's changes %.2f"
+          % (error, change.max()))
+    early, late = change[:, :512].max().item(), change[:, 512:].max().item()
+    return error < 1e-4 and early < 1e-4 and late > 0.01
+
+
 def check_oracle():
     """Of a passage's segments those behind the ring, the newest first, and others beside them."""
     streams = np.zeros((2, 2, 12 * 64), np.uint16)
@@ -466,6 +482,7 @@ def main():
     passed.append(check_evaluation(options.folder))
     passed += [check_merging(os.path.join(options.folder, "figures")), check_processes()]
     passed.append(check_widened(options.folder))
+    passed.append(check_other_summary(options.folder))
     passed += [check_use.check_text(options.folder), check_use.check_sets(options.folder),
                check_use.check_options(options.folder),
                check_use.check_workers(options.folder), check_use.check_checkpoint(options.folder),

@@ -35,6 +35,7 @@ RINGS = (4, 8, 14, 20, 28)
 BLOCK = 32              # tokens that the engine computes at a time
 DECODE = {"": 16, "qmsum": 48}
 BATCH = {"cuda": 16, "cpu": 2}
+RING_POLICIES = ("ccm", "no-summary", "other-summary")
 POLICIES = ("full", "ccm", "window", "window+lora", "none", "swap", "foreign")
 
 
@@ -60,37 +61,40 @@ class Evaluator:
     def ids(self, tokens):
         return torch.from_numpy(np.asarray(tokens).astype(np.int64)).to(self.device)
 
-    def tables(self, rows, chunks, ring, slots=None, row_of=None, hide=False, recall=None):
+    def tables(self, rows, chunks, ring, slots=None, row_of=None, hide=False, recall=None,
+               summary_of=None):
         c = self.constants
         plan = plan_file.MemoryPlan([ring] * rows, chunks, slots or max(ring, 1), c["n"], c["m"],
                                     c["sinks"], c["alpha_min"], recall, hide)
         return plan, model_file.make_tables(self.base, plan, c["n"], c["m"], self.device,
-                                            self.dtype, row_of)
+                                            self.dtype, row_of, summary_of)
 
     @torch.no_grad()
     def ccm(self, tokens, ratio, ring=None, policy="ccm", lender=None):
         """-> nll [B, N]; rows held at every token [N] (mean over streams, layers, heads); entries
         a chunk of every layer and head [layers, kv], n without merging.  Policies: ccm, ccm-swap,
-        none, and no-summary.  With a lender [B, N], ccm-swap shows its memory, else the
-        neighbour's."""
+        none, no-summary, and other-summary.  With a lender [B, N], ccm-swap shows its memory, and
+        other-summary its summary before the stream's own ring, else the neighbour's."""
         c = self.constants
         ring = c["ring"] if ring is None else ring
         rows, length = tokens.shape
         chunks = length // c["n"]
         ids = self.ids(tokens)
-        row_of = None
-        if policy == "ccm-swap":
+        row_of = summary_of = None
+        if policy in ("ccm-swap", "other-summary"):
             # In lockstep: every stream runs once as itself and once on its neighbour's memory.
             other = ids if lender is None else self.ids(lender)
             ids = torch.cat([other, ids])
             order = torch.arange(rows, device=self.device)
-            row_of = torch.cat([order, (order + 1) % rows if lender is None else order])
-        plan, tables = self.tables(len(ids), chunks, ring, row_of=row_of, hide=policy == "none")
+            lent = torch.cat([order, (order + 1) % rows if lender is None else order])
+            row_of, summary_of = (lent, None) if policy == "ccm-swap" else (None, lent)
+        plan, tables = self.tables(len(ids), chunks, ring, row_of=row_of, hide=policy == "none",
+                                   summary_of=summary_of)
         if policy == "no-summary":
             tables.hidden[:, :, c["sinks"]:c["sinks"] + c["m"]] = plan_file.HIDDEN
         raw = torch.zeros_like(ids, dtype=torch.bool)
         hidden, seen = self.silt.forward(ids, raw, tables, ratio, keep=ratio > 1)
-        if policy == "ccm-swap":
+        if len(ids) > rows:
             hidden, ids = hidden[rows:], ids[rows:]
         fresh = torch.ones(chunks, c["n"], device=self.device)
         entries = torch.full((self.base.layers, self.base.kv_heads), float(c["n"]))
@@ -214,8 +218,9 @@ def grid(evaluator, streams, ratios, foreign, policies=POLICIES):
 def rings(evaluator, streams, lengths, ratio=1):
     out = {}
     for ring in lengths:
-        for policy in ("ccm", "no-summary"):
-            values = torch.cat([evaluator.ccm(streams[i:i + 1], ratio, ring, policy)[0].cpu()
+        for policy in RING_POLICIES:
+            values = torch.cat([evaluator.ccm(streams[i:i + 1], ratio, ring, policy,
+                                              streams[i - 1:i] if i else streams[-1:])[0].cpu()
                                 for i in range(len(streams))])
             out["%d %s" % (ring, policy)] = score_file.summary(values, evaluator.constants["n"])
             print("  ring %2d %-10s %.4f" % (ring, policy, values[:, 1:].mean()), flush=True)

@@ -128,7 +128,8 @@ def print_rings(rings):
     lengths = sorted({int(name.split()[0]) for kind in kinds for name in rings[kind]})
     rows = []
     for length in lengths:
-        for policy, name in (("ccm", ""), ("no-summary", ", no summary")):
+        for policy, name in (("ccm", ""), ("no-summary", ", no summary"),
+                             ("other-summary", ", another stream's summary")):
             rows.append(["ring %d%s" % (length, name)]
                         + [rings[kind]["%d %s" % (length, policy)]["nll"] for kind in kinds])
     table(["1x"] + kinds, rows)
