@@ -325,8 +325,8 @@ static int find_untrimmed(struct ingest *ingest, const struct journal_stream *st
     return 0;
 }
 
-/* Items before the one with token `to` in it give their text away; what waits before that one stays
- * in the last of them. */
+/* Items before the one with token `to` in it go; what waits before that one stays in the last of
+ * them. */
 static int trim_items(struct ingest *ingest, struct journal_stream *stream, uint64_t first,
                       uint64_t to)
 {
@@ -349,7 +349,9 @@ static int trim_items(struct ingest *ingest, struct journal_stream *stream, uint
             stream->bytes_text -= item.item.bytes_count;
     }
     if (!result)
-        result = journal_items_clear(journal, stream->id, from, ordinal, tokens, 0);
+        result = journal_items_clear(journal, stream->id, ordinal - 1, ordinal, tokens, 0);
+    if (!result)
+        result = journal_items_drop(journal, stream->id, 1, ordinal - 1);
     if (!result && text.held_bytes)
         result = journal_item_put(journal, stream->id, ordinal - 1, ITEM_TEXT, text.held,
                                   text.held_bytes);

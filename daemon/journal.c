@@ -67,8 +67,7 @@ static const char *const statement_text[STATEMENT_COUNT] = {
                      "bytes = excluded.bytes",
     [ITEM_APPEND] = "INSERT INTO items (key, kind, detail, time_us, token_from, held_before, "
                     "payload) VALUES (?,?,?,?,?,?,?)",
-    [ITEM_GET] = "SELECT kind, detail, time_us, token_from, held_before, payload FROM items "
-                 "WHERE key = " JOURNAL_ITEM_KEY,
+    [ITEM_GET] = JOURNAL_ITEM_FROM("kind, detail, time_us, token_from, held_before, payload"),
     [ITEM_PUT] = "UPDATE items SET kind = ?, detail = 0, payload = ? WHERE key = ?",
     [ITEM_CUT] = "UPDATE items SET payload = substr(payload, 1, ?) WHERE key = ?",
     [ITEM_PREPEND] = "UPDATE items SET payload = CAST(? || payload AS BLOB) WHERE key = ?",
@@ -435,11 +434,6 @@ int journal_stream_part(struct journal *journal, uint64_t id)
     return journal_branch_part(journal->db, id);
 }
 
-bool journal_stream_shares(struct journal *journal, uint64_t id)
-{
-    return journal_branch_shares(journal->db, id);
-}
-
 int journal_shrink(struct journal *journal)
 {
     int code;
@@ -522,6 +516,11 @@ int journal_item_get(struct journal *journal, uint64_t stream, uint64_t ordinal,
     out->held_before = (uint32_t)sqlite3_column_int64(s, 4);
     out->item.bytes = sqlite3_column_blob(s, 5);
     out->item.bytes_count = (uint32_t)sqlite3_column_bytes(s, 5);
+    out->next = (uint64_t)sqlite3_column_int64(s, 6);
+    if (out->next == ordinal)
+        out->next++;
+    else
+        out->item = (struct wire_item){.kind = ITEM_TEXT};
     return 0;
 }
 

@@ -14,7 +14,9 @@
 #include "daemon/wire.h"
 
 enum {
-    JOURNAL_FORMAT = 2,            /* 1 had no branches, and no hash in its pages */
+    /* 1 had no branches, and no hash in its pages; 2, which had a row for each item that was
+     * trimmed away, goes on as this one. */
+    JOURNAL_FORMAT = 3,
     JOURNAL_CACHE_BYTES = 1 << 20, /* appends and reads in order: more does not serve */
     JOURNAL_HEAP_BYTES = 48 << 20, /* cache, statements, one item in work, WAL index */
     JOURNAL_WAL_PAGES = 4096,      /* then the log is folded into the database */
@@ -42,6 +44,7 @@ struct journal_item {
     uint64_t time_us;
     uint64_t token_from;  /* tokens formed before it */
     uint32_t held_before; /* text bytes that waited before it */
+    uint64_t next;        /* the item behind it, and behind those that were trimmed away with it */
 };
 
 struct journal;
@@ -98,7 +101,7 @@ int journal_producer_set(struct journal *journal, uint64_t stream, const char *p
 
 int journal_item_append(struct journal *journal, uint64_t stream, uint64_t ordinal,
                         const struct journal_item *item);
-/* -ENOENT: none has this ordinal. */
+/* One that was trimmed away is text of no bytes. -ENOENT: none has this ordinal. */
 int journal_item_get(struct journal *journal, uint64_t stream, uint64_t ordinal,
                      struct journal_item *out);
 /* These change items of a stream that shares none (journal_stream_part); what they take out is
@@ -114,6 +117,9 @@ int journal_item_place(struct journal *journal, uint64_t stream, uint64_t ordina
 /* Items [from, to) become empty text. */
 int journal_items_clear(struct journal *journal, uint64_t stream, uint64_t from, uint64_t to,
                         uint64_t token_from, uint32_t held_before);
+/* Items [from, to) are trimmed away: the item at `to` is one of no tokens and nothing waits before
+ * it, and so is each of them from now on. */
+int journal_items_drop(struct journal *journal, uint64_t stream, uint64_t from, uint64_t to);
 /* Items from `from` on begin so many tokens earlier. */
 int journal_items_shift(struct journal *journal, uint64_t stream, uint64_t from, uint64_t tokens);
 /* Lets go of the item read last, so that the log can be folded. */

@@ -1,4 +1,5 @@
-/* Branches are made and dropped seldom: their statements are prepared as they are needed. */
+/* Branches are made and dropped, and items trimmed away, seldom: the statements for that are
+ * prepared as they are needed. */
 #include "daemon/journal_branch.h"
 
 #include <errno.h>
@@ -84,13 +85,13 @@ static int list(sqlite3 *db, const char *text, uint64_t stream, uint64_t *out, u
     return journal_errno(code);
 }
 
-bool journal_branch_shares(sqlite3 *db, uint64_t stream)
+bool journal_stream_shares(struct journal *journal, uint64_t stream)
 {
     uint64_t found[STRANDS_MAX];
     uint32_t count;
 
-    (void)list(db, "SELECT 1 FROM spans WHERE stream = ?1 OR strand = ?1 LIMIT 1", stream, found,
-               &count);
+    (void)list(journal_db(journal), "SELECT 1 FROM spans WHERE stream = ?1 OR strand = ?1 LIMIT 1",
+               stream, found, &count);
     return count > 0;
 }
 
@@ -123,24 +124,28 @@ int journal_branch_drop(sqlite3 *db, uint64_t stream)
     return result ? result : trim_strand(db, stream);
 }
 
-/* One item at a time, for the same reason. */
+/* One item at a time, for the same reason; those that were trimmed away are passed over. */
 static int copy_span(sqlite3 *db, uint64_t stream, uint64_t strand, uint64_t first, uint64_t last)
 {
     sqlite3_stmt *s;
     int code = sqlite3_prepare_v2(db,
-                                  "INSERT INTO items SELECT ?1 << 40 | ?3, kind, detail, time_us, "
-                                  "token_from, held_before, payload FROM items "
-                                  "WHERE key = ?2 << 40 | ?3",
+                                  "INSERT INTO items SELECT ?1 << 40 | (key & 0xffffffffff), kind, "
+                                  "detail, time_us, token_from, held_before, payload FROM items "
+                                  "WHERE key >= ?2 << 40 | ?3 AND key < ?2 << 40 | ?4 "
+                                  "ORDER BY key LIMIT 1",
                                   -1, &s, NULL);
 
     if (code)
         return journal_errno(code);
     sqlite3_bind_int64(s, 1, (int64_t)stream);
     sqlite3_bind_int64(s, 2, (int64_t)strand);
-    for (uint64_t i = first; i < last && (!code || code == SQLITE_DONE); i++) {
+    sqlite3_bind_int64(s, 4, (int64_t)last);
+    for (uint64_t i = first; i < last && (!code || code == SQLITE_DONE);) {
         sqlite3_bind_int64(s, 3, (int64_t)i);
         code = sqlite3_step(s);
         sqlite3_reset(s);
+        i = (uint64_t)sqlite3_last_insert_rowid(db) % (UINT64_C(1) << ORDINAL_BITS) + 1;
+        i = sqlite3_changes(db) ? i : last;
     }
     sqlite3_finalize(s);
     return journal_errno(code);
@@ -178,4 +183,11 @@ int journal_branch_part(sqlite3 *db, uint64_t stream)
             result = copy_items(db, branch[i]);
     } while (!result && count == STRANDS_MAX);
     return result;
+}
+
+int journal_items_drop(struct journal *journal, uint64_t stream, uint64_t from, uint64_t to)
+{
+    return run(journal_db(journal),
+               "DELETE FROM items WHERE key >= ?1 << 40 | ?2 AND key < ?1 << 40 | ?3", stream, from,
+               to);
 }

@@ -25,13 +25,17 @@ enum { ORDINAL_BITS = 40 }; /* of an item's key; the stream's id stands above th
     "(coalesce((SELECT strand FROM spans WHERE stream = ?1 AND first <= ?2 AND last > ?2), ?1)"    \
     " << 40 | ?2)"
 
+/* Its row; of one that was trimmed away the next that is left. The last column is which it is. */
+#define JOURNAL_ITEM_FROM(columns)                                                                 \
+    "SELECT " columns ", key & 0xffffffffff FROM items WHERE key BETWEEN " JOURNAL_ITEM_KEY        \
+    " AND " JOURNAL_ITEM_KEY " | 0xffffffffff ORDER BY key LIMIT 1"
+
 /* For the files of the journal alone. */
 sqlite3 *journal_db(struct journal *journal);
 /* Within a transaction, as the next. */
 int journal_branch_make(sqlite3 *db, uint64_t parent, uint64_t branch);
 /* The stream's row is gone: so go its spans, and all items that nobody has any more. */
 int journal_branch_drop(sqlite3 *db, uint64_t stream);
-bool journal_branch_shares(sqlite3 *db, uint64_t stream);
 /* Items that the stream shares are copied: it has its own, and its branches have theirs. */
 int journal_branch_part(sqlite3 *db, uint64_t stream);
 

@@ -173,6 +173,8 @@ static int check_format(sqlite3 *db, const struct journal_options *options, char
 
     snprintf(value, sizeof value, "%d", JOURNAL_FORMAT);
     result = meta_match(db, "format", value, found, sizeof found);
+    if (result == -ESTALE && strcmp(found, "2") == 0)
+        return meta_set(db, "format", value);
     if (result == -ESTALE)
         snprintf(error, error_bytes,
                  "the journal in %s has format %s, this siltd (" SILT_VERSION ") reads %s: use "

@@ -148,7 +148,7 @@ static int replay_text(struct ingest *ingest, struct slot *slot, const struct jo
     replay->offset += n;
     if (replay->offset == item->item.bytes_count) {
         replay->offset = 0;
-        replay->ordinal++;
+        replay->ordinal = item->next;
     }
     return 1;
 }

@@ -13,9 +13,8 @@ enum { SLICE_BYTES = 4096 };
 
 enum { GET_HEAD, GET_ITEM, GET_COUNT, STATEMENTS };
 static const char *const statement_text[STATEMENTS] = {
-    [GET_HEAD] = "SELECT token_from, held_before, kind FROM items WHERE key = " JOURNAL_ITEM_KEY,
-    [GET_ITEM] = "SELECT kind, detail, time_us, payload, token_from FROM items WHERE key "
-                 "= " JOURNAL_ITEM_KEY,
+    [GET_HEAD] = JOURNAL_ITEM_FROM("token_from, held_before"),
+    [GET_ITEM] = JOURNAL_ITEM_FROM("kind, detail, time_us, payload, token_from"),
     [GET_COUNT] = "SELECT items, tokens FROM streams WHERE id = ?",
 };
 
@@ -125,7 +124,10 @@ static int find_text(struct reader *r, struct reader_place *place, uint32_t held
         if (!ordinal)
             return -EBADMSG;
         bind_item(s, place->stream_id, --ordinal);
-        result = step(s) > 0 && sqlite3_column_int(s, 0) == ITEM_TEXT ? 0 : -EBADMSG;
+        result = step(s) > 0 && sqlite3_column_int(s, 0) == ITEM_TEXT &&
+                         (uint64_t)sqlite3_column_int64(s, 5) == ordinal
+                     ? 0
+                     : -EBADMSG;
         n = result ? 0 : (uint32_t)sqlite3_column_bytes(s, 3);
         n = n < missing ? n : missing;
         missing -= n;
@@ -156,8 +158,12 @@ int reader_seek(struct reader *r, struct reader_place *place, uint64_t stream_id
     }
     if (!result)
         result = reader_first(r, stream_id, &first);
-    if (result || !token || !high || token < first) /* the first item stands for what was trimmed */
+    if (result || !token || !high)
         return result;
+    if (token < first) { /* the first item stands for what was trimmed away */
+        place->offset = place->token = token;
+        return 0;
+    }
     result = get_head(r, stream_id, low, &from, &held);
     place->ordinal = low;
     place->token = from;
@@ -263,15 +269,19 @@ static int take_text(struct reader *r, struct reader_place *place, sqlite3_stmt 
 }
 
 /* -EBADMSG: it is not what was there when the reader came to its place. Its text was trimmed away
- * since: it is shorter, or begins with the first token that is left. */
+ * since: it is gone or shorter, or begins with the first token that is left. */
 static int take_item(struct reader *r, struct reader_place *place, sqlite3_stmt *s)
 {
+    uint64_t ordinal = (uint64_t)sqlite3_column_int64(s, 5);
     int kind = sqlite3_column_int(s, 0);
     size_t bytes = (size_t)sqlite3_column_bytes(s, 3);
     uint64_t most = kind == ITEM_TEXT     ? bytes
                     : kind == ITEM_TOKENS ? bytes / sizeof(int32_t)
                                           : gap_tokens(s);
 
+    if (ordinal > place->ordinal && (place->offset || place->text.held_bytes))
+        return -EBADMSG;
+    place->ordinal = ordinal;
     if (place->offset > most ||
         (!place->offset && (uint64_t)sqlite3_column_int64(s, 4) > place->token))
         return -EBADMSG;

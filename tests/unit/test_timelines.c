@@ -364,7 +364,20 @@ static void check_places(uint64_t all)
     free(memory);
 }
 
-/* What was trimmed before is not gone over again, and every place is found. */
+static int64_t count_rows(void)
+{
+    sqlite3_stmt *s;
+    int64_t rows;
+
+    assert_int_equal(
+        sqlite3_prepare_v2(journal_db(rig.journal), "SELECT count(*) FROM items", -1, &s, NULL), 0);
+    assert_int_equal(sqlite3_step(s), SQLITE_ROW);
+    rows = sqlite3_column_int64(s, 0);
+    sqlite3_finalize(s);
+    return rows;
+}
+
+/* What was trimmed before is not gone over again, nothing of it stays, and every place is found. */
 static void a_trim_costs_what_it_trims(void **state)
 {
     enum { LINES = 150, TRIMS = 6 };
@@ -395,6 +408,7 @@ static void a_trim_costs_what_it_trims(void **state)
         assert_in_range(changes, 1, LINES + 20);
     }
     assert_true(rig_last(&rig, INGEST_TRIM)->first > old);
+    assert_in_range(count_rows(), 2, 2 * LINES + 20);
     count = checkpoint_list(&rig.keeper.at, id, tokens);
     check_places(tokens[count - 1]);
     assert_int_equal(checkpoint_cut(&rig.keeper.at, id, 0), 0);
@@ -402,6 +416,51 @@ static void a_trim_costs_what_it_trims(void **state)
     assert_int_equal(rename(to, from), 0);
     hash_of("a");
     assert_true(checkpoint_list(&rig.keeper.at, id, tokens) > 1);
+}
+
+/* Each has its own items then, and neither those that are gone. */
+static void a_branch_of_trimmed_text_is_parted(void **state)
+{
+    struct journal_item item;
+    struct journal_stream stream;
+    uint64_t branch, hash, places[400][2];
+    int64_t rows;
+
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        rig_stream(&rig, 0, "a", 4);
+        rig_settle(&rig);
+        feed_lines(150);
+        leave();
+        push_trim();
+        rig_settle(&rig);
+    }
+    hash = hash_of("a");
+    assert_int_equal(journal_stream_get(rig.journal, id, &stream), 0);
+    assert_in_range(stream.items, 300, 399);
+    for (uint64_t i = 0; i < stream.items; i++) {
+        assert_int_equal(journal_item_get(rig.journal, id, i, &item), 0);
+        places[i][0] = item.token_from;
+        places[i][1] = item.item.bytes_count;
+    }
+    push_branch("b");
+    rig_settle(&rig);
+    branch = rig_last(&rig, INGEST_BRANCH)->stream_id;
+    rows = count_rows();
+    assert_in_range(rows, 2, 250);
+    for (int parted = 0; parted < 2; parted++) {
+        for (uint64_t i = 0; i < stream.items; i++) {
+            assert_int_equal(journal_item_get(rig.journal, branch, i, &item), 0);
+            assert_int_equal(item.token_from, places[i][0]);
+            assert_int_equal(item.item.bytes_count, places[i][1]);
+        }
+        assert_int_equal(journal_item_get(rig.journal, branch, stream.items, &item), -ENOENT);
+        assert_int_equal(journal_begin(rig.journal), 0);
+        assert_int_equal(journal_stream_part(rig.journal, branch), 0);
+        assert_int_equal(journal_commit(rig.journal), 0);
+    }
+    assert_int_equal(count_rows(), 2 * rows);
+    assert_true(hash_of("b") == hash);
 }
 
 static void start(void)
@@ -523,6 +582,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_branch_remembers_or_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_branch_that_fails_leaves_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_trim_costs_what_it_trims, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_branch_of_trimmed_text_is_parted, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_journal_may_be_put_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(when_all_numbers_are_given, set_up, tear_down),
         cmocka_unit_test_setup_teardown(no_other_text_is_pinned, set_up, tear_down),
