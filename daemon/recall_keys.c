@@ -283,6 +283,25 @@ int recall_file_write(struct recall_keys *k, uint32_t file)
     return code;
 }
 
+/* Whole pages; a file system that cannot give back a part of a file keeps it. */
+uint64_t recall_file_trim(struct recall_keys *k, uint32_t file, uint64_t chunk)
+{
+    struct key_file *f = &k->file[file];
+    uint64_t page = chunk / RECALL_PAGE_KEYS;
+
+    if (!f->used)
+        return 0;
+    if (f->chunks < page * RECALL_PAGE_KEYS) {
+        f->chunks = page * RECALL_PAGE_KEYS;
+        f->last->count = 0;
+        f->dirty = false;
+    }
+    if (page)
+        (void)fallocate(k->disk.fd[f->slot], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                        (off_t)(page * sizeof *f->last));
+    return f->chunks;
+}
+
 /* ---- search ---- */
 
 /* The best so far, best first. Chunks come in rising order, so an equal one goes behind. */

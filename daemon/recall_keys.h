@@ -47,6 +47,9 @@ void recall_file_close(struct recall_keys *keys, uint32_t file);
 int recall_file_add(struct recall_keys *keys, uint32_t file, uint64_t chunk, const int32_t *tokens,
                     uint32_t count);
 int recall_file_write(struct recall_keys *keys, uint32_t file);
+/* Keys of chunks before `chunk` are not needed any more: what they take is given back, and where
+ * they have yet to be made they are not. Chunks from 0 on that have a key or need none. */
+uint64_t recall_file_trim(struct recall_keys *keys, uint32_t file, uint64_t chunk);
 /* The best of chunks [chunk_from, chunk_end), best first, older before newer where they are equal:
  * at most hit_max, how many. -EBADMSG: a page is damaged, close the file and remove it. */
 int recall_file_find(struct recall_keys *keys, uint32_t file, const uint8_t *table,

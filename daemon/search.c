@@ -33,6 +33,12 @@ static const char *const statement_text[SEARCH_STATEMENTS] = {
 
 /* ---- databases ---- */
 
+struct chunk_text {
+    const char *text;
+    int bytes;
+    uint64_t time_from_us, time_to_us;
+};
+
 /* Chunks that are in the index: it has no gaps. */
 static int chunks_of(struct word_table *t, uint64_t *end)
 {
@@ -44,6 +50,43 @@ static int chunks_of(struct word_table *t, uint64_t *end)
         *end = (uint64_t)sqlite3_column_int64(s, 0) + 1;
     sqlite3_reset(s);
     return code == SQLITE_ROW ? 0 : -EIO;
+}
+
+static int run(sqlite3_stmt *s)
+{
+    int code = sqlite3_step(s);
+
+    sqlite3_reset(s);
+    sqlite3_clear_bindings(s);
+    return code == SQLITE_DONE ? 0 : -EIO;
+}
+
+static int put_row(const struct search *s, struct word_table *t, uint64_t chunk,
+                   const struct chunk_text *of)
+{
+    sqlite3_stmt *add = t->statement[ADD_CHUNK];
+
+    sqlite3_bind_int64(add, 1, (int64_t)chunk);
+    sqlite3_bind_int64(add, 2, (int64_t)(chunk * s->options.chunk_tokens));
+    sqlite3_bind_int64(add, 3, (int64_t)((chunk + 1) * s->options.chunk_tokens));
+    sqlite3_bind_int64(add, 4, (int64_t)of->time_from_us);
+    sqlite3_bind_int64(add, 5, (int64_t)of->time_to_us);
+    sqlite3_bind_text(add, 6, of->text, of->bytes, SQLITE_STATIC);
+    return run(add);
+}
+
+/* Of what was trimmed away nothing is indexed: the last chunk of it stands for all. */
+static void pass_trimmed(struct search *s, struct word_table *t)
+{
+    uint64_t first, chunk;
+
+    if (reader_first(s->reader, t->stream_id, &first))
+        return;
+    chunk = first / s->options.chunk_tokens;
+    if (t->chunks < chunk && !put_row(s, t, chunk - 1, &(struct chunk_text){.text = ""}))
+        t->chunks = chunk;
+    if (t->recall && t->key_chunks < chunk)
+        t->key_chunks = recall_file_trim(t->recall, t->key_file, chunk);
 }
 
 static int set_up(struct search *s, struct word_table *t, uint64_t stream_id)
@@ -58,6 +101,8 @@ static int set_up(struct search *s, struct word_table *t, uint64_t stream_id)
         result = chunks_of(t, &t->chunks);
     if (!result)
         word_table_open_keys(t, s->folder, s->keys, (uint32_t)(t - s->tables));
+    if (!result)
+        pass_trimmed(s, t);
     return result;
 }
 
@@ -94,29 +139,15 @@ struct word_table *search_table(struct search *s, uint64_t stream_id, bool quiet
 
 /* ---- indexing ---- */
 
-static int run(sqlite3_stmt *s)
-{
-    int code = sqlite3_step(s);
-
-    sqlite3_reset(s);
-    sqlite3_clear_bindings(s);
-    return code == SQLITE_DONE ? 0 : -EIO;
-}
-
 static int add_text(struct search *s, struct word_table *t, const struct cursor *c)
 {
     struct search_tokens parts[] = {{c->before, c->before_count}, {c->tokens, c->count}};
     size_t bytes = search_chunk_text(s->options.tokenizer, parts, 2, s->text, CHUNK_TEXT_MAX);
-    sqlite3_stmt *add = t->statement[ADD_CHUNK], *words = t->statement[ADD_WORDS];
-    int result;
+    sqlite3_stmt *words = t->statement[ADD_WORDS];
+    const struct chunk_text of = {(const char *)s->text, (int)bytes, c->time_from_us,
+                                  c->time_to_us};
+    int result = put_row(s, t, c->chunk, &of);
 
-    sqlite3_bind_int64(add, 1, (int64_t)c->chunk);
-    sqlite3_bind_int64(add, 2, (int64_t)(c->chunk * s->options.chunk_tokens));
-    sqlite3_bind_int64(add, 3, (int64_t)((c->chunk + 1) * s->options.chunk_tokens));
-    sqlite3_bind_int64(add, 4, (int64_t)c->time_from_us);
-    sqlite3_bind_int64(add, 5, (int64_t)c->time_to_us);
-    sqlite3_bind_text(add, 6, (const char *)s->text, (int)bytes, SQLITE_STATIC);
-    result = run(add);
     if (result)
         return result;
     sqlite3_bind_int64(words, 1, (int64_t)c->chunk);
@@ -464,6 +495,10 @@ static int trim_rows(sqlite3 *db, uint64_t chunk)
                            "INSERT INTO words (words, rowid, text) SELECT 'delete', chunk, text "
                            "FROM chunks WHERE chunk < ? AND text <> ''",
                            chunk);
+    if (!result) /* the last row says how far the index goes */
+        result = run_below(
+            db, "DELETE FROM chunks WHERE chunk < ? AND chunk < (SELECT max(chunk) FROM chunks)",
+            chunk);
     if (!result)
         result = run_below(db, "UPDATE chunks SET text = '' WHERE chunk < ?", chunk);
     if (!result && sqlite3_exec(db, "COMMIT", NULL, NULL, NULL))
@@ -482,6 +517,8 @@ int search_trim(struct search *s, uint64_t stream_id, uint64_t chunk)
     pthread_mutex_lock(&s->lock);
     t = search_table(s, stream_id, false);
     result = t ? trim_rows(t->db, chunk) : -EIO;
+    if (!result && t->recall)
+        (void)recall_file_trim(t->recall, t->key_file, chunk);
     pthread_mutex_unlock(&s->lock);
     return result;
 }

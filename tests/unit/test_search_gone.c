@@ -10,8 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "stream/ring.h"
 #include "tests/unit/search_rig.h"
 #include "tests/unit/vfs_fault.h"
 
@@ -148,6 +150,65 @@ static void trimmed_text_takes_no_place(void **state)
         found += strstr(p->job.text[i].text, "Ottoline") != NULL;
     }
     assert_in_range(found, 1, 2); /* twice where it is near a chunk's end */
+    search_rig_close(p);
+}
+
+/* Bytes that the recall keys take, and rows of chunks. */
+static void measure(struct search_rig *p, uint64_t *bytes, int64_t *rows)
+{
+    uint64_t id = atomic_load(&p->rig.slots[0].stream_id);
+    struct stat status;
+    sqlite3_stmt *get;
+    char path[200];
+
+    snprintf(path, sizeof path, "%s/search/%016llx.db-keys", p->folder, (unsigned long long)id);
+    assert_int_equal(stat(path, &status), 0);
+    *bytes = (uint64_t)status.st_blocks * 512;
+    assert_int_equal(sqlite3_prepare_v2(search_table(p->search, id, false)->db,
+                                        "SELECT count(*) FROM chunks", -1, &get, NULL),
+                     0);
+    assert_int_equal(sqlite3_step(get), SQLITE_ROW);
+    *rows = sqlite3_column_int64(get, 0);
+    sqlite3_finalize(get);
+}
+
+/* However much of it there was; nor where the index is made again. */
+static void trimmed_text_takes_no_room(void **state)
+{
+    struct search_rig *p = open_parts(true);
+    uint64_t id = atomic_load(&p->rig.slots[0].stream_id), token, bytes;
+    int64_t rows;
+
+    (void)state;
+    feed(p, 0, 1, "river bread market. ", 4000);
+    rig_feed_begin(&p->rig, 0, "p", 2); /* so that nothing waits */
+    rig_item(&p->rig, ITEM_MARK, MARK_FLUSH, NULL, 0);
+    rig_push(&p->rig);
+    rig_settle(&p->rig);
+    token = atomic_load(&p->rig.slots[0].tokens_acked);
+    assert_true(token > 60 * CHUNK);
+    feed(p, 0, 3, "Ottoline has the key. ", 1);
+    feed(p, 0, 4, "river bread market. ", 200);
+    measure(p, &bytes, &rows);
+    assert_true(bytes > 8 * DISK_ALIGN && rows > 60);
+    assert_int_equal(journal_begin(p->rig.journal), 0);
+    assert_int_equal(journal_items_drop(p->rig.journal, id, 1, 2), 0);
+    assert_int_equal(journal_commit(p->rig.journal), 0);
+    trim(p, token);
+    for (int made_again = 0; made_again < 2; made_again++) {
+        measure(p, &bytes, &rows);
+        assert_true(bytes <= 3 * DISK_ALIGN && rows <= 14);
+        look(p, "Who has the key?");
+        assert_in_range(p->job.hit_count, 1, 2 * STREAM_RECALL_MAX);
+        assert_non_null(strstr(p->job.text[0].text, "Ottoline"));
+        assert_true(p->job.hits[0].chunk >= token / CHUNK);
+        if (!made_again)
+            search_drop_index(p->search, id);
+        search_rig_index(p);
+    }
+    feed(p, 0, 5, "Barnaby has the boat. ", 60);
+    look(p, "Who has the boat?");
+    assert_non_null(strstr(p->job.text[0].text, "Barnaby"));
     search_rig_close(p);
 }
 
@@ -407,6 +468,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_of_another_question_is_left),
         cmocka_unit_test(trimmed_text_takes_no_place),
+        cmocka_unit_test(trimmed_text_takes_no_room),
         cmocka_unit_test(what_is_forgotten_does_not_come_back),
         cmocka_unit_test(a_full_disk_keeps_what_is_trimmed),
         cmocka_unit_test(a_full_disk_takes_no_index),
