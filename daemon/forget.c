@@ -420,6 +420,20 @@ int forget_range(struct ingest *ingest, struct journal_stream *stream, uint64_t 
     return result ? result : forget_after(ingest, stream, c.changed_from);
 }
 
+void forget_for_room(struct ingest *ingest, uint64_t stream_id)
+{
+    uint64_t first;
+
+    if (ingest->search)
+        (void)search_forget(ingest->search, stream_id);
+    if (forget_first(ingest, stream_id, &first) || first)
+        return;
+    if (ingest->keeper)
+        (void)keeper_cut(ingest->keeper, stream_id, 0);
+    if (ingest->spill)
+        (void)spill_erase(ingest->spill, stream_id, 0);
+}
+
 void forget_derived(struct ingest *ingest, uint64_t stream_id)
 {
     int checkpoints = ingest->keeper ? keeper_cut(ingest->keeper, stream_id, 0) : 0;

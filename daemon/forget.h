@@ -22,9 +22,11 @@ int forget_oldest(struct ingest *ingest, struct journal_stream *stream, uint64_t
                   uint64_t *first);
 /* Checkpoints and words of text before `first`, behind the commit of that. */
 void forget_trimmed(struct ingest *ingest, uint64_t stream_id, uint64_t first);
-/* All that a stream has outside the journal, behind the commit of its removal: where that had
- * failed the stream would still be there, and its checkpoints may be all that knows of text that
- * was trimmed away. What stays is said, and goes when siltd is started again. */
+/* What a stream has outside the journal, before the commit of its removal, which needs room that a
+ * full disk has not: where that fails all of it can be computed again. Else it stays: checkpoints
+ * may be all that knows of text that was trimmed away. */
+void forget_for_room(struct ingest *ingest, uint64_t stream_id);
+/* All of it, behind the commit. What stays is said, and goes when siltd is started again. */
 void forget_derived(struct ingest *ingest, uint64_t stream_id);
 /* Tokens an item forms behind `text`, into scratch. How many, or -EMSGSIZE: more than scratch has
  * room for, being of a siltd with a larger --lag-tokens-max. */

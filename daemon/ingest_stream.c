@@ -228,6 +228,7 @@ static void remove_stream(struct ingest *ingest, struct slot *slot,
         atomic_store(&slot->stream_id, 0);
     if (!ingest_begin(ingest))
         return;
+    forget_for_room(ingest, request->stream_id);
     error = journal_stream_remove(ingest->journal, request->stream_id);
     if (error)
         ingest_failed(ingest, error);

@@ -136,37 +136,64 @@ def test_acks_stop_by_default():
         assert found(ask(siltd, "s"))
 
 
-def starts_without_a_byte(at, stop):
-    with daemon(data=at / "data") as siltd:
-        (siltd.home / "text").write_bytes(text(20_000, 0))
-        full = lib.silt(siltd.endpoint, "feed", "s", siltd.home / "text", code=1)
-        acked = re.search(rb"is acked up to byte (\d+)", full.err)
-        assert acked, full.err
-        stop(siltd)
-        with contextlib.suppress(OSError), open(at / "filler", "ab", buffering=0) as filler:
-            while True:
-                filler.write(bytes(4096))
-        siltd.start()
-        assert lib.stat(siltd.endpoint, "s")["bytes_text"] == int(acked[1])
-        siltd.stop()
-        (at / "filler").unlink()
-        siltd.start()
-        assert lib.stat(siltd.endpoint, "s")["bytes_text"] == int(acked[1])
-        lib.silt(siltd.endpoint, "feed", "s", stdin=b"there is room again\n")
+@contextlib.contextmanager
+def small_disk():
+    """A folder on a disk of 12 MB, 2 of which are held by a file."""
+    at = lib.folder()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "silt-full", at],
+                             capture_output=True, check=False)
+    if mounted.returncode:
+        raise lib.Skip("no file system can be mounted here")
+    try:
+        (at / "filler").write_bytes(bytes(2 << 20))
+        yield at
+    finally:
+        subprocess.run(["umount", "-l", at], check=False)
+
+
+def feed_until_full(siltd, at):
+    """Returns the bytes of stream s that are acked; not one is free then."""
+    (siltd.home / "text").write_bytes(text(20_000, 0))
+    full = lib.silt(siltd.endpoint, "feed", "s", siltd.home / "text", code=1)
+    acked = re.search(rb"is acked up to byte (\d+)", full.err)
+    assert acked, full.err
+    take_the_rest(at)
+    return int(acked[1])
+
+
+def take_the_rest(at):
+    with contextlib.suppress(OSError), open(at / "filler", "ab", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
 
 
 def test_starts_on_a_disk_without_a_byte():
     """And what half a write left in the journal's log there is not missed where there is room."""
     for stop in (lib.Daemon.kill, lib.Daemon.stop):
-        at = lib.folder()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "silt-full", at],
-                                 capture_output=True, check=False)
-        if mounted.returncode:
-            raise lib.Skip("no file system can be mounted here")
-        try:
-            starts_without_a_byte(at, stop)
-        finally:
-            subprocess.run(["umount", "-l", at], check=False)
+        with small_disk() as at, daemon(data=at / "data") as siltd:
+            acked = feed_until_full(siltd, at)
+            stop(siltd)
+            take_the_rest(at)
+            siltd.start()
+            assert lib.stat(siltd.endpoint, "s")["bytes_text"] == acked
+            siltd.stop()
+            (at / "filler").unlink()
+            siltd.start()
+            assert lib.stat(siltd.endpoint, "s")["bytes_text"] == acked
+            lib.silt(siltd.endpoint, "feed", "s", stdin=b"there is room again\n")
+
+
+def test_removes_on_a_disk_without_a_byte():
+    """To make room none is needed: the small stream, the one that filled it, a part of it."""
+    for what in (["rm", "small"], ["rm", "s"], ["forget", "s", "--from", "100", "--to", "9000"],
+                 ["forget", "small", "--from", "10", "--to", "2000"]):
+        with small_disk() as at, daemon(data=at / "data") as siltd:
+            lib.silt(siltd.endpoint, "feed", "small", stdin=text(200, 0))
+            feed_until_full(siltd, at)
+            take_the_rest(at)
+            lib.silt(siltd.endpoint, *what)
+            names = lib.silt(siltd.endpoint, "ls", "-q").out.decode().split()
+            assert (what[1] in names) == (what[0] == "forget"), (what, names)
 
 
 if __name__ == "__main__":
