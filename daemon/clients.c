@@ -3,13 +3,27 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <xxhash.h>
 #include <zmq.h>
 
 #include "daemon/clock.h"
+#include "daemon/log.h"
+#include "daemon/wire.h"
 
 enum { LOOK_US = 100000 }; /* for clients that have gone, where there is no place for another */
+
+/* Numbers are given from the lowest up, so that of a connection says how many files there are. */
+static int32_t fd_max(int door)
+{
+    struct rlimit limit;
+    rlim_t most = INT32_MAX;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < most)
+        most = limit.rlim_cur;
+    return (int32_t)(most / 8 * (door == DOOR_NETWORK ? 6 : 7));
+}
 
 int clients_watch(struct clients *clients, void *context, void *socket, int door)
 {
@@ -17,7 +31,8 @@ int clients_watch(struct clients *clients, void *context, void *socket, int door
     int none = 0;
 
     snprintf(address, sizeof address, "inproc://clients-%d", door);
-    if (zmq_socket_monitor(socket, address, ZMQ_EVENT_DISCONNECTED) != 0)
+    clients->fd_max[door] = fd_max(door);
+    if (zmq_socket_monitor(socket, address, ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED) != 0)
         return -errno;
     clients->monitor[door] = zmq_socket(context, ZMQ_PAIR);
     /* No event may be lost, and there are no more than connections. */
@@ -60,20 +75,36 @@ static uint32_t find(const struct clients *clients, int32_t fd)
     return i;
 }
 
+static void cut_short(struct clients *clients, int door, int32_t fd)
+{
+    if (fd < clients->fd_max[door])
+        return;
+    shutdown(fd, SHUT_RDWR);
+    if (say_again(&clients->short_us))
+        say(SAY_WARN, "files are short (ulimit -n): new connections %s are cut",
+            door == DOOR_NETWORK ? "over the network" : "to the local socket");
+}
+
 /* An event is two frames: its number (16 bits) with the connection's fd (32 bits), and an address.
  */
 void clients_drain(struct clients *clients)
 {
     uint8_t event[6], address[8];
 
-    for (int i = 0; i < 2; i++)
-        while (clients->monitor[i] &&
-               zmq_recv(clients->monitor[i], event, sizeof event, ZMQ_DONTWAIT) >= 0) {
+    for (int door = 0; door < 2; door++)
+        while (clients->monitor[door] &&
+               zmq_recv(clients->monitor[door], event, sizeof event, ZMQ_DONTWAIT) >= 0) {
+            uint16_t number;
             uint32_t gone;
             int32_t fd;
 
-            memcpy(&fd, event + 2, sizeof fd);
-            zmq_recv(clients->monitor[i], address, sizeof address, ZMQ_DONTWAIT);
+            memcpy(&number, event, sizeof number);
+            memcpy(&fd, event + sizeof number, sizeof fd);
+            zmq_recv(clients->monitor[door], address, sizeof address, ZMQ_DONTWAIT);
+            if (number == ZMQ_EVENT_ACCEPTED) {
+                cut_short(clients, door, fd);
+                continue;
+            }
             gone = find(clients, fd);
             if (gone < clients->count)
                 drop(clients, gone);

@@ -20,9 +20,12 @@ struct clients {
     int32_t fd[CLIENTS_LIVE_MAX]; /* [count] of their connections */
     uint64_t owner[CLIENTS_LIVE_MAX];
     uint32_t count, max;
+    int32_t fd_max[2];  /* of a door's connections */
+    uint64_t short_us;  /* when the log last said that files are short */
     uint64_t looked_us; /* for those of them that have gone */
 };
-/* Before a socket is bound. */
+/* Before a socket is bound. What comes through a door where files are short, over the network
+ * first, is cut at once: libzmq ends the process where a local client finds none. */
 int clients_watch(struct clients *clients, void *context, void *socket, int door);
 void clients_close(struct clients *clients);
 /* Forgets who has gone: before any frame is looked at, as a connection may have a dead one's fd. */

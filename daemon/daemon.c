@@ -365,10 +365,19 @@ static void authenticate(void *user)
     gate_authenticate(&((struct core *)user)->gate);
 }
 
+static void watch_clients(void *user)
+{
+    clients_drain(&((struct core *)user)->gate.clients);
+}
+
 static int add_doors(struct core *core)
 {
     struct gate *gate = &core->gate;
     int result = loop_add_socket(&core->loop, gate->socket[DOOR_LOCAL], serve_frames, core);
+
+    for (int door = 0; !result && door < GATE_DOORS; door++)
+        if (gate->clients.monitor[door])
+            result = loop_add_socket(&core->loop, gate->clients.monitor[door], watch_clients, core);
 
     if (!result && gate->zap)
         result = loop_add_socket(&core->loop, gate->zap, authenticate, core);

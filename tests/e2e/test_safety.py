@@ -234,6 +234,29 @@ def test_who_vanishes_without_a_word_is_cut():
         cut.close()
 
 
+class FewFiles(Networked):
+    """A siltd that may have 300 files open."""
+
+    def start(self, ready=True):
+        self.command = ["bash", "-c", 'ulimit -n 300 && exec "$@"', "-", *self.command]
+        super().start(ready)
+
+
+def test_connections_leave_files():
+    """Somebody without a key makes more than there may be files, and libzmq ends a process that has
+    none for a local client."""
+    with FewFiles() as siltd:
+        address, port = re.fullmatch(r"tcp://(.*):(\d+)", siltd.network).groups()
+        crowd = []
+        for _ in range(600):
+            crowd.append(socket.create_connection((address, int(port))))
+        lib.wait_until("it is said", lambda: "files are short" in siltd.log_text())
+        lib.silt(siltd.endpoint, "ls")
+        assert siltd.local.open("s").created
+        for link in crowd:
+            link.close()
+
+
 def requests_of(stream, own):
     """Every request there is, with the stream wherever it names one."""
     return {
