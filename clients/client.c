@@ -118,10 +118,32 @@ static void socket_set(void *socket, int option, int value)
     zmq_setsockopt(socket, option, &value, sizeof value);
 }
 
+/* A signal may come before these have done anything. */
+static int socket_connect(void *socket, const char *endpoint)
+{
+    int r;
+
+    do
+        r = zmq_connect(socket, endpoint);
+    while (r && errno == EINTR);
+    return r ? -errno : 0;
+}
+
+static int socket_watch(void *socket, const char *endpoint, int events)
+{
+    int r;
+
+    do
+        r = zmq_socket_monitor(socket, endpoint, events);
+    while (r && errno == EINTR);
+    return r ? -errno : 0;
+}
+
 /* A socket that connects by itself, again and again with growing pauses. */
 static int link_up(struct client *client)
 {
     char watch[64];
+    int r;
 
     client->socket = zmq_socket(client->context, ZMQ_DEALER);
     if (!client->socket)
@@ -148,15 +170,17 @@ static int link_up(struct client *client)
         return -errno;
 
     snprintf(watch, sizeof watch, "inproc://watch-%p", client->socket);
-    if (zmq_socket_monitor(client->socket, watch,
-                           ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED |
-                               ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_DISCONNECTED))
-        return -errno;
+    r = socket_watch(client->socket, watch,
+                     ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED |
+                         ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_DISCONNECTED);
+    if (r)
+        return r;
     client->monitor = zmq_socket(client->context, ZMQ_PAIR);
-    if (!client->monitor || zmq_connect(client->monitor, watch))
+    if (!client->monitor)
         return -errno;
     socket_set(client->monitor, ZMQ_LINGER, 0);
-    return zmq_connect(client->socket, client->endpoint) ? -errno : 0;
+    r = socket_connect(client->monitor, watch);
+    return r ? r : socket_connect(client->socket, client->endpoint);
 }
 
 int client_open(struct client **out, const struct client_options *options,
@@ -205,8 +229,8 @@ void client_close(struct client **client)
     if (!*client)
         return;
     link_down(*client);
-    if ((*client)->context)
-        zmq_ctx_term((*client)->context);
+    while ((*client)->context && zmq_ctx_term((*client)->context) && errno == EINTR)
+        continue;
     explicit_bzero((*client)->secret_key, sizeof(*client)->secret_key);
     free(*client);
     *client = NULL;

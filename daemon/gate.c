@@ -299,8 +299,8 @@ void gate_close(struct gate *gate)
             zmq_close(gate->socket[door]);
     if (gate->zap)
         zmq_close(gate->zap);
-    if (gate->context)
-        zmq_ctx_term(gate->context);
+    while (gate->context && zmq_ctx_term(gate->context) != 0 && errno == EINTR)
+        continue; /* a second SIGTERM: the last replies are on their way */
     if (gate->path[0])
         unlink(gate->path);
     memset(gate, 0, sizeof *gate);

@@ -1,8 +1,10 @@
 /* The client library against a ROUTER socket of the test's own: what the silt command does not use,
  * and what it says before a siltd is asked. */
+#include <dirent.h>
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -10,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <unistd.h>
 #include <zmq.h>
 
@@ -196,6 +199,39 @@ static void clients_come_and_go(void **state)
     }
 }
 
+static void tick(int signal_number)
+{
+    (void)signal_number;
+}
+
+static size_t threads_count(void)
+{
+    DIR *folder = opendir("/proc/self/task");
+    size_t count = 0;
+
+    assert_non_null(folder);
+    while (readdir(folder))
+        count++;
+    closedir(folder);
+    return count;
+}
+
+/* Closing one waits for libzmq's threads, which a signal interrupts. */
+static void signals_leave_nothing_of_a_client(void **state)
+{
+    const struct itimerval often = {{0, 100}, {0, 100}}, never = {{0, 0}, {0, 0}};
+    const struct sigaction action = {.sa_handler = tick};
+    size_t threads;
+
+    clients_come_and_go(state);
+    threads = threads_count();
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &often, NULL);
+    clients_come_and_go(state);
+    setitimer(ITIMER_REAL, &never, NULL);
+    assert_int_equal(threads_count(), threads);
+}
+
 static void errors_have_a_code_and_a_sentence(void **state)
 {
     static const int expect[] = {-EIO,      -EINVAL, -ENOENT, -EEXIST,     -EBUSY,    -EILSEQ,
@@ -307,6 +343,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(names_are_checked_before_siltd_is_asked, peer_start,
                                         peer_stop),
         cmocka_unit_test_setup_teardown(clients_come_and_go, peer_start, peer_stop),
+        cmocka_unit_test_setup_teardown(signals_leave_nothing_of_a_client, peer_start, peer_stop),
         cmocka_unit_test_setup_teardown(errors_have_a_code_and_a_sentence, peer_start, peer_stop),
         cmocka_unit_test_setup_teardown(items_of_every_kind_arrive, peer_start, peer_stop),
         cmocka_unit_test_setup_teardown(a_refused_producer_says_why, peer_start, peer_stop),
