@@ -116,6 +116,7 @@ $(UNIT): $(O)/tests/%: $(O)/obj/tests/unit/%.c.o $(O)/parts.a
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 
+$(O)/tests/test_client: private LDLIBS += -Wl,--wrap=zmq_recv
 $(O)/tests/test_sched: private LDLIBS += -Wl,--wrap=stream_state
 $(O)/tests/test_search_gone: private LDLIBS += -Wl,--wrap=files_sync_folder
 $(O)/tests/test_serve: private LDLIBS += -Wl,--wrap=zmq_send

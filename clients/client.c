@@ -420,7 +420,8 @@ static void link_event(struct client *client)
 
     if (zmq_recv(client->monitor, event, sizeof event, ZMQ_DONTWAIT) < 0)
         return;
-    zmq_recv(client->monitor, where, sizeof where, ZMQ_DONTWAIT);
+    while (zmq_recv(client->monitor, where, sizeof where, ZMQ_DONTWAIT) < 0 && errno == EINTR)
+        continue; /* else it would be the next event */
     memcpy(&number, event, sizeof number);
     memcpy(&value, event + sizeof number, sizeof value);
     if (number == ZMQ_EVENT_CONNECTED) {

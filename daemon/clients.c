@@ -100,7 +100,9 @@ void clients_drain(struct clients *clients)
 
             memcpy(&number, event, sizeof number);
             memcpy(&fd, event + sizeof number, sizeof fd);
-            zmq_recv(clients->monitor[door], address, sizeof address, ZMQ_DONTWAIT);
+            while (zmq_recv(clients->monitor[door], address, sizeof address, ZMQ_DONTWAIT) < 0 &&
+                   errno == EINTR)
+                continue; /* else it would be the next event */
             if (number == ZMQ_EVENT_ACCEPTED) {
                 cut_short(clients, door, fd);
                 continue;

@@ -199,6 +199,37 @@ static void clients_come_and_go(void **state)
     }
 }
 
+enum { EVENT_SECOND_BYTES = 8 }; /* that the library reads of an event's second part */
+static bool events_part;         /* by a signal between its two parts */
+
+int __real_zmq_recv(void *socket, void *out, size_t bytes, int flags);
+int __wrap_zmq_recv(void *socket, void *out, size_t bytes, int flags);
+
+int __wrap_zmq_recv(void *socket, void *out, size_t bytes, int flags)
+{
+    static unsigned calls;
+
+    if (!events_part || bytes != EVENT_SECOND_BYTES || calls++ % 2)
+        return __real_zmq_recv(socket, out, bytes, flags);
+    errno = EINTR;
+    return -1;
+}
+
+/* Else each would be read for a part of the one before: that there is a connection is not heard. */
+static void a_signal_parts_no_event(void **state)
+{
+    struct peer *peer = *state;
+    struct client_options options = {.endpoint = peer->endpoint, .connect_ms = 2000};
+    struct client *client;
+
+    atomic_store(&peer->code, 0);
+    events_part = true;
+    assert_int_equal(client_open(&client, &options, NULL), 0);
+    assert_int_equal(client_stream_remove(client, "s", NULL), -EIO);
+    events_part = false;
+    client_close(&client);
+}
+
 static void tick(int signal_number)
 {
     (void)signal_number;
@@ -343,6 +374,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(names_are_checked_before_siltd_is_asked, peer_start,
                                         peer_stop),
         cmocka_unit_test_setup_teardown(clients_come_and_go, peer_start, peer_stop),
+        cmocka_unit_test_setup_teardown(a_signal_parts_no_event, peer_start, peer_stop),
         cmocka_unit_test_setup_teardown(signals_leave_nothing_of_a_client, peer_start, peer_stop),
         cmocka_unit_test_setup_teardown(errors_have_a_code_and_a_sentence, peer_start, peer_stop),
         cmocka_unit_test_setup_teardown(items_of_every_kind_arrive, peer_start, peer_stop),
