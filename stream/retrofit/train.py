@@ -414,7 +414,8 @@ class Trainer:
         if self.options.average:
             share = min(self.options.average, (1 + local) / (10 + local))
             for kept, p in zip(self.averaged, self.parameters.parameters()):
-                kept.lerp_(p, 1 - share)
+                if p.requires_grad:         # what is not trained stays to the bit, -0.0 too
+                    kept.lerp_(p, 1 - share)
 
     @torch.no_grad()
     def swap_average(self):
