@@ -15,7 +15,7 @@
 
 enum {
     /* 1 had no branches, and no hash in its pages; 2, which had a row for each item that was
-     * trimmed away, goes on as this one. */
+     * trimmed away, and pages that did not say where they belong, goes on as this one. */
     JOURNAL_FORMAT = 3,
     JOURNAL_CACHE_BYTES = 1 << 20, /* appends and reads in order: more does not serve */
     JOURNAL_HEAP_BYTES = 48 << 20, /* cache, statements, one item in work, WAL index */

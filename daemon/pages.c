@@ -143,9 +143,15 @@ static void close_witness(struct page_file *file)
 
 /* ---- files ---- */
 
-static uint64_t page_hash(const uint8_t *page)
+/* Number: of the page, from 1; 0: as formats before the third have it, wherever it lies. */
+static uint64_t page_hash(const uint8_t *page, uint64_t number)
 {
-    return XXH3_64bits(page, PAGES_BYTES - PAGES_HASH_BYTES);
+    return XXH3_64bits_withSeed(page, PAGES_BYTES - PAGES_HASH_BYTES, number);
+}
+
+static uint64_t number_of(sqlite3_int64 at)
+{
+    return (uint64_t)at / PAGES_BYTES + 1;
 }
 
 static int file_close(sqlite3_file *f)
@@ -173,7 +179,9 @@ static int file_read(sqlite3_file *f, void *bytes, int count, sqlite3_int64 at)
     if (code)
         return code;
     memcpy(&hash, (uint8_t *)bytes + PAGES_BYTES - PAGES_HASH_BYTES, sizeof hash);
-    return hash == page_hash(bytes) ? SQLITE_OK : SQLITE_IOERR_DATA;
+    return hash == page_hash(bytes, number_of(at)) || hash == page_hash(bytes, 0)
+               ? SQLITE_OK
+               : SQLITE_IOERR_DATA;
 }
 
 static int file_write(sqlite3_file *f, const void *bytes, int count, sqlite3_int64 at)
@@ -187,7 +195,7 @@ static int file_write(sqlite3_file *f, const void *bytes, int count, sqlite3_int
         file->size = at + count;
     }
     if (file->database && count == PAGES_BYTES) {
-        uint64_t hash = page_hash(bytes);
+        uint64_t hash = page_hash(bytes, number_of(at));
 
         memcpy(page, bytes, PAGES_BYTES - PAGES_HASH_BYTES);
         memcpy(page + PAGES_BYTES - PAGES_HASH_BYTES, &hash, sizeof hash);

@@ -1,11 +1,12 @@
 /*
  * pages: what SQLite does not promise, that what it reads is what it wrote.
  *
- * A VFS over the system's. Each page of a database ends in a hash of the rest, checked whenever the
- * page is read: rot is an error (SQLITE_IOERR_DATA), never another text. Pages in the write-ahead
- * log have SQLite's own sums, but where the log is damaged SQLite ends it there without a word, as
- * after a crash; so DATA/journal.db-synced says up to where the journal's log was synced, which is
- * what has been acked, and pages_log_check says whether all of it is still there.
+ * A VFS over the system's. Each page of a database ends in a hash of the rest and of its number,
+ * checked whenever the page is read: rot, or a page that went astray, is an error
+ * (SQLITE_IOERR_DATA), never another text. Pages in the write-ahead log have SQLite's own sums, but
+ * where the log is damaged SQLite ends it there without a word, as after a crash; so
+ * DATA/journal.db-synced says up to where the journal's log was synced, which is what has been
+ * acked, and pages_log_check says whether all of it is still there.
  *
  * The witness never says more than is on disk: it is written behind the sync and lowered, synced
  * itself, before that part of the log is written over. Limits: pages of PAGES_BYTES.
