@@ -265,7 +265,8 @@ void journal_rollback(struct journal *journal)
 int journal_mark(struct journal *journal)
 {
     if (sqlite3_get_autocommit(journal->db))
-        return -EIO; /* it would begin another */
+        return -EIO;             /* it would begin another */
+    journal_spills(journal->db); /* those before count no more */
     return journal_errno(sqlite3_exec(journal->db, "SAVEPOINT mark", NULL, NULL, NULL));
 }
 
@@ -276,9 +277,11 @@ int journal_keep(struct journal *journal)
 
 int journal_take_back(struct journal *journal)
 {
+    int code;
+
     journal_item_done(journal);
-    return journal_errno(
-        sqlite3_exec(journal->db, "ROLLBACK TO mark; RELEASE mark", NULL, NULL, NULL));
+    code = sqlite3_exec(journal->db, "ROLLBACK TO mark; RELEASE mark", NULL, NULL, NULL);
+    return code ? journal_errno(code) : journal_spills(journal->db) ? -ENOBUFS : 0;
 }
 
 /* Of the row that was just made, which goes again where it can have none. */

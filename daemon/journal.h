@@ -64,6 +64,8 @@ void journal_rollback(struct journal *journal);
 /* A place in it: what one request changes is kept or taken back without the others'. */
 int journal_mark(struct journal *journal);
 int journal_keep(struct journal *journal);
+/* -ENOBUFS: so much was changed that it went to the log, and SQLite (3.40) leaves what is committed
+ * behind that without sums, so that a crash loses it: the transaction is to be rolled back. */
 int journal_take_back(struct journal *journal);
 
 /* out->id is set; -EEXIST; -EOVERFLOW: all numbers have been given, to streams that are gone too.

@@ -57,6 +57,14 @@ int journal_errno(int code)
     }
 }
 
+int journal_spills(sqlite3 *db)
+{
+    int count = 0, most;
+
+    sqlite3_db_status(db, SQLITE_DBSTATUS_CACHE_SPILL, &count, &most, true);
+    return count;
+}
+
 static int meta_get(sqlite3 *db, const char *name, char *out, size_t out_bytes)
 {
     sqlite3_stmt *s;

@@ -13,4 +13,8 @@ int journal_check(sqlite3 *db, const struct journal_options *options, uint64_t *
                   size_t error_bytes);
 int journal_errno(int code); /* of SQLite's codes */
 
+/* Pages of the transaction in work that found no room in the cache and went to the log, since this
+ * was asked last. */
+int journal_spills(sqlite3 *db);
+
 #endif

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <sqlite3.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "daemon/changes.h"
@@ -232,6 +233,69 @@ static void however_many_producers_come_with_a_branch(void **state)
     rig_folder_drop(folder);
 }
 
+/* The log as a crash leaves it. */
+static void expect_after_a_crash(uint64_t stream, uint64_t items)
+{
+    struct journal_options options = {.model_name = "tiny", .kernels_name = "avx2"};
+    struct journal_item item;
+    struct journal *journal;
+    char error[ERROR_BYTES_MAX], other[128], command[700];
+
+    rig_folder(other, sizeof other);
+    snprintf(command, sizeof command, "cp %s/journal.db* %s && rm -f %s/*-shm", folder, other,
+             other);
+    assert_int_equal(system(command), 0);
+    options.folder = other;
+    if (journal_open(&journal, &options, error, sizeof error))
+        fail_msg("%s", error);
+    for (uint64_t i = 0; i <= items; i++)
+        assert_int_equal(journal_item_get(journal, stream, i, &item), i < items ? 0 : -ENOENT);
+    journal_close(&journal);
+    rig_folder_drop(other);
+}
+
+/* More than the cache holds is taken back: what is committed behind that is there after a crash, or
+ * it is not committed. */
+static void what_follows_a_large_part_taken_back_is_kept(void **state)
+{
+    const struct journal_options options = {
+        .folder = folder, .model_name = "tiny", .kernels_name = "avx2"};
+    struct journal_item item = {.item = {ITEM_TEXT, 0, (const uint8_t *)"text", 4}};
+    struct journal_stream stream = {.name = "a"};
+    struct journal *journal;
+    char error[ERROR_BYTES_MAX], name[PRODUCER_BYTES_MAX];
+    uint64_t seed = 3, items = 0;
+
+    (void)state;
+    rig_folder(folder, sizeof folder);
+    assert_int_equal(journal_open(&journal, &options, error, sizeof error), 0);
+    assert_int_equal(journal_begin(journal), 0);
+    assert_int_equal(journal_stream_create(journal, &stream), 0);
+    assert_int_equal(journal_commit(journal), 0);
+    for (int producers = 10; producers <= 100000; producers *= 100) {
+        int result;
+
+        assert_int_equal(journal_begin(journal), 0);
+        assert_int_equal(journal_mark(journal), 0);
+        for (int i = 0; i < producers; i++) {
+            snprintf(name, sizeof name, i < producers / 2 ? "in order %09llu" : "producer %llu",
+                     i < producers / 2 ? (unsigned long long)i
+                                       : (unsigned long long)faults_random(&seed));
+            assert_int_equal(journal_producer_set(journal, stream.id, name, 1, 1), 0);
+        }
+        result = journal_take_back(journal);
+        if (!result)
+            result = journal_item_append(journal, stream.id, items, &item);
+        result = result ? result : journal_commit(journal);
+        journal_rollback(journal);
+        items += !result;
+        assert_true(items || producers > 10);
+        expect_after_a_crash(stream.id, items);
+    }
+    journal_close(&journal);
+    rig_folder_drop(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -240,6 +304,7 @@ int main(void)
         cmocka_unit_test(a_key_s_changes_are_bounded),
         cmocka_unit_test(nothing_is_stored_behind_a_lost_transaction),
         cmocka_unit_test(however_much_is_shared_is_parted_and_goes),
+        cmocka_unit_test(what_follows_a_large_part_taken_back_is_kept),
         cmocka_unit_test(however_many_producers_come_with_a_branch)};
     return cmocka_run_group_tests_name("journal", tests, NULL, NULL);
 }
