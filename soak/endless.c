@@ -348,9 +348,9 @@ static bool judge_memory(const struct soak *s)
     double growth = (double)most / (double)least - 1;
     printf(
         "resident memory after %d tokens and %d questions: %.1f to %.1f MB, %.2f %% apart (at most "
-        "%.0f %%)\n",
+        "%.0f %%, or %.0f MB)\n",
         SETTLE_TOKENS, SETTLE_QUESTIONS, (double)least / 1e6, (double)most / 1e6, 100 * growth,
-        100 * RESIDENT_GROWTH_MAX);
+        100 * RESIDENT_GROWTH_MAX, RESIDENT_SLACK / 1e6);
     printf("stream: at most %.2f MB in use of the %.2f MB planned\n", (double)used / 1e6,
            (double)s->plan / 1e6);
     return (growth <= RESIDENT_GROWTH_MAX || (double)(most - least) < RESIDENT_SLACK) &&
