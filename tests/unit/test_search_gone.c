@@ -165,7 +165,7 @@ static void measure(struct search_rig *p, uint64_t *bytes, int64_t *rows)
     snprintf(path, sizeof path, "%s/search/%016llx.db-keys", p->folder, (unsigned long long)id);
     fd = open(path, O_RDONLY | O_CLOEXEC);
     assert_true(fd >= 0);
-    *bytes = 0; /* not the blocks of the file: a file system's own of where they lie are among them */
+    *bytes = 0; /* not the file's blocks: some say where the others lie */
     while ((data = lseek(fd, hole, SEEK_DATA)) >= 0) {
         hole = lseek(fd, data, SEEK_HOLE);
         *bytes += (uint64_t)(hole - data);
