@@ -203,7 +203,7 @@ def test_what_could_not_be_made_takes_no_place():
         disk.fail("journal", PUT, EIO)
         wire.send(open=pb.Open(stream="new"))
         wire.send(attach=pb.Attach(stream="new", producer="p"))
-        # The second comes before the first has failed, while its place is given back, or behind that.
+        # The second comes before the first has failed, while its place is given back, or later.
         refusals = (pb.Error.NO_SPACE, pb.Error.BUSY, pb.Error.NOT_FOUND)
         replies = [wire.reply() for _ in range(2)]
         assert replies[0].error.code == pb.Error.NO_SPACE, replies
