@@ -13,11 +13,6 @@ enum { NAME_BYTES = 1100, FRAME_PAGES_AT = 4, FRAME_SALT_AT = 8 };
 struct page_file {
     sqlite3_file base;
     bool database;
-    bool log;
-    /* Frames from here on have no sums yet: the transaction in work has written over one of them,
-     * and sums them when it is committed. */
-    int64_t unsummed;
-    int64_t head;   /* where the head of a frame was written last, its page comes next; -1: none */
     bool witnessed; /* it is the journal's log */
     struct pages_witness witness;
     int64_t written; /* end of what was written last; 0: nothing since the sync */
@@ -41,11 +36,6 @@ static size_t real_bytes(void)
 static sqlite3_file *witness_of(struct page_file *file)
 {
     return (sqlite3_file *)(void *)((char *)(file + 1) + real_bytes());
-}
-
-static bool all_zero(const uint8_t *bytes, int count)
-{
-    return count == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, (size_t)count - 1) == 0);
 }
 
 /* ---- the witness ---- */
@@ -151,56 +141,6 @@ static void close_witness(struct page_file *file)
     file->witnessed = false;
 }
 
-/* ---- frames of a log ---- */
-
-static bool begins_frame(int64_t at)
-{
-    return at >= LOG_HEAD_BYTES && (at - LOG_HEAD_BYTES) % FRAME_BYTES == 0;
-}
-
-/* What is about to be written is a frame's head, which goes on with the sums where it has any, or
- * its page, of the head just written or over another. */
-static void note_frame(struct page_file *file, const uint8_t *bytes, int count, int64_t at)
-{
-    bool is_head = count == FRAME_HEAD_BYTES && begins_frame(at);
-    int64_t frame = is_head ? at : at - FRAME_HEAD_BYTES;
-
-    if (is_head && all_zero(bytes + FRAME_SALT_AT, FRAME_HEAD_BYTES - FRAME_SALT_AT))
-        file->unsummed = frame < file->unsummed ? frame : file->unsummed;
-    else if (is_head && frame <= file->unsummed)
-        file->unsummed = frame + FRAME_BYTES;
-    else if (count == PAGES_BYTES && begins_frame(frame) && file->head != frame)
-        file->unsummed = frame < file->unsummed ? frame : file->unsummed;
-    file->head = is_head ? at : -1;
-}
-
-static int read_log(struct page_file *file, void *out, int count, int64_t at)
-{
-    sqlite3_file *log = real(&file->base);
-
-    return log->pMethods->xRead(log, out, count, at);
-}
-
-/* A frame's page was read. */
-static int check_frame(struct page_file *file, const uint8_t *page, int64_t frame)
-{
-    int64_t before_at =
-        frame > LOG_HEAD_BYTES ? frame - FRAME_BYTES + FRAME_SUMS_AT : (int64_t)LOG_SUMS_AT;
-    uint8_t magic[MAGIC_BYTES], before[SUMS_BYTES], head[FRAME_HEAD_BYTES];
-    int code;
-
-    if (frame >= file->unsummed)
-        return SQLITE_OK;
-    code = read_log(file, magic, sizeof magic, 0);
-    if (!code)
-        code = read_log(file, before, sizeof before, before_at);
-    if (!code)
-        code = read_log(file, head, sizeof head, frame);
-    if (code)
-        return code;
-    return pages_frame_whole(magic, before, head, page) ? SQLITE_OK : SQLITE_IOERR_DATA;
-}
-
 /* ---- files ---- */
 
 /* Number: of the page, from 1; 0: as formats before the third have it, wherever it lies. */
@@ -221,14 +161,17 @@ static int file_close(sqlite3_file *f)
 }
 
 /* Behind the end of a file SQLite takes zeros, which a new page is; half a page is none. */
+static bool all_zero(const uint8_t *bytes, int count)
+{
+    return count == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, (size_t)count - 1) == 0);
+}
+
 static int file_read(sqlite3_file *f, void *bytes, int count, sqlite3_int64 at)
 {
-    struct page_file *file = (struct page_file *)(void *)f;
+    const struct page_file *file = (const struct page_file *)(void *)f;
     int code = real(f)->pMethods->xRead(real(f), bytes, count, at);
     uint64_t hash;
 
-    if (!code && file->log && count == PAGES_BYTES && begins_frame(at - FRAME_HEAD_BYTES))
-        return check_frame(file, bytes, at - FRAME_HEAD_BYTES);
     if (!file->database || count != PAGES_BYTES)
         return code;
     if (code == SQLITE_IOERR_SHORT_READ && !all_zero(bytes, count))
@@ -259,8 +202,6 @@ static int file_write(sqlite3_file *f, const void *bytes, int count, sqlite3_int
         return real(f)->pMethods->xWrite(real(f), page, count, at);
     }
     code = lower_witness(file, at);
-    if (file->log)
-        note_frame(file, bytes, count, at);
     if (!code)
         code = real(f)->pMethods->xWrite(real(f), bytes, count, at);
     file->written = code ? 0 : at + count; /* of a frame half written its head alone says nothing */
@@ -372,9 +313,6 @@ static int open_file(sqlite3_vfs *self, const char *name, sqlite3_file *f, int f
     (void)self;
     memset(file, 0, sizeof *file);
     file->database = flags & SQLITE_OPEN_MAIN_DB;
-    file->log = flags & SQLITE_OPEN_WAL;
-    file->unsummed = INT64_MAX - FRAME_BYTES;
-    file->head = -1;
     code = open_witness(file, name, flags);
     if (!code)
         code = below->xOpen(below, name, real(f), flags, out);

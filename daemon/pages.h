@@ -3,12 +3,10 @@
  *
  * A VFS over the system's. Each page of a database ends in a hash of the rest and of its number,
  * checked whenever the page is read: rot, or a page that went astray, is an error
- * (SQLITE_IOERR_DATA), never another text. Pages in the write-ahead log have SQLite's own sums,
- * which it looks at when it opens the log: here they are whenever a page is read from it, and
- * before it becomes a page of the database. Where the log is damaged when it is opened SQLite ends
- * it there without a word, as after a crash; so DATA/journal.db-synced says up to where the
- * journal's log was synced, which is what has been acked, and pages_log_check says whether all of
- * it is still there.
+ * (SQLITE_IOERR_DATA), never another text. Pages in the write-ahead log have SQLite's own sums, but
+ * where the log is damaged SQLite ends it there without a word, as after a crash; so
+ * DATA/journal.db-synced says up to where the journal's log was synced, which is what has been
+ * acked, and pages_log_check says whether all of it is still there.
  *
  * The witness never says more than is on disk: it is written behind the sync and lowered, synced
  * itself, before that part of the log is written over. Limits: pages of PAGES_BYTES.
@@ -16,7 +14,6 @@
 #ifndef SILT_DAEMON_PAGES_H
 #define SILT_DAEMON_PAGES_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -38,13 +35,6 @@ uint64_t pages_grown(void);
 /* Before the journal is opened. 0; -EBADMSG: acked frames of its log are gone or damaged, said in
  * error with the way out. */
 int pages_log_check(const char *database, char *error, size_t error_bytes);
-
-/* Whether a frame of the log, a head and a page, is what its sums say: they go on from those that
- * stand before it, in the log's own head for the first. magic: the log's first bytes. Of pages.c.
- */
-enum { LOG_SUMS_AT = 24, FRAME_SUMS_AT = 16, SUMS_BYTES = 8, MAGIC_BYTES = 4 };
-bool pages_frame_whole(const uint8_t magic[MAGIC_BYTES], const uint8_t before[SUMS_BYTES],
-                       const uint8_t head[FRAME_HEAD_BYTES], const uint8_t *page);
 
 /* What the witness holds; bytes 0: the log need hold nothing. */
 struct pages_witness {

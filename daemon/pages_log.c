@@ -39,16 +39,6 @@ static bool sum_is(const struct sum *sum, const uint8_t *at)
     return sum->a == word(at, true) && sum->b == word(at + 4, true);
 }
 
-bool pages_frame_whole(const uint8_t magic[MAGIC_BYTES], const uint8_t before[SUMS_BYTES],
-                       const uint8_t head[FRAME_HEAD_BYTES], const uint8_t *page)
-{
-    struct sum sum = {word(before, true), word(before + 4, true), word(magic, true) & 1};
-
-    sum_add(&sum, head, 8);
-    sum_add(&sum, page, PAGES_BYTES);
-    return sum_is(&sum, head + FRAME_SUMS_AT);
-}
-
 /* Bytes of the log that are whole and of this salt, up to `wanted`. UINT64_MAX: another log has
  * begun since the witness was written. */
 static uint64_t whole_bytes(int fd, const struct pages_witness *witness)

@@ -159,89 +159,13 @@ static void a_page_in_another_s_place_is_rot(void **state)
     close(fd);
 }
 
-static void run_random(sqlite3 *db, uint64_t *seed)
-{
-    static const char *const texts[] = {"BEGIN",
-                                        "COMMIT",
-                                        "ROLLBACK",
-                                        "SAVEPOINT mark",
-                                        "RELEASE mark",
-                                        "PRAGMA wal_checkpoint(PASSIVE)",
-                                        "PRAGMA wal_checkpoint(TRUNCATE)"};
-    char text[300];
-
-    if (faults_random(seed) % 5 == 0) { /* or an error, as where none is open */
-        sqlite3_exec(db, texts[faults_random(seed) % 7], NULL, NULL, NULL);
-        return;
-    }
-    snprintf(text, sizeof text,
-             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %d) "
-             "REPLACE INTO t SELECT (i * %d) %% 400, randomblob(900) FROM n",
-             (int)(1 + faults_random(seed) % 120), (int)(1 + faults_random(seed) % 50));
-    must(db, text);
-}
-
-/* However a transaction came into the log, taken back or folded: it is as it was written to whoever
- * reads it, the writer too. Not so one that was taken back in part (journal_take_back). */
-static void a_log_that_is_whole_is_read(void **state)
-{
-    uint64_t seed = faults_number("SILT_SEED", 5);
-    char path[128];
-    sqlite3 *db = open_log(path), *reader;
-
-    (void)state;
-    assert_int_equal(sqlite3_open_v2(path, &reader, SQLITE_OPEN_READONLY, PAGES_VFS), 0);
-    must(reader, "PRAGMA cache_size=10");
-    for (uint64_t i = faults_number("SILT_ROUNDS", 1) * 600; i; i--) {
-        run_random(db, &seed);
-        must(db, "SELECT sum(length(v)) FROM t");
-        must(reader, "SELECT sum(length(v)) FROM t");
-    }
-    sqlite3_close(reader);
-    sqlite3_close(db);
-}
-
-/* Before it is folded into the database, where it had become a good page. */
-static void rot_in_the_log_is_met(void **state)
-{
-    char path[128], log[128];
-    sqlite3 *db = open_log(path);
-    struct stat status;
-    uint8_t byte;
-    int fd;
-
-    (void)state;
-    path_of("journal.db-wal", log);
-    must(db, LARGE "; COMMIT");
-    must(db, "SELECT sum(length(v)) FROM t");
-    assert_int_equal(stat(log, &status), 0);
-    fd = open(log, O_RDWR);
-    for (off_t frame = 3; frame < 60; frame += 7) {
-        off_t at = LOG_HEAD_BYTES + frame * FRAME_BYTES + 2000;
-
-        assert_int_equal(pread(fd, &byte, 1, at), 1);
-        byte ^= 1;
-        assert_int_equal(pwrite(fd, &byte, 1, at), 1);
-    }
-    close(fd);
-    sqlite3_extended_result_codes(db, 1);
-    assert_int_equal(sqlite3_exec(db, "SELECT sum(length(v)) FROM t", NULL, NULL, NULL),
-                     SQLITE_IOERR_DATA);
-    assert_int_equal(sqlite3_wal_checkpoint_v2(db, NULL, SQLITE_CHECKPOINT_FULL, NULL, NULL),
-                     SQLITE_IOERR_DATA);
-    sqlite3_close(db);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         rig_folder_test(a_large_transaction_is_known_whole),
         rig_folder_test(nothing_taken_back_is_missed),
-        rig_folder_test(a_log_that_is_whole_is_read),
-        rig_folder_test(half_a_frame_is_not_missed), /* from here on a disk of large sectors */
+        rig_folder_test(half_a_frame_is_not_missed),
         rig_folder_test(a_page_in_another_s_place_is_rot),
-        rig_folder_test(a_log_that_is_whole_is_read),
-        rig_folder_test(rot_in_the_log_is_met),
     };
 
     return cmocka_run_group_tests_name("pages", tests, NULL, NULL);
